@@ -10,7 +10,7 @@ CREATE TABLE rubrics (
     created_by TEXT COLLATE "C" NOT NULL REFERENCES labelers (id)
 );
 
--- The latest row names the rubric in force; NULL for none.
+-- The latest row names the active rubric; NULL for none.
 CREATE TABLE rubric_activations (
     id TEXT COLLATE "C" PRIMARY KEY,
     version TEXT COLLATE "C" REFERENCES rubrics (version),

@@ -10,7 +10,7 @@ CREATE TABLE rubrics (
     created_by TEXT NOT NULL REFERENCES labelers (id)
 ) STRICT;
 
--- The latest row names the rubric in force; NULL for none.
+-- The latest row names the active rubric; NULL for none.
 CREATE TABLE rubric_activations (
     id TEXT PRIMARY KEY,
     version TEXT REFERENCES rubrics (version),

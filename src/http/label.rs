@@ -91,7 +91,7 @@ pub struct LeasedSet {
     pub completions: Vec<BlindCompletion>,
     /// Of the guidelines in force; a judgment sends it back.
     pub guideline_version: String,
-    /// The rubric in force: a judgment sends its version and its ratings. Null without one.
+    /// The active rubric: a judgment sends its version and its ratings. Null without one.
     pub rubric: Option<Rubric>,
     pub me: OwnCounts,
     pub queue: Queue,
@@ -201,7 +201,7 @@ pub struct JudgmentRequest {
     pub revises: Option<JudgmentId>,
     /// Of the guidelines as they were shown.
     pub guideline_version: Option<String>,
-    /// Of the rubric as it was shown. Without it, ratings are by the rubric in force.
+    /// Of the rubric as it was shown. Without it, ratings are by the active rubric.
     pub rubric_version: Option<String>,
     /// Each completion at most once on each dimension of the rubric.
     #[serde(default)]
@@ -360,7 +360,7 @@ pub struct ReopenedJudgment {
     pub set_id: SetId,
     pub prompt: LabelerPrompt,
     pub completions: Vec<BlindCompletion>,
-    /// The rubric of the judgment, or the one in force for a judgment without a rubric.
+    /// The rubric of the judgment, or the active one for a judgment without a rubric.
     pub rubric: Option<Rubric>,
 }
 

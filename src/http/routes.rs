@@ -225,7 +225,7 @@ fn people() -> Vec<Route> {
         get("/v1/guidelines", Public, "How to rank", label::guidelines)
             .query::<label::GuidelinesQuery>()
             .returns::<label::ShownGuidelines>(200),
-        get("/v1/rubric", Feedback, "The rubric in force", rubrics::in_force).returns::<rubrics::InForce>(200),
+        get("/v1/rubric", Feedback, "The active rubric", rubrics::active).returns::<rubrics::ActiveRubric>(200),
         get("/v1/label/next", Feedback, "Lease the next set to rank; 204 when none is open", label::next)
             .query::<label::NextQuery>()
             .returns::<label::LeasedSet>(200)
@@ -416,9 +416,9 @@ fn accounts() -> Vec<Route> {
         post("/admin/rubrics", Admin, "Store a version of a rubric", rubrics::put)
             .body::<rubrics::NewRubric>()
             .returns::<rubrics::StoredRubric>(201),
-        post("/admin/rubrics/active", Admin, "Put a version of a rubric in force, or none", rubrics::activate)
+        post("/admin/rubrics/active", Admin, "Activate a version of a rubric, or none", rubrics::activate)
             .body::<rubrics::Activation>()
-            .returns::<rubrics::InForce>(200),
+            .returns::<rubrics::ActiveRubric>(200),
         get("/admin/audit", Admin, "Audit trail, newest first", people::audit)
             .query::<people::AuditQuery>()
             .returns::<people::AuditPage>(200),

@@ -1,4 +1,4 @@
-//! Routes of rubrics: the one in force, all versions, a new version, and which one is in force.
+//! Routes of rubrics: the active one, all versions, a new version, and which one is active.
 
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -15,13 +15,13 @@ use crate::store::RubricVersion;
 
 /// The rubric by which labelers rate completions now.
 #[derive(Debug, Serialize, JsonSchema)]
-pub struct InForce {
+pub struct ActiveRubric {
     /// Null when completions are only ranked.
     pub rubric: Option<Rubric>,
 }
 
-pub async fn in_force(State(state): State<AppState>) -> ApiResult<axum::Json<InForce>> {
-    Ok(axum::Json(InForce { rubric: rubrics::active(&state.services).await? }))
+pub async fn active(State(state): State<AppState>) -> ApiResult<axum::Json<ActiveRubric>> {
+    Ok(axum::Json(ActiveRubric { rubric: rubrics::active(&state.services).await? }))
 }
 
 /// A version of a rubric, and who stored it.
@@ -45,7 +45,7 @@ impl From<RubricVersion> for StoredRubric {
 /// What an administrator chooses from.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct AllRubrics {
-    /// Version of the rubric in force; null for none.
+    /// Version of the active rubric; null for none.
     pub active: Option<String>,
     /// Newest first.
     pub versions: Vec<StoredRubric>,
@@ -65,7 +65,7 @@ pub async fn all(State(state): State<AppState>) -> ApiResult<axum::Json<AllRubri
 #[serde(deny_unknown_fields)]
 pub struct NewRubric {
     pub definition: RubricDefinition,
-    /// Also put it in force. Default false.
+    /// Also activate it. Default false.
     #[serde(default)]
     pub activate: bool,
 }
@@ -94,6 +94,6 @@ pub async fn activate(
     State(state): State<AppState>,
     Caller(actor): Caller,
     Json(body): Json<Activation>,
-) -> ApiResult<axum::Json<InForce>> {
-    Ok(axum::Json(InForce { rubric: rubrics::activate(&state.services, &actor, body.version).await? }))
+) -> ApiResult<axum::Json<ActiveRubric>> {
+    Ok(axum::Json(ActiveRubric { rubric: rubrics::activate(&state.services, &actor, body.version).await? }))
 }

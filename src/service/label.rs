@@ -23,7 +23,7 @@ pub struct Turn {
     /// In shown order.
     pub completions: Vec<Completion>,
     pub guideline_version: String,
-    /// The rubric in force.
+    /// The active rubric.
     pub rubric: Option<Rubric>,
     pub counts: LabelerCounts,
     /// Sets that this labeler can still judge, this one included.

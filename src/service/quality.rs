@@ -77,7 +77,7 @@ pub async fn consensus(services: &Services, scope: Scope) -> Result<Vec<SetConse
 /// Figures of the ratings, by version of the rubric: what was said under different versions is never put together.
 #[derive(Clone, Debug, Serialize, schemars::JsonSchema)]
 pub struct RatingsReport {
-    /// Those with ratings in scope and the one in force; the newest first.
+    /// Those with ratings in scope and the active one; the newest first.
     pub rubrics: Vec<RubricFigures>,
     pub resampling: Resampling,
 }

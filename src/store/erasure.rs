@@ -52,7 +52,7 @@ pub struct PersonalData {
     pub guidelines: Vec<(String, String, Micros)>,
     /// (version, name, when) of rubrics that they stored.
     pub rubrics: Vec<(String, String, Micros)>,
-    /// (version, when) of rubrics that they put in force; null for none.
+    /// (version, when) of rubrics that they activated; null for none.
     pub rubric_activations: Vec<(Option<String>, Micros)>,
     /// (id, kind, name, note) of jobs that they queued.
     pub jobs: Vec<(JobId, String, Option<String>, Option<String>)>,

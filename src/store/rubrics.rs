@@ -1,12 +1,12 @@
-//! Versions of rubrics, which of them is in force, and the ratings that count.
+//! Versions of rubrics, which of them is active, and the ratings that count.
 
 use super::judgments::current;
 use super::rows::{Conn, Row, args, json, not_found};
 use super::{Result, RubricVersion};
 use crate::domain::*;
 
-/// A column of the rubric in force, as a scalar; NULL without one.
-macro_rules! rubric_in_force {
+/// A column of the active rubric, as a scalar; NULL without one.
+macro_rules! active_rubric {
     ($column:literal) => {
         concat!(
             "(SELECT r.",
@@ -16,7 +16,7 @@ macro_rules! rubric_in_force {
         )
     };
 }
-pub(super) use rubric_in_force;
+pub(super) use active_rubric;
 
 pub(super) async fn put(conn: &mut Conn, v: &RubricVersion) -> Result<()> {
     conn.run(
@@ -61,9 +61,9 @@ pub(super) async fn activate(conn: &mut Conn, id: Option<&str>, by: &LabelerId, 
 pub(super) async fn active(conn: &mut Conn) -> Result<Option<Rubric>> {
     let sql = concat!(
         "SELECT ",
-        rubric_in_force!("version"),
+        active_rubric!("version"),
         " AS rubric_version, ",
-        rubric_in_force!("definition"),
+        active_rubric!("definition"),
         " AS rubric"
     );
     conn.one(sql, vec![]).await?.as_ref().map_or(Ok(None), rubric)

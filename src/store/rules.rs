@@ -28,7 +28,7 @@ pub struct Outlook {
     pub open: i64,
     /// The stored guidelines in force, if there are any.
     pub guidelines: Option<String>,
-    /// The rubric in force.
+    /// The active rubric.
     pub rubric: Option<Rubric>,
     /// There is an ordinary set to hand out.
     pub ordinary_free: bool,

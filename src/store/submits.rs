@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::judgments::{self, current, work_done};
 use super::leases::{assignment, held, taken_by_others};
 use super::rows::{Arg, Conn, Row, args, not_found, without_nul};
-use super::rubrics::{rubric, rubric_in_force};
+use super::rubrics::{active_rubric, rubric};
 use super::rules::{self, Decision, Former, Standing};
 use super::turns::Place;
 use super::{Result, StoreError, SubmitJudgment, Submitted, imports, prompts, sets};
@@ -30,7 +30,7 @@ pub struct Question {
     pub daily_quota: Option<i64>,
     /// The stored guidelines of the language that was asked for.
     pub guidelines: Option<String>,
-    /// The rubric of the version that was asked for, or the one in force.
+    /// The rubric of the version that was asked for, or the active one.
     pub rubric: Option<Rubric>,
     /// Set and labeler of the judgment that is revised, where it is there.
     pub former: Option<(SetId, LabelerId)>,
@@ -63,7 +63,7 @@ macro_rules! question_of {
              LEFT JOIN labelers l ON l.id = $2
              LEFT JOIN judgments f ON f.id = $3
              LEFT JOIN rubrics u ON u.version = COALESCE($5, ",
-            rubric_in_force!("version"),
+            active_rubric!("version"),
             ")
              WHERE s.id IS NOT NULL ORDER BY i.position"
         )

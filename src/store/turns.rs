@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::leases::{self, assignment, can_judge, held, taken_by_others};
 use super::rows::{Conn, Row, args, not_found};
-use super::rubrics::{rubric, rubric_in_force};
+use super::rubrics::{active_rubric, rubric};
 use super::rules::{self, Plan};
 use super::sql::{Store, place, read};
 use super::*;
@@ -133,9 +133,9 @@ async fn outlook(conn: &mut Conn, request: &OutlookRequest) -> Result<Outlook> {
                 free_of!("kind = $8"),
                 " IS NOT NULL AS special_free,
                    (SELECT g.text FROM guideline_versions g WHERE g.lang = $9 ORDER BY g.id DESC LIMIT 1) AS guidelines, ",
-                rubric_in_force!("version"),
+                active_rubric!("version"),
                 " AS rubric_version, ",
-                rubric_in_force!("definition"),
+                active_rubric!("definition"),
                 " AS rubric,
                    EXISTS (SELECT 1 FROM assignments WHERE state = 'leased' AND expires_at <= $1) AS lapsed,
                    EXISTS (SELECT 1 FROM assignments WHERE state = 'leased' AND expires_at > $11) AS ahead,

@@ -17,7 +17,7 @@ after(async () => {
   await browser?.close();
   await server?.stop();
 });
-// what a failed test left in force must not change the others
+// what a failed test left active must not change the others
 afterEach(() => api(server.url, 'POST', '/admin/rubrics/active', { version: null }));
 
 const likert = (key, en, zh) => ({
@@ -42,7 +42,7 @@ const RUBRIC = {
   rationale: 'required',
 };
 
-const inForce = (definition = RUBRIC) => api(server.url, 'POST', '/admin/rubrics', { definition, activate: true });
+const activated = (definition = RUBRIC) => api(server.url, 'POST', '/admin/rubrics', { definition, activate: true });
 
 async function stored(setId, n = 1) {
   for (let i = 0; i < 200; i++) {
@@ -75,7 +75,7 @@ async function violations(page) {
 }
 
 test('a pair is ranked and rated by keys alone; the page says what is missing; a reload keeps the draft', async () => {
-  const { version } = await inForce();
+  const { version } = await activated();
   const set = await makeSet(server.url, 'Which is the capital of Denmark?', ['Copenhagen.', 'Oslo.']);
   const { page, context, trouble } = await signedInPage(browser, server.url);
   await visit(page, server.url, `/label?set_id=${set}`, '.rubric');
@@ -125,14 +125,14 @@ test('a pair is ranked and rated by keys alone; the page says what is missing; a
 
 test('a revision shows the former values by the former rubric, and takes a value back', async () => {
   const definition = { ...RUBRIC, rationale: 'off' };
-  const { version } = await inForce(definition);
+  const { version } = await activated(definition);
   const set = await makeSet(server.url, 'Name a metal.', ['Iron.', 'Wood.']);
   const { page, context, trouble } = await signedInPage(browser, server.url);
   await visit(page, server.url, `/label?set_id=${set}`, '.rubric');
   assert.equal(await page.locator('#more-rationale').count(), 0, 'the rubric does not ask for reasons');
   for (const key of ['1', 'r', '7', '7', '1', '2', 'Enter']) await page.keyboard.press(key);
   const [first] = await stored(set);
-  await inForce({ ...definition, name: 'Another', dimensions: [likert('other', 'Other', '其他')] });
+  await activated({ ...definition, name: 'Another', dimensions: [likert('other', 'Other', '其他')] });
   await page.locator('.toast button').first().click();
   await page.locator('.revising').waitFor();
   assert.ok((await pressed(page, 0, '7')) && (await pressed(page, 1, '2')));
@@ -149,12 +149,12 @@ test('a revision shows the former values by the former rubric, and takes a value
   await context.close();
 });
 
-test('a rubric put in force while a set is at hand is asked for when the judgment is refused', async () => {
+test('a rubric activated while a set is at hand is asked for when the judgment is refused', async () => {
   const set = await makeSet(server.url, 'Name a bird.', ['A robin.', 'A trout.']);
   const { page, context, trouble } = await signedInPage(browser, server.url);
   await visit(page, server.url, `/label?set_id=${set}`, '.answer');
   assert.equal(await page.locator('.rubric').count(), 0);
-  await inForce({ ...RUBRIC, rationale: 'optional' });
+  await activated({ ...RUBRIC, rationale: 'optional' });
   await page.keyboard.press('1');
   await page.keyboard.press('Enter');
   await page.locator('.toast.bad button').click();
@@ -168,7 +168,7 @@ test('a rubric put in force while a set is at hand is asked for when the judgmen
 });
 
 test('on a phone, in Chinese, three answers are ranked and rated by touch', async () => {
-  await inForce({ ...RUBRIC, rationale: 'off' });
+  await activated({ ...RUBRIC, rationale: 'off' });
   const set = await makeSet(server.url, '说出一种水果。', ['苹果。', '梨。', '石头。']);
   const { page, context, trouble } = await signedInPage(browser, server.url, { phone: true, lang: 'zh', theme: 'dark' });
   await visit(page, server.url, `/label?set_id=${set}`, '.rubric');
@@ -227,16 +227,16 @@ test('an administrator makes a rubric from a preset, a form and a file, and ends
   await page.waitForFunction(() => document.querySelector('#rubric-name').value === 'From a file');
   await page.locator('.rubric-maker button', { hasText: 'Save only' }).click();
   await page.locator('td', { hasText: 'From a file' }).waitFor();
-  assert.equal((await api(server.url, 'GET', '/v1/rubric')).rubric.version, active, 'saved alone is not in force');
-  await page.locator('tr', { hasText: 'Ours' }).getByRole('button', { name: 'End it' }).click();
-  await page.locator('p', { hasText: 'No rubric is in force' }).waitFor();
+  assert.equal((await api(server.url, 'GET', '/v1/rubric')).rubric.version, active, 'saved alone is not active');
+  await page.locator('tr', { hasText: 'Ours' }).getByRole('button', { name: 'Deactivate' }).click();
+  await page.locator('p', { hasText: 'No rubric is active' }).waitFor();
   assert.equal((await api(server.url, 'GET', '/v1/rubric')).rubric, null);
   assert.deepEqual(trouble, []);
   await context.close();
 });
 
 test('the quality page shows every dimension, by version', async () => {
-  const { version } = await inForce({ ...RUBRIC, name: 'Figures', rationale: 'off' });
+  const { version } = await activated({ ...RUBRIC, name: 'Figures', rationale: 'off' });
   for (let n = 0; n < 6; n++) {
     const set = await api(server.url, 'POST', '/v1/comparison-sets', {
       messages: [{ role: 'user', content: `figures ${n}` }],
@@ -295,7 +295,7 @@ async function call(key, method, path, body) {
 }
 
 test('axe finds nothing serious on the label page with a rubric, light and dark, in both languages', async () => {
-  await inForce();
+  await activated();
   const set = await makeSet(server.url, 'Name a tree.', ['An oak.', 'A chair.']);
   for (const options of [{ lang: 'en', theme: 'light' }, { lang: 'zh', theme: 'dark' }]) {
     const { page, context } = await openPage(browser, server.url, options);

@@ -16,11 +16,11 @@ pub struct Given<'a> {
     pub ratings: Vec<Rating>,
     pub rationale: Option<&'a str>,
     pub set: &'a ComparisonSet,
-    /// The labeler was given the set with the rubric in force, so what it requires must be there.
+    /// The labeler was given the set with the active rubric, so what it requires must be there.
     pub is_leased: bool,
 }
 
-/// The version and the ratings as they are stored. `rubric` is the one of the named version, or the one in force where
+/// The version and the ratings as they are stored. `rubric` is the one of the named version, or the active one where
 /// none is named. In a ranking, flags that are not required and not set become no.
 ///
 /// # Errors
@@ -32,7 +32,7 @@ pub fn checked(given: Given<'_>, rubric: Option<&Rubric>) -> Result<(Option<Stri
         return match given.rubric_version {
             Some(version) => Err(bad_input("rubric_version", format!("no rubric has the version {version:?}"))),
             None if given.ratings.is_empty() => Ok((None, Vec::new())),
-            None => Err(bad_input("ratings", "no rubric is in force, so there are no dimensions to rate")),
+            None => Err(bad_input("ratings", "no rubric is active, so there are no dimensions to rate")),
         };
     };
     let (version, definition) = (&rubric.version, &rubric.definition);
@@ -42,7 +42,7 @@ pub fn checked(given: Given<'_>, rubric: Option<&Rubric>) -> Result<(Option<Stri
             let name = &definition.name;
             return Err(bad_input(
                 "rubric_version",
-                format!("is missing; the rubric {name:?} is in force: send its version, {version}, and the ratings"),
+                format!("is missing; the rubric {name:?} is active: send its version, {version}, and the ratings"),
             ));
         }
         return Ok((None, Vec::new()));

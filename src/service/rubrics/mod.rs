@@ -51,7 +51,7 @@ pub fn presets() -> Result<Vec<Preset>> {
         .collect()
 }
 
-/// All stored versions, newest first, and the one in force.
+/// All stored versions, newest first, and the active one.
 ///
 /// # Errors
 /// What the store says.
@@ -60,7 +60,7 @@ pub async fn versions(services: &Services) -> Result<(Vec<RubricVersion>, Option
     Ok((rubrics.list().await?, rubrics.active().await?))
 }
 
-/// The rubric in force.
+/// The active rubric.
 ///
 /// # Errors
 /// What the store says.
@@ -68,7 +68,7 @@ pub async fn active(services: &Services) -> Result<Option<Rubric>> {
     Ok(services.store.rubrics().active().await?)
 }
 
-/// The rubric that a judgment's ratings are by; for a judgment without one the rubric in force, which a revision is
+/// The rubric that a judgment's ratings are by; for a judgment without one the active rubric, which a revision is
 /// rated by.
 pub(super) async fn of_judgment(services: &Services, judgment: &Judgment) -> Result<Option<Rubric>> {
     match &judgment.rubric_version {
@@ -77,7 +77,7 @@ pub(super) async fn of_judgment(services: &Services, judgment: &Judgment) -> Res
     }
 }
 
-/// Stores a definition, unless it is there, and puts it in force where that is asked for.
+/// Stores a definition, unless it is there, and activates it where that is asked for.
 ///
 /// # Errors
 /// `BadInput` naming the field.
@@ -106,7 +106,7 @@ pub async fn put(
     .await
 }
 
-/// Puts a stored version in force, or none.
+/// Activates a stored version, or none.
 ///
 /// # Errors
 /// `NotFound` for a version that is not stored.

@@ -92,7 +92,7 @@ impl Judgments<'_> {
         read!(self.0, |c| browse::judgments_page(c, filter, &page))
     }
 
-    /// What is known of a set before a judgment of it; of rubrics the one with this version, or the one in force.
+    /// What is known of a set before a judgment of it; of rubrics the one with this version, or the active one.
     pub async fn question(
         self,
         place: &Place,

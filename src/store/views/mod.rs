@@ -88,7 +88,7 @@ views! {
     prompts: Prompts;
     /// Answers of the Responses API that a later request may go on from.
     responses: Responses;
-    /// Versions of rubrics, by which labelers rate completions, and which of them is in force.
+    /// Versions of rubrics, by which labelers rate completions, and which of them is active.
     rubrics: Rubrics;
     /// Sessions of browsers.
     sessions: Sessions;

@@ -1,4 +1,4 @@
-//! Versions of rubrics, and which of them is in force.
+//! Versions of rubrics, and which of them is active.
 
 use crate::store::sql::{read, write};
 use crate::store::views::Rubrics;
@@ -20,13 +20,13 @@ impl Rubrics<'_> {
         read!(self.0, |c| rubrics::get(c, version))
     }
 
-    /// Puts a version in force, or none. `NotFound` for one that was never stored.
+    /// Activates a version, or none. `NotFound` for one that was never stored.
     pub async fn activate(self, version: Option<&str>, by: &LabelerId, now: Micros) -> Result<()> {
         write!(self.0, version = version.map(str::to_owned), by = by.clone() =>
             |tx| rubrics::activate(tx, version.as_deref(), &by, now))
     }
 
-    /// The rubric in force.
+    /// The active rubric.
     pub async fn active(self) -> Result<Option<Rubric>> {
         read!(self.0, |c| rubrics::active(c))
     }

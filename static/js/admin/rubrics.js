@@ -1,4 +1,4 @@
-// Rubrics: the one in force, a form that makes a new version, and the versions before.
+// Rubrics: the active one, a form that makes a new version, and the versions before.
 import { get, post } from '../api.js';
 import { fill, h, toast } from '../dom.js';
 import { LANGUAGES, t, when } from '../i18n.js';
@@ -168,7 +168,7 @@ function preview(/** @type {RubricDefinition} */ definition) {
 /** Draws the panel of rubrics into `el`, again after every change. */
 export async function rubricsEditor(el, signal) {
   const { active, versions, presets } = await get('/admin/rubrics', null, { signal });
-  const inForce = versions.find((v) => v.version === active);
+  const activeVersion = versions.find((v) => v.version === active);
   let definition = empty();
   const error = h('p', { class: 'form-error', role: 'alert' });
   const form = h('div', { class: 'stack' });
@@ -301,7 +301,7 @@ export async function rubricsEditor(el, signal) {
       t('rubrics.title'),
       null,
       h('p', { class: 'muted', text: t('rubrics.help') }),
-      inForce ? h('div', { class: 'rubric-preview' }, h('h3', { text: inForce.definition.name }), preview(inForce.definition)) : h('p', { text: t('rubrics.none') }),
+      activeVersion ? h('div', { class: 'rubric-preview' }, h('h3', { text: activeVersion.definition.name }), preview(activeVersion.definition)) : h('p', { text: t('rubrics.none') }),
       table(
         t('rubrics.versions'),
         [[t('rubrics.name')], [t('rubrics.version')], [t('rubrics.dimensions')], [t('rubrics.created')], ['', 'right']],

@@ -196,7 +196,7 @@ function onStored(answer, entry) {
 
 async function onRefused(error, entry) {
   const { set, ballot } = entry.context;
-  // a rubric was put in force while the set was at hand: the set is rated by it
+  // a rubric was activated while the set was at hand: the set is rated by it
   if (error.param === 'rubric_version') set.rubric = (await get('/v1/rubric').catch(() => null))?.rubric ?? set.rubric;
   saveDraft(set.set_id, ballot);
   toast(t('label.refused', { why: error.message }), {

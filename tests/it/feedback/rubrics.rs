@@ -54,7 +54,7 @@ async fn import(server: &Server, body: String) -> Answer {
 }
 
 #[tokio::test]
-async fn a_rubric_is_put_in_force_and_followed_by_another() {
+async fn a_rubric_is_activated_and_followed_by_another() {
     let server = Server::start().await;
     let ada = Person::new(&server, "ada").await;
     assert_eq!(ada.get("/v1/rubric").await.expect(200).json(), json!({"rubric": null}));
@@ -68,15 +68,15 @@ async fn a_rubric_is_put_in_force_and_followed_by_another() {
             server.post("/admin/rubrics", json!({"definition": preset["definition"]})).await.expect(201).json();
         assert_eq!(stored["definition"], preset["definition"]);
     }
-    assert_eq!(server.get("/admin/rubrics").await.json()["active"], Value::Null, "stored is not in force");
+    assert_eq!(server.get("/admin/rubrics").await.json()["active"], Value::Null, "stored is not active");
     let first = put(&server, rubric()).await;
     assert_eq!(put(&server, rubric()).await["created"], first["created"], "the same definition is the same version");
     let mut other = rubric();
     other["dimensions"][0]["points"] = json!(5);
     let second = put(&server, other).await;
     assert_ne!(first["version"], second["version"]);
-    let in_force = ada.get("/v1/rubric").await.expect(200).json();
-    assert_eq!(in_force["rubric"]["version"], second["version"]);
+    let active = ada.get("/v1/rubric").await.expect(200).json();
+    assert_eq!(active["rubric"]["version"], second["version"]);
     let back = server.post("/admin/rubrics/active", json!({"version": first["version"]})).await.expect(200).json();
     assert_eq!(back["rubric"]["definition"], first["definition"]);
     let unknown = server.post("/admin/rubrics/active", json!({"version": "nope"})).await.expect(404);
@@ -281,7 +281,7 @@ async fn a_revision_replaces_ratings_and_figures_are_by_version() {
     let second = put(&server, other).await["version"].clone();
     let report = server.get("/admin/api/quality/ratings").await.expect(200).json();
     let versions: Vec<_> = report["rubrics"].as_array().unwrap().iter().map(|r| &r["version"]).collect();
-    assert_eq!(versions, [&second, &first], "the one in force too, though nothing is rated by it");
+    assert_eq!(versions, [&second, &first], "the active one too, though nothing is rated by it");
     assert_eq!(report["rubrics"][0]["dimensions"][0]["ratings"], 0);
     let gold = new_set(&server, "gold", &["x", "y"], 1).await;
     known_answer(&server, &gold, "gold", &["x", "y"]).await;

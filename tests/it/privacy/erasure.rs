@@ -112,7 +112,7 @@ async fn busy_person(server: &Server) -> String {
         json!({"outcome": "ranked", "items": items, "idempotency_key": key, "rationale": said("why"),
                "flags": [{"code": "other", "note": said("flag")}]})
     };
-    // A rubric with tags, which she puts in force.
+    // A rubric with tags, which she activates.
     let notes = json!({"key": "notes", "label": {"en": "Notes"}, "kind": "tags"});
     let rubric = json!({"definition": {"name": "Notes", "dimensions": [notes]}, "activate": true});
     post("/admin/rubrics", rubric).await.expect(201);

@@ -1,4 +1,4 @@
-//! Versions of rubrics, which of them is in force, and ratings with their judgments.
+//! Versions of rubrics, which of them is active, and ratings with their judgments.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use super::conformance::{conformance, is_conflict, is_not_found};
 use super::fixture::*;
 
 conformance!(
-    versions_are_stored_once_and_one_is_in_force,
+    versions_are_stored_once_and_one_is_active,
     ratings_come_back_with_their_judgment,
     ratings_of_the_latest_revision_count,
     imported_ratings_follow_their_texts,
@@ -56,7 +56,7 @@ fn rated(set: &ComparisonSet, labeler: &LabelerId, key: &str, points: i64) -> Ju
     Judgment { rubric_version: Some("v1".into()), ratings, ..judgment(set, labeler, None, key) }
 }
 
-async fn versions_are_stored_once_and_one_is_in_force(store: Arc<Store>) {
+async fn versions_are_stored_once_and_one_is_active(store: Arc<Store>) {
     let rubrics = store.rubrics();
     assert_eq!((rubrics.active().await.unwrap(), rubrics.list().await.unwrap()), (None, vec![]));
     let (first, second) = (version("v1", T0), version("v2", T0 + 1));
@@ -66,7 +66,7 @@ async fn versions_are_stored_once_and_one_is_in_force(store: Arc<Store>) {
     assert_eq!(rubrics.list().await.unwrap(), [second.clone(), first.clone()], "stored once, newest first");
     assert_eq!(rubrics.get("v1").await.unwrap(), first);
     is_not_found(rubrics.get("v3").await);
-    assert_eq!(rubrics.active().await.unwrap(), None, "a stored version is not in force by itself");
+    assert_eq!(rubrics.active().await.unwrap(), None, "a stored version is not active by itself");
     let admin: LabelerId = "admin".into();
     is_not_found(rubrics.activate(Some("v3"), &admin, T0).await);
     for (version, expected) in [(Some("v2"), Some(&second)), (Some("v1"), Some(&first)), (None, None)] {
