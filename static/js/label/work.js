@@ -1,7 +1,8 @@
 // One set on the screen: prompt, answers, controls. Tells the controller through `act(name, value)`.
 import { markDifferences } from './diff.js';
-import { FLAGS, STRENGTHS, canSubmit, isRanked, letter, verdict } from './ballot.js';
+import { STRENGTHS, canSubmit, isRanked, letter, verdict } from './ballot.js';
 import { Dimensions } from './dimensions.js';
+import { ratingAndFlags, refreshRatingAndFlags } from './extras.js';
 import { keyName, keymap } from './keymap.js';
 import { fill, h, plainText, userText } from '../dom.js';
 import { t } from '../i18n.js';
@@ -250,43 +251,9 @@ export class Work {
   #more() {
     const b = this.ballot;
     const rationale = this.set.rubric?.definition.rationale ?? 'optional';
-    this.cards.forEach((card, i) => {
-      if (this.dimensions) return fill(card.extra, this.dimensions.panels[i].el);
-      const id = card.completion.id;
-      const ratings = h(
-        'div',
-        { class: 'rating', role: 'group', 'aria-label': t('more.rating_of', { x: letter(i) }) },
-        h('span', { class: 'extra-label', text: t('more.rating') }),
-        h('span', { class: 'anchor', text: t('more.worst') }),
-        [1, 2, 3, 4, 5, 6, 7].map((n) =>
-          h('button', {
-            type: 'button',
-            'aria-pressed': String(b.ratings[id] === n),
-            text: n,
-            on: { click: () => this.act('rate', { id, value: n }) },
-          }),
-        ),
-        h('span', { class: 'anchor', text: t('more.best') }),
-      );
-      const flags = h(
-        'div',
-        { class: 'flags', role: 'group', 'aria-label': t('more.flags_of', { x: letter(i) }) },
-        FLAGS.map((code, n) =>
-          h(
-            'button',
-            {
-              type: 'button',
-              class: 'chip',
-              'aria-pressed': String((b.flags[id] ?? []).includes(code)),
-              on: { click: () => this.act('flag', { id, code }) },
-            },
-            t(`flag.${code}`),
-            key(String(n + 1)),
-          ),
-        ),
-      );
-      fill(card.extra, ratings, flags);
-    });
+    this.cards.forEach((card, i) =>
+      fill(card.extra, this.dimensions ? this.dimensions.panels[i].el : ratingAndFlags(b, card.completion.id, letter(i), this.act)),
+    );
     const area = (name, rows, required = false) => {
       const el = h('textarea', { id: `more-${name}`, rows, dir: 'auto', value: b[name], required });
       el.addEventListener('input', () => this.act('write', { name, value: el.value }));
@@ -524,11 +491,7 @@ export class Work {
       });
       this.#strip();
     }
-    for (const card of this.dimensions ? [] : this.cards) {
-      const id = card.completion.id;
-      card.extra.querySelectorAll('.rating button').forEach((el, n) => press(el, b.ratings[id] === n + 1));
-      card.extra.querySelectorAll('.flags button').forEach((el, n) => press(el, (b.flags[id] ?? []).includes(FLAGS[n])));
-    }
+    if (!this.dimensions) for (const card of this.cards) refreshRatingAndFlags(card.extra, b, card.completion.id);
     if (ready) {
       this.alert.textContent = '';
       this.bar.classList.remove('missing');
