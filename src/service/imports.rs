@@ -13,7 +13,7 @@ use tokio::sync::{Semaphore, mpsc};
 
 use super::judge::human_completion;
 use super::prompts::prompt_record;
-use super::{Result, ServiceError, Services, bad_input, rubrics, to_the_end};
+use super::{Result, ServiceError, Services, bad_input, ratings, to_the_end};
 use crate::data::limits::Limits;
 use crate::data::source::{Content, Source};
 use crate::data::{self, Comparison, Format, LineError, Parsed, RankedText, Record, Written};
@@ -379,7 +379,7 @@ fn ranking(
     });
     let ratings = match &rubric {
         None => Vec::new(),
-        Some(version) => ratings(version, &completions, &set.completion_ids, definitions)?,
+        Some(version) => line_ratings(version, &completions, &set.completion_ids, definitions)?,
     };
     let is_pair = written.len() == 2;
     let note = if strength.is_some() && !is_pair {
@@ -432,7 +432,7 @@ async fn definitions(services: &Services, batch: &[Result<Parsed, LineError>]) -
 }
 
 /// A line's ratings on the completions that it becomes.
-fn ratings(
+fn line_ratings(
     version: &str,
     completions: &[RankedText],
     ids: &[CompletionId],
@@ -449,6 +449,6 @@ fn ratings(
         ratings.map(move |(dimension, value)| Rating { completion_id: id.clone(), dimension, value })
     };
     let mut ratings: Vec<Rating> = completions.iter().zip(ids).flat_map(of_one).collect();
-    rubrics::check_values(&mut ratings, definition, ids).map_err(|e| e.to_string())?;
+    ratings::check_values(&mut ratings, definition, ids).map_err(|e| e.to_string())?;
     Ok(ratings)
 }

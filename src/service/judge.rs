@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::label::{ASKED, VERSIONS, day_start, quota_of};
 use super::random::shown_order;
-use super::rubrics::{self, Given};
+use super::ratings::{self, Given};
 use super::{Result, ServiceError, Services, bad_input, guidelines, not_found_as, to_the_end};
 use crate::domain::*;
 use crate::eval::quality::labelers::met;
@@ -76,7 +76,7 @@ pub async fn judge(services: &Arc<Services>, actor: &Actor, place: Place, word: 
         set,
         is_leased: matches!(place, Place::Assignment(_)),
     };
-    let (rubric_version, ratings) = rubrics::checked(given, question.rubric.as_ref())?;
+    let (rubric_version, ratings) = ratings::checked(given, question.rubric.as_ref())?;
     let order = match assignment {
         Some(a) => shown_order(a.order_seed, set.completion_ids.len()),
         None => (0..set.completion_ids.len()).collect(),

@@ -40,6 +40,7 @@ pub mod prompts;
 pub mod publish;
 pub mod quality;
 pub mod random;
+mod ratings;
 pub mod register;
 pub mod responses;
 pub mod retention;

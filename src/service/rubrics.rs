@@ -1,6 +1,4 @@
-//! Rubrics: presets, definitions and their versions, and the check of ratings against a rubric.
-
-mod given;
+//! Rubrics: presets, definitions and their versions, and which one is active.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -12,12 +10,10 @@ use super::{Result, ServiceError, Services, bad_input, not_found_as, to_the_end}
 use crate::domain::*;
 use crate::store::RubricVersion;
 
-pub(super) use given::{Given, check_values, checked};
-
 const PRESETS: [(&str, &str); 3] = [
-    ("instructgpt", include_str!("instructgpt.json")),
-    ("hhh", include_str!("hhh.json")),
-    ("ultrafeedback", include_str!("ultrafeedback.json")),
+    ("instructgpt", include_str!("rubric_instructgpt.json")),
+    ("hhh", include_str!("rubric_hhh.json")),
+    ("ultrafeedback", include_str!("rubric_ultrafeedback.json")),
 ];
 
 const MAX_DIMENSIONS: usize = 32;
@@ -26,7 +22,7 @@ const MAX_LANGUAGES: usize = 16;
 const MAX_LABEL: usize = 120;
 const MAX_SUGGESTIONS: usize = 32;
 /// Characters of one tag.
-const MAX_TAG: usize = 64;
+pub(super) const MAX_TAG: usize = 64;
 
 /// A rubric to begin with.
 #[derive(Clone, Debug, serde::Serialize, schemars::JsonSchema)]
@@ -203,7 +199,7 @@ fn check_texts(field: &str, texts: &Texts) -> Result<()> {
 }
 
 /// One line of 1 to `most` characters without blanks at its ends.
-fn check_text(field: &str, text: &str, most: usize) -> Result<()> {
+pub(super) fn check_text(field: &str, text: &str, most: usize) -> Result<()> {
     if text.is_empty() || text.chars().count() > most || text.trim() != text || text.chars().any(char::is_control) {
         return Err(bad_input(
             field,

@@ -2,9 +2,9 @@
 
 use std::collections::HashSet;
 
-use super::{MAX_TAG, check_text};
+use super::rubrics::{MAX_TAG, check_text};
+use super::{Result, bad_input};
 use crate::domain::*;
-use crate::service::{Result, bad_input};
 
 const MAX_TAGS: usize = 16;
 
