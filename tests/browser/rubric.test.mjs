@@ -272,7 +272,7 @@ test('the quality page shows every dimension, by version', async () => {
     assert.deepEqual(await violations(page), []);
     const set = (await api(server.url, 'GET', '/v1/judgments?limit=1')).data[0].set_id;
     await visit(page, server.url, `/admin#/sets/${set}`, '.review-answers');
-    await page.locator('td .sub', { hasText: /helpful 6, honest \d, notes too long/ }).first().waitFor();
+    await page.locator('td .sub', { hasText: /helpful 6(, |、)honest \d(, |、)notes too long/ }).first().waitFor();
     assert.deepEqual(trouble, []);
     await context.close();
   }
