@@ -22,6 +22,12 @@ export type ActiveEvidence = {
   policy: EvidenceSummary | null;
 };
 
+/** The rubric by which labelers rate completions now. */
+export type ActiveRubric = {
+  /** Null when completions are only ranked. */
+  rubric: Rubric | null;
+};
+
 /** How far labelers agree; a figure is `null` where the data cannot give one. */
 export type Agreement = {
   /** Units with two ratings or more. Units of one set are not independent: each figure's `n` counts sets. */
@@ -49,7 +55,7 @@ export type AllGuidelines = {
 
 /** What an administrator chooses from. */
 export type AllRubrics = {
-  /** Version of the rubric in force; null for none. */
+  /** Version of the active rubric; null for none. */
   active: string | null;
   /** Newest first. */
   versions: StoredRubric[];
@@ -335,6 +341,16 @@ export type BlindCompletion = {
   cut_off: boolean;
   /** Number of tokens at which the length limit ended it; null where it did not, or where tokens are unknown. */
   cut_off_at: number | null;
+};
+
+/** Rank completions by their ratings on one dimension of a rubric, instead of by the labeler's ranking. */
+export type ByRating = {
+  /** Version of the rubric; what was rated by others is left out. */
+  rubric: string;
+  /** Key of a `likert` or `flag` dimension. */
+  dimension: string;
+  /** The lowest number, or no, is best. Default: the highest number, or yes. */
+  lower_is_better?: boolean;
 };
 
 /** A call that begins, with its id and name, or more of its arguments. */
@@ -1106,12 +1122,6 @@ export type ImportReport = {
   stopped?: string | null;
 };
 
-/** The rubric by which labelers rate completions now. */
-export type InForce = {
-  /** Null when completions are only ranked. */
-  rubric: Rubric | null;
-};
-
 export type Info = {
   title: string;
   version: string;
@@ -1427,7 +1437,7 @@ export type LeasedSet = {
   completions: BlindCompletion[];
   /** Of the guidelines in force; a judgment sends it back. */
   guideline_version: string;
-  /** The rubric in force: a judgment sends its version and its ratings. Null without one. */
+  /** The active rubric: a judgment sends its version and its ratings. Null without one. */
   rubric: Rubric | null;
   me: OwnCounts;
   queue: Queue;
@@ -1825,7 +1835,7 @@ export type PersonalExport = {
   guidelines: [string, string, number][];
   /** (version, name, when) of rubrics that they stored. */
   rubrics: [string, string, number][];
-  /** (version, when) of rubrics that they put in force; null for none. */
+  /** (version, when) of rubrics that they activated; null for none. */
   rubric_activations: ([string | null, number])[];
   /** (id, kind, name, note) of jobs that they queued. */
   jobs: ([string, string, string | null, string | null])[];
@@ -2066,6 +2076,9 @@ export type RankedFilter = {
   /** Leave out prompts that came in only as requests, and feedback on answers to requests. Always so where
    * `privacy.learn_from_requests` is off. */
   without_requests?: boolean;
+  /** Rank the completions by their ratings on a dimension of a rubric; sets with fewer than two ratings on it are
+   * left out. */
+  by_rating?: ByRating | null;
 };
 
 export type RankedLabel = {
@@ -2094,7 +2107,7 @@ export type RatingValue = boolean | number | string[];
 
 /** Figures of the ratings, by version of the rubric: what was said under different versions is never put together. */
 export type RatingsReport = {
-  /** Those with ratings in scope and the one in force; the newest first. */
+  /** Those with ratings in scope and the active one; the newest first. */
   rubrics: RubricFigures[];
   resampling: Resampling;
 };
@@ -2146,7 +2159,7 @@ export type ReopenedJudgment = {
   set_id: string;
   prompt: LabelerPrompt;
   completions: BlindCompletion[];
-  /** The rubric of the judgment, or the one in force for a judgment without a rubric. */
+  /** The rubric of the judgment, or the active one for a judgment without a rubric. */
   rubric: Rubric | null;
 };
 
@@ -2964,7 +2977,7 @@ export type GetAnswer<P extends string> = string extends P ? any :
   P extends '/v1/batches' ? BatchListing :
   P extends '/v1/prompts' ? PromptPage :
   P extends '/v1/models' ? ModelList :
-  P extends '/v1/rubric' ? InForce :
+  P extends '/v1/rubric' ? ActiveRubric :
   P extends '/v1/files' ? FileListing :
   P extends '/session' ? SignedIn :
   P extends '/v1/plan' ? PlanAnswer :
@@ -2992,7 +3005,7 @@ export type GetAnswer<P extends string> = string extends P ? any :
 export type PostAnswer<P extends string> = string extends P ? any :
   P extends '/v1/messages/count_tokens' ? CountedTokens :
   P extends '/admin/models/rollback' ? ModelVersion :
-  P extends '/admin/rubrics/active' ? InForce :
+  P extends '/admin/rubrics/active' ? ActiveRubric :
   P extends '/admin/jobs/estimate' ? Estimate :
   P extends '/v1/chat/completions' ? ChatCompletion :
   P extends '/v1/comparison-sets' ? ShownSet :
@@ -3404,7 +3417,7 @@ export type PostBody<P extends string> = string extends P ? any :
   } :
   P extends '/admin/rubrics' ? {
     definition: RubricDefinitionInput;
-    /** Also put it in force. Default false. */
+    /** Also activate it. Default false. */
     activate?: boolean;
   } :
   P extends '/v1/embeddings' ? {
@@ -3728,7 +3741,7 @@ export type PostBody<P extends string> = string extends P ? any :
     revises?: string | null;
     /** Of the guidelines as they were shown. */
     guideline_version?: string | null;
-    /** Of the rubric as it was shown. Without it, ratings are by the rubric in force. */
+    /** Of the rubric as it was shown. Without it, ratings are by the active rubric. */
     rubric_version?: string | null;
     /** Each completion at most once on each dimension of the rubric. */
     ratings?: Rating[];
@@ -3759,7 +3772,7 @@ export type PostBody<P extends string> = string extends P ? any :
     revises?: string | null;
     /** Of the guidelines as they were shown. */
     guideline_version?: string | null;
-    /** Of the rubric as it was shown. Without it, ratings are by the rubric in force. */
+    /** Of the rubric as it was shown. Without it, ratings are by the active rubric. */
     rubric_version?: string | null;
     /** Each completion at most once on each dimension of the rubric. */
     ratings?: Rating[];
