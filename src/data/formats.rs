@@ -12,7 +12,7 @@ use super::lines::{Lines, MAX_SENT_LINE};
 use super::oasst;
 use super::preferences::pairs;
 use super::records::{Comparison, Format, PromptRecord, RankedText, Record, Written};
-use crate::domain::{Knowledge, Message, PromptInput, Split, Strength};
+use crate::domain::{Knowledge, Message, PromptInput, Ratings, Split, Strength};
 
 /// Most completions in one set; the number of pairs grows with its square. Labelers rank sets of two to nine; larger
 /// ones come only from files.
@@ -148,7 +148,8 @@ fn comparison(fields: &Fields<'_>) -> Outcome<Comparison> {
         let found = item.get("tier").map_or("nothing".to_owned(), Value::to_string);
         let tier = tier(item.get("tier"))
             .ok_or(format!("`completions[{i}].tier` must be a whole number from 0 to 1000000, found {found}"))?;
-        completions.push(RankedText { text: text.to_owned(), tier });
+        let ratings = ratings(item.get("ratings")).map_err(|e| format!("`completions[{i}].ratings{e}"))?;
+        completions.push(RankedText { ratings, ..RankedText::new(text, tier) });
     }
     let strength = fields.owned("strength")?;
     let strength = strength.map(|s| Strength::parse(&s).ok_or(format!("`strength` = {s:?}"))).transpose()?;
@@ -157,6 +158,10 @@ fn comparison(fields: &Fields<'_>) -> Outcome<Comparison> {
     let knowledge = fields.owned("knowledge")?;
     let knowledge =
         knowledge.map(|k| Knowledge::parse(&k).ok_or(format!("`knowledge` = {k:?} (blind, authors, answer)")));
+    let rubric = fields.owned("rubric")?;
+    if rubric.is_none() && completions.iter().any(|c| !c.ratings.is_empty()) {
+        return Err("`rubric` is missing: the version of the rubric that the ratings are by".into());
+    }
     Ok(Comparison {
         prompt_id: fields.owned("prompt_id")?,
         prompt: with_system_of(fields, fields.prompt(Format::Comparisons)?)?,
@@ -166,7 +171,19 @@ fn comparison(fields: &Fields<'_>) -> Outcome<Comparison> {
         labeler: labeler(fields)?,
         knowledge: knowledge.transpose()?,
         explanation: fields.owned("explanation")?,
+        rubric,
     })
+}
+
+/// The ratings of a completion; an error begins with the name of what is wrong within `ratings`.
+fn ratings(value: Option<&Value>) -> Outcome<Ratings> {
+    let Some(value) = value.filter(|v| !v.is_null()) else { return Ok(Ratings::new()) };
+    let Value::Object(map) = value else { return Err(format!("` must be an object, not {}", kind(value))) };
+    let one = |(dimension, value): (&String, &Value)| match serde_json::from_value(value.clone()) {
+        Ok(rating) => Ok((dimension.clone(), rating)),
+        Err(_) => Err(format!(".{dimension}` must be a whole number, true or false, or a list of tags; found {value}")),
+    };
+    map.iter().map(one).collect()
 }
 
 /// The labeler: an id of an export, or any short name.

@@ -44,7 +44,7 @@ fn ranking(prompt: &Prompt, values: &BTreeMap<&CompletionId, (&str, f64)>) -> Op
     }
     let tier = |value: f64| levels.iter().position(|l| *l == value).unwrap_or(0) as i64;
     let mut completions: Vec<RankedText> =
-        values.values().map(|(text, value)| RankedText { text: (*text).to_owned(), tier: tier(*value) }).collect();
+        values.values().map(|(text, value)| RankedText::new(*text, tier(*value))).collect();
     completions.sort_by_key(|c| c.tier);
     Some(comparison(prompt, completions))
 }
@@ -59,6 +59,7 @@ fn comparison(prompt: &Prompt, completions: Vec<RankedText>) -> Comparison {
         labeler: None,
         knowledge: None,
         explanation: None,
+        rubric: None,
     }
 }
 
@@ -89,8 +90,7 @@ pub fn preferences(records: &[FeedbackRecord<'_>]) -> Vec<Comparison> {
             }
         }
         for (edited, original) in edits.into_values().filter(|(edited, original)| edited != original) {
-            let ranked = |text: &str, tier| RankedText { text: text.to_owned(), tier };
-            found.push(comparison(prompt, vec![ranked(edited, 0), ranked(original, 1)]));
+            found.push(comparison(prompt, vec![RankedText::new(edited, 0), RankedText::new(original, 1)]));
         }
         let mut averages: BTreeMap<&CompletionId, (&str, f64, f64)> = BTreeMap::new();
         for ((id, _), (text, value)) in thumbs {

@@ -43,7 +43,7 @@ fn walk(node: &Value, path: &mut Vec<Message>, found: &mut Vec<Comparison>) -> R
                     let whole = rank.as_i64().or_else(|| rank.as_f64().filter(|r| r.fract() == 0.0).map(|r| r as i64));
                     let tier = whole.filter(|r| (0..=1_000_000).contains(r));
                     let tier = tier.ok_or_else(|| format!("`rank` must be a whole number from 0, found {rank}"))?;
-                    ranked.push(RankedText { text: text(reply)?.to_owned(), tier });
+                    ranked.push(RankedText::new(text(reply)?, tier));
                 }
                 _ => {}
             }
@@ -58,6 +58,7 @@ fn walk(node: &Value, path: &mut Vec<Message>, found: &mut Vec<Comparison>) -> R
                 labeler: None,
                 knowledge: None,
                 explanation: None,
+                rubric: None,
             });
         }
     }

@@ -1,8 +1,10 @@
 //! The records of data files, independent of the format.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
-use crate::domain::{Knowledge, Outcome, PromptInput, RankedSet, Split, Strength};
+use crate::domain::{ByRating, Knowledge, Outcome, PromptInput, RankedSet, RatingValue, Ratings, Split, Strength};
 
 /// Names of file formats, as in `POST /admin/import?format=…`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +50,16 @@ impl Format {
 pub struct RankedText {
     pub text: String,
     pub tier: i64,
+    /// By dimension of the line's rubric.
+    #[serde(default, skip_serializing_if = "Ratings::is_empty")]
+    pub ratings: Ratings,
+}
+
+impl RankedText {
+    /// A text in its place, without ratings.
+    pub fn new(text: impl Into<String>, tier: i64) -> Self {
+        Self { text: text.into(), tier, ratings: Ratings::new() }
+    }
 }
 
 /// A ranked set: one line of comparisons JSONL.
@@ -73,31 +85,83 @@ pub struct Comparison {
     /// Explanation of a known answer, shown after the judgment.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub explanation: Option<String>,
+    /// Version of the rubric that the ratings of the completions are by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rubric: Option<String>,
 }
 
 impl Comparison {
-    /// The line for a stored judgment; `None` when it ranks nothing (all bad, unrankable, skipped).
+    /// The line for a stored judgment; `None` when it ranks nothing (all bad, unrankable, skipped). It names nobody and
+    /// has no tags, which are words of the labeler.
     pub fn from_ranked(set: &RankedSet) -> Option<Self> {
+        let mut line = Self::with_tags(set)?;
+        for completion in &mut line.completions {
+            completion.ratings.retain(|_, value| !matches!(value, RatingValue::Tags(_)));
+        }
+        Some(line)
+    }
+
+    /// As [`Comparison::from_ranked`], with tags and with the labeler's id.
+    pub fn signed(set: &RankedSet) -> Option<Self> {
+        Some(Self { labeler: Some(set.labeler_id.to_string()), ..Self::with_tags(set)? })
+    }
+
+    /// The completions that have a rating on the dimension, ranked by it; equal ratings tie. `None` when the line is by
+    /// another rubric, or fewer than two completions are rated. Strength and ratings belong to the labeler's ranking and
+    /// are left out.
+    pub fn ranked_by(&self, by: &ByRating) -> Option<Self> {
+        if self.rubric.as_ref() != Some(&by.rubric) {
+            return None;
+        }
+        let level = |completion: &RankedText| match completion.ratings.get(&by.dimension)? {
+            RatingValue::Likert(n) => Some(*n),
+            RatingValue::Flag(yes) => Some(i64::from(*yes)),
+            RatingValue::Tags(_) => None,
+        };
+        let best_first = |n: i64| if by.lower_is_better { n } else { -n };
+        let rated = self.completions.iter().filter_map(|c| Some((best_first(level(c)?), c)));
+        let mut rated: Vec<(i64, &RankedText)> = rated.collect();
+        rated.sort_by_key(|(level, _)| *level);
+        let mut levels: Vec<i64> = rated.iter().map(|(level, _)| *level).collect();
+        levels.dedup();
+        let tier = |level: i64| levels.iter().position(|l| *l == level).unwrap_or(0) as i64;
+        let completions = rated.iter().map(|(level, c)| RankedText::new(&c.text, tier(*level))).collect();
+        let line = Self { completions, strength: None, ..self.clone() };
+        (line.completions.len() >= 2).then_some(line)
+    }
+
+    /// The line as files hold it that rank by one of its ratings, for every dimension and both directions.
+    pub fn ranked_by_each(&self) -> Vec<Self> {
+        let Some(rubric) = &self.rubric else { return Vec::new() };
+        let dimensions: BTreeSet<&String> = self.completions.iter().flat_map(|c| c.ratings.keys()).collect();
+        let one = |(dimension, lower_is_better): (&String, bool)| {
+            self.ranked_by(&ByRating { rubric: rubric.clone(), dimension: dimension.clone(), lower_is_better })
+        };
+        dimensions.into_iter().flat_map(|d| [(d, false), (d, true)]).filter_map(one).collect()
+    }
+
+    fn with_tags(set: &RankedSet) -> Option<Self> {
         if set.outcome != Outcome::Ranked || set.items.len() < 2 {
             return None;
         }
-        let completions =
-            set.items.iter().map(|item| RankedText { text: item.text.clone(), tier: item.tier }).collect();
+        let ranked = set.items.iter();
+        let ranked = ranked.map(|i| RankedText { ratings: i.ratings.clone(), ..RankedText::new(&i.text, i.tier) });
         Some(Self {
             prompt_id: Some(set.prompt_id.to_string()),
             prompt: PromptInput::Chat(set.messages.clone()),
-            completions,
+            completions: ranked.collect(),
             strength: set.strength,
             split: Some(set.split),
             labeler: None,
             knowledge: None,
             explanation: None,
+            rubric: set.rubric_version.clone(),
         })
     }
 
     /// A pair with the preferred text first.
     pub fn preferred(prompt: PromptInput, chosen: String, rejected: String) -> Self {
-        let completions = vec![RankedText { text: chosen, tier: 0 }, RankedText { text: rejected, tier: 1 }];
+        let completions = vec![RankedText::new(chosen, 0), RankedText::new(rejected, 1)];
         Self {
             prompt_id: None,
             prompt,
@@ -107,6 +171,7 @@ impl Comparison {
             labeler: None,
             knowledge: None,
             explanation: None,
+            rubric: None,
         }
     }
 

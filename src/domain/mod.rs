@@ -57,7 +57,9 @@ macro_rules! name_enum {
 
 // Behind the macro that it uses.
 mod batches;
+mod rubric;
 pub use batches::*;
+pub use rubric::*;
 
 // ---------------------------------------------------------------- prompts and completions
 
@@ -200,10 +202,14 @@ pub struct Judgment {
     pub active_ms: i64,
     pub wall_ms: i64,
     pub guideline_version: Option<String>,
+    /// Of the rubric that `ratings` are by; null for a judgment without a rubric.
+    pub rubric_version: Option<String>,
     pub idempotency_key: String,
     /// One entry for each completion of the set when `outcome` is `ranked`; else may be empty.
     pub items: Vec<JudgmentItem>,
     pub flags: Vec<JudgmentFlag>,
+    /// In the order of completion id and dimension.
+    pub ratings: Vec<Rating>,
     pub created: Micros,
     /// What the labeler knew when judging; the store fills it in.
     pub knowledge: Knowledge,
@@ -247,6 +253,8 @@ pub struct RankedSet {
     pub outcome: Outcome,
     pub items: Vec<RankedItem>,
     pub knowledge: Knowledge,
+    /// Of the rubric that the ratings of the items are by.
+    pub rubric_version: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -256,6 +264,7 @@ pub struct RankedItem {
     pub text: String,
     pub tier: i64,
     pub shown_position: i64,
+    pub ratings: Ratings,
 }
 
 /// A labeler's latest word on a set without its texts: what quality figures read.
@@ -283,6 +292,15 @@ pub struct JudgedItem {
     pub length: i64,
     pub tier: i64,
     pub shown_position: i64,
+}
+
+/// One rating that counts, with what figures group it by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GivenRating {
+    pub rubric_version: String,
+    pub set_id: SetId,
+    pub labeler_id: LabelerId,
+    pub rating: Rating,
 }
 
 mod access;

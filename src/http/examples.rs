@@ -44,6 +44,18 @@ pub fn body(route: &Route) -> Option<Value> {
             "idempotency_key": "once",
         }),
         "/admin/guidelines" => json!({"lang": "en", "text": "Prefer the answer that helps."}),
+        "/admin/rubrics" => json!({
+            "definition": {
+                "name": "Helpfulness",
+                "dimensions": [
+                    {"key": "helpful", "label": {"en": "Helpful"}, "kind": "likert", "points": 7, "required": true},
+                    {"key": "untrue", "label": {"en": "Says something untrue"}, "kind": "flag"},
+                ],
+                "rationale": "optional",
+            },
+            "activate": true,
+        }),
+        "/admin/rubrics/active" => json!({"version": null}),
         "/admin/jobs" | "/admin/jobs/estimate" => json!({"kind": "sft", "args": {"epochs": 1}}),
         "/admin/sets/draw" => json!({"policy": "random", "count": 10}),
         "/admin/sets/{id}/known-answer" => json!({

@@ -91,6 +91,8 @@ pub struct LeasedSet {
     pub completions: Vec<BlindCompletion>,
     /// Version of the current guidelines, to be sent with the judgment.
     pub guideline_version: String,
+    /// The active rubric: a judgment sends its version and its ratings. Null without one.
+    pub rubric: Option<Rubric>,
     pub me: OwnCounts,
     pub queue: Queue,
     /// Progress with the first calibration sets; null when they are done.
@@ -129,6 +131,7 @@ impl LeasedSet {
             prompt: LabelerPrompt::new(&turn.prompt).await?,
             completions: blind(services, &turn.completions).await?,
             guideline_version: turn.guideline_version.clone(),
+            rubric: turn.rubric.clone(),
             me: OwnCounts {
                 name: actor.name.clone(),
                 done_today: turn.counts.today,
@@ -198,6 +201,11 @@ pub struct JudgmentRequest {
     pub revises: Option<JudgmentId>,
     /// Version of the guidelines that were shown.
     pub guideline_version: Option<String>,
+    /// Of the rubric as it was shown. Without it, ratings are by the active rubric.
+    pub rubric_version: Option<String>,
+    /// Each completion at most once on each dimension of the rubric.
+    #[serde(default)]
+    pub ratings: Vec<Rating>,
 }
 
 #[derive(Debug, Deserialize, schemars::JsonSchema)]
@@ -237,6 +245,8 @@ impl JudgmentRequest {
             idempotency_key: self.idempotency_key,
             revises: self.revises,
             guideline_version: self.guideline_version,
+            rubric_version: self.rubric_version,
+            ratings: self.ratings,
         }
     }
 }
@@ -350,6 +360,8 @@ pub struct ReopenedJudgment {
     pub set_id: SetId,
     pub prompt: LabelerPrompt,
     pub completions: Vec<BlindCompletion>,
+    /// The rubric of the judgment, or the active one for a judgment without a rubric.
+    pub rubric: Option<Rubric>,
 }
 
 pub async fn reopen(
@@ -367,6 +379,7 @@ pub async fn reopen(
         judgment,
         prompt: LabelerPrompt::new(&reopened.prompt).await?,
         completions: blind(&state.services, &reopened.completions).await?,
+        rubric: reopened.rubric,
     }))
 }
 

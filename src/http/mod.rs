@@ -33,6 +33,7 @@ pub mod rerank;
 pub mod responses;
 pub mod route;
 pub mod routes;
+pub mod rubrics;
 pub mod session;
 pub mod sets;
 pub mod shown;

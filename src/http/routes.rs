@@ -10,7 +10,7 @@ pub use super::route::Route;
 use super::route::{delete, get, post};
 use super::{
     admin, anthropic, ask, attention, batches, choices, docs, encoders, feedback, label, openai, openapi, pages,
-    rerank, responses, session, sets, status,
+    rerank, responses, rubrics, session, sets, status,
 };
 use crate::config::LimitsConfig;
 use crate::domain::{
@@ -27,7 +27,7 @@ use crate::service::live::{Canary, Described, Usage};
 use crate::service::overview::{Flow, Overview};
 use crate::service::own_page::OwnPage;
 use crate::service::people::{Erasure, PersonalExport};
-use crate::service::quality::VersionTable;
+use crate::service::quality::{RatingsReport, VersionTable};
 use crate::service::retention::{Progress, Retention};
 use crate::service::sample::Sample;
 
@@ -225,6 +225,7 @@ fn people() -> Vec<Route> {
         get("/v1/guidelines", Public, "How to rank", label::guidelines)
             .query::<label::GuidelinesQuery>()
             .returns::<label::ShownGuidelines>(200),
+        get("/v1/rubric", Feedback, "The active rubric", rubrics::active).returns::<rubrics::ActiveRubric>(200),
         get("/v1/label/next", Feedback, "Lease the next set to rank; 204 when none is open", label::next)
             .query::<label::NextQuery>()
             .returns::<label::LeasedSet>(200)
@@ -410,6 +411,14 @@ fn accounts() -> Vec<Route> {
         post("/admin/guidelines", Admin, "Change the guidelines of a language", label::change_guidelines)
             .body::<label::GuidelinesChange>()
             .returns::<label::ShownGuidelines>(200),
+        get("/admin/rubrics", Admin, "Versions of rubrics, and presets", rubrics::all)
+            .returns::<rubrics::AllRubrics>(200),
+        post("/admin/rubrics", Admin, "Store a version of a rubric", rubrics::put)
+            .body::<rubrics::NewRubric>()
+            .returns::<rubrics::StoredRubric>(201),
+        post("/admin/rubrics/active", Admin, "Activate a version of a rubric, or none", rubrics::activate)
+            .body::<rubrics::Activation>()
+            .returns::<rubrics::ActiveRubric>(200),
         get("/admin/audit", Admin, "Audit trail, newest first", people::audit)
             .query::<people::AuditQuery>()
             .returns::<people::AuditPage>(200),
@@ -477,6 +486,9 @@ fn review() -> Vec<Route> {
         get("/admin/api/judgments", Review, "Current judgments with their prompt, newest first", browse::judgments)
             .query::<browse::JudgmentsQuery>()
             .returns::<Counted<browse::ListedJudgment>>(200),
+        get("/admin/api/quality/ratings", Review, "Ratings by rubric and dimension, with agreement", quality::ratings)
+            .query::<quality::ReportQuery>()
+            .returns::<RatingsReport>(200),
         get("/admin/api/quality/versions", Review, "Table of model versions by human preference", quality::versions)
             .query::<quality::VersionsQuery>()
             .returns::<VersionTable>(200),

@@ -121,8 +121,7 @@ pub fn collect(
             equal += 1;
             continue;
         }
-        let completions =
-            texts.iter().zip(&scores).map(|(text, s)| RankedText { text: text.clone(), tier: tier(*s) }).collect();
+        let completions = texts.iter().zip(&scores).map(|(text, s)| RankedText::new(text, tier(*s))).collect();
         sets.push(Comparison {
             prompt_id: None,
             prompt: record.prompt,
@@ -132,6 +131,7 @@ pub fn collect(
             labeler: None,
             knowledge: None,
             explanation: None,
+            rubric: None,
         });
     }
     ensure!(!sets.is_empty(), "the judge found no difference between any samples");

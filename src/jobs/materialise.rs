@@ -111,7 +111,7 @@ impl<'a> Rankings<'a> {
         })
     }
 
-    /// Adds the labeler's id to each ranking.
+    /// Adds the labeler's id and tags to each ranking.
     pub fn with_labelers(self) -> Self {
         Self { with_labelers: true, ..self }
     }
@@ -136,10 +136,14 @@ impl<'a> Rankings<'a> {
                     self.stage = if has_feedback { Stage::Feedback } else { Stage::Done };
                 }
                 self.after = after;
-                let named = |set: &RankedSet| self.with_labelers.then(|| set.labeler_id.to_string());
                 let mut found = Vec::with_capacity(sets.len());
                 for set in &sets {
-                    let Some(comparison) = Comparison::from_ranked(set) else { continue };
+                    let line = if self.with_labelers { Comparison::signed(set) } else { Comparison::from_ranked(set) };
+                    let line = match &self.filter.by_rating {
+                        None => line,
+                        Some(by) => line.and_then(|line| line.ranked_by(by)),
+                    };
+                    let Some(comparison) = line else { continue };
                     let knowledge = self.only_informed.then_some(set.knowledge);
                     if self.only_informed
                         && (set.knowledge == Knowledge::Blind
@@ -147,7 +151,7 @@ impl<'a> Rankings<'a> {
                     {
                         continue;
                     }
-                    found.push(Comparison { labeler: named(set), knowledge, ..comparison });
+                    found.push(Comparison { knowledge, ..comparison });
                 }
                 Ok(Some(found))
             }
@@ -223,7 +227,13 @@ async fn comparisons(store: &Store, filter: &RankedFilter, path: PathBuf) -> Res
     }
     if n_sets == 0 {
         std::fs::remove_file(&partial)?;
-        return Err(PrepareError::Job("there are no rankings to learn from; rank some completions first".into()));
+        return Err(PrepareError::Job(match filter.by_rating.as_ref() {
+            None => "there are no rankings to learn from; rank some completions first".to_owned(),
+            Some(by) => format!(
+                "there are no ratings on {:?} of the rubric {:?} to learn from; rate some completions first",
+                by.dimension, by.rubric
+            ),
+        }));
     }
     file.into_inner().map_err(std::io::IntoInnerError::into_error)?.sync_all()?;
     std::fs::rename(&partial, &path)?;

@@ -124,6 +124,7 @@ async fn texts_of(
         };
         let ranked = services.store.judgments().ranked(&filter).await?;
         let lines = ranked.iter().filter_map(Comparison::from_ranked);
+        let lines = lines.flat_map(|line| [line.ranked_by_each(), vec![line]].concat());
         theirs.lines.extend(lines.filter_map(|line| serde_json::to_value(line).ok()));
     }
     Ok((theirs, data.prompts))

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use super::{Result, Services, bad_input};
-use crate::domain::{Prompt, unknown_name};
+use crate::domain::{DimensionKind, Prompt, unknown_name};
 use crate::store::{Page, PromptFilter, RankedFilter, StoreError};
 
 /// Number of prompts in a page.
@@ -37,7 +37,7 @@ fn refuse(field: String, what: &str, name: &str, known: &BTreeSet<String>) -> su
 }
 
 /// # Errors
-/// `BadInput` naming the field of an unknown tag or labeler.
+/// `BadInput` naming the field of an unknown tag, labeler, rubric or dimension.
 pub async fn check_ranked(services: &Services, filter: &RankedFilter, field: &str) -> Result<()> {
     if let Some(id) = &filter.labeler_id {
         match services.store.people().get(id).await {
@@ -49,7 +49,28 @@ pub async fn check_ranked(services: &Services, filter: &RankedFilter, field: &st
             Err(other) => return Err(other.into()),
         }
     }
+    check_by_rating(services, filter, field).await?;
     check_tag(services, filter.tag.as_deref(), field).await
+}
+
+/// The rubric is stored and has the dimension, whose values have an order.
+async fn check_by_rating(services: &Services, filter: &RankedFilter, field: &str) -> Result<()> {
+    let Some(by) = &filter.by_rating else { return Ok(()) };
+    let field = |name: &str| format!("{field}.by_rating.{name}");
+    let stored = services.store.rubrics().list().await?;
+    let Some(found) = stored.iter().find(|v| v.rubric.version == by.rubric) else {
+        let known = stored.into_iter().map(|v| v.rubric.version).collect();
+        return Err(refuse(field("rubric"), "rubric", &by.rubric, &known));
+    };
+    let ordered = found.rubric.definition.dimensions.iter().filter(|d| d.kind != DimensionKind::Tags);
+    let known: BTreeSet<String> = ordered.map(|d| d.key.clone()).collect();
+    if !known.contains(&by.dimension) {
+        return Err(refuse(field("dimension"), "scale or flag", &by.dimension, &known));
+    }
+    if filter.feedback {
+        return Err(bad_input(field("rubric"), "goes without feedback, which has no ratings"));
+    }
+    Ok(())
 }
 
 async fn check_tag(services: &Services, tag: Option<&str>, field: &str) -> Result<()> {

@@ -13,7 +13,7 @@ use tokio::sync::{Semaphore, mpsc};
 
 use super::judge::human_completion;
 use super::prompts::prompt_record;
-use super::{Result, ServiceError, Services, bad_input, uncancelled};
+use super::{Result, ServiceError, Services, bad_input, ratings, uncancelled};
 use crate::data::limits::Limits;
 use crate::data::source::{Content, Source};
 use crate::data::{self, Comparison, Format, LineError, Parsed, RankedText, Record, Written};
@@ -240,6 +240,7 @@ async fn store(
     done: &mut Imported,
 ) -> Result<()> {
     let now = services.now();
+    let definitions = definitions(services, &batch).await?;
     let (mut numbers, mut lines) = (Vec::new(), Vec::new());
     let mut bad = Vec::new();
     for parsed in batch {
@@ -256,7 +257,7 @@ async fn store(
                 *done.ignored_fields.entry(field).or_default() += 1;
             }
         }
-        match as_rows(record, source, now, known_answer) {
+        match as_rows(record, source, now, known_answer, &definitions) {
             Ok((row, note)) => {
                 if let Some(note) = note {
                     done.warn(line, note);
@@ -309,12 +310,13 @@ fn as_rows(
     source: &str,
     now: Micros,
     known_answer: Option<SetKind>,
+    definitions: &Definitions,
 ) -> Result<(ImportLine, Option<String>), String> {
     let named = |name: String| Labeler { active: false, ..Labeler::new(name.clone().into(), name, Role::Labeler, now) };
     match record {
         Record::Comparison(comparison) => {
             comparison.check()?;
-            let (ranking, note) = ranking(comparison, source, now, known_answer, named);
+            let (ranking, note) = ranking(comparison, source, now, known_answer, named, definitions)?;
             Ok((ImportLine::Ranking(Box::new(ranking)), note))
         }
         Record::Demonstration(Written { prompt, completion, labeler, .. }) => {
@@ -340,15 +342,16 @@ fn ranking(
     now: Micros,
     known_answer: Option<SetKind>,
     named: impl Fn(String) -> Labeler,
-) -> (ImportedRanking, Option<String>) {
-    let Comparison { prompt, completions, strength, split, labeler, knowledge, explanation, .. } = comparison;
+    definitions: &Definitions,
+) -> Result<(ImportedRanking, Option<String>), String> {
+    let Comparison { prompt, completions, strength, split, labeler, knowledge, explanation, rubric, .. } = comparison;
     let explanation = explanation.filter(|text| !text.trim().is_empty());
     let mut prompt = prompt_record(prompt.into_messages(), source, now);
     prompt.split = split.unwrap_or(prompt.split);
     // The key of a ranking in earlier versions: its prompt, texts and tiers in their order.
     let mut content = Sha256::new();
     content.update(prompt.content_hash.as_bytes());
-    for RankedText { text, tier } in &completions {
+    for RankedText { text, tier, .. } in &completions {
         content.update((text.len() as u64).to_le_bytes());
         content.update(text.as_bytes());
         content.update(tier.to_le_bytes());
@@ -377,11 +380,17 @@ fn ranking(
         shown_position: i as i64,
         rating: None,
     });
+    let ratings = match &rubric {
+        None => Vec::new(),
+        Some(version) => line_ratings(version, &completions, &set.completion_ids, definitions)?,
+    };
     let is_pair = written.len() == 2;
     let note = if strength.is_some() && !is_pair {
         Some("`strength` is kept for pairs only, and this ranking has more answers".to_owned())
     } else if explanation.is_some() && known_answer.is_none() {
         Some("`explanation` is kept for known answers only, and this is a ranking".to_owned())
+    } else if known_answer.is_some() && !ratings.is_empty() {
+        Some("`ratings` are kept for rankings only, and this is a known answer".to_owned())
     } else {
         None
     };
@@ -398,14 +407,51 @@ fn ranking(
         active_ms: 0,
         wall_ms: 0,
         guideline_version: None,
+        rubric_version: rubric,
         idempotency_key: format!("import:{}", hex::encode(content.finalize())),
         items: items.collect(),
         flags: Vec::new(),
+        ratings,
         created: now,
         knowledge: knowledge.unwrap_or(Knowledge::Blind),
     };
     let has_split = split.is_some();
     let labeler = labeler.map(named);
     let completions = written;
-    (ImportedRanking { prompt, has_split, completions, set, judgment, labeler, known_answer, explanation }, note)
+    Ok((ImportedRanking { prompt, has_split, completions, set, judgment, labeler, known_answer, explanation }, note))
+}
+
+/// Stored rubrics by version.
+type Definitions = BTreeMap<String, RubricDefinition>;
+
+/// The rubrics that ratings of a batch may be by; none are read where no line has any.
+async fn definitions(services: &Services, batch: &[Result<Parsed, LineError>]) -> Result<Definitions> {
+    let is_rated = |parsed: &Parsed| matches!(&parsed.record, Record::Comparison(c) if c.rubric.is_some());
+    if !batch.iter().flatten().any(is_rated) {
+        return Ok(Definitions::new());
+    }
+    let stored = services.store.rubrics().list().await?;
+    Ok(stored.into_iter().map(|v| (v.rubric.version, v.rubric.definition)).collect())
+}
+
+/// A line's ratings on the completions that it becomes.
+fn line_ratings(
+    version: &str,
+    completions: &[RankedText],
+    ids: &[CompletionId],
+    definitions: &Definitions,
+) -> Result<Vec<Rating>, String> {
+    let definition = definitions.get(version).ok_or_else(|| {
+        format!(
+            "the ratings are by the rubric {version:?}, which is not stored here; store it first: POST /admin/rubrics"
+        )
+    })?;
+    let of_one = |(completion, id): (&RankedText, &CompletionId)| {
+        let ratings = completion.ratings.clone().into_iter();
+        let id = id.clone();
+        ratings.map(move |(dimension, value)| Rating { completion_id: id.clone(), dimension, value })
+    };
+    let mut ratings: Vec<Rating> = completions.iter().zip(ids).flat_map(of_one).collect();
+    ratings::check_values(&mut ratings, definition, ids).map_err(|e| e.to_string())?;
+    Ok(ratings)
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::label::{ASKED, VERSIONS, day_start, quota_of};
 use super::random::shown_order;
+use super::ratings::{self, Given};
 use super::{Result, ServiceError, Services, bad_input, guidelines, not_found_as, uncancelled};
 use crate::domain::*;
 use crate::eval::quality::labelers::met;
@@ -30,6 +31,9 @@ pub struct Submission {
     pub revises: Option<JudgmentId>,
     /// Version of the guidelines that were shown; `None` = the current English ones.
     pub guideline_version: Option<String>,
+    /// Of the rubric as it was shown.
+    pub rubric_version: Option<String>,
+    pub ratings: Vec<Rating>,
 }
 
 /// A stored judgment, and what the labeler is shown after it.
@@ -58,13 +62,26 @@ pub async fn submit(
 pub async fn judge(services: &Arc<Services>, actor: &Actor, place: Place, submission: Submission) -> Result<Judged> {
     let lang = guidelines::LANGUAGES[0];
     let asked_lang = submission.guideline_version.is_none().then_some(lang);
-    let question =
-        services.store.judgments().question(&place, &actor.labeler_id, submission.revises.as_ref(), asked_lang).await?;
+    let rubric_version = submission.rubric_version.as_deref();
+    let question = services
+        .store
+        .judgments()
+        .question(&place, &actor.labeler_id, submission.revises.as_ref(), asked_lang, rubric_version)
+        .await?;
     let (set, assignment) = (&question.set, question.assignment.as_ref());
     if assignment.is_some_and(|a| a.labeler_id != actor.labeler_id) {
         return Err(ServiceError::Forbidden("this assignment is another labeler's".into()));
     }
     check(&submission, set)?;
+    let given = Given {
+        outcome: submission.outcome,
+        rubric_version: submission.rubric_version.as_deref(),
+        ratings: submission.ratings,
+        rationale: submission.rationale.as_deref(),
+        set,
+        is_leased: matches!(place, Place::Assignment(_)),
+    };
+    let (rubric_version, ratings) = ratings::checked(given, question.rubric.as_ref())?;
     let order = match assignment {
         Some(a) => shown_order(a.order_seed, set.completion_ids.len()),
         None => (0..set.completion_ids.len()).collect(),
@@ -94,9 +111,11 @@ pub async fn judge(services: &Arc<Services>, actor: &Actor, place: Place, submis
         active_ms: submission.active_ms,
         wall_ms: submission.wall_ms,
         guideline_version: Some(guideline_version),
+        rubric_version,
         idempotency_key: submission.idempotency_key,
         items: items.collect(),
         flags: submission.flags,
+        ratings,
         created: now,
         knowledge: Knowledge::Blind, // the store determines it
     };

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::random::shown_order;
-use super::{Result, ServiceError, Services, guidelines, not_found_as, uncancelled};
+use super::{Result, ServiceError, Services, guidelines, not_found_as, rubrics, uncancelled};
 use crate::domain::time::{DAY, SECOND, after};
 use crate::domain::*;
 use crate::service::people::Actor;
@@ -23,6 +23,8 @@ pub struct Turn {
     /// In shown order.
     pub completions: Vec<Completion>,
     pub guideline_version: String,
+    /// The active rubric.
+    pub rubric: Option<Rubric>,
     pub counts: LabelerCounts,
     /// Sets that this labeler can still judge, this one included.
     pub queue_open: i64,
@@ -177,7 +179,7 @@ pub(super) async fn next_in_order(
         resume,
     };
     let (counts, open) = (seen.counts, seen.open);
-    let stored_guidelines = seen.guidelines.clone();
+    let (stored_guidelines, rubric) = (seen.guidelines.clone(), seen.rubric.clone());
     let all = services.clone();
     let leased = uncancelled(async move { Ok(all.store.leases().take(request, seen).await?) }).await?;
     let assignment = match leased {
@@ -203,6 +205,7 @@ pub(super) async fn next_in_order(
         prompt,
         completions,
         guideline_version,
+        rubric,
         counts,
         queue_open,
         onboarding,
@@ -253,6 +256,8 @@ pub struct Reopened {
     pub completions: Vec<Completion>,
     /// What has been revealed to the labeler about the set.
     pub revealed: Vec<Knowledge>,
+    /// The rubric that a revision is rated by.
+    pub rubric: Option<Rubric>,
 }
 
 /// Opens the caller's own judgment again; reviewers can open any.
@@ -270,7 +275,8 @@ pub async fn reopen(services: &Services, actor: &Actor, id: &JudgmentId) -> Resu
         shown = in_shown_order(shown, assignment.order_seed);
     }
     let revealed = services.store.judgments().reveals(&judgment.set_id, &judgment.labeler_id).await?;
-    Ok(Reopened { judgment, lease_token, prompt, completions: shown, revealed })
+    let rubric = rubrics::of_judgment(services, &judgment).await?;
+    Ok(Reopened { judgment, lease_token, prompt, completions: shown, revealed, rubric })
 }
 
 /// The author of a completion, revealed after the judgment: the model version's name, or the origin.

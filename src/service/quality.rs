@@ -7,9 +7,10 @@ use serde::Serialize;
 
 use super::{Result, ServiceError, Services, bad_input};
 use crate::domain::time;
-use crate::domain::{ModelVersionId, SetKind};
+use crate::domain::{GivenRating, Micros, ModelVersionId, RubricDefinition, SetKind};
 use crate::eval::quality::bradley_terry::{self, Cell, Options, Standing};
 use crate::eval::quality::facts::Author;
+use crate::eval::quality::ratings::{self, DimensionFigures};
 use crate::eval::quality::{self, Facts, Figure, Report, Resampling, SetConsensus};
 
 /// Default number of bootstrap replicates: enough for two stable digits of a 95 % bound.
@@ -71,6 +72,60 @@ pub async fn consensus(services: &Services, scope: Scope) -> Result<Vec<SetConse
     let mut sets = blocking(move || quality::set_consensus(&facts)).await?;
     sets.sort_by(|a, b| b.disagreement.unwrap_or(-1.0).total_cmp(&a.disagreement.unwrap_or(-1.0)));
     Ok(sets)
+}
+
+/// Figures of the ratings, by version of the rubric: what was said under different versions is never put together.
+#[derive(Clone, Debug, Serialize, schemars::JsonSchema)]
+pub struct RatingsReport {
+    /// Those with ratings in scope and the active one; the newest first.
+    pub rubrics: Vec<RubricFigures>,
+    pub resampling: Resampling,
+}
+
+#[derive(Clone, Debug, Serialize, schemars::JsonSchema)]
+pub struct RubricFigures {
+    pub version: String,
+    pub name: String,
+    /// When the version was stored, µs UTC.
+    pub created: Micros,
+    pub active: bool,
+    /// In the order of the rubric.
+    pub dimensions: Vec<DimensionFigures>,
+}
+
+/// Means, shares and agreement of each dimension of each rubric.
+pub async fn ratings(services: &Services, scope: Scope) -> Result<RatingsReport> {
+    let resampling = scope.resampling(TABLE_REPLICATES)?;
+    let since = scope.days.map(|days| time::before(services.now(), days, time::DAY));
+    let given = services.store.judgments().ratings(scope.kind.unwrap_or(SetKind::Normal), since).await?;
+    let (versions, active) = super::rubrics::versions(services).await?;
+    let active = active.map(|rubric| rubric.version);
+    beside(move || {
+        let mut by_version: HashMap<&str, Vec<&GivenRating>> = HashMap::new();
+        for one in &given {
+            by_version.entry(&one.rubric_version).or_default().push(one);
+        }
+        let mut rubrics = Vec::new();
+        for stored in &versions {
+            let (version, definition): (&String, &RubricDefinition) =
+                (&stored.rubric.version, &stored.rubric.definition);
+            let is_active = active.as_ref() == Some(version);
+            let said = by_version.remove(version.as_str()).unwrap_or_default();
+            if said.is_empty() && !is_active {
+                continue;
+            }
+            let dimensions = definition.dimensions.iter();
+            rubrics.push(RubricFigures {
+                version: version.clone(),
+                name: definition.name.clone(),
+                created: stored.created,
+                active: is_active,
+                dimensions: dimensions.map(|d| ratings::figures(d, &said, resampling)).collect(),
+            });
+        }
+        RatingsReport { rubrics, resampling }
+    })
+    .await
 }
 
 /// One author of the table: a model version, or `human` for the answers people wrote.

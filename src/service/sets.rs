@@ -365,6 +365,8 @@ pub async fn rank(services: &Arc<Services>, actor: &Actor, ranking: Ranking) -> 
         idempotency_key,
         revises: None,
         guideline_version: None,
+        rubric_version: None,
+        ratings: Vec::new(),
     };
     let assignment = ranking_lease(services, actor, &set, &submission.idempotency_key).await?;
     let submission = Submission { lease_token: assignment.as_ref().map(|a| a.lease_token.clone()), ..submission };

@@ -50,6 +50,10 @@ pub struct PersonalData {
     pub resolutions: Vec<(SetId, Micros)>,
     /// (language, text, when) of guidelines that they wrote.
     pub guidelines: Vec<(String, String, Micros)>,
+    /// (version, name, when) of rubrics that they stored.
+    pub rubrics: Vec<(String, String, Micros)>,
+    /// (version, when) of rubrics that they activated; null for none.
+    pub rubric_activations: Vec<(Option<String>, Micros)>,
     /// (id, kind, name, note) of jobs that they queued.
     pub jobs: Vec<(JobId, String, Option<String>, Option<String>)>,
     /// (name, when) of settings whose present value is theirs.
@@ -101,6 +105,13 @@ pub(super) async fn erase(
                 args![me],
             )
             .await?;
+            // Tags are words of the person; numbers, yes and no stay with the ranking.
+            conn.run(
+                "DELETE FROM judgment_ratings WHERE CAST(value AS TEXT) LIKE '[%'
+                 AND judgment_id IN (SELECT id FROM judgments WHERE labeler_id = $1)",
+                args![me],
+            )
+            .await?;
             erased.demonstrations =
                 conn.run("UPDATE demonstrations SET labeler_id = NULL WHERE labeler_id = $1", args![me]).await?;
             erased.feedback_events = conn
@@ -139,6 +150,7 @@ async fn remove(conn: &mut Conn, me: &str, actor_hash: &str, erased: &mut Erased
     for sql in [
         "DELETE FROM judgment_items WHERE judgment_id IN (SELECT id FROM judgments WHERE labeler_id = $1)",
         "DELETE FROM judgment_flags WHERE judgment_id IN (SELECT id FROM judgments WHERE labeler_id = $1)",
+        "DELETE FROM judgment_ratings WHERE judgment_id IN (SELECT id FROM judgments WHERE labeler_id = $1)",
     ] {
         conn.run(sql, args![me]).await?;
     }
@@ -173,6 +185,7 @@ async fn remove_completion(conn: &mut Conn, id: &str) -> Result<()> {
            AND NOT EXISTS (SELECT 1 FROM set_items WHERE completion_id = $1)
            AND NOT EXISTS (SELECT 1 FROM judgment_items WHERE completion_id = $1)
            AND NOT EXISTS (SELECT 1 FROM judgment_flags WHERE completion_id = $1)
+           AND NOT EXISTS (SELECT 1 FROM judgment_ratings WHERE completion_id = $1)
            AND NOT EXISTS (SELECT 1 FROM feedback_events WHERE completion_id = $1)
            AND NOT EXISTS (SELECT 1 FROM demonstrations WHERE completion_id = $1)
            AND NOT EXISTS (SELECT 1 FROM completions WHERE parent_completion_id = $1)",
@@ -305,6 +318,15 @@ pub(super) async fn personal_data(conn: &mut Conn, id: &LabelerId, actor_hash: &
         .await?;
     for row in &rows {
         data.guidelines.push((row.text("lang")?, row.text("text")?, row.int("created")?));
+    }
+    let sql = "SELECT version, definition, created FROM rubrics WHERE created_by = $1 ORDER BY created, version";
+    for row in &conn.all(sql, args![me]).await? {
+        let definition: RubricDefinition = row.json("definition")?;
+        data.rubrics.push((row.text("version")?, definition.name, row.int("created")?));
+    }
+    let sql = "SELECT version, created FROM rubric_activations WHERE created_by = $1 ORDER BY created, id";
+    for row in &conn.all(sql, args![me]).await? {
+        data.rubric_activations.push((row.opt_text("version")?, row.int("created")?));
     }
     let rows = conn.all("SELECT id, kind, name, note FROM jobs WHERE created_by = $1 ORDER BY id", args![me]).await?;
     for row in &rows {

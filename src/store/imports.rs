@@ -265,8 +265,15 @@ async fn expected(conn: &mut Conn, set_id: &SetId) -> Result<Places> {
     .collect()
 }
 
-/// (completion, tier) of a set from the file's tiers of its texts.
-async fn placed(conn: &mut Conn, set_id: &SetId, places: &Places) -> Result<Vec<(CompletionId, i64)>> {
+/// A completion of a stored set with the text and the place that the file gives it.
+struct Placed {
+    completion_id: CompletionId,
+    text: String,
+    tier: i64,
+}
+
+/// A set's completions with the places that the file gives their texts.
+async fn placed(conn: &mut Conn, set_id: &SetId, places: &Places) -> Result<Vec<Placed>> {
     let rows = conn
         .all(
             "SELECT i.completion_id, c.text FROM set_items i JOIN completions c ON c.id = i.completion_id
@@ -281,7 +288,8 @@ async fn placed(conn: &mut Conn, set_id: &SetId, places: &Places) -> Result<Vec<
         // Equal texts are matched one after the other. Postgres stores U+0000 as U+FFFD.
         let at = left.iter().position(|(t, _)| *t == text || super::rows::without_nul(t.clone()) == text);
         let at = at.ok_or_else(|| StoreError::Conflict(format!("set {set_id} has different texts")))?;
-        found.push((row.text("completion_id")?.into(), left.remove(at).1));
+        let (text, tier) = left.remove(at);
+        found.push(Placed { completion_id: row.text("completion_id")?.into(), text, tier });
     }
     Ok(found)
 }
@@ -303,7 +311,8 @@ async fn make_known(
     places: &Places,
     explanation: Option<&str>,
 ) -> Result<()> {
-    let tiers = placed(conn, set_id, places).await?;
+    let placed = placed(conn, set_id, places).await?;
+    let tiers: Vec<_> = placed.into_iter().map(|p| (p.completion_id, p.tier)).collect();
     sets::make_gold(conn, set_id, kind, &tiers, explanation).await
 }
 
@@ -312,8 +321,19 @@ fn unnamed_key(line: &ImportedRanking, set_id: &SetId, places: &Places) -> Strin
     let strength = line.judgment.strength.map_or("", Strength::as_str);
     let tiers: Vec<String> = places.iter().map(|(_, tier)| tier.to_string()).collect();
     let knowledge = (!is_blind(line)).then(|| line.judgment.knowledge.as_str());
-    let parts = [set_id.as_str(), strength].into_iter().chain(tiers.iter().map(String::as_str)).chain(knowledge);
-    format!("import:{}", digest(parts))
+    let ratings = json(&rated(line)).map(|r| r.to_string()).unwrap_or_default();
+    let ratings = (!line.judgment.ratings.is_empty()).then_some(ratings.as_str());
+    let parts = [set_id.as_str(), strength].into_iter().chain(tiers.iter().map(String::as_str));
+    format!("import:{}", digest(parts.chain(knowledge).chain(ratings)))
+}
+
+/// The line's ratings by text, with the version of their rubric.
+fn rated(line: &ImportedRanking) -> (Option<&str>, BTreeSet<(&str, &str, String)>) {
+    let text = |id: &CompletionId| line.completions.iter().find(|c| c.id == *id).map_or("", |c| c.text.as_str());
+    let value = |r: &Rating| json(&r.value).unwrap_or_default().to_string();
+    let ratings = line.judgment.ratings.iter();
+    let ratings = ratings.map(|r| (text(&r.completion_id), r.dimension.as_str(), value(r)));
+    (line.judgment.rubric_version.as_deref(), ratings.collect())
 }
 
 fn is_blind(line: &ImportedRanking) -> bool {
@@ -359,9 +379,10 @@ async fn judge(
     };
     put_labeler(conn, &labeler, signed).await?;
     let placed = placed(conn, set_id, places).await?;
-    let items = (0i64..).zip(placed).map(|(shown_position, (completion_id, tier))| JudgmentItem {
-        completion_id,
-        tier,
+    let ratings = moved(line, &placed);
+    let items = (0i64..).zip(placed).map(|(shown_position, p)| JudgmentItem {
+        completion_id: p.completion_id,
+        tier: p.tier,
         shown_position,
         rating: None,
     });
@@ -383,9 +404,25 @@ async fn judge(
         supersedes_id,
         idempotency_key: key,
         items: items.collect(),
+        ratings,
         ..line.judgment.clone()
     };
     add(conn, set_id, &judgment).await
+}
+
+/// The line's ratings on the completions that the set has already. Equal texts in equal places take their ratings one
+/// after the other.
+fn moved(line: &ImportedRanking, placed: &[Placed]) -> Vec<Rating> {
+    let mut left: Vec<(&Completion, i64)> =
+        line.completions.iter().zip(line.judgment.items.iter().map(|item| item.tier)).collect();
+    let mut ratings = Vec::with_capacity(line.judgment.ratings.len());
+    for p in placed {
+        let Some(at) = left.iter().position(|(c, tier)| c.text == p.text && *tier == p.tier) else { continue };
+        let (written, _) = left.remove(at);
+        let of_text = line.judgment.ratings.iter().filter(|r| r.completion_id == written.id);
+        ratings.extend(of_text.map(|r| Rating { completion_id: p.completion_id.clone(), ..r.clone() }));
+    }
+    ratings
 }
 
 /// Stores a judgment whose items are those of its set.

@@ -1,24 +1,28 @@
 //! Judgments: append-only rankings with revisions, and the joined view for training.
 
-use super::rows::{Conn, PAGE_BYTES, Row, args, not_found};
-use super::{LabelerCounts, Page, RankedFilter, Result};
+use super::rows::{Conn, PAGE_BYTES, Row, args, json, not_found};
+use super::{LabelerCounts, Page, RankedFilter, Result, rubrics};
 use crate::domain::*;
 
-/// Judgments with their items and flags, one row for each of those, in one statement.
+/// Judgments with their items, flags and ratings, one row for each of those, in one statement.
 macro_rules! whole {
     ($which:literal, $order:literal) => {
         concat!(
             "SELECT j.*, i.completion_id AS about, i.tier, i.shown_position, i.rating, NULL AS code, NULL AS note,
-                 0 AS part, i.shown_position AS place
+                 NULL AS said, 0 AS part, i.shown_position AS place
              FROM judgments j LEFT JOIN judgment_items i ON i.judgment_id = j.id WHERE ",
             $which,
             " UNION ALL
-             SELECT j.*, f.completion_id, NULL, NULL, NULL, f.code, f.note, 1, f.position
+             SELECT j.*, f.completion_id, NULL, NULL, NULL, f.code, f.note, NULL, 1, f.position
              FROM judgments j JOIN judgment_flags f ON f.judgment_id = j.id WHERE ",
+            $which,
+            " UNION ALL
+             SELECT j.*, r.completion_id, NULL, NULL, NULL, r.dimension, NULL, CAST(r.value AS TEXT), 2, 0
+             FROM judgments j JOIN judgment_ratings r ON r.judgment_id = j.id WHERE ",
             $which,
             " ORDER BY ",
             $order,
-            ", part, place, about"
+            ", part, place, about, code"
         )
     };
 }
@@ -41,6 +45,9 @@ fn gather_one(judgments: &mut Vec<Judgment>, row: &Row) -> Result<()> {
     let Some(judgment) = judgments.last_mut() else { return Ok(()) };
     let about = row.opt_text("about")?.map(CompletionId::from);
     match (row.opt_text("code")?, about) {
+        (Some(dimension), Some(about)) if row.opt_text("said")?.is_some() => {
+            judgment.ratings.push(rubrics::rating(row, about, dimension)?);
+        }
         (Some(code), completion_id) => {
             judgment.flags.push(JudgmentFlag { completion_id, code, note: row.opt_text("note")? });
         }
@@ -58,7 +65,11 @@ fn gather_one(judgments: &mut Vec<Judgment>, row: &Row) -> Result<()> {
 /// Bytes of the texts that a labeler wrote with a judgment.
 fn size(judgment: &Judgment) -> usize {
     let notes = judgment.flags.iter().filter_map(|flag| flag.note.as_ref());
-    judgment.rationale.iter().chain(notes).map(String::len).sum()
+    let tags = judgment.ratings.iter().flat_map(|rating| match &rating.value {
+        RatingValue::Tags(tags) => tags.as_slice(),
+        RatingValue::Flag(_) | RatingValue::Likert(_) => &[],
+    });
+    judgment.rationale.iter().chain(notes).chain(tags).map(String::len).sum()
 }
 
 fn head(row: &Row) -> Result<Judgment> {
@@ -75,9 +86,11 @@ fn head(row: &Row) -> Result<Judgment> {
         active_ms: row.int("active_ms")?,
         wall_ms: row.int("wall_ms")?,
         guideline_version: row.opt_text("guideline_version")?,
+        rubric_version: row.opt_text("rubric_version")?,
         idempotency_key: row.text("idempotency_key")?,
         items: Vec::new(),
         flags: Vec::new(),
+        ratings: Vec::new(),
         created: row.int("created")?,
         knowledge: row.name("knowledge", Knowledge::parse)?,
     })
@@ -174,13 +187,13 @@ pub(super) async fn counts(conn: &mut Conn, labeler: &LabelerId, since: Micros) 
     })
 }
 
-/// Stores a judgment with its items and flags. The caller has checked the items with `rules::check_items`, or made the
+/// Stores a judgment with its items, flags and ratings. The caller has checked the items with `rules::check_items`, or made the
 /// set from them.
 pub(super) async fn append(conn: &mut Conn, j: &Judgment) -> Result<()> {
     conn.run(
         "INSERT INTO judgments (id, assignment_id, set_id, labeler_id, revision, supersedes_id, outcome, strength,
-             rationale, active_ms, wall_ms, guideline_version, idempotency_key, created, knowledge)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)",
+             rationale, active_ms, wall_ms, guideline_version, idempotency_key, created, knowledge, rubric_version)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)",
         args![
             j.id.as_str(),
             j.assignment_id.as_ref().map(AssignmentId::as_str),
@@ -196,7 +209,8 @@ pub(super) async fn append(conn: &mut Conn, j: &Judgment) -> Result<()> {
             &j.guideline_version,
             &j.idempotency_key,
             j.created,
-            j.knowledge.as_str()
+            j.knowledge.as_str(),
+            &j.rubric_version
         ],
     )
     .await?;
@@ -219,6 +233,13 @@ pub(super) async fn append(conn: &mut Conn, j: &Judgment) -> Result<()> {
                 &flag.code,
                 &flag.note
             ],
+        )
+        .await?;
+    }
+    for rating in &j.ratings {
+        conn.run(
+            "INSERT INTO judgment_ratings (judgment_id, completion_id, dimension, value) VALUES ($1, $2, $3, $4)",
+            args![j.id.as_str(), rating.completion_id.as_str(), &rating.dimension, json(&rating.value)?],
         )
         .await?;
     }
@@ -273,6 +294,46 @@ pub(super) async fn ranked_sets(conn: &mut Conn, filter: &RankedFilter) -> Resul
     Ok(ranked_page(conn, filter, None, i64::MAX).await?.0)
 }
 
+/// Judgments with their items and texts, best first. SQLite keeps the order of a CROSS JOIN: judgments are read from
+/// where the page begins, not all of them for each page. `$ratings` gives a completion's ratings as a JSON object.
+macro_rules! ranked_of {
+    ($ratings:literal) => {
+        concat!(
+            "SELECT j.id AS judgment_id, j.set_id, j.labeler_id, j.strength, j.outcome, j.knowledge,
+                    j.rubric_version, j.prompt_id, j.split, j.messages, j.tags,
+                    i.completion_id, i.tier, i.shown_position, c.model_version_id, c.text,
+                    (SELECT ",
+            $ratings,
+            " FROM judgment_ratings r WHERE r.judgment_id = j.id AND r.completion_id = i.completion_id) AS ratings
+             FROM (SELECT j.id, j.set_id, j.labeler_id, j.strength, j.outcome, j.knowledge,
+                          j.rubric_version, p.id AS prompt_id, p.split, p.messages, p.tags
+                   FROM judgments j CROSS JOIN comparison_sets s CROSS JOIN prompts p
+                   WHERE s.id = j.set_id AND p.id = s.prompt_id
+                     AND ($1 IS NULL OR p.split = $1) AND ($2 IS NULL OR j.labeler_id = $2)
+                     AND s.kind = $3 AND ($4 IS NULL OR j.created <= $4)
+                     AND ($5 OR NOT EXISTS (SELECT 1 FROM resolutions r WHERE r.set_id = j.set_id
+                         AND r.reviewer_id <> j.labeler_id AND ($4 IS NULL OR r.created <= $4)))
+                     AND ($6 OR ",
+            counted!("j"),
+            ") AND NOT EXISTS (SELECT 1 FROM judgments n WHERE n.set_id = j.set_id
+                         AND n.labeler_id = j.labeler_id AND n.revision > j.revision
+                         AND ($4 IS NULL OR n.created <= $4) AND ($6 OR ",
+            counted!("n"),
+            "))
+                     AND j.id > COALESCE($7, '')
+                     AND (NOT $9 OR p.source NOT IN ('chat', 'completions')
+                         OR p.submitted <= COALESCE($4, 9223372036854775807))
+                   ORDER BY j.id LIMIT $8) j
+             LEFT JOIN judgment_items i ON i.judgment_id = j.id
+             LEFT JOIN completions c ON c.id = i.completion_id
+             ORDER BY j.id, i.tier, i.completion_id"
+        )
+    };
+}
+
+const RANKED_SQLITE: &str = ranked_of!("json_group_object(r.dimension, json(r.value))");
+const RANKED_POSTGRES: &str = ranked_of!("jsonb_object_agg(r.dimension, r.value)");
+
 /// At most `limit` of the judgments with ids after `after`, and the id to continue after; `None` at the end. A filter
 /// by tag may give a page with fewer sets.
 pub(super) async fn ranked_page(
@@ -281,37 +342,10 @@ pub(super) async fn ranked_page(
     after: Option<&str>,
     limit: i64,
 ) -> Result<(Vec<RankedSet>, Option<JudgmentId>)> {
-    // SQLite keeps the order of a CROSS JOIN: judgments are read from where the page begins, not all of them for each
-    // page.
+    let sql = if conn.is_postgres() { RANKED_POSTGRES } else { RANKED_SQLITE };
     let rows = conn
         .all(
-            concat!(
-                "SELECT j.id AS judgment_id, j.set_id, j.labeler_id, j.strength, j.outcome, j.knowledge,
-                    j.prompt_id, j.split, j.messages, j.tags,
-                    i.completion_id, i.tier, i.shown_position, c.model_version_id, c.text
-             FROM (SELECT j.id, j.set_id, j.labeler_id, j.strength, j.outcome, j.knowledge,
-                          p.id AS prompt_id, p.split, p.messages, p.tags
-                   FROM judgments j CROSS JOIN comparison_sets s CROSS JOIN prompts p
-                   WHERE s.id = j.set_id AND p.id = s.prompt_id
-                     AND ($1 IS NULL OR p.split = $1) AND ($2 IS NULL OR j.labeler_id = $2)
-                     AND s.kind = $3 AND ($4 IS NULL OR j.created <= $4)
-                     AND ($5 OR NOT EXISTS (SELECT 1 FROM resolutions r WHERE r.set_id = j.set_id
-                         AND r.reviewer_id <> j.labeler_id AND ($4 IS NULL OR r.created <= $4)))
-                     AND ($6 OR ",
-                counted!("j"),
-                ") AND NOT EXISTS (SELECT 1 FROM judgments n WHERE n.set_id = j.set_id
-                         AND n.labeler_id = j.labeler_id AND n.revision > j.revision
-                         AND ($4 IS NULL OR n.created <= $4) AND ($6 OR ",
-                counted!("n"),
-                "))
-                     AND j.id > COALESCE($7, '')
-                     AND (NOT $9 OR p.source NOT IN ('chat', 'completions')
-                         OR p.submitted <= COALESCE($4, 9223372036854775807))
-                   ORDER BY j.id LIMIT $8) j
-             LEFT JOIN judgment_items i ON i.judgment_id = j.id
-             LEFT JOIN completions c ON c.id = i.completion_id
-             ORDER BY j.id, i.tier, i.completion_id"
-            ),
+            sql,
             args![
                 filter.split.map(Split::as_str),
                 filter.labeler_id.as_ref().map(LabelerId::as_str),
@@ -350,6 +384,7 @@ pub(super) async fn ranked_page(
                 outcome: row.name("outcome", Outcome::parse)?,
                 items: Vec::new(),
                 knowledge: row.name("knowledge", Knowledge::parse)?,
+                rubric_version: row.opt_text("rubric_version")?,
             });
         }
         if let (Some(completion_id), Some(last)) = (row.opt_text("completion_id")?, ranked.last_mut()) {
@@ -359,6 +394,7 @@ pub(super) async fn ranked_page(
                 text: row.text("text")?,
                 tier: row.int("tier")?,
                 shown_position: row.int("shown_position")?,
+                ratings: row.opt_json("ratings")?.unwrap_or_default(),
             });
         }
     }

@@ -28,6 +28,7 @@ mod quality;
 mod responses;
 mod reveals;
 mod rows;
+mod rubrics;
 mod rules;
 mod sets;
 mod settings;
@@ -186,6 +187,14 @@ pub struct GuidelineVersion {
     pub created_by: LabelerId,
 }
 
+/// A version of a rubric, and who stored it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RubricVersion {
+    pub rubric: Rubric,
+    pub created: Micros,
+    pub created_by: LabelerId,
+}
+
 /// Completions of a model version, and feedback on them.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, schemars::JsonSchema)]
 pub struct VersionUse {
@@ -240,6 +249,10 @@ pub struct RankedFilter {
     /// Leave out prompts that came in only as requests, and feedback on answers to requests. Always set when
     /// `privacy.learn_from_requests` is off.
     pub without_requests: bool,
+    /// Rank the completions by their ratings on a dimension of a rubric; sets with fewer than two ratings on it are
+    /// left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub by_rating: Option<ByRating>,
 }
 
 /// New lease request. The store picks the set; seeds and ids come from the caller.

@@ -28,6 +28,8 @@ pub struct Outlook {
     pub open: i64,
     /// The stored guidelines in force, if there are any.
     pub guidelines: Option<String>,
+    /// The active rubric.
+    pub rubric: Option<Rubric>,
     /// There is an ordinary set to hand out.
     pub ordinary_free: bool,
     /// There is one of the asked-for kind.
@@ -261,6 +263,9 @@ pub(super) fn check_items(j: &Judgment, of_set: &[CompletionId]) -> Result<()> {
     }
     if let Some(flag) = j.flags.iter().filter_map(|f| f.completion_id.as_ref()).find(|id| !of_set.contains(id)) {
         return conflict(format!("completion {flag} is not in set {}", j.set_id));
+    }
+    if let Some(rated) = j.ratings.iter().map(|r| &r.completion_id).find(|id| !of_set.contains(id)) {
+        return conflict(format!("completion {rated} is not in set {}", j.set_id));
     }
     if j.outcome == Outcome::Ranked && seen.len() != of_set.len() {
         return conflict(format!("{} of {} completions are ranked", seen.len(), of_set.len()));

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::judgments::{self, current, work_done};
 use super::leases::{assignment, held, taken_by_others};
 use super::rows::{Arg, Conn, Row, args, not_found, without_nul};
+use super::rubrics::{active_rubric, rubric};
 use super::rules::{self, Decision, RevisedJudgment, Standing};
 use super::turns::Place;
 use super::{Result, StoreError, SubmitJudgment, Submitted, keys, prompts, sets};
@@ -29,6 +30,8 @@ pub struct Question {
     pub daily_quota: Option<i64>,
     /// The stored guidelines of the requested language.
     pub guidelines: Option<String>,
+    /// The rubric of the requested version, or the active one.
+    pub rubric: Option<Rubric>,
     /// Set and labeler of the judgment that is revised, if it exists.
     pub former: Option<(SetId, LabelerId)>,
 }
@@ -48,7 +51,9 @@ macro_rules! question_of {
                  a.expires_at, a.order_seed,
                  CASE WHEN i.position = 0 THEN
                      (SELECT v.text FROM guideline_versions v WHERE v.lang = $4 ORDER BY v.id DESC LIMIT 1)
-                 END AS guidelines
+                 END AS guidelines,
+                 CASE WHEN i.position = 0 THEN u.version END AS rubric_version,
+                 CASE WHEN i.position = 0 THEN u.definition END AS rubric
              FROM ",
             $which,
             " JOIN set_items i ON i.set_id = s.id
@@ -57,6 +62,9 @@ macro_rules! question_of {
              LEFT JOIN gold_items g ON g.set_id = i.set_id AND g.completion_id = i.completion_id
              LEFT JOIN labelers l ON l.id = $2
              LEFT JOIN judgments f ON f.id = $3
+             LEFT JOIN rubrics u ON u.version = COALESCE($5, ",
+            active_rubric!("version"),
+            ")
              WHERE s.id IS NOT NULL ORDER BY i.position"
         )
     };
@@ -68,21 +76,22 @@ pub(super) async fn question(
     labeler: &LabelerId,
     former: Option<&JudgmentId>,
     lang: Option<&str>,
+    rubric_version: Option<&str>,
 ) -> Result<Question> {
     let former = former.map(JudgmentId::as_str);
     let (rows, missing) = match place {
         Place::Assignment(id) => {
             let sql = question_of!("assignments a JOIN comparison_sets s ON s.id = a.set_id AND a.id = $1");
             (
-                conn.all(sql, args![id.as_str(), labeler.as_str(), former, lang]).await?,
+                conn.all(sql, args![id.as_str(), labeler.as_str(), former, lang, rubric_version]).await?,
                 not_found("assignment", id.as_str()),
             )
         }
         Place::Set(id, held) => {
             let sql =
-                question_of!("(SELECT * FROM comparison_sets WHERE id = $1) s LEFT JOIN assignments a ON a.id = $5");
+                question_of!("(SELECT * FROM comparison_sets WHERE id = $1) s LEFT JOIN assignments a ON a.id = $6");
             let held = held.as_ref().map(AssignmentId::as_str);
-            let args = args![id.as_str(), labeler.as_str(), former, lang, held];
+            let args = args![id.as_str(), labeler.as_str(), former, lang, rubric_version, held];
             (conn.all(sql, args).await?, not_found("comparison set", id.as_str()))
         }
     };
@@ -125,6 +134,7 @@ pub(super) async fn question(
         authors,
         daily_quota: first.opt_int("daily_quota")?,
         guidelines: first.opt_text("guidelines")?,
+        rubric: rubric(first)?,
         former,
     })
 }
@@ -271,8 +281,8 @@ fn as_kept(j: &mut Judgment, postgres: bool) {
 macro_rules! judgment_rows {
     () => {
         "INSERT INTO judgments (id, assignment_id, set_id, labeler_id, revision, supersedes_id, outcome, strength,
-             rationale, active_ms, wall_ms, guideline_version, idempotency_key, created, knowledge)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)"
+             rationale, active_ms, wall_ms, guideline_version, idempotency_key, created, knowledge, rubric_version)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $23)"
     };
 }
 macro_rules! item_rows {
@@ -290,6 +300,15 @@ macro_rules! flag_rows {
         concat!(
             "INSERT INTO judgment_flags (judgment_id, position, completion_id, code, note)
              SELECT $1, CAST(e.value ->> 0 AS BIGINT), e.value ->> 1, e.value ->> 2, e.value ->> 3 FROM ",
+            $each
+        )
+    };
+}
+macro_rules! rating_rows {
+    ($each:literal) => {
+        concat!(
+            "INSERT INTO judgment_ratings (judgment_id, completion_id, dimension, value)
+             SELECT $1, e.value ->> 0, e.value ->> 1, e.value -> 2 FROM ",
             $each
         )
     };
@@ -318,13 +337,13 @@ macro_rules! answer_row {
     () => {
         "INSERT INTO completions (id, prompt_id, model_version_id, origin, parent_completion_id, text, token_ids,
              logprobs, sampling, seed, finish_reason, request_id, reward, created)
-         VALUES ($23, $24, NULL, $25, NULL, $26, $27, $28, $29, NULL, NULL, NULL, NULL, $30)"
+         VALUES ($25, $26, NULL, $27, NULL, $28, $29, $30, $31, NULL, NULL, NULL, NULL, $32)"
     };
 }
 macro_rules! demonstration_row {
     () => {
         "INSERT INTO demonstrations (prompt_id, completion_id, labeler_id, created, text_key)
-         VALUES ($24, $23, $4, $21, $31)"
+         VALUES ($26, $25, $4, $21, $33)"
     };
 }
 
@@ -334,6 +353,7 @@ macro_rules! sqlite_script {
             judgment_rows!(), ";",
             item_rows!("json_each($16) AS e"), ";",
             flag_rows!("json_each($17) AS e"), ";",
+            rating_rows!("json_each($24) AS e"), ";",
             place_row!(), ";",
             reveal_rows!("json_each($20) AS e"), ";",
             $($more, ";",)*
@@ -348,7 +368,8 @@ macro_rules! postgres_statement {
             item_rows!("jsonb_array_elements($16) AS e(value)"), "), c AS (",
             flag_rows!("jsonb_array_elements($17) AS e(value)"), "), d AS (",
             place_row!(), "), f AS (",
-            reveal_rows!("jsonb_array_elements($20) AS e(value)"), ")",
+            reveal_rows!("jsonb_array_elements($20) AS e(value)"), "), i AS (",
+            rating_rows!("jsonb_array_elements($24) AS e(value)"), ")",
             $(", ", $name, " AS (", $more, ")",)*
             " ",
             status_row!()
@@ -367,6 +388,7 @@ async fn write(conn: &mut Conn, decision: &Decision, answer: Option<&Completion>
     let items: Vec<Value> =
         j.items.iter().map(|i| json!([i.completion_id, i.tier, i.shown_position, i.rating])).collect();
     let flags: Vec<Value> = (0i64..).zip(&j.flags).map(|(n, f)| json!([n, f.completion_id, f.code, f.note])).collect();
+    let ratings: Vec<Value> = j.ratings.iter().map(|r| json!([r.completion_id, r.dimension, r.value])).collect();
     let reveals: Vec<Value> = decision.reveals.iter().map(|what| json!([what.as_str()])).collect();
     let mut args: Vec<Arg> = args![
         j.id.as_str(),
@@ -390,7 +412,9 @@ async fn write(conn: &mut Conn, decision: &Decision, answer: Option<&Completion>
         decision.place.as_ref().map(|(_, state)| state.as_str()),
         Value::from(reveals),
         now,
-        decision.status.map(SetStatus::as_str)
+        decision.status.map(SetStatus::as_str),
+        &j.rubric_version,
+        Value::from(ratings)
     ];
     if let Some(c) = answer {
         args.extend(args![

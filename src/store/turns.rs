@@ -6,6 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::leases::{self, assignment, can_judge, held, taken_by_others};
 use super::rows::{Conn, Row, args, not_found};
+use super::rubrics::{active_rubric, rubric};
 use super::rules::{self, LeasePlan};
 use super::sql::{Store, place, read};
 use super::*;
@@ -130,7 +131,11 @@ async fn outlook(conn: &mut Conn, request: &OutlookRequest) -> Result<Outlook> {
                 " IS NOT NULL AS ordinary_free, ",
                 free_of!("kind = $8"),
                 " IS NOT NULL AS special_free,
-                   (SELECT g.text FROM guideline_versions g WHERE g.lang = $9 ORDER BY g.id DESC LIMIT 1) AS guidelines,
+                   (SELECT g.text FROM guideline_versions g WHERE g.lang = $9 ORDER BY g.id DESC LIMIT 1) AS guidelines, ",
+                active_rubric!("version"),
+                " AS rubric_version, ",
+                active_rubric!("definition"),
+                " AS rubric,
                    EXISTS (SELECT 1 FROM assignments WHERE state = 'leased' AND expires_at <= $1) AS lapsed,
                    EXISTS (SELECT 1 FROM assignments WHERE state = 'leased' AND expires_at > $11) AS ahead,
                    n.status AS named_status, n.target_overlap AS named_overlap,
@@ -205,6 +210,7 @@ fn seen(row: &Row, request: &OutlookRequest) -> Result<Outlook> {
         calibrations_left: row.int("calibrations_left")?,
         open: row.int("open_sets")?,
         guidelines: row.opt_text("guidelines")?,
+        rubric: rubric(row)?,
         ordinary_free: row.flag("ordinary_free")?,
         special_free: row.flag("special_free")?,
         held: Vec::new(),

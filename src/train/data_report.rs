@@ -145,7 +145,7 @@ mod tests {
 
     fn ranking(prompt: &str, texts: &[(&str, i64)], labeler: Option<&str>) -> Comparison {
         let mut found = Comparison::preferred(PromptInput::Text(prompt.into()), String::new(), String::new());
-        found.completions = texts.iter().map(|(text, tier)| RankedText { text: (*text).into(), tier: *tier }).collect();
+        found.completions = texts.iter().map(|(text, tier)| RankedText::new(*text, *tier)).collect();
         found.labeler = labeler.map(str::to_owned);
         found
     }

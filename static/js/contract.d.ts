@@ -22,6 +22,12 @@ export type ActiveEvidence = {
   policy: EvidenceSummary | null;
 };
 
+/** The rubric by which labelers rate completions now. */
+export type ActiveRubric = {
+  /** Null when completions are only ranked. */
+  rubric: Rubric | null;
+};
+
 /** How far labelers agree; a figure is `null` where the data cannot give one. */
 export type Agreement = {
   /** Units with two ratings or more. Units of one set are not independent: each figure's `n` counts sets. */
@@ -45,6 +51,15 @@ export type Agreement = {
 export type AllGuidelines = {
   current: EditableGuidelines[];
   versions: FormerGuidelines[];
+};
+
+/** What an administrator chooses from. */
+export type AllRubrics = {
+  /** Version of the active rubric; null for none. */
+  active: string | null;
+  /** Newest first. */
+  versions: StoredRubric[];
+  presets: Preset[];
 };
 
 /** Records and their size. */
@@ -326,6 +341,16 @@ export type BlindCompletion = {
   cut_off: boolean;
   /** Number of tokens at which the length limit ended it; null where it did not, or where tokens are unknown. */
   cut_off_at: number | null;
+};
+
+/** Rank completions by their ratings on one dimension of a rubric, instead of by the labeler's ranking. */
+export type ByRating = {
+  /** Version of the rubric; what was rated by others is left out. */
+  rubric: string;
+  /** Key of a `likert` or `flag` dimension. */
+  dimension: string;
+  /** The lowest number, or no, is best. Default: the highest number, or yes. */
+  lower_is_better?: boolean;
 };
 
 /** A call that begins, with its id and name, or more of its arguments. */
@@ -686,6 +711,69 @@ export type DeviceMemory = {
   used: number;
   total: number;
 };
+
+/** One thing that is rated of every completion. */
+export type Dimension = {
+  /** Names the dimension in ratings, exports and figures: 1 to 64 of a-z, 0-9 and _. */
+  key: string;
+  /** What labelers read, by language. */
+  label: Record<string, string>;
+  kind: DimensionKind;
+  /** A ranking must rate every completion on it. A flag that is not required and not set counts as no. */
+  required: boolean;
+  /** Of `likert`: 2 to 10. */
+  points?: number | null;
+  /** Of `likert`: what 1 means, by language. */
+  low?: Record<string, string>;
+  /** Of `likert`: what the highest number means, by language. */
+  high?: Record<string, string>;
+  /** Of `tags`: tags that the page offers. */
+  suggestions?: string[];
+};
+
+/** How a dimension was rated. Intervals resample whole sets. */
+export type DimensionFigures = {
+  key: string;
+  /** By language. */
+  label: Record<string, string>;
+  kind: DimensionKind;
+  ratings: number;
+  completions: number;
+  labelers: number;
+  /** Mean of `likert`, share of yes of `flag`; null for `tags` and without ratings. `n` counts sets. */
+  mean: Figure | null;
+  /** How often each value was given: 1 to the highest of `likert`; no, yes of `flag`; empty for `tags`. */
+  counts: number[];
+  /** The most frequent tags with how often they were given. */
+  tags: TagCount[];
+  /** Krippendorff's α, ordinal for `likert` and nominal for `flag`. Null for `tags`, and where no completion has two
+   * ratings or all ratings are the same. */
+  alpha: Figure | null;
+  /** Share of pairs of labelers who gave the same completion the same value. */
+  same: Figure | null;
+};
+
+/** One thing that is rated of every completion. */
+export type DimensionInput = {
+  /** Names the dimension in ratings, exports and figures: 1 to 64 of a-z, 0-9 and _. */
+  key: string;
+  /** What labelers read, by language. */
+  label: Record<string, string>;
+  kind: DimensionKind;
+  /** A ranking must rate every completion on it. A flag that is not required and not set counts as no. */
+  required?: boolean;
+  /** Of `likert`: 2 to 10. */
+  points?: number | null;
+  /** Of `likert`: what 1 means, by language. */
+  low?: Record<string, string>;
+  /** Of `likert`: what the highest number means, by language. */
+  high?: Record<string, string>;
+  /** Of `tags`: tags that the page offers. */
+  suggestions?: string[];
+};
+
+/** How a dimension is rated. */
+export type DimensionKind = 'likert' | 'flag' | 'tags';
 
 export type DocumentText = {
   text: string;
@@ -1188,10 +1276,14 @@ export type Judgment = {
   active_ms: number;
   wall_ms: number;
   guideline_version: string | null;
+  /** Of the rubric that `ratings` are by; null for a judgment without a rubric. */
+  rubric_version: string | null;
   idempotency_key: string;
   /** One entry for each completion of the set when `outcome` is `ranked`; else may be empty. */
   items: JudgmentItem[];
   flags: JudgmentFlag[];
+  /** In the order of completion id and dimension. */
+  ratings: Rating[];
   created: number;
   /** What the labeler knew when judging; the store fills it in. */
   knowledge: Knowledge;
@@ -1345,6 +1437,8 @@ export type LeasedSet = {
   completions: BlindCompletion[];
   /** Of the guidelines in force; a judgment sends it back. */
   guideline_version: string;
+  /** The active rubric: a judgment sends its version and its ratings. Null without one. */
+  rubric: Rubric | null;
   me: OwnCounts;
   queue: Queue;
   /** Null once the calibration sets that come first are done. */
@@ -1690,10 +1784,14 @@ export type PastJudgment = {
   active_ms: number;
   wall_ms: number;
   guideline_version: string | null;
+  /** Of the rubric that `ratings` are by; null for a judgment without a rubric. */
+  rubric_version: string | null;
   idempotency_key: string;
   /** One entry for each completion of the set when `outcome` is `ranked`; else may be empty. */
   items: JudgmentItem[];
   flags: JudgmentFlag[];
+  /** In the order of completion id and dimension. */
+  ratings: Rating[];
   created: number;
   /** What the labeler knew when judging; the store fills it in. */
   knowledge: Knowledge;
@@ -1735,6 +1833,10 @@ export type PersonalExport = {
   resolutions: [string, number][];
   /** (language, text, when) of guidelines that they wrote. */
   guidelines: [string, string, number][];
+  /** (version, name, when) of rubrics that they stored. */
+  rubrics: [string, string, number][];
+  /** (version, when) of rubrics that they activated; null for none. */
+  rubric_activations: ([string | null, number])[];
   /** (id, kind, name, note) of jobs that they queued. */
   jobs: ([string, string, string | null, string | null])[];
   /** (name, when) of settings whose present value is theirs. */
@@ -1817,6 +1919,12 @@ export type PlanArgs = {
 
 /** How the hidden states of a text become one vector. */
 export type Pooling = 'mean' | 'cls' | 'max' | 'mean_sqrt_len' | 'weighted_mean' | 'last_token';
+
+/** A rubric to begin with. */
+export type Preset = {
+  id: string;
+  definition: RubricDefinition;
+};
 
 export type PresetList = {
   object: 'list';
@@ -1968,6 +2076,9 @@ export type RankedFilter = {
   /** Leave out prompts that came in only as requests, and feedback on answers to requests. Always so where
    * `privacy.learn_from_requests` is off. */
   without_requests?: boolean;
+  /** Rank the completions by their ratings on a dimension of a rubric; sets with fewer than two ratings on it are
+   * left out. */
+  by_rating?: ByRating | null;
 };
 
 export type RankedLabel = {
@@ -1982,6 +2093,27 @@ export type RankedSetIds = {
   prompt_id: string;
   completion_ids: string[];
 };
+
+/** A labeler's rating of one completion on one dimension. */
+export type Rating = {
+  completion_id: string;
+  /** Key of the dimension. */
+  dimension: string;
+  value: RatingValue;
+};
+
+/** A value of the kind of its dimension: a number, true or false, or a list of tags. */
+export type RatingValue = boolean | number | string[];
+
+/** Figures of the ratings, by version of the rubric: what was said under different versions is never put together. */
+export type RatingsReport = {
+  /** Those with ratings in scope and the active one; the newest first. */
+  rubrics: RubricFigures[];
+  resampling: Resampling;
+};
+
+/** Whether labelers write the reasons for their ranking. */
+export type RationaleUse = 'optional' | 'off' | 'required';
 
 /** Requests are served. */
 export type Ready = {
@@ -2027,6 +2159,8 @@ export type ReopenedJudgment = {
   set_id: string;
   prompt: LabelerPrompt;
   completions: BlindCompletion[];
+  /** The rubric of the judgment, or the active one for a judgment without a rubric. */
+  rubric: Rubric | null;
 };
 
 /** How many records came in as requests, and are used for training only where the operator says so. */
@@ -2266,6 +2400,39 @@ export type Rewards = {
 };
 
 export type Role = 'labeler' | 'reviewer' | 'admin';
+
+/** A rubric with its version. */
+export type Rubric = {
+  /** First 12 hex digits of the SHA-256 of the definition. */
+  version: string;
+  definition: RubricDefinition;
+};
+
+/** What a rubric says. Its version is a hash of it, so a rubric cannot be changed, only followed by another. */
+export type RubricDefinition = {
+  name: string;
+  /** In the order in which they are shown. */
+  dimensions: Dimension[];
+  rationale: RationaleUse;
+};
+
+/** What a rubric says. Its version is a hash of it, so a rubric cannot be changed, only followed by another. */
+export type RubricDefinitionInput = {
+  name: string;
+  /** In the order in which they are shown. */
+  dimensions: DimensionInput[];
+  rationale?: RationaleUse;
+};
+
+export type RubricFigures = {
+  version: string;
+  name: string;
+  /** When the version was stored, µs UTC. */
+  created: number;
+  active: boolean;
+  /** In the order of the rubric. */
+  dimensions: DimensionFigures[];
+};
 
 /** What loading the sample did. */
 export type SampleReport = {
@@ -2579,6 +2746,16 @@ export type StoredRanking = {
   set: RankedSetIds;
 };
 
+/** A version of a rubric, and who stored it. */
+export type StoredRubric = {
+  /** First 12 hex digits of the SHA-256 of the definition. */
+  version: string;
+  definition: RubricDefinition;
+  /** µs UTC. */
+  created: number;
+  created_by: string;
+};
+
 export type StreamOptions = {
   /** A last chunk with the token counts. */
   include_usage?: boolean | null;
@@ -2596,6 +2773,11 @@ export type StreamedJobEvent = {
 
 /** How strongly the best is preferred; pairwise sets only. */
 export type Strength = 'significantly' | 'clearly' | 'slightly' | 'barely';
+
+export type TagCount = {
+  tag: string;
+  n: number;
+};
 
 export type TextChoice = {
   /** Samples of the first prompt come first. */
@@ -2764,6 +2946,7 @@ export interface NoSuchRoute<P extends string> {
 export type GetAnswer<P extends string> = string extends P ? any :
   P extends '/admin/api/quality/consensus' ? ConsensusList :
   P extends '/admin/api/quality/versions' ? VersionTable :
+  P extends '/admin/api/quality/ratings' ? RatingsReport :
   P extends '/admin/api/throughput' ? Throughput :
   P extends '/admin/api/judgments' ? ListedJudgmentCountedPage :
   P extends '/admin/api/overview' ? Overview :
@@ -2779,6 +2962,7 @@ export type GetAnswer<P extends string> = string extends P ? any :
   P extends '/admin/settings' ? SettingViewList :
   P extends '/admin/invites' ? InviteViewList :
   P extends '/admin/recipes' ? RecipeViewList :
+  P extends '/admin/rubrics' ? AllRubrics :
   P extends '/v1/guidelines' ? ShownGuidelines :
   P extends '/v1/label/next' ? LeasedSet | null :
   P extends '/admin/models' ? ModelVersions :
@@ -2793,6 +2977,7 @@ export type GetAnswer<P extends string> = string extends P ? any :
   P extends '/v1/batches' ? BatchListing :
   P extends '/v1/prompts' ? PromptPage :
   P extends '/v1/models' ? ModelList :
+  P extends '/v1/rubric' ? ActiveRubric :
   P extends '/v1/files' ? FileListing :
   P extends '/session' ? SignedIn :
   P extends '/v1/plan' ? PlanAnswer :
@@ -2820,6 +3005,7 @@ export type GetAnswer<P extends string> = string extends P ? any :
 export type PostAnswer<P extends string> = string extends P ? any :
   P extends '/v1/messages/count_tokens' ? CountedTokens :
   P extends '/admin/models/rollback' ? ModelVersion :
+  P extends '/admin/rubrics/active' ? ActiveRubric :
   P extends '/admin/jobs/estimate' ? Estimate :
   P extends '/v1/chat/completions' ? ChatCompletion :
   P extends '/v1/comparison-sets' ? ShownSet :
@@ -2836,6 +3022,7 @@ export type PostAnswer<P extends string> = string extends P ? any :
   P extends '/v1/comparisons' ? StoredRanking :
   P extends '/v1/completions' ? TextCompletion :
   P extends '/admin/invites' ? CreatedInvite :
+  P extends '/admin/rubrics' ? StoredRubric :
   P extends '/v1/embeddings' ? EmbeddingList :
   P extends '/admin/canary' ? Canary :
   P extends '/admin/import' ? ImportReport :
@@ -2922,6 +3109,10 @@ export type PostBody<P extends string> = string extends P ? any :
   P extends '/admin/models/rollback' ? {
     /** Default `policy`. */
     kind?: ModelKind | null;
+  } :
+  P extends '/admin/rubrics/active' ? {
+    /** Null or absent: no rubric. */
+    version?: string | null;
   } :
   P extends '/admin/jobs/estimate' ? {
     /** A recipe's name. */
@@ -3223,6 +3414,11 @@ export type PostBody<P extends string> = string extends P ? any :
     /** For whom it is: the page greets them by it. */
     name?: string | null;
     note?: string | null;
+  } :
+  P extends '/admin/rubrics' ? {
+    definition: RubricDefinitionInput;
+    /** Also activate it. Default false. */
+    activate?: boolean;
   } :
   P extends '/v1/embeddings' ? {
     /** Name or id of an encoder; absent = the configured one. */
@@ -3545,6 +3741,10 @@ export type PostBody<P extends string> = string extends P ? any :
     revises?: string | null;
     /** Of the guidelines as they were shown. */
     guideline_version?: string | null;
+    /** Of the rubric as it was shown. Without it, ratings are by the active rubric. */
+    rubric_version?: string | null;
+    /** Each completion at most once on each dimension of the rubric. */
+    ratings?: Rating[];
   } :
   P extends `/admin/labelers/${string}/erase` ? {
     /** `anonymise`: rankings stay without an author, words go. `remove`: judgments and demonstrations go. */
@@ -3572,6 +3772,10 @@ export type PostBody<P extends string> = string extends P ? any :
     revises?: string | null;
     /** Of the guidelines as they were shown. */
     guideline_version?: string | null;
+    /** Of the rubric as it was shown. Without it, ratings are by the active rubric. */
+    rubric_version?: string | null;
+    /** Each completion at most once on each dimension of the rubric. */
+    ratings?: Rating[];
   } :
   P extends `/v1/label/${string}/release` ? {
     lease_token: string;
@@ -3596,6 +3800,7 @@ export type PostBody<P extends string> = string extends P ? any :
 export type GetQuery<P extends string> = string extends P ? any :
   P extends '/admin/api/quality/consensus' ? { kind?: 'normal' | 'gold' | 'calibration' | null | null | undefined | ''; days?: number | null | undefined | ''; replicates?: number | null | undefined | ''; seed?: number | null | undefined | ''; limit?: number | null | undefined | '' } :
   P extends '/admin/api/quality/versions' ? { kind?: 'normal' | 'gold' | 'calibration' | null | null | undefined | ''; days?: number | null | undefined | ''; replicates?: number | null | undefined | ''; seed?: number | null | undefined | ''; length_controlled?: boolean | null | undefined | '' } :
+  P extends '/admin/api/quality/ratings' ? { kind?: 'normal' | 'gold' | 'calibration' | null | null | undefined | ''; days?: number | null | undefined | ''; replicates?: number | null | undefined | ''; seed?: number | null | undefined | '' } :
   P extends '/admin/api/throughput' ? { days?: number | null | undefined | '' } :
   P extends '/admin/api/judgments' ? { labeler?: string | null | undefined | ''; set?: string | null | undefined | ''; kind?: 'normal' | 'gold' | 'calibration' | null | null | undefined | ''; outcome?: 'ranked' | 'all_bad' | 'unrankable' | 'skip' | null | null | undefined | ''; q?: string | null | undefined | ''; after?: string | null | undefined | ''; limit?: number | null | undefined | '' } :
   P extends '/v1/comparison-sets' ? { status?: 'open' | 'done' | 'retired' | null | null | undefined | ''; after?: string | null | undefined | ''; limit?: number | null | undefined | '' } :

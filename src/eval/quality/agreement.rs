@@ -153,8 +153,8 @@ impl Tally {
 
 /// Krippendorff's α of a coincidence matrix (Hayes and Krippendorff 2007). `None` without ratings, or when all are
 /// equal.
-fn alpha(coincidences: &Table, distance: Distance) -> Option<f64> {
-    let margin: Vec<f64> = coincidences.iter().map(|row| row.iter().sum()).collect();
+pub(super) fn alpha<R: AsRef<[f64]>>(coincidences: &[R], distance: Distance) -> Option<f64> {
+    let margin: Vec<f64> = coincidences.iter().map(|row| row.as_ref().iter().sum()).collect();
     let n: f64 = margin.iter().sum();
     let apart = |a: usize, b: usize| match distance {
         Distance::Nominal => f64::from(a != b),
@@ -165,7 +165,7 @@ fn alpha(coincidences: &Table, distance: Distance) -> Option<f64> {
     };
     let (mut observed, mut expected) = (0.0, 0.0);
     for (a, row) in coincidences.iter().enumerate() {
-        for (b, cell) in row.iter().enumerate() {
+        for (b, cell) in row.as_ref().iter().enumerate() {
             if a != b {
                 observed += cell * apart(a, b);
                 expected += margin[a] * margin[b] * apart(a, b);

@@ -7,6 +7,7 @@ pub mod consensus;
 pub mod facts;
 pub mod labelers;
 pub mod length;
+pub mod ratings;
 pub mod selection;
 pub mod statistics;
 

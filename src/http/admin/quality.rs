@@ -9,7 +9,7 @@ use crate::eval::quality::{Report, SetConsensus};
 use crate::http::AppState;
 use crate::http::error::{ApiError, ApiResult};
 use crate::http::extract::Query;
-use crate::service::quality::{self, Scope, VersionTable};
+use crate::service::quality::{self, RatingsReport, Scope, VersionTable};
 
 /// The judgments in the figures, and how intervals are computed.
 #[derive(Debug, Deserialize, schemars::JsonSchema)]
@@ -71,6 +71,15 @@ pub async fn versions(
     let scope = Scope { kind, days, replicates, seed };
     let controlled = length_controlled.unwrap_or(false);
     Ok(axum::Json(quality::versions(&state.services, scope, controlled).await?))
+}
+
+pub async fn ratings(
+    State(state): State<AppState>,
+    Query(query): Query<ReportQuery>,
+) -> ApiResult<axum::Json<RatingsReport>> {
+    let ReportQuery { kind, days, replicates, seed } = query;
+    let scope = Scope { kind, days, replicates, seed };
+    Ok(axum::Json(quality::ratings(&state.services, scope).await?))
 }
 
 /// The consensus on a set with its prompt.

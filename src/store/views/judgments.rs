@@ -81,19 +81,26 @@ impl Judgments<'_> {
         read!(self.0, |c| judgments::latest(c))
     }
 
-    /// One page, newest first, and the number of all judgments that match the filter.
+    /// Ratings of latest revisions that count, of sets of `kind`, created since `since`; by rubric, set, completion,
+    /// dimension and labeler.
+    pub async fn ratings(self, kind: SetKind, since: Option<Micros>) -> Result<Vec<GivenRating>> {
+        read!(self.0, |c| rubrics::ratings(c, kind, since))
+    }
+
+        /// One page, newest first, and the number of all judgments that match the filter.
     pub async fn browse(self, filter: &JudgmentFilter, page: Page) -> Result<(Vec<JudgmentRow>, i64)> {
         read!(self.0, |c| browse::judgments_page(c, filter, &page))
     }
 
-    /// Facts about a set before a judgment of it.
+    /// Facts about a set before a judgment of it, with the rubric of the given version or the active one.
     pub async fn question(
         self,
         place: &Place,
         labeler: &LabelerId,
         former: Option<&JudgmentId>,
         lang: Option<&str>,
+        rubric: Option<&str>,
     ) -> Result<Question> {
-        read!(self.0, |c| submits::question(c, place, labeler, former, lang))
+        read!(self.0, |c| submits::question(c, place, labeler, former, lang, rubric))
     }
 }

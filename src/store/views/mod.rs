@@ -25,6 +25,7 @@ mod people;
 mod privacy;
 mod prompts;
 mod responses;
+mod rubrics;
 mod sessions;
 mod sets;
 mod settings;
@@ -87,6 +88,8 @@ views! {
     prompts: Prompts;
     /// Stored responses of the Responses API, which a later request may continue.
     responses: Responses;
+    /// Versions of rubrics, by which labelers rate completions, and which of them is active.
+    rubrics: Rubrics;
     /// Sessions of browsers.
     sessions: Sessions;
     /// Comparison sets: what labelers rank.

@@ -12,6 +12,7 @@ const ACTIONS = [
   'promote', 'roll_back', 'retire', 'canary', 'end_canary', 'set', 'import', 'export', 'create_dataset', 'enqueue',
   'cancel', 'resume', 'draw_sets', 'cancel_draw', 'known_answer', 'retire_set', 'settle_set', 'create_link',
   'revoke_link', 'export_person', 'describe_job', 'set_guidelines', 'retention',
+  'put_rubric', 'activate_rubric',
 ]; // prettier-ignore
 
 const words = (action) => (has(`audit.${action}`) ? t(`audit.${action}`) : action.replaceAll('_', ' '));

@@ -3,6 +3,7 @@ import { get, listOf, post } from '../api.js';
 import { fill, h, toast } from '../dom.js';
 import { num, t, when } from '../i18n.js';
 import { errorText } from '../plain.js';
+import { textOf } from '../label/rubric.js';
 import { section, table } from './parts.js';
 
 /** "held out, gold" – what a version's filter says, in words. */
@@ -13,6 +14,7 @@ function filterText(filter) {
     f.set_kind ? t(`kind.${f.set_kind}`) : null,
     f.tag ? t('data.with_tag', { tag: f.tag }) : null,
     f.feedback ? t('data.with_feedback') : null,
+    f.by_rating ? t('data.by_rating', { name: f.by_rating.dimension, v: f.by_rating.rubric }) + (f.by_rating.lower_is_better ? t('data.reversed') : '') : null,
   ].filter(Boolean);
   return parts.length ? parts.join(', ') : t('split.all');
 }
@@ -27,6 +29,22 @@ export function datasetsPanel(signal) {
   );
   const tag = h('input', { id: 'dataset-tag', autocomplete: 'off', placeholder: t('queue.tag') });
   const feedback = h('input', { id: 'dataset-feedback', type: 'checkbox' });
+  // shown once there is a rubric
+  const by = h('select', { id: 'dataset-by', hidden: true, 'aria-label': t('data.by') });
+  const orders = new Map();
+  const drawOrders = async () => {
+    const { versions } = await get('/admin/rubrics', null, { signal });
+    for (const { version, definition } of versions) {
+      for (const d of definition.dimensions.filter((x) => x.kind !== 'tags')) {
+        const order = (lower) => ({ rubric: version, dimension: d.key, ...(lower ? { lower_is_better: true } : {}) });
+        const name = { name: textOf(d.label), v: version };
+        orders.set(`${version} ${d.key}`, [d.kind === 'flag' ? t('data.by_yes', name) : t('data.by_rating', name), order(false)]);
+        if (d.kind === 'flag') orders.set(`${version} ${d.key} no`, [t('data.by_no', name), order(true)]);
+      }
+    }
+    fill(by, h('option', { value: '', text: t('data.by_ranking') }), [...orders].map(([value, [text]]) => h('option', { value, text })));
+    by.hidden = orders.size === 0;
+  };
   const error = h('p', { class: 'form-error', role: 'alert' });
   const draw = async () => {
     const list = listOf(await get('/admin/datasets', null, { signal }));
@@ -82,6 +100,7 @@ export function datasetsPanel(signal) {
             ...(split.value ? { split: split.value } : {}),
             ...(tag.value.trim() ? { tag: tag.value.trim() } : {}),
             ...(feedback.checked ? { feedback: true } : {}),
+            ...(by.value ? { by_rating: orders.get(by.value)[1] } : {}),
           };
           try {
             await post('/admin/datasets', { ...(name.value.trim() ? { name: name.value.trim() } : {}), filter });
@@ -100,11 +119,12 @@ export function datasetsPanel(signal) {
     split,
     h('label', { for: 'dataset-tag', class: 'hidden-label', text: t('queue.tag') }),
     tag,
+    by,
     h('label', { class: 'inline', for: 'dataset-feedback' }, feedback, h('span', { text: t('data.with_feedback') })),
     h('button', { type: 'submit', text: t('data.freeze') }),
   );
   return {
     el: section(t('data.datasets'), null, h('p', { class: 'muted', text: t('data.datasets_help') }), host, form, error),
-    draw,
+    draw: () => Promise.all([draw(), drawOrders()]),
   };
 }

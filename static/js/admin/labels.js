@@ -6,6 +6,7 @@ import { HUMAN_CEILING, bars, figureRow, figureText, percent, tile, whisker } fr
 import { failure } from '../shell.js';
 import { listing, promptCell } from './listing.js';
 import { every, section, table } from './parts.js';
+import { ratingFigures } from './ratings.js';
 import { versionsPanel } from './versions.js';
 
 const SPANS = [7, 30, 90, 0]; // days; 0 = all
@@ -176,6 +177,7 @@ export async function labelsView(el, { signal, who: person, query }) {
   const agree = h('div', { class: 'stack' });
   const who = h('div');
   const length = h('div', { class: 'stack' });
+  const ratings = h('div', { class: 'stack' });
   const disputed = h('div');
   const files = h('div');
   const names = new Map();
@@ -196,6 +198,7 @@ export async function labelsView(el, { signal, who: person, query }) {
             days = d;
             for (const b of spans.children) b.setAttribute('aria-pressed', String(b === e.currentTarget));
             loadQuality().catch((err) => fill(who, failure(err)));
+            part(ratings, loadRatings);
           },
         },
       }),
@@ -212,6 +215,7 @@ export async function labelsView(el, { signal, who: person, query }) {
     fill(files, rankings ? section(t('quality.imported'), null, h('p', { class: 'muted', text: t('quality.imported_help') }), rankings) : null);
     fill(length, lengthBias(report));
   };
+  const loadRatings = () => ratingFigures(ratings, days, signal);
   const loadDisputed = async () => {
     const { data } = await get('/admin/api/quality/consensus', { limit: 50 }, { signal });
     const list = data.filter((s) => s.disagreement > 0).slice(0, 10);
@@ -316,6 +320,7 @@ export async function labelsView(el, { signal, who: person, query }) {
       section(t('quality.length'), null, length),
     ),
     section(t('quality.labelers'), null, h('p', { class: 'muted', text: t('quality.labelers_help') }), who),
+    section(t('ratings.title'), null, h('p', { class: 'muted', text: t('ratings.help') }), ratings),
     section(t('quality.disputed'), null, h('p', { class: 'muted', text: t('quality.disputed_help') }), disputed),
     versions.el,
     files,
@@ -338,6 +343,7 @@ export async function labelsView(el, { signal, who: person, query }) {
     part(flow, loadFlow),
     // names of people come with the figures; administrators know those who have judged nothing, too
     part(who, loadQuality).then(() => part(list, loadJudgments)),
+    part(ratings, loadRatings),
     part(disputed, loadDisputed),
     part(versions.host, versions.draw),
   ]);

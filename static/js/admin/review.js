@@ -64,6 +64,13 @@ export async function reviewView(el, { id, signal, who }) {
         message.textContent = errorText(e);
       }
     });
+  /** "A: helpful 6, unsafe" – a judgment's ratings by answer; flags that say no are left out. */
+  const rated = (j) =>
+    completions.flatMap((c, i) => {
+      const own = j.ratings.filter((r) => r.completion_id === c.id && r.value !== false);
+      const text = own.map((r) => (r.value === true ? r.dimension : `${r.dimension} ${[r.value].flat().join(' ')}`)).join(t('rubric.comma'));
+      return text ? [h('div', { class: 'sub', dir: 'auto', text: t('rubric.by_answer', { x: letter(i), names: text }) })] : [];
+    });
   const settle = act(async (items) => {
     await post(`/v1/review/sets/${encodeURIComponent(id)}/settle`, {
       outcome: 'ranked',
@@ -135,7 +142,7 @@ export async function reviewView(el, { id, signal, who }) {
                 : null,
               j.strength ? h('span', { class: 'sub', text: ` ${t(`strength.${j.strength}`)}` }) : null,
             ),
-            h('td', { class: 'mono nowrap', text: order(j) }),
+            h('td', { class: 'wrap' }, h('span', { class: 'mono nowrap', text: order(j) }), rated(j)),
             h('td', { class: 'wrap sub', dir: 'auto', text: j.rationale ?? '' }),
             h('td', { class: 'nowrap', text: when(j.created) }),
           ),

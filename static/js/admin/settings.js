@@ -7,6 +7,7 @@ import { inline } from '../richtext.js';
 import { guidelinesEditor } from './guidelines.js';
 import { bytes, section } from './parts.js';
 import { retentionPanel } from './retention.js';
+import { rubricsEditor } from './rubrics.js';
 
 const show = (value) => (value === null || value === '' ? t('settings.unset') : String(value));
 /** Sizes also in units that people read. */
@@ -39,6 +40,7 @@ function grouped(all) {
 export async function settingsView(el, { signal }) {
   const body = h('div', { class: 'stack' });
   const guidelines = h('div', { class: 'stack' });
+  const rubrics = h('div', { class: 'stack' });
   const retention = h('div', { class: 'stack' });
   /** @type {() => Promise<unknown>} */
   let redrawRetention = async () => {};
@@ -56,10 +58,12 @@ export async function settingsView(el, { signal }) {
     body,
     retention,
     guidelines,
+    rubrics,
   );
   const failed = (host) => (e) => fill(host, h('p', { class: 'form-error', role: 'alert', text: errorText(e) }));
   retentionPanel(retention, signal).then((redraw) => (redrawRetention = redraw), failed(retention));
   guidelinesEditor(guidelines, signal).catch(failed(guidelines));
+  rubricsEditor(rubrics, signal).catch(failed(rubrics));
 
   const about = (s) => (has(`setting.${s.name}`) ? t(`setting.${s.name}`) : s.about);
 

@@ -1,6 +1,7 @@
 // What a labeler can do with the set on the screen, by name: `act(name, value)` of the controls and keys.
 import { canSubmit, dropDraft, judgePair, saveDraft, skipSubmission, submission, verdict } from './ballot.js';
 import { skipDialog } from './panels.js';
+import { setValue } from './rubric.js';
 
 /** @import { ActivityClock } from './clock.js' */
 /** @import { LabelState } from './state.js' */
@@ -77,10 +78,17 @@ export function createActions({ state, clock, main, send, undo, advance }) {
       else delete flags[id];
       changed();
     },
+    /** A rating on a dimension of the rubric; an undefined value takes it back. */
+    value({ id, key, value }) {
+      setValue(state.work.ballot, id, key, value);
+      changed();
+    },
     write({ name, value }) {
       const { set, ballot } = state.work;
       ballot[name] = value;
       saveDraft(set.set_id, ballot);
+      // a rubric may require the rationale
+      if (set.rubric) state.work.refresh();
     },
     more: () => switchView('more'),
     diff: () => switchView('diff'),

@@ -1,5 +1,6 @@
 // What one person has decided about one set, without any DOM. Plain JSON inside, so a draft is a copy of it.
 import { newKey } from '../api.js';
+import { isComplete, ratingsOf, valuesOfJudgment } from './rubric.js';
 
 /** Name of the answer at place `i`: A, B, … */
 export const letter = (i) => String.fromCharCode(65 + i);
@@ -15,6 +16,8 @@ export const emptyBallot = () => ({
   outcome: 'ranked', // or all_bad, unrankable
   ratings: {}, // completion id → 1…7
   flags: {}, // completion id → [code]
+  rubric: null, // version of the rubric that `values` are by
+  values: {}, // completion id → dimension → value
   rationale: '',
   ideal: '',
   revises: null,
@@ -28,6 +31,8 @@ export function ballotOf(judgment) {
   b.outcome = judgment.outcome === 'skip' ? 'ranked' : judgment.outcome;
   b.strength = judgment.strength ?? null;
   b.rationale = judgment.outcome === 'skip' ? '' : (judgment.rationale ?? '');
+  b.rubric = judgment.rubric_version ?? null;
+  b.values = valuesOfJudgment(judgment);
   for (const item of judgment.items ?? []) {
     b.tiers[item.completion_id] = item.tier + 1;
     if (item.rating) b.ratings[item.completion_id] = item.rating;
@@ -39,12 +44,13 @@ export function ballotOf(judgment) {
 }
 
 export const isRanked = (ballot, set) => set.completions.every((c) => ballot.tiers[c.id]);
-export const canSubmit = (ballot, set) => ballot.outcome !== 'ranked' || isRanked(ballot, set);
+export const canSubmit = (ballot, set) => ballot.outcome !== 'ranked' || (isRanked(ballot, set) && isComplete(ballot, set));
 export const isTouched = (b) =>
   Object.keys(b.tiers).length > 0 ||
   b.outcome !== 'ranked' ||
   Object.keys(b.ratings).length > 0 ||
   Object.keys(b.flags).length > 0 ||
+  Object.keys(b.values).length > 0 ||
   b.rationale !== '' ||
   b.ideal !== '';
 
@@ -91,6 +97,7 @@ export function submission(ballot, set, { activeMs, wallMs }) {
     wall_ms: Math.round(wallMs),
     idempotency_key: ballot.key,
     ...(set.guideline_version ? { guideline_version: set.guideline_version } : {}),
+    ...ratingsOf(ballot, set),
   };
 }
 

@@ -1,19 +1,19 @@
 // Keys of the label page. They rest while a dialog is open or a control has the focus.
 import { composing, keyOf } from '../keys.js';
 import { FLAGS } from './ballot.js';
-import { keySheet } from './panels.js';
+import { keymap } from './keymap.js';
 
 /** @import { LabelState } from './state.js' */
 
-/** @type {Record<string, [string, string?]>} */
+/** What keys of the person's own choice do at any time. @type {Record<string, [string, string?]>} */
 const SIMPLE = {
-  x: ['outcome', 'all_bad'],
-  c: ['outcome', 'unrankable'],
-  s: ['skip'],
-  u: ['undo'],
-  m: ['more'],
-  d: ['diff'],
-  p: ['plain'],
+  all_bad: ['outcome', 'all_bad'],
+  unrankable: ['outcome', 'unrankable'],
+  skip: ['skip'],
+  undo: ['undo'],
+  more: ['more'],
+  diff: ['diff'],
+  plain: ['plain'],
 };
 
 const dialogOpen = () => document.querySelector('dialog[open]') !== null;
@@ -23,11 +23,11 @@ const inControl = (target) =>
   target.closest('button,a,input,textarea,select,summary,[contenteditable],[role=button]') !== null;
 
 /**
- * Listens for keys and turns them into actions. `guide` is the button of the guidelines.
+ * Listens for keys and turns them into actions. `guide` and `sheet` are the buttons of the guidelines and of the list of keys.
  * @param {{state: LabelState, page: {main: HTMLElement, header: HTMLElement}, guide: HTMLElement,
- *   act: (name: string, value?: any) => void}} options
+ *   sheet: HTMLElement, act: (name: string, value?: any) => void}} options
  */
-export function watchKeys({ state, page, guide, act }) {
+export function watchKeys({ state, page, guide, sheet, act }) {
   window.addEventListener('keydown', (e) => {
     const { work } = state;
     if (!work || composing(e) || e.repeat) return;
@@ -58,6 +58,7 @@ export function watchKeys({ state, page, guide, act }) {
   function onKey(k) {
     const { work } = state;
     if (work.over) return k === 'Enter' && (work.next(), true);
+    if (work.dimensions?.isArmed && work.rateByKey(k)) return true;
     // after R or F, a digit is a rating or a flag of the answer at hand
     if (work.armed && /^[1-9]$/.test(k)) {
       const { id } = work.set.completions[work.cursor];
@@ -67,22 +68,23 @@ export function watchKeys({ state, page, guide, act }) {
       return true;
     }
     if (k === 'Enter') return (act('submit'), true);
-    if (k === 'r' || k === 'f') {
-      if (!state.view.more) act('more');
-      return (work.arm(k === 'r' ? 'rate' : 'flag'), true);
+    const name = keymap.action(k);
+    if (name === 'rate' || name === 'flag') {
+      if (!state.view.more && !work.dimensions) act('more');
+      return (work.arm(name), true);
     }
-    if (work.pair ? onPairKey(k) : onRankingKey(k)) return true;
-    if (SIMPLE[k]) return (act(...SIMPLE[k]), true);
-    if (k === 'g') return (guide.click(), true);
-    if (k === '?') return (keySheet(), true);
+    if (work.pair ? onPairKey(k, name) : onRankingKey(k)) return true;
+    if (SIMPLE[name]) return (act(...SIMPLE[name]), true);
+    if (name === 'guidelines') return (guide.click(), true);
+    if (name === 'sheet') return (sheet.click(), true);
     return false;
   }
 
-  function onPairKey(k) {
+  function onPairKey(k, name) {
     if (k === '1' || k === 'ArrowLeft') return (act('pair', 'a'), true);
     if (k === '2' || k === 'ArrowRight') return (act('pair', 'b'), true);
-    if (k === '=' || k === '0') return (act('pair', 'tie'), true);
-    if (k === 'a' || k === 'b') return (state.work.moveTo(k === 'a' ? 0 : 1), true);
+    if (name === 'tie' || k === '0') return (act('pair', 'tie'), true);
+    if (name === 'hand_a' || name === 'hand_b') return (state.work.moveTo(name === 'hand_a' ? 0 : 1), true);
     return false;
   }
 

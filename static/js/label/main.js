@@ -9,11 +9,14 @@ import { ballotOf, dropDraft, emptyBallot, loadDraft, pruneDrafts, saveDraft } f
 import { ActivityClock } from './clock.js';
 import { showEmptyPage } from './empty.js';
 import { watchKeys } from './keyboard.js';
+import { keyName, keymap } from './keymap.js';
+import { keySheet } from './keysheet.js';
 import { keepLeases } from './leases.js';
 import { Outbox } from './outbox.js';
-import { guidelinesFirst, historyDialog, keySheet, toggleGuidelines } from './panels.js';
+import { guidelinesFirst, historyDialog, toggleGuidelines } from './panels.js';
 import { Retry } from './retry.js';
 import { JudgmentNotice } from './reveal.js';
+import { keepToRubric } from './rubric.js';
 import { LabelState } from './state.js';
 import { inOtherTabs } from './tabs.js';
 import { Work } from './work.js';
@@ -47,7 +50,7 @@ const retry = new Retry(page.main);
 const notice = new JudgmentNotice();
 const act = createActions({ state, clock, main: page.main, send, undo, advance });
 keepLeases(state, clock);
-watchKeys({ state, page, guide, act });
+watchKeys({ state, page, guide, sheet, act });
 
 // ---- fetching
 
@@ -104,6 +107,7 @@ async function advance() {
 
 function show(set, ballot) {
   const draft = ballot ?? (set.judgment ? ballotOf(set.judgment) : loadDraft(set.set_id)) ?? emptyBallot();
+  keepToRubric(draft, set);
   const work = new Work(set, draft, state.view, act);
   state.open(work);
   clock.restart();
@@ -160,6 +164,12 @@ function showProgress() {
   if (state.work) document.title = `${open === undefined ? '' : `${parts[1]} · `}${t('title.label')} · instructd`;
 }
 
+/** The person's keys on the buttons. */
+function showKeys() {
+  fill(sheet, h('kbd', { text: keyName(keymap.of('sheet')) }));
+  state.work?.showKeys();
+}
+
 // ---- judgments
 
 /** Hands the judgment of the set on the screen to the outbox and goes on. */
@@ -184,8 +194,10 @@ function onStored(answer, entry) {
   notice.show(set, { reveal: answer?.reveal, skipped: entry.body?.outcome === 'skip', onUndo: undo });
 }
 
-function onRefused(error, entry) {
+async function onRefused(error, entry) {
   const { set, ballot } = entry.context;
+  // a rubric was activated while the set was at hand: the set is rated by it
+  if (error.param === 'rubric_version') set.rubric = (await get('/v1/rubric').catch(() => null))?.rubric ?? set.rubric;
   saveDraft(set.set_id, ballot);
   toast(t('label.refused', { why: error.message }), {
     kind: 'bad',
@@ -230,7 +242,12 @@ progress.addEventListener('click', async () => {
   }
 });
 guide.addEventListener('click', () => toggleGuidelines(document.body, guide));
-sheet.addEventListener('click', () => keySheet());
+sheet.addEventListener('click', async (e) => {
+  await keySheet();
+  showKeys();
+  // opened with the pointer: keys work again at once
+  if (e.detail) page.main.focus({ preventScroll: true });
+});
 
 // ---- start
 
@@ -238,6 +255,8 @@ async function start() {
   try {
     const labeler = await requireSession(page, { note: t('sign.why_label') });
     pruneDrafts();
+    keymap.load(labeler.id);
+    showKeys();
     state.signIn(
       new Outbox({
         owner: labeler.id,

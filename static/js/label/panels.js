@@ -1,55 +1,10 @@
-// The label page's side matters: key sheet, skip dialog, guidelines, own history.
+// The label page's side matters: skip dialog, guidelines, own history.
 import { get, listOf } from '../api.js';
 import { dialog, fill, h, keep, serverHtml } from '../dom.js';
 import { HUMAN_CEILING, bars, figureRow, tile } from '../figures.js';
 import { duration, lang, t, when } from '../i18n.js';
 import { keyOf } from '../keys.js';
 import { SKIP_REASONS } from './ballot.js';
-
-export function keySheet() {
-  const row = (keys, text) =>
-    h(
-      'tr',
-      null,
-      h(
-        'td',
-        null,
-        keys.map((k) => h('kbd', { text: k })),
-      ),
-      h('td', { text }),
-    );
-  const table = (caption, rows) => h('table', { class: 'keys' }, h('caption', { text: caption }), h('tbody', null, rows));
-  return dialog(
-    t('keys.title'),
-    () => [
-      table(t('keys.pair'), [
-        row(['1', '←'], t('keys.a')),
-        row(['2', '→'], t('keys.b')),
-        row(['=', '0'], t('keys.tie')),
-        row(['1', '1'], t('keys.stronger')),
-        row(['A', 'B'], t('keys.at_hand')),
-      ]),
-      table(t('keys.many'), [row(['1', '…', '9'], t('keys.tier')), row(['←', '→'], t('keys.move')), row(['⌫'], t('keys.clear'))]),
-      table(t('keys.always'), [
-        row(['Enter'], t('keys.submit')),
-        row(['X'], t('keys.all_bad')),
-        row(['C'], t('keys.unrankable')),
-        row(['S'], t('keys.skip')),
-        row(['U'], t('keys.undo')),
-        row(['M'], t('keys.more')),
-        row(['R', '1 … 7'], t('keys.rate')),
-        row(['F', '1 … 7'], t('keys.flag')),
-        row(['D'], t('keys.diff')),
-        row(['P'], t('keys.plain')),
-        row(['G'], t('keys.guidelines')),
-        row(['Ctrl', 'Enter'], t('keys.ctrl_enter')),
-        row(['?'], t('keys.sheet')),
-      ]),
-      h('p', { class: 'help', text: t('keys.sleep') }),
-    ],
-    { wide: true, closeLabel: t('close') },
-  );
-}
 
 /** Resolves with `{reason, note}` or null. */
 export function skipDialog() {

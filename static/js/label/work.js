@@ -1,6 +1,9 @@
 // One set on the screen: prompt, answers, controls. Tells the controller through `act(name, value)`.
 import { markDifferences } from './diff.js';
-import { FLAGS, STRENGTHS, canSubmit, letter, verdict } from './ballot.js';
+import { STRENGTHS, canSubmit, isRanked, letter, verdict } from './ballot.js';
+import { Dimensions } from './dimensions.js';
+import { ratingAndFlags, refreshRatingAndFlags } from './extras.js';
+import { keyName, keymap } from './keymap.js';
 import { fill, h, plainText, userText } from '../dom.js';
 import { t } from '../i18n.js';
 import { richText } from '../richtext.js';
@@ -26,9 +29,18 @@ export class Work {
     this.k = set.completions.length;
     this.pair = this.k === 2;
     this.armed = null;
+    /** Keys on buttons by action. @type {Map<any, HTMLElement>} */
+    this.hints = new Map();
     // revising: the places that this person gave before
     this.former =
       set.judgment?.outcome === 'ranked' ? new Map(set.judgment.items.map((i) => [i.completion_id, i.tier])) : undefined;
+    /** Controls of the set's rubric, or null. */
+    this.dimensions = set.rubric
+      ? new Dimensions(set, ballot, {
+          letters: set.completions.map((_, i) => letter(i)),
+          change: (change) => act('value', change),
+        })
+      : null;
     this.prompt = this.#prompt();
     this.cards = set.completions.map((c, i) => this.#card(c, i));
     this.answers = h(
@@ -40,7 +52,7 @@ export class Work {
     this.bar = h('div', { class: `bar ${this.pair ? 'pair' : 'many'}`, role: 'group', 'aria-label': t('label.controls') });
     this.el = h(
       'div',
-      { class: 'work' },
+      { class: `work ${this.dimensions ? 'rated' : ''}` },
       ballot.revises
         ? h(
             'div',
@@ -65,7 +77,7 @@ export class Work {
     );
     this.#more();
     this.#bar();
-    this.refresh();
+    this.showKeys();
     this.renderTexts();
     // answer headers stick right below the prompt, and the page ends above the controls, however tall they are
     const measure = new ResizeObserver(() => {
@@ -206,11 +218,13 @@ export class Work {
           ? null
           : h('div', { class: 'tiers', role: 'group', 'aria-label': t('label.place', { x: letter(i) }) }, tierButtons),
       ),
-      extra,
+      this.dimensions ? null : extra,
       body,
       c.cut_off
         ? h('p', { class: 'cut-off', text: c.cut_off_at ? t('label.cut_off_at', { n: c.cut_off_at }) : t('label.cut_off') })
         : null,
+      // an answer is read before it is rated
+      this.dimensions ? extra : null,
     );
     el.addEventListener('pointerdown', () => this.moveTo(i, false));
     if (this.pair)
@@ -236,54 +250,36 @@ export class Work {
 
   #more() {
     const b = this.ballot;
-    this.cards.forEach((card, i) => {
-      const id = card.completion.id;
-      const ratings = h(
-        'div',
-        { class: 'rating', role: 'group', 'aria-label': t('more.rating_of', { x: letter(i) }) },
-        h('span', { class: 'extra-label', text: t('more.rating') }),
-        h('span', { class: 'anchor', text: t('more.worst') }),
-        [1, 2, 3, 4, 5, 6, 7].map((n) =>
-          h('button', {
-            type: 'button',
-            'aria-pressed': String(b.ratings[id] === n),
-            text: n,
-            on: { click: () => this.act('rate', { id, value: n }) },
-          }),
-        ),
-        h('span', { class: 'anchor', text: t('more.best') }),
-      );
-      const flags = h(
-        'div',
-        { class: 'flags', role: 'group', 'aria-label': t('more.flags_of', { x: letter(i) }) },
-        FLAGS.map((code, n) =>
-          h(
-            'button',
-            {
-              type: 'button',
-              class: 'chip',
-              'aria-pressed': String((b.flags[id] ?? []).includes(code)),
-              on: { click: () => this.act('flag', { id, code }) },
-            },
-            t(`flag.${code}`),
-            key(String(n + 1)),
-          ),
-        ),
-      );
-      fill(card.extra, ratings, flags);
-    });
-    const area = (name, rows) => {
-      const el = h('textarea', { id: `more-${name}`, rows, dir: 'auto', value: b[name] });
+    const rationale = this.set.rubric?.definition.rationale ?? 'optional';
+    this.cards.forEach((card, i) =>
+      fill(card.extra, this.dimensions ? this.dimensions.panels[i].el : ratingAndFlags(b, card.completion.id, letter(i), this.act)),
+    );
+    const area = (name, rows, required = false) => {
+      const el = h('textarea', { id: `more-${name}`, rows, dir: 'auto', value: b[name], required });
       el.addEventListener('input', () => this.act('write', { name, value: el.value }));
       return h(
         'div',
-        { class: 'field' },
-        h('label', { for: el.id, text: t(`more.${name}`) }),
+        { class: `field ${name}` },
+        h('label', { for: el.id, text: t(required ? `more.${name}_required` : `more.${name}`) }),
         el,
         h('p', { class: 'help', text: t(`more.${name}_help`) }),
       );
     };
-    fill(this.more, area('rationale', 2), area('ideal', 4));
+    this.more.classList.toggle('wanted', rationale === 'required');
+    fill(this.more, rationale === 'off' ? null : area('rationale', 2, rationale === 'required'), area('ideal', 4));
+  }
+
+  /** The person's key for an action, on its button. */
+  #hint(name) {
+    const el = key('');
+    this.hints.set(name, el);
+    return el;
+  }
+
+  /** Brings the keys on the buttons in line with the person's own. */
+  showKeys() {
+    for (const [name, el] of this.hints) el.textContent = keyName(keymap.of(name));
+    this.refresh();
   }
 
   #bar() {
@@ -293,7 +289,7 @@ export class Work {
         'button',
         { type: 'button', class: cls, data: { act: name }, on: { click: handler } },
         h('span', { text }),
-        k ? key(k) : null,
+        k ? key(k) : this.#hint(name),
       );
     this.submit = button(
       'submit',
@@ -302,11 +298,11 @@ export class Work {
       () => act('submit'),
       'primary submit',
     );
-    this.allBad = button('all_bad', t(this.pair ? 'label.both_bad' : 'label.all_bad'), 'X', () => act('outcome', 'all_bad'));
-    this.unrankable = button('unrankable', t('label.unrankable'), 'C', () => act('outcome', 'unrankable'));
-    this.moreButton = button('more', t('more'), 'M', () => act('more'), 'quiet');
-    this.diffButton = button('diff', t('label.diff'), 'D', () => act('diff'), 'quiet');
-    this.plainButton = button('plain', t('label.plain'), 'P', () => act('plain'), 'quiet');
+    this.allBad = button('all_bad', t(this.pair ? 'label.both_bad' : 'label.all_bad'), null, () => act('outcome', 'all_bad'));
+    this.unrankable = button('unrankable', t('label.unrankable'), null, () => act('outcome', 'unrankable'));
+    this.moreButton = button('more', t('more'), null, () => act('more'), 'quiet');
+    this.diffButton = button('diff', t('label.diff'), null, () => act('diff'), 'quiet');
+    this.plainButton = button('plain', t('label.plain'), null, () => act('plain'), 'quiet');
     this.hint = h('p', { class: 'bar-hint', role: 'status', 'aria-live': 'polite' });
     this.alert = h('p', { class: 'bar-alert', role: 'alert' });
     const tools = h('button', {
@@ -322,14 +318,14 @@ export class Work {
       h(
         'div',
         { class: 'bar-group ways' },
-        button('skip', t('label.skip'), 'S', () => act('skip'), 'quiet'),
-        button('undo', t('label.undo'), 'U', () => act('undo'), 'quiet'),
+        button('skip', t('label.skip'), null, () => act('skip'), 'quiet'),
+        button('undo', t('label.undo'), null, () => act('undo'), 'quiet'),
       ),
     ];
     if (this.pair) {
       this.choice = {
         a: button('a', t('label.a_better'), '1', () => act('pair', 'a'), 'choice-a'),
-        tie: button('tie', t('label.tie'), '=', () => act('pair', 'tie'), 'choice-tie'),
+        tie: button('tie', t('label.tie'), null, () => act('pair', 'tie'), 'choice-tie'),
         b: button('b', t('label.b_better'), '2', () => act('pair', 'b'), 'choice-b'),
       };
       // one scale from "A much better" over the tie to "B much better"
@@ -466,6 +462,7 @@ export class Work {
     this.moreButton.setAttribute('aria-expanded', String(this.options.more));
     this.el.classList.toggle('show-more', this.options.more);
     this.el.classList.toggle('set-aside', !ranked);
+    this.dimensions?.refresh();
     const ready = canSubmit(b, set);
     this.submit.setAttribute('aria-disabled', String(!ready));
     if (this.pair) {
@@ -482,7 +479,8 @@ export class Work {
             : '';
       });
       this.steps.forEach((s) => press(s.el, v === s.value && (v === 'tie' || b.strength === s.strength)));
-      this.cards.forEach((card, i) => card.el.classList.toggle('at-hand', this.options.more && i === this.cursor));
+      const marked = this.options.more || this.dimensions !== null;
+      this.cards.forEach((card, i) => card.el.classList.toggle('at-hand', marked && i === this.cursor));
     } else {
       this.cards.forEach((card, i) => {
         const tier = ranked ? b.tiers[card.completion.id] : undefined;
@@ -493,11 +491,7 @@ export class Work {
       });
       this.#strip();
     }
-    for (const card of this.cards) {
-      const id = card.completion.id;
-      card.extra.querySelectorAll('.rating button').forEach((el, n) => press(el, b.ratings[id] === n + 1));
-      card.extra.querySelectorAll('.flags button').forEach((el, n) => press(el, (b.flags[id] ?? []).includes(FLAGS[n])));
-    }
+    if (!this.dimensions) for (const card of this.cards) refreshRatingAndFlags(card.extra, b, card.completion.id);
     if (ready) {
       this.alert.textContent = '';
       this.bar.classList.remove('missing');
@@ -508,14 +502,48 @@ export class Work {
         ? t(`label.hint_${b.outcome}`)
         : ready
           ? t('label.hint_ready')
-          : this.pair
-            ? t('label.hint_pair')
-            : t('label.hint_left', { n: left }),
+          : isRanked(b, set)
+            ? this.#missingRatings()
+            : this.pair
+              ? t('label.hint_pair')
+              : t('label.hint_left', { n: left }),
     );
+  }
+
+  /** What the rubric still asks for, once everything is ranked. */
+  #missingRatings() {
+    const { missing } = this.dimensions;
+    return missing ? t('rubric.hint_missing', { n: missing, key: keyName(keymap.of('rate')) }) : t('rubric.hint_rationale');
+  }
+
+  /** A key while the rubric waits for one; false when it means nothing there. */
+  rateByKey(k) {
+    const answer = this.cursor;
+    const found = this.dimensions.key(k);
+    if (!found) {
+      this.refresh();
+      return false;
+    }
+    if (found.say) this.say(found.say);
+    else this.refresh();
+    // the next answer that lacks a rating comes to hand
+    const next = found.done ? this.dimensions.nextLacking(answer) : null;
+    if (next !== null) {
+      this.moveTo(next);
+      this.arm('rate');
+    }
+    return true;
   }
 
   /** The next digit rates (`rate`) or flags (`flag`) the answer at hand; null ends it. */
   arm(kind) {
+    if (this.dimensions) {
+      const prompt = kind ? this.dimensions.arm(kind, this.cursor) : '';
+      if (!kind) this.dimensions.disarm();
+      if (prompt) this.say(prompt);
+      else this.refresh();
+      return;
+    }
     this.armed = kind;
     this.el.classList.toggle('arming', kind !== null);
     if (kind) this.say(t(`label.arm_${kind}`, { x: letter(this.cursor) }));
@@ -527,11 +555,22 @@ export class Work {
     const open = this.set.completions.map((c, i) => (this.ballot.tiers[c.id] ? null : letter(i))).filter(Boolean);
     this.alert.textContent = '';
     requestAnimationFrame(() => {
-      this.alert.textContent = this.pair ? t('label.choose_first') : t('label.places_missing', { which: open.join(', ') });
+      this.alert.textContent =
+        open.length === 0
+          ? this.#whatLacks()
+          : this.pair
+            ? t('label.choose_first', { tie: keyName(keymap.of('tie')) })
+            : t('label.places_missing', { which: open.join(', ') });
     });
+    if (open.length === 0) this.dimensions?.showMissing()?.scrollIntoView({ block: 'center' });
     this.bar.classList.remove('missing');
     void this.bar.offsetWidth; // starts the animation anew
     this.bar.classList.add('missing');
+  }
+
+  #whatLacks() {
+    const which = this.dimensions.missingText();
+    return which ? t('rubric.missing', { which }) : t('rubric.rationale_missing');
   }
 
   say(text) {

@@ -89,12 +89,13 @@ fn ranking() -> impl Strategy<Value = Comparison> {
     (conversation(), completions, split).prop_map(|(prompt, completions, split)| Comparison {
         prompt_id: None,
         prompt: PromptInput::Chat(prompt),
-        completions: completions.into_iter().map(|(text, tier)| RankedText { text, tier }).collect(),
+        completions: completions.into_iter().map(|(text, tier)| RankedText::new(text, tier)).collect(),
         strength: None,
         split,
         labeler: None,
         knowledge: None,
         explanation: None,
+        rubric: None,
     })
 }
 
@@ -151,7 +152,7 @@ proptest! {
 
     #[test]
     fn pairs_of_a_ranking_follow_its_tiers(tiers in prop::collection::vec(0i64..5, 2..10)) {
-        let completions: Vec<RankedText> = tiers.iter().map(|t| RankedText { text: "x".into(), tier: *t }).collect();
+        let completions: Vec<RankedText> = tiers.iter().map(|t| RankedText::new("x", *t)).collect();
         let pairs = data::pairs(&completions);
         let tied = tiers.iter().enumerate().map(|(i, a)| tiers[i + 1..].iter().filter(|b| *b == a).count()).sum::<usize>();
         prop_assert_eq!(pairs.len(), tiers.len() * (tiers.len() - 1) / 2 - tied);
@@ -173,7 +174,7 @@ proptest! {
 fn hh_and_demonstrations_round_trip() {
     let chat =
         PromptInput::Chat(vec![message("user", "Hi"), message("assistant", "Hello!\n\nHow?"), message("user", "Well")]);
-    let ranked = |text: &str, tier| RankedText { text: text.into(), tier };
+    let ranked = |text: &str, tier| RankedText::new(text, tier);
     let comparison = Comparison {
         prompt_id: None,
         prompt: chat.clone(),
@@ -183,6 +184,7 @@ fn hh_and_demonstrations_round_trip() {
         labeler: None,
         knowledge: None,
         explanation: None,
+        rubric: None,
     };
     let lines = data::export(Format::Hh, &Record::Comparison(comparison.clone()));
     assert_eq!(lines.len(), 2, "ties give no line");

@@ -379,7 +379,7 @@ fn messages_are_taken_as_the_api_takes_them() {
 
 #[test]
 fn conversations_that_hh_cannot_represent_are_left_out() {
-    let ranked = |text: &str, tier| RankedText { text: text.into(), tier };
+    let ranked = |text: &str, tier| RankedText::new(text, tier);
     let set = |prompt: Vec<Message>, good: &str| Comparison {
         completions: vec![ranked(good, 0), ranked("No.", 1)],
         ..Comparison::preferred(PromptInput::Chat(prompt), String::new(), String::new())

@@ -3,7 +3,7 @@
 use std::io::{BufReader, Cursor};
 
 use instructd::data::{self, Comparison, Format, PromptInput, RankedText, Record};
-use instructd::domain::{Message, Split, Strength};
+use instructd::domain::{ByRating, Message, RatingValue, Split, Strength};
 use proptest::prelude::*;
 use serde_json::json;
 
@@ -167,9 +167,8 @@ fn bad_lines_are_named_and_do_not_end_the_import() {
 
 #[test]
 fn pairs_weigh_one_per_set() {
-    let ranked = |tiers: &[i64]| -> Vec<RankedText> {
-        tiers.iter().map(|t| RankedText { text: t.to_string(), tier: *t }).collect()
-    };
+    let ranked =
+        |tiers: &[i64]| -> Vec<RankedText> { tiers.iter().map(|t| RankedText::new(t.to_string(), *t)).collect() };
     let pairs = |tiers: &[i64]| -> Vec<(usize, usize, f32)> {
         data::pairs(&ranked(tiers)).iter().map(|p| (p.better, p.worse, p.weight)).collect()
     };
@@ -182,7 +181,7 @@ fn pairs_weigh_one_per_set() {
 proptest! {
     #[test]
     fn every_untied_pair_once(tiers in prop::collection::vec(0i64..4, 2..10)) {
-        let set: Vec<RankedText> = tiers.iter().map(|t| RankedText { text: String::new(), tier: *t }).collect();
+        let set: Vec<RankedText> = tiers.iter().map(|t| RankedText::new("", *t)).collect();
         let pairs = data::pairs(&set);
         let untied = (0..tiers.len()).flat_map(|a| (0..a).map(move |b| (a, b))).filter(|(a, b)| tiers[*a] != tiers[*b]).count();
         prop_assert_eq!(pairs.len(), untied);
@@ -216,12 +215,13 @@ fn a_line_keeps_strength_and_split() {
     let c = Comparison {
         prompt_id: Some("p".into()),
         prompt: PromptInput::Chat(vec![user("q")]),
-        completions: vec![RankedText { text: "a".into(), tier: 1 }, RankedText { text: "b".into(), tier: 0 }],
+        completions: vec![RankedText::new("a", 1), RankedText::new("b", 0)],
         strength: Some(Strength::Barely),
         split: Some(Split::Heldout),
         labeler: Some("ada".into()),
         knowledge: Some(instructd::domain::Knowledge::Authors),
         explanation: Some("b is shorter".into()),
+        rubric: None,
     };
     assert_eq!(c.side(0.0), Split::Heldout);
     let line = &data::export(Format::Comparisons, &Record::Comparison(c.clone()))[0];
@@ -232,4 +232,40 @@ fn a_line_keeps_strength_and_split() {
 fn packing_lays_documents_end_to_end() {
     let blocks = data::corpus::pack([vec![1, 2, 3], vec![4], vec![5, 6]], Some(0), 4);
     assert_eq!(blocks, [vec![1, 2, 3, 0], vec![4, 0, 5, 6]]);
+}
+
+#[test]
+fn ratings_give_an_order_of_their_own() {
+    let rated = |text: &str, tier, values: &[(&str, RatingValue)]| RankedText {
+        ratings: values.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect(),
+        ..RankedText::new(text, tier)
+    };
+    let n = RatingValue::Likert;
+    let line = Comparison {
+        completions: vec![
+            rated("a", 0, &[("q", n(2)), ("bad", RatingValue::Flag(true))]),
+            rated("b", 1, &[("q", n(5)), ("bad", RatingValue::Flag(false))]),
+            rated("c", 2, &[("q", n(2)), ("notes", RatingValue::Tags(vec!["t".into()]))]),
+        ],
+        rubric: Some("v".into()),
+        strength: Some(Strength::Barely),
+        ..Comparison::preferred(PromptInput::Text("p".into()), String::new(), String::new())
+    };
+    let by = |rubric: &str, dimension: &str, lower_is_better| {
+        let by = ByRating { rubric: rubric.into(), dimension: dimension.into(), lower_is_better };
+        let ranked = line.ranked_by(&by)?;
+        assert_eq!((ranked.strength, ranked.rubric.as_deref()), (None, Some("v")));
+        assert!(ranked.completions.iter().all(|c| c.ratings.is_empty()));
+        Some(ranked.completions.iter().map(|c| (c.text.clone(), c.tier)).collect::<Vec<_>>())
+    };
+    let order = |places: &[(&str, i64)]| -> Option<Vec<(String, i64)>> {
+        Some(places.iter().map(|(text, tier)| ((*text).to_owned(), *tier)).collect())
+    };
+    assert_eq!(by("v", "q", false), order(&[("b", 0), ("a", 1), ("c", 1)]), "equal ratings tie");
+    assert_eq!(by("v", "q", true), order(&[("a", 0), ("c", 0), ("b", 1)]));
+    assert_eq!(by("v", "bad", true), order(&[("b", 0), ("a", 1)]), "what is not rated is left out");
+    for none in [by("w", "q", false), by("v", "notes", false), by("v", "other", false)] {
+        assert_eq!(none, None);
+    }
+    assert_eq!(line.ranked_by_each().len(), 4, "both directions of a scale and a flag; tags have no order");
 }

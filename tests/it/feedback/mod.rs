@@ -10,4 +10,5 @@ mod lists;
 mod load;
 mod people;
 mod queue;
+mod rubrics;
 mod statements;

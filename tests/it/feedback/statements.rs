@@ -48,13 +48,21 @@ fn word(turn: &Value, key: &str) -> Value {
     let completions = turn["completions"].as_array().unwrap();
     let items: Vec<_> =
         completions.iter().enumerate().map(|(i, c)| json!({"completion_id": c["id"], "tier": i % 3})).collect();
+    let ratings: Vec<_> =
+        completions.iter().map(|c| json!({"completion_id": c["id"], "dimension": "helpful", "value": 4})).collect();
     json!({"lease_token": turn["lease_token"], "outcome": "ranked", "items": items, "idempotency_key": key,
+           "rubric_version": turn["rubric"]["version"], "ratings": ratings,
            "ideal_answer": "better", "rationale": "because",
            "flags": [{"code": "language", "note": "n"}, {"completion_id": completions[0]["id"], "code": "unsafe"}]})
 }
 
 async fn few_statements(fresh: Fresh) {
     let server = server(fresh.store.clone());
+    let rubric = json!({"name": "r", "dimensions": [
+        {"key": "helpful", "label": {"en": "Helpful"}, "kind": "likert", "points": 5, "required": true},
+        {"key": "unsafe", "label": {"en": "Unsafe"}, "kind": "flag"},
+    ]});
+    server.post("/admin/rubrics", json!({"definition": rubric, "activate": true})).await.expect(201);
     let made = server.post("/admin/keys", json!({"name": "p", "scopes": ["feedback"]})).await.expect(201).json();
     let key = made["key"].as_str().unwrap().to_owned();
     let session = server.open_post("/session", json!({"key": key})).await.expect(200);
@@ -85,6 +93,7 @@ async fn few_statements(fresh: Fresh) {
     assert_eq!(held["assignment_id"], again["assignment_id"]);
     let mut skip = word(&held, "skip");
     (skip["outcome"], skip["items"], skip["ideal_answer"]) = (json!("skip"), json!([]), Value::Null);
+    skip["ratings"] = json!([]);
     by_session.submit(&held, skip, "a skip in a session").await;
     // A set with a known answer, by its name; its verdict is part of the answer.
     let id = calibration["id"].as_str().unwrap();

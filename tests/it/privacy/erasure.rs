@@ -50,6 +50,8 @@ const COLUMNS: &[(&str, Column)] = &[
     ("key_usage.key_id", Stays("", "a count of tokens a day, of a key that is nobody's")),
     ("labelers.id", Stays("labeler", NAMELESS)),
     ("resolutions.reviewer_id", Exported("resolutions")),
+    ("rubric_activations.created_by", Stays("rubric_activations", NAMELESS)),
+    ("rubrics.created_by", Stays("rubrics", NAMELESS)),
     ("prompt_submissions.labeler_id", Exported("prompts")),
     ("reveals.labeler_id", Exported("reveals")),
     ("sessions.credential", Internal),
@@ -59,8 +61,14 @@ const COLUMNS: &[(&str, Column)] = &[
 ];
 
 /// Columns that hold the person's words, and where the export has them.
-const WORDS: &[&str] =
-    &["completions.text", "feedback_events.value", "judgment_flags.note", "judgments.rationale", "prompts.messages"];
+const WORDS: &[&str] = &[
+    "completions.text",
+    "feedback_events.value",
+    "judgment_flags.note",
+    "judgment_ratings.value",
+    "judgments.rationale",
+    "prompts.messages",
+];
 
 const MARK: &str = "ADA-SAYS";
 
@@ -103,6 +111,10 @@ async fn busy_person(server: &Server) -> String {
         json!({"outcome": "ranked", "items": items, "idempotency_key": key, "rationale": said("why"),
                "flags": [{"code": "other", "note": said("flag")}]})
     };
+    // A rubric with tags, which she activates.
+    let notes = json!({"key": "notes", "label": {"en": "Notes"}, "kind": "tags"});
+    let rubric = json!({"definition": {"name": "Notes", "dimensions": [notes]}, "activate": true});
+    post("/admin/rubrics", rubric).await.expect(201);
     // A set of her own, judged by her alone, with an ideal answer; another that nobody judges.
     let set = json!({"messages": messages("question"), "completions": ["x", "y"]});
     let set = post("/v1/comparison-sets", set).await.expect(201).json();
@@ -111,6 +123,8 @@ async fn busy_person(server: &Server) -> String {
     let mut body = ranked(&turn, "a1");
     body["lease_token"] = turn["lease_token"].clone();
     body["ideal_answer"] = said("ideal").into();
+    body["ratings"] =
+        json!([{"completion_id": turn["completions"][0]["id"], "dimension": "notes", "value": [said("tag")]}]);
     post(&format!("/v1/label/{}/judgment", turn["assignment_id"].as_str().unwrap()), body).await.expect(200);
     let other = json!({"messages": messages("unjudged"), "completions": ["x", "y"]});
     post("/v1/comparison-sets", other).await.expect(201);
@@ -201,7 +215,7 @@ async fn every_column_is_accounted_for(fresh: Fresh) {
         let found = &data[part];
         assert!(found.as_array().map_or(found.is_object(), |list| !list.is_empty()), "{name}: no {part} in {data}");
     }
-    for words in ["question", "unjudged", "ideal", "why", "flag", "comment", "shows", "how"] {
+    for words in ["question", "unjudged", "ideal", "why", "flag", "tag", "comment", "shows", "how"] {
         assert!(data.to_string().contains(&format!("{MARK} {words}")), "{words}: {data}");
     }
 

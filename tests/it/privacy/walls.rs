@@ -69,6 +69,11 @@ fn accepted() -> Vec<(&'static str, Value)> {
         ("/session", json!({"key": MARK})),
         ("/session", json!({"invite": MARK, "name": MARK})),
         ("/admin/guidelines", json!({"lang": "en", "text": MARK})),
+        (
+            "/admin/rubrics",
+            json!({"definition": {"name": MARK, "dimensions": [
+                {"key": "notes", "label": {"en": MARK}, "kind": "tags", "suggestions": [MARK]}]}}),
+        ),
     ]
 }
 

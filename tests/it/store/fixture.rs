@@ -124,12 +124,14 @@ pub fn judgment(set: &ComparisonSet, labeler: &LabelerId, assignment: Option<&As
         active_ms: 1200,
         wall_ms: 3400,
         guideline_version: Some("1".into()),
+        rubric_version: None,
         idempotency_key: key.into(),
         items: (0i64..)
             .zip(&set.completion_ids)
             .map(|(i, id)| JudgmentItem { completion_id: id.clone(), tier: i, shown_position: i, rating: Some(5) })
             .collect(),
         flags: vec![JudgmentFlag { completion_id: None, code: "language".into(), note: Some("n".into()) }],
+        ratings: vec![],
         created: T0,
         knowledge: Knowledge::Blind,
     }

@@ -14,6 +14,7 @@ mod labeling;
 mod postgres;
 mod queue;
 mod requests;
+mod rubrics;
 mod settings;
 mod sqlite;
 mod workers;

@@ -1,0 +1,33 @@
+//! Versions of rubrics, and which of them is active.
+
+use crate::store::sql::{read, write};
+use crate::store::views::Rubrics;
+use crate::store::*;
+
+impl Rubrics<'_> {
+    /// Stores a version; one that is there stays as it is.
+    pub async fn put(self, version: RubricVersion) -> Result<()> {
+        write!(self.0, |tx| rubrics::put(tx, &version))
+    }
+
+    /// All versions, newest first.
+    pub async fn list(self) -> Result<Vec<RubricVersion>> {
+        read!(self.0, |c| rubrics::list(c))
+    }
+
+    /// One version. `NotFound` when it was never stored.
+    pub async fn get(self, version: &str) -> Result<RubricVersion> {
+        read!(self.0, |c| rubrics::get(c, version))
+    }
+
+    /// Activates a version, or none. `NotFound` for one that was never stored.
+    pub async fn activate(self, version: Option<&str>, by: &LabelerId, now: Micros) -> Result<()> {
+        write!(self.0, version = version.map(str::to_owned), by = by.clone() =>
+            |tx| rubrics::activate(tx, version.as_deref(), &by, now))
+    }
+
+    /// The active rubric.
+    pub async fn active(self) -> Result<Option<Rubric>> {
+        read!(self.0, |c| rubrics::active(c))
+    }
+}
