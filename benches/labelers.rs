@@ -58,14 +58,15 @@ impl Server {
     }
 }
 
-async fn server(url: &str, dir: &std::path::Path) -> Server {
+/// `round` makes ids and keys differ between the rounds on one database.
+async fn server(url: &str, dir: &std::path::Path, round: u64) -> Server {
     let config = Config { data_dir: dir.to_owned(), ..Config::default() };
     let store = connect(url).await.expect("a database");
     let services = Services::new(
         config,
         store.clone(),
         system_clock(),
-        Random::from_seed(11),
+        Random::from_seed(11 + round),
         secret_hash(KEY),
         instructd::train::recipes(),
     );
@@ -125,7 +126,7 @@ async fn measure(url: &str, name: &str, paced: bool, sets: usize, longest: Durat
     static ROUND: AtomicU64 = AtomicU64::new(0);
     let round = ROUND.fetch_add(1, Relaxed);
     let dir = tempfile::tempdir().expect("a directory");
-    let server = Arc::new(server(url, dir.path()).await);
+    let server = Arc::new(server(url, dir.path(), round).await);
     for i in 0..sets {
         let body = json!({"messages": [{"role": "user", "content": format!("question {i} of {round}")}],
                           "overlap": OVERLAP, "completions": [format!("a{i}"), format!("b{i}"), format!("c{i}")]});
