@@ -18,9 +18,11 @@ mod process;
 mod publish;
 pub mod queue;
 pub mod remote;
+mod settings;
 mod spans;
 mod supervise;
 pub mod wire;
 
 pub use process::{Launch, is_passed_on};
-pub use supervise::{Supervisor, SupervisorConfig};
+pub use settings::SupervisorConfig;
+pub use supervise::Supervisor;

@@ -1,6 +1,5 @@
 //! The supervisor: claims jobs, extends their leases, stores what their trainers report, and decides how they end.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,68 +13,16 @@ use super::checkpoints::{self, CheckpointUploader};
 use super::executors::{Attempt, Executors, Work};
 use super::files::write_atomically;
 use super::materialise::{PrepareError, Prepared, prepare};
-use super::process::{Launch, TrainerOutput};
+use super::process::TrainerOutput;
 use super::publish::{PublishedFiles, Release, publish_files};
 use super::queue;
+use super::settings::SupervisorConfig;
 use super::spans;
 use super::wire::{Line, SPEC, Spec};
 use crate::artifacts::Artifacts;
-use crate::config::ExecutorsConfig;
 use crate::domain::*;
 use crate::store::{Fence, JobReport, Store, StoreError};
 use crate::train::{Recipe, TrainOutcome};
-
-#[derive(Clone, Debug)]
-pub struct SupervisorConfig {
-    /// Jobs live in `jobs/<id>`, published models in `models/<name>`.
-    pub data_dir: PathBuf,
-    pub launch: Launch,
-    /// Number of jobs that run at the same time.
-    pub slots: usize,
-    pub lease_seconds: i64,
-    pub max_crashes: i64,
-    /// Compute threads of a child (`RAYON_NUM_THREADS`); 0 = the child chooses.
-    pub threads: usize,
-    /// At shutdown: time from the request to stop to SIGTERM, and from there to SIGKILL.
-    pub grace: Duration,
-    /// After a cancel: time that the child has to end its step and write a checkpoint.
-    pub cancel_grace: Duration,
-    /// Hosts that a reward of kind `http` may call.
-    pub reward_hosts: Vec<String>,
-    /// Commands of other trainers, by name.
-    pub trainers: BTreeMap<String, Vec<String>>,
-    /// Places, and which recipes run there.
-    pub executors: ExecutorsConfig,
-    /// Whether requests may be used for training, unless a stored setting overrides it.
-    pub learn_from_requests: bool,
-    /// Interval of looking for work and of storing a running job's reports.
-    pub tick: Duration,
-}
-
-impl SupervisorConfig {
-    /// Defaults: leases of 60 s, a heartbeat every 10 s, reports stored once a second.
-    pub fn new(data_dir: PathBuf, launch: Launch) -> Self {
-        Self {
-            data_dir,
-            launch,
-            slots: 1,
-            lease_seconds: 60,
-            max_crashes: 3,
-            threads: 0,
-            grace: Duration::from_secs(10),
-            cancel_grace: Duration::from_secs(600),
-            reward_hosts: Vec::new(),
-            trainers: BTreeMap::new(),
-            executors: ExecutorsConfig::default(),
-            learn_from_requests: false,
-            tick: Duration::from_secs(1),
-        }
-    }
-
-    fn heartbeat(&self) -> Duration {
-        Duration::from_secs_f64(self.lease_seconds.max(1) as f64 / 6.0).min(Duration::from_secs(10))
-    }
-}
 
 /// Runs the jobs of one process.
 pub struct Supervisor {
