@@ -1,7 +1,7 @@
 //! instructd closes the InstructGPT loop in one process: serve → rank → reward model → PPO → serve.
 //!
-//! `tests/it/tidy.rs` holds the table of the modules and of the edges that are allowed between them, and ARCHITECTURE.md the
-//! diagram made from it. Its further rules:
+//! `tests/it/tidy.rs` holds the table of the modules and of the edges that are allowed between them, and
+//! ARCHITECTURE.md the diagram made from it. Its further rules:
 //! - `sqlx::` appears only in `store`.
 //! - `axum::` appears only in `http` and `app`.
 //! - `candle` never appears in `http`, `service` or `store`; tensors stay below the engine.

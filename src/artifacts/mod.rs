@@ -83,7 +83,8 @@ impl Artifacts {
     /// The version's directory or file on this machine, downloaded from the artifact store when it is missing.
     ///
     /// # Errors
-    /// `Missing` when the files are neither here nor in the artifact store, `Damaged` when a file does not have its published size and hash.
+    /// `Missing` when the files are neither here nor in the artifact store, `Damaged` when a file does not have its
+    /// published size and hash.
     pub async fn path(&self, version: &ModelVersion) -> Result<PathBuf> {
         let here = self.data_dir.join(&version.artifact_uri);
         if here.exists() {

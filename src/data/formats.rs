@@ -236,7 +236,8 @@ fn trl(fields: &Fields<'_>) -> Outcome<Comparison> {
     }
 }
 
-/// `chosen` and `rejected` as conversations that differ in their last message. A separate string prompt repeats one of their messages.
+/// `chosen` and `rejected` as conversations that differ in their last message. A separate string prompt repeats one of
+/// their messages.
 fn conversations(
     fields: &Fields<'_>,
     prompt: Option<(&str, &Value)>,

@@ -14,17 +14,17 @@ pub struct Labeler {
     pub name: String,
     pub role: Role,
     pub active: bool,
-    /// Judgments a day (UTC); `None` = as configured, 0 = no limit.
+    /// Judgments per day (UTC); `None` = as configured, 0 = no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub daily_quota: Option<i64>,
-    /// When the person's data was erased on request; the row stays, because judgments refer to it.
+    /// When the person's data was erased on request; the row is kept, because judgments refer to it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub erased: Option<Micros>,
     pub created: Micros,
 }
 
 impl Labeler {
-    /// A new, active labeler without a quota of their own.
+    /// A new, active labeler without an individual quota.
     pub fn new(id: LabelerId, name: String, role: Role, created: Micros) -> Self {
         Self { id, name, role, active: true, daily_quota: None, erased: None, created }
     }
@@ -38,7 +38,7 @@ pub struct ApiKey {
     pub key_hash: String,
     pub scopes: Vec<String>,
     pub labeler_id: Option<LabelerId>,
-    /// Prompt and drawn tokens a day (UTC); `None` = as many as the server can.
+    /// Prompt and sampled tokens per day (UTC); `None` = no limit.
     pub daily_tokens: Option<i64>,
     pub origin: KeyOrigin,
     pub revoked: bool,
@@ -46,7 +46,7 @@ pub struct ApiKey {
 }
 
 name_enum!(
-    /// Where a key comes from.
+    /// The origin of a key.
     KeyOrigin {
         /// An administrator made it.
         Created = "created",
@@ -64,7 +64,7 @@ pub struct SignInLink {
     pub state: LinkState,
     /// `None` = until it is revoked or replaced.
     pub expires: Option<Micros>,
-    /// The last sign-in with it.
+    /// When it was last used to sign in.
     pub used: Option<Micros>,
     pub created: Micros,
 }
@@ -77,8 +77,8 @@ pub struct Session {
     pub token_hash: String,
     pub labeler_id: LabelerId,
     pub role: Role,
-    /// What opened it, so that both end together: the id of a key, `link:` and the id of a sign-in link, `admin:…` for
-    /// the configured admin key; empty for invites.
+    /// The credential that opened it, so that both end together: the id of a key, `link:` and the id of a sign-in link,
+    /// `admin:…` for the configured admin key; empty for invites.
     pub credential: String,
     /// When it was last used, to within a minute.
     pub used: Micros,
@@ -86,13 +86,13 @@ pub struct Session {
     pub created: Micros,
 }
 
-/// A one-use link that makes a labeler.
+/// A single-use link that creates a labeler.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Invite {
     pub id: InviteId,
     pub token_hash: String,
     pub role: Role,
-    /// Whom it greets.
+    /// The name of the invited person.
     pub name: Option<String>,
     pub note: Option<String>,
     pub expires: Micros,
@@ -114,11 +114,11 @@ pub struct FeedbackEvent {
     pub created: Micros,
 }
 
-/// Who answers for a change, for the audit trail.
+/// The person and the credential behind a change, for the audit trail.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Signature {
     pub actor: String,
-    /// As [`AuditEntry::credential`].
+    /// See [`AuditEntry::credential`].
     pub credential: Option<String>,
 }
 
@@ -128,19 +128,19 @@ impl From<&str> for Signature {
     }
 }
 
-/// One line of the audit trail.
+/// One entry of the audit trail.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct AuditEntry {
     pub id: i64,
-    /// Labeler id of who did it.
+    /// The labeler's id.
     pub actor: String,
-    /// What the actor proved itself with: the id of a key, `configured` for the configured admin key, `link:` and the id
-    /// of a sign-in link, `invite`; absent in lines written before this was kept, and where the server acts by itself.
+    /// The actor's credential: the id of a key, `configured` for the configured admin key, `link:` and the id
+    /// of a sign-in link, `invite`; absent in entries from before this was stored, and for actions of the server.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credential: Option<String>,
     /// `invite`, `create_key`, `import`, `promote`, `erase`, …
     pub action: String,
-    /// Id (or name) of what it was done to.
+    /// Id (or name) of the changed object.
     pub target: String,
     pub detail: serde_json::Value,
     pub created: Micros,

@@ -1,4 +1,4 @@
-//! What clients of the API leave here: files, batches of requests that are read from them, and responses.
+//! Objects that clients of the API store: files, batches of requests in them, and responses.
 
 use std::fmt;
 
@@ -8,33 +8,33 @@ use serde_json::Value;
 use super::Micros;
 
 name_enum!(
-    /// What a file is for.
+    /// The purpose of a file.
     FilePurpose {
         /// Requests, one on a line.
         Batch = "batch",
-        /// What a batch wrote.
+        /// The output of a batch.
         BatchOutput = "batch_output",
     }
 );
 
 name_enum!(
-    /// How far a batch has come.
+    /// The state of a batch.
     BatchState {
-        /// Checked, and waiting for a server to take it.
+        /// Validated, and queued for a server.
         Queued = "validating",
         Running = "in_progress",
         Cancelling = "cancelling",
         Cancelled = "cancelled",
         Done = "completed",
-        /// It could not be begun, or had to be given up; its errors say why.
+        /// It could not start or could not be completed; its errors have the reason.
         Failed = "failed",
-        /// Its time ended before all requests were answered.
+        /// It expired before all requests were answered.
         Expired = "expired",
     }
 );
 
 impl BatchState {
-    /// Whether nothing happens to the batch any more.
+    /// Whether the state is final.
     pub fn is_over(self) -> bool {
         matches!(self, Self::Cancelled | Self::Done | Self::Failed | Self::Expired)
     }
@@ -53,7 +53,7 @@ pub struct StoredFile {
     pub created: Micros,
 }
 
-/// Why a batch could not be begun, or had to be given up.
+/// Why a batch could not start or could not be completed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct BatchFault {
     pub code: String,
@@ -64,15 +64,15 @@ pub struct BatchFault {
     pub line: Option<i64>,
 }
 
-/// Requests of a file that are answered when nobody else waits.
+/// Requests of a file, answered at lower priority than other requests.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Batch {
     /// `batch_` and a ULID.
     pub id: String,
-    /// As that of a file.
+    /// The owner, as of a file.
     pub owner: String,
     pub input_file: String,
-    /// The path that every line asks for.
+    /// The path of every request.
     pub endpoint: String,
     pub state: BatchState,
     /// An object of the client's, or null.
@@ -90,26 +90,26 @@ pub struct Batch {
     pub error_file: Option<String>,
 }
 
-/// An answer of the Responses API with the conversation that it ends.
+/// A response of the Responses API with its conversation.
 #[derive(Clone, Debug, PartialEq)]
 pub struct KeptResponse {
     pub id: String,
-    /// As that of a file; `None` where nobody said who they were.
+    /// The owner, as of a file; `None` for anonymous requests.
     pub owner: Option<String>,
-    /// The messages of the conversation, the answer included, as chat takes them.
+    /// The messages of the conversation, including the answer, in the format of chat requests.
     pub messages: Vec<Value>,
     /// The response as it was returned.
     pub response: Value,
     pub created: Micros,
 }
 
-/// The answer to one line of a batch.
+/// The result of one line of a batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BatchResult {
     /// The line of the input file, from 1.
     pub line: i64,
-    /// It belongs to the file of errors.
+    /// Whether it is written to the error file.
     pub failed: bool,
-    /// A line of JSON.
+    /// The line, JSON.
     pub text: String,
 }

@@ -1,6 +1,7 @@
 //! One line of text for an error and its causes.
 
-/// An error with its causes, separated by colons. A cause whose text is already part of the message before it is left out.
+/// An error with its causes, separated by colons. A cause whose text is already part of the message before it is left
+/// out.
 pub fn error_chain(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain() {

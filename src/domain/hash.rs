@@ -14,7 +14,7 @@ pub fn of_bytes(bytes: impl AsRef<[u8]>) -> String {
 /// The SHA-256 of everything that `reader` yields, and its length in bytes.
 ///
 /// # Errors
-/// What the reader reports.
+/// When the reader fails.
 pub fn of_reader(reader: &mut impl Read) -> io::Result<(String, u64)> {
     let (mut hash, mut buffer, mut bytes) = (Sha256::new(), vec![0; 1 << 20], 0);
     loop {
@@ -33,7 +33,7 @@ pub fn of_reader(reader: &mut impl Read) -> io::Result<(String, u64)> {
 /// The SHA-256 and the length of a file.
 ///
 /// # Errors
-/// A file that cannot be opened or read.
+/// When the file cannot be opened or read.
 pub fn of_file(path: &Path) -> io::Result<(String, u64)> {
     of_reader(&mut File::open(path)?)
 }

@@ -1,10 +1,10 @@
-//! What people write about a job.
+//! Names, notes and tags of jobs.
 
 use serde::{Deserialize, Serialize};
 
 use super::LabelerId;
 
-/// Name, note and tags of a job, and who queued it. Nothing here changes what the job computes.
+/// Name, note and tags of a job, and who queued it. They do not affect the computation.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct JobNotes {
     /// Shown instead of the recipe's name.

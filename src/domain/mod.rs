@@ -1,5 +1,5 @@
-//! The nouns of the loop: ids, prompts, completions, comparison sets, judgments, model versions, jobs.
-//! Plain data without behaviour; every room may use it.
+//! The entities of the loop: ids, prompts, completions, comparison sets, judgments, model versions, jobs. Plain data
+//! without behaviour, usable by every module.
 
 mod draws;
 mod error_chain;
@@ -24,7 +24,7 @@ pub use nearest::{nearest, unknown_name};
 pub use prompt_input::PromptInput;
 pub use time::Micros;
 
-/// Target of spans that are for traces alone: the log does not show them.
+/// Target of spans that appear in traces only, not in the log.
 pub const TRACE: &str = "trace";
 
 /// Declares a closed set of lower-case names that serde, the database and the API share.
@@ -72,7 +72,7 @@ pub struct Message {
 }
 
 name_enum!(
-    /// Which side of the train/held-out split a prompt is on. Split by prompt, never by pair.
+    /// The side of the train/held-out split that a prompt is on. Data is split by prompt, never by pair.
     Split { Train = "train", Heldout = "heldout" }
 );
 
@@ -81,13 +81,13 @@ pub struct Prompt {
     pub id: PromptId,
     pub messages: Vec<Message>,
     pub lang: Option<String>,
-    /// Where it came from: `api`, `page`, `import:<file>`, `chat`, `completions`.
+    /// The source: `api`, `page`, `import:<file>`, `chat`, `completions`.
     pub source: String,
     /// SHA-256 (hex) of the canonical JSON of `messages`; unique.
     pub content_hash: String,
     pub split: Split,
     pub tags: Vec<String>,
-    /// The right answer, for rewards that compare with one.
+    /// The reference answer, for rewards that compare with one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub answer: Option<String>,
     pub created: Micros,
@@ -95,7 +95,7 @@ pub struct Prompt {
 
 name_enum!(CompletionOrigin { Model = "model", Human = "human", Edit = "edit", Import = "import" });
 
-/// A text written for a prompt, and everything needed to know the behaviour policy that wrote it.
+/// A text written for a prompt, and the behaviour policy that generated it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Completion {
     pub id: CompletionId,
@@ -114,7 +114,7 @@ pub struct Completion {
     /// `stop`, `length`, `abort`.
     pub finish_reason: Option<String>,
     pub request_id: Option<String>,
-    /// Proxy reward by the reward model of the time, if scored.
+    /// Proxy reward by the reward model at that time, if scored.
     pub reward: Option<f64>,
     pub created: Micros,
 }
@@ -135,14 +135,14 @@ pub struct ComparisonSet {
     pub selection_policy: String,
     pub selection_score: Option<f64>,
     pub status: SetStatus,
-    /// In storage order; what a labeler sees is shuffled by the assignment's `order_seed`.
+    /// In storage order; labelers see them in the order of the assignment's `order_seed`.
     pub completion_ids: Vec<CompletionId>,
     pub created: Micros,
 }
 
 name_enum!(AssignmentState { Leased = "leased", Submitted = "submitted", Expired = "expired", Released = "released" });
 
-/// One labeler's turn at one set; the lease keeps two people off one place.
+/// One labeler's turn at one set. The lease reserves one of the set's judgments for this person.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Assignment {
     pub id: AssignmentId,
@@ -157,8 +157,8 @@ pub struct Assignment {
 
 name_enum!(Outcome { Ranked = "ranked", AllBad = "all_bad", Unrankable = "unrankable", Skip = "skip" });
 name_enum!(
-    /// What a labeler had been shown of a set before judging it: nothing, who wrote the completions, or the
-    /// expected answer. Only blind judgments count in figures and data sets.
+    /// The information about a set that a labeler had been shown before judging it: none, the authors of the
+    /// completions, or the expected answer. Only blind judgments count in figures and data sets.
     Knowledge { Blind = "blind", Authors = "authors", Answer = "answer" }
 );
 name_enum!(
@@ -172,18 +172,18 @@ name_enum!(DrawState { Running = "running", Done = "done", Failed = "failed", Ca
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct SetDraw {
     pub id: DrawId,
-    /// As asked for.
+    /// The request's parameters.
     pub request: serde_json::Value,
     pub state: DrawState,
-    /// Sets to make; prompts (or sets) looked at; sets made.
+    /// Numbers of sets to make, of prompts (or sets) examined, and of sets made.
     pub wanted: i64,
     pub looked_at: i64,
     pub made: i64,
-    /// What was found and what was left out, and why.
+    /// Counts of candidates and of those left out, by reason.
     pub report: DrawReport,
     pub error: Option<String>,
     pub created: Micros,
-    /// Last sign of life: a running draw that is long silent died with its server.
+    /// The last update; a running draw without updates for a long time has ended with its server.
     pub updated: Micros,
 }
 
@@ -211,7 +211,7 @@ pub struct Judgment {
     /// In the order of completion id and dimension.
     pub ratings: Vec<Rating>,
     pub created: Micros,
-    /// What the labeler knew when judging; the store fills it in.
+    /// The labeler's knowledge when judging; set by the store.
     pub knowledge: Knowledge,
 }
 
@@ -240,7 +240,7 @@ pub struct Demonstration {
     pub created: Micros,
 }
 
-/// A set with its latest judgment by one labeler, joined with texts: what reward training reads.
+/// A set with its latest judgment by one labeler and the texts: the input of reward training.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RankedSet {
     pub set_id: SetId,
@@ -267,7 +267,7 @@ pub struct RankedItem {
     pub ratings: Ratings,
 }
 
-/// A labeler's latest word on a set without its texts: what quality figures read.
+/// A labeler's latest judgment of a set without texts: the input of quality figures.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct JudgedSet {
     pub judgment_id: JudgmentId,
@@ -277,7 +277,7 @@ pub struct JudgedSet {
     pub kind: SetKind,
     pub outcome: Outcome,
     pub active_ms: i64,
-    /// Given on the page under a lease, in an order drawn for it.
+    /// Whether it was given on the page under a lease, in the lease's random order.
     pub leased: bool,
     pub created: Micros,
     pub items: Vec<JudgedItem>,
@@ -288,7 +288,7 @@ pub struct JudgedItem {
     pub completion_id: CompletionId,
     pub model_version_id: Option<ModelVersionId>,
     pub origin: CompletionOrigin,
-    /// Characters.
+    /// Lengths in characters.
     pub length: i64,
     pub tier: i64,
     pub shown_position: i64,
@@ -310,14 +310,14 @@ pub use access::*;
 // ---------------------------------------------------------------- models and jobs
 
 name_enum!(
-    /// What a version's weights are for; each kind has its own routes.
+    /// The use of a version's weights; each kind has its own routes.
     ModelKind {
-        /// A decoder that writes text.
+        /// A decoder that generates text.
         Policy = "policy",
         Reward = "reward",
         /// A bidirectional encoder: embeddings and fill-mask.
         Encoder = "encoder",
-        /// A transformer with a class head.
+        /// A transformer with a classification head.
         Classifier = "classifier",
         /// A soft prompt for one base model.
         PromptAdapter = "prompt_adapter",
@@ -325,7 +325,7 @@ name_enum!(
 );
 name_enum!(ModelState { Candidate = "candidate", Active = "active", Retired = "retired" });
 
-/// Stage of versions whose weights are another server's.
+/// Stage of versions whose weights are on another server.
 pub const STAGE_UPSTREAM: &str = "upstream";
 
 /// An immutable set of weights on disk (or behind an upstream server). At most one version of each kind is active.
@@ -333,7 +333,7 @@ pub const STAGE_UPSTREAM: &str = "upstream";
 pub struct ModelVersion {
     pub id: ModelVersionId,
     pub kind: ModelKind,
-    /// Unique, `[a-z0-9][a-z0-9._-]{0,63}`; what API users put into `model`.
+    /// Unique, `[a-z0-9][a-z0-9._-]{0,63}`; the value of `model` in API requests.
     pub name: String,
     /// `base`, `sft`, `reward`, `ppo`, …
     pub stage: String,
@@ -362,13 +362,13 @@ impl JobState {
     }
 }
 
-/// Where a running job stands; `None` totals mean "not known yet".
+/// The progress of a running job; a total of `None` is not known yet.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Progress {
-    /// What it is doing: `loading` the model, `preparing` the data, `sampling`, `scoring`, `updating`, `train`,
+    /// The phase: `loading` the model, `preparing` the data, `sampling`, `scoring`, `updating`, `train`,
     /// `evaluate`, `saving`, …
     pub phase: String,
-    /// How far the phase is within one step: tokens of the samples, passes of the update.
+    /// Progress of the phase within one step: tokens of the samples, passes of the update.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub phase_done: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -399,7 +399,7 @@ pub struct Job {
     pub checkpoint_uri: Option<String>,
     pub external_ref: Option<String>,
     pub progress: Option<Progress>,
-    /// What the recipe returned when it succeeded (metrics, published version…).
+    /// The recipe's result when it succeeded (metrics, published version…).
     pub result: Option<serde_json::Value>,
     pub error: Option<String>,
     #[serde(flatten)]
@@ -419,14 +419,14 @@ pub struct JobEvent {
     pub created: Micros,
 }
 
-/// What a reward model thinks of one completion.
+/// A reward model's score of one completion.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RewardScore {
     /// Mean over the model's heads: the score.
     pub mean: f64,
-    /// Standard deviation over the heads, on the scale of the score: how unsure the model is. 0 with one head.
+    /// Standard deviation over the heads, on the scale of the score: the model's uncertainty. 0 with one head.
     pub std: f64,
-    /// Tokens that were read for it.
+    /// Number of tokens that were read.
     #[serde(default)]
     pub tokens: usize,
 }
@@ -439,11 +439,11 @@ pub struct Metric {
     pub value: f64,
 }
 
-/// Frozen view of the judgments that a training run learned from.
+/// A frozen list of the judgments that a training run uses.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct DatasetVersion {
     pub id: DatasetId,
-    /// Unique, if given; versions that jobs froze have none.
+    /// Unique, if given; versions made by jobs have none.
     #[serde(default)]
     pub name: Option<String>,
     pub filter: serde_json::Value,

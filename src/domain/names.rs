@@ -17,7 +17,8 @@ pub fn is_file_name(name: &str) -> bool {
     !name.is_empty() && name.len() <= 128 && !name.starts_with('.') && name.bytes().all(fits)
 }
 
-/// True for ids that can be the name of a file: ids that the server made always can, a foreign database may hold anything.
+/// True for ids that can be the name of a file: true for ids that the server made; a foreign database may hold
+/// anything.
 pub fn is_path_part(id: &str) -> bool {
     (1..=64).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
 }

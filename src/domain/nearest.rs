@@ -1,11 +1,11 @@
-//! Names that a misspelt one may have meant, and the message about a name that is not known.
+//! Suggestions for misspelt names, and the message about an unknown name.
 
 /// More names than these are counted, not listed.
 const LISTED: usize = 24;
 
-/// Up to three of the known names that are most like `name`, the nearest first.
+/// Up to three of the known names that are most similar to `name`, the nearest first.
 pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
-    // Distances of long texts take time, and a text that long is no misspelt name.
+    // Distances of long texts take time, and such texts are not misspelt names.
     let wanted: Vec<char> = name.to_lowercase().chars().take(80).collect();
     let most = (wanted.len() / 3).max(2);
     let mut found: Vec<(usize, &str)> = Vec::new();
@@ -17,7 +17,7 @@ pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Vec<
         let part = contains(&other, &wanted) || contains(&wanted, &other);
         let far = distance(&wanted, &other);
         let far = if part { far.min(most) } else { far };
-        // Nothing of a short name is left after as many changes as it has letters.
+        // A short name needs fewer changes than it has letters to be similar.
         if far <= most && (part || far < other.len().max(wanted.len())) {
             found.push((far, candidate));
         }

@@ -1,10 +1,10 @@
-//! What a model is asked to continue: messages or raw text.
+//! The input of a generation request: messages or raw text.
 
 use serde::{Deserialize, Serialize};
 
 use super::Message;
 
-/// A conversation for the chat template, or raw text that goes to the model as it is.
+/// A conversation for the chat template, or raw text that is tokenized without a template.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum PromptInput {
@@ -21,7 +21,7 @@ impl PromptInput {
         }
     }
 
-    /// As messages, without giving up the original.
+    /// As messages, without consuming the original.
     pub fn messages(&self) -> Vec<Message> {
         self.clone().into_messages()
     }

@@ -1,5 +1,5 @@
-//! Points and spans of time in microseconds, and arithmetic on them that saturates, so that no number of days
-//! from a request or a setting overflows.
+//! Points and spans of time in microseconds, and saturating arithmetic on them, so that no number of days from a
+//! request or a setting overflows.
 
 /// Microseconds since the Unix epoch (UTC), or a span of them.
 pub type Micros = i64;

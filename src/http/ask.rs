@@ -1,4 +1,5 @@
-//! `POST /v1/label/ask`: takes a question, streams its answers as server-sent events (`start`, `text`, `done`), then the set of them (`set`, as in the response of `GET /v1/label/next`).
+//! `POST /v1/label/ask`: takes a question, streams its answers as server-sent events (`start`, `text`, `done`), then
+//! the set of them (`set`, as in the response of `GET /v1/label/next`).
 
 use std::convert::Infallible;
 use std::time::Duration;

@@ -17,7 +17,8 @@ pub const COMPONENTS: &str = "/components/schemas";
 pub enum Content {
     /// `application/json`.
     Json(SchemaOf),
-    /// `text/event-stream`; the schema describes one event as an object with `data` and, if present, `event` and `id`. `data` is parsed if it is JSON.
+    /// `text/event-stream`; the schema describes one event as an object with `data` and, if present, `event` and `id`.
+    /// `data` is parsed if it is JSON.
     Events(SchemaOf),
     /// Another content type; `*/*` if it depends on the file.
     Other(&'static str),

@@ -8,7 +8,8 @@ use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 /// How long a browser may cache the response to its preflight request.
 const REMEMBERED: Duration = Duration::from_secs(600);
 
-/// `None` without origins. Cookies are never allowed, so such pages need a key. Origins that are not valid header values are left out; the configuration's validation reports them.
+/// `None` without origins. Cookies are never allowed, so such pages need a key. Origins that are not valid header
+/// values are left out; the configuration's validation reports them.
 pub fn layer(origins: &[String]) -> Option<CorsLayer> {
     if origins.is_empty() {
         return None;

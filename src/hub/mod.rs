@@ -196,8 +196,8 @@ impl Hub {
         }
     }
 
-    /// Downloads `files` of a repository into `dir`, several at a time. `on_progress` is called with (file, bytes present,
-    /// total bytes).
+    /// Downloads `files` of a repository into `dir`, several at a time. `on_progress` is called with (file, bytes
+    /// present, total bytes).
     ///
     /// # Errors
     /// The first permanent error; downloaded parts are kept for a further attempt.

@@ -5,11 +5,11 @@ use std::fmt::Write;
 
 const WIDTH: f64 = 360.0;
 const HEIGHT: f64 = 140.0;
-/// Room for the numbers of the axes.
+/// Margin for the numbers of the axes.
 const LEFT: f64 = 54.0;
 const BELOW: f64 = 18.0;
 
-/// A number as short as its neighbours allow.
+/// A number with as many digits as its neighbours require.
 fn short(value: f64) -> String {
     match value.abs() {
         0.0 => "0".into(),

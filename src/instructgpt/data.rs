@@ -1,4 +1,4 @@
-//! The data between the steps, as the recipes read it: demonstrations, comparisons, prompts.
+//! The data that steps pass to each other, in the recipes' formats: demonstrations, comparisons, prompts.
 
 use std::io::Write;
 use std::path::Path;
@@ -24,7 +24,7 @@ fn write_lines<T: serde::Serialize>(path: &Path, lines: &[T]) -> Result<usize> {
     Ok(lines.len())
 }
 
-/// Given ones, or the best completion of every comparison of the training side (ties: the first).
+/// The given demonstrations, or the best completion of every training comparison (ties: the first).
 pub fn demonstrations(given: Option<&Path>, comparisons: Option<&Path>, out: &Path) -> Result<usize> {
     if let Some(path) = given {
         return write_lines(out, &data::read_demonstrations(path)?);
@@ -42,12 +42,12 @@ pub fn demonstrations(given: Option<&Path>, comparisons: Option<&Path>, out: &Pa
     write_lines(out, &written)
 }
 
-/// Reads people's rankings and writes them in the house format.
+/// Reads people's rankings and writes them in instructd's format.
 pub fn copy_comparisons(given: &Path, out: &Path) -> Result<usize> {
     write_lines(out, &data::read_comparisons(given)?)
 }
 
-/// Given ones, or each prompt of the comparisons once.
+/// The given prompts, or each prompt of the comparisons once.
 pub fn prompts(given: Option<&Path>, comparisons: &Path, out: &Path) -> Result<usize> {
     let records: Vec<PromptRecord> = match given {
         Some(path) => data::read_prompts(path)?,
@@ -69,7 +69,7 @@ pub fn prompts(given: Option<&Path>, comparisons: &Path, out: &Path) -> Result<u
     write_lines(out, &records)
 }
 
-/// What one model writes for prompts; `None` when asked to stop.
+/// Completions of prompts by one model; `None` when a stop was requested.
 pub fn sample(
     path: &Path,
     prompts: &[PromptInput],

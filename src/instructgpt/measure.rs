@@ -1,4 +1,4 @@
-//! Figures of the report: what base, SFT model and policy write, and what the reward model thinks of it.
+//! Figures of the report: completions of base, SFT model and policy, and their rewards.
 
 use std::path::Path;
 
@@ -13,12 +13,12 @@ use crate::generation::{GenParams, Warpers};
 use crate::model::{self, RewardModel};
 use crate::prompt::Texts;
 
-/// Longest completion that is shown and scored, unless PPO's own is shorter.
+/// Length in tokens of the longest completion that is shown and scored, unless PPO's limit is shorter.
 const MAX_TOKENS: usize = 96;
 /// Tokens scored in one forward pass.
 const BATCH_TOKENS: usize = 2048;
 
-/// Mean reward of each model's samples, and greedy completions side by side; `None` when asked to stop.
+/// Mean reward of each model's samples, and greedy completions side by side; `None` when a stop was requested.
 pub fn measure(
     args: &InstructGptArgs,
     models: &Models,
@@ -26,7 +26,7 @@ pub fn measure(
     stop: &dyn Fn() -> bool,
 ) -> Result<Option<Value>> {
     let known: Vec<PromptInput> = read_prompts(prompts)?.into_iter().map(|r| r.prompt).collect();
-    // Prompts that the default split holds out first: the reward model has not learned from their rankings.
+    // Prompts of the default held-out split come first, because the reward model was not trained on their rankings.
     let held = |p: &PromptInput| split_of(&content_hash(&p.messages()), 0.1) == Split::Heldout;
     let (mut chosen, rest): (Vec<_>, Vec<_>) = known.into_iter().partition(held);
     let heldout = chosen.len().min(args.measured_prompts);
@@ -50,7 +50,7 @@ pub fn measure(
         all.push((name, written));
         shown.push(best);
     }
-    // All models' answers to a prompt are read behind the same tokens of it.
+    // All models' answers to a prompt are scored after the same prompt tokens.
     let n = measured.len();
     let pairs: Vec<_> = (0..n)
         .flat_map(|i| all.iter().map(move |(_, written)| (i, written)))

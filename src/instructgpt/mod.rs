@@ -1,6 +1,6 @@
-//! The whole of InstructGPT (arXiv 2203.02155) by one command: demonstrations → SFT → comparisons → reward
-//! model → PPO(-ptx) → report. Every finished step is recorded; the next run goes on where this one stopped
-//! and repeats a step only when something that it depends on has changed.
+//! InstructGPT (arXiv 2203.02155) in one command: demonstrations → SFT → comparisons → reward
+//! model → PPO(-ptx) → report. Every finished step is recorded; the next run continues from there and repeats a step
+//! only when one of its inputs has changed.
 
 mod chart;
 mod data;
@@ -21,13 +21,13 @@ use crate::train::{Reporter, TrainOutcome, recipe};
 pub use data::{demonstrations, prompts};
 pub use state::{PipelineState, RecordingReporter, StepRecord};
 
-/// What `instructd instructgpt --args FILE` reads.
+/// The arguments of `instructd instructgpt --args FILE`.
 #[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct InstructGptArgs {
-    /// The language model to begin with: a Hugging Face directory or a .gguf file.
+    /// The initial language model: a Hugging Face directory or a .gguf file.
     pub model: String,
-    /// Where everything goes: data, models, state, report.
+    /// The work directory: data, models, state, report.
     pub work_dir: PathBuf,
     /// JSONL of `{"prompt", "completion"}`; absent = the best completion of every comparison.
     pub demonstrations: Option<PathBuf>,
@@ -35,20 +35,20 @@ pub struct InstructGptArgs {
     pub comparisons: Option<PathBuf>,
     /// Instead of people's rankings: samples of the SFT model, ranked by a rule.
     pub collect: Option<Collect>,
-    /// JSONL of prompts to practise on; absent = the prompts of the comparisons.
+    /// JSONL of prompts for PPO; absent = the prompts of the comparisons.
     pub prompts: Option<PathBuf>,
     /// Arguments of the recipes, as for `instructd train`; models, data and directories are set here.
     #[serde(default)]
     pub sft: Map<String, Value>,
     #[serde(default)]
     pub reward: Map<String, Value>,
-    /// With `ptx_coef` above 0 the demonstrations are mixed in (PPO-ptx).
+    /// With `ptx_coef` above 0, the loss includes the demonstrations (PPO-ptx).
     #[serde(default)]
     pub ppo: Map<String, Value>,
-    /// Prompts at which the report shows completions.
+    /// Number of prompts for which the report shows completions.
     #[serde(default = "default_samples")]
     pub sample_prompts: usize,
-    /// Prompts over which the report measures rewards.
+    /// Number of prompts over which the report measures rewards.
     #[serde(default = "default_measured")]
     pub measured_prompts: usize,
     #[serde(default)]
@@ -63,9 +63,9 @@ pub struct Collect {
     pub prompts: PathBuf,
     /// Samples per prompt, 2 to 9.
     pub samples: usize,
-    /// Longest sample in tokens.
+    /// Length of the longest sample, in tokens.
     pub max_tokens: usize,
-    /// Higher is better; equal scores tie.
+    /// The rule that scores samples: higher is better, equal scores tie.
     pub judge: RewardSpec,
 }
 
@@ -77,12 +77,12 @@ fn default_measured() -> usize {
     64
 }
 
-/// How a run ended.
+/// The outcome of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ended {
-    /// The report lies in the work directory.
+    /// Finished; the report is in the work directory.
     Done { report: PathBuf },
-    /// Asked to stop in this step; a further run goes on there.
+    /// Stopped on request in this step, from which a further run continues.
     Stopped { step: &'static str },
 }
 
@@ -95,8 +95,7 @@ struct Models {
 }
 
 /// # Errors
-/// Arguments that a step would refuse (all are checked before the first one begins), files that cannot be
-/// read, what a recipe fails with.
+/// When an argument is not valid (all are checked before the first step), a file cannot be read, or a recipe fails.
 pub fn run(args: &InstructGptArgs, reporter: &mut dyn Reporter) -> Result<Ended> {
     let pipeline = Pipeline { args, work: args.work_dir.clone() };
     pipeline.check()?;
@@ -176,10 +175,10 @@ pub fn run(args: &InstructGptArgs, reporter: &mut dyn Reporter) -> Result<Ended>
     Ok(Ended::Done { report })
 }
 
-/// Refuses arguments that a step would refuse; nothing is written.
+/// Validates the arguments of all steps without writing anything.
 ///
 /// # Errors
-/// Names the field.
+/// When an argument is not valid; the error names the field.
 pub fn check(args: &InstructGptArgs) -> Result<()> {
     Pipeline { args, work: args.work_dir.clone() }.check()
 }
@@ -202,7 +201,7 @@ impl Pipeline<'_> {
         self.args.ppo.get("ptx_coef").and_then(Value::as_f64).is_some_and(|c| c > 0.0)
     }
 
-    /// Everything that can be refused is refused before hours of work.
+    /// All checks run before the first step, since steps may take hours.
     fn check(&self) -> Result<()> {
         let args = self.args;
         ensure!(args.comparisons.is_some() != args.collect.is_some(), "give either comparisons or collect");
@@ -255,7 +254,7 @@ impl Pipeline<'_> {
         Value::Object(args)
     }
 
-    /// Runs `work` unless its result for this fingerprint is known. True when it was asked to stop (`None`).
+    /// Runs `work` unless its result for this fingerprint is known. True when a stop was requested (`None`).
     fn step(
         &self,
         state: &mut PipelineState,
@@ -275,7 +274,7 @@ impl Pipeline<'_> {
         Ok(false)
     }
 
-    /// A recipe as a step; false when it was asked to stop.
+    /// A recipe as a step; false when a stop was requested.
     fn train(
         &self,
         state: &mut PipelineState,
@@ -286,7 +285,7 @@ impl Pipeline<'_> {
     ) -> Result<bool> {
         let dir = self.work.join(name);
         if !state.is_done(name, fingerprint) && !state.is_begun(name, fingerprint) {
-            // What lies there belongs to other arguments or other data.
+            // The directory has results of other arguments or other data.
             if dir.exists() {
                 std::fs::remove_dir_all(&dir).with_context(|| format!("clearing {}", dir.display()))?;
             }

@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::state::curves;
 use super::{InstructGptArgs, PipelineState, chart};
 
-/// Curves that say how a step went, in this order where they exist.
+/// The curves of a step that are shown, in this order, where they exist.
 const CURVES: [(&str, &[&str]); 3] = [
     ("sft", &["loss", "heldout_loss"]),
     ("reward", &["loss", "accuracy", "heldout_accuracy"]),

@@ -1,5 +1,4 @@
-//! What was done already: results by step, each under a fingerprint of everything it came from; and the
-//! curves of the recipes.
+//! Finished work: results by step, each with a fingerprint of its inputs; and the curves of the recipes.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -19,7 +18,7 @@ use crate::train::Reporter;
 pub struct StepRecord {
     /// SHA-256 (hex) of arguments and inputs.
     pub fingerprint: String,
-    /// `None` while it is under way.
+    /// `None` while it is running.
     pub result: Option<Value>,
     /// Wall time of the last run of this step.
     pub seconds: f64,
@@ -62,7 +61,7 @@ impl PipelineState {
         self.steps.get(name)?.result.as_ref()
     }
 
-    /// Whole or not at all: a step counts as done only when its record is on disk.
+    /// Writes the state atomically; a step counts as done only when its record is on disk.
     fn put(&mut self, name: &str, record: StepRecord) -> Result<()> {
         self.steps.insert(name.to_owned(), record);
         let part = self.path.with_extension("json.part");
@@ -107,7 +106,7 @@ fn add_file(hash: &mut Sha256, path: &Path) -> Result<()> {
     }
 }
 
-/// A reporter that also keeps the curves, one JSON line a point.
+/// A reporter that also stores the curves, one JSON line per point.
 pub struct RecordingReporter<'a> {
     file: File,
     inner: &'a mut dyn Reporter,
@@ -127,7 +126,7 @@ impl Reporter for RecordingReporter<'_> {
 
     fn metrics(&mut self, metrics: &[Metric]) {
         for metric in metrics {
-            // A full disk must not end the training: the checkpoint will complain.
+            // A full disk must not end the training here; writing a checkpoint reports it.
             if let Err(error) = writeln!(self.file, "{}", json!(metric)) {
                 self.inner.event("warning", json!({"message": format!("a curve was not written: {error}")}));
             }
@@ -148,11 +147,11 @@ impl Reporter for RecordingReporter<'_> {
     }
 }
 
-/// The curves of a step by name; where a resumed run wrote a step again, its value counts.
+/// The curves of a step by name; where a resumed run repeated a step, the later value is used.
 pub fn curves(path: &Path) -> Result<BTreeMap<String, BTreeMap<i64, f64>>> {
     let mut curves: BTreeMap<String, BTreeMap<i64, f64>> = BTreeMap::new();
     let text = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
-    // The last line of a killed run may be cut.
+    // The last line of a killed run may be incomplete.
     for metric in text.lines().filter_map(|line| serde_json::from_str::<Metric>(line).ok()) {
         curves.entry(metric.name).or_default().insert(metric.step, metric.value);
     }

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 /// Exit status of a trainer whose lease has expired. Its supervisor, if it still runs, has lost the job.
 pub(super) const LEASE_EXPIRED: u8 = 75;
 
-/// How long this process may go on. A supervisor that was stopped (or a machine that slept) does not extend the lease, and
-/// another worker may then run the same job: two processes must never write the same checkpoints.
+/// How long this process may go on. A supervisor that was stopped (or a machine that slept) does not extend the lease,
+/// and another worker may then run the same job: two processes must never write the same checkpoints.
 #[derive(Default)]
 pub(super) struct Lease {
     /// End of the lease; `None` until the supervisor has granted one.

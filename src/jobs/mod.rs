@@ -20,11 +20,11 @@ mod process;
 mod publish;
 pub mod queue;
 pub mod remote;
+mod settings;
 mod spans;
 mod supervise;
-mod supervisor_config;
 pub mod wire;
 
 pub use process::{Launch, is_passed_on};
+pub use settings::SupervisorConfig;
 pub use supervise::Supervisor;
-pub use supervisor_config::SupervisorConfig;

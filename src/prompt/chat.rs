@@ -1,10 +1,10 @@
-//! A model's own chat template (Jinja), rendered as Hugging Face renders it, with bounded work.
+//! A model's chat template (Jinja), rendered as in Hugging Face transformers, with bounded work.
 //!
-//! What users write must never become a special token, yet templates may trim, split and compare it, so it
-//! cannot be kept out of the rendering. Instead every place where user text could be read as (part of) a
-//! special token gets a mark, a character that occurs nowhere else. After rendering the marks are taken out,
-//! and the tokenizer recognises no special token across the places where they stood. Text without such
-//! places carries no marks: it renders and tokenizes exactly as in Hugging Face.
+//! User text must never become a special token, but templates may trim, split and compare it, so it has to be part of
+//! the rendering. A mark, a character that occurs nowhere else, is inserted at every position where user text could be
+//! read as (part of) a special token. After rendering, the marks are removed, and the tokenizer recognises no special
+//! token across their positions. Text without such positions has no marks: it renders and tokenizes exactly as in
+//! Hugging Face transformers.
 
 use std::collections::BTreeSet;
 
@@ -17,9 +17,9 @@ use super::jinja;
 use crate::domain::Message;
 use crate::tokenizer::{Specials, Tokenizer, TokenizerError};
 
-/// Work for one rendering, in minijinja's units (instructions, and 64 bytes of text each).
+/// Limit of the work for one rendering, in minijinja's units (instructions, and 64 bytes of text each).
 const FUEL: u64 = 2_000_000;
-/// A longer template is refused: published ones have a few kilobytes.
+/// Most bytes of a template; published ones have a few kilobytes.
 const MOST_SOURCE: usize = 1 << 20;
 
 /// Why messages could not be rendered.
@@ -35,7 +35,7 @@ pub enum ChatError {
     Tokenizer(#[from] TokenizerError),
 }
 
-/// A checked template; rendering it takes no lock.
+/// A validated template; rendering takes no lock.
 #[derive(Clone, Debug)]
 pub struct ChatTemplate {
     source: String,
@@ -58,7 +58,7 @@ impl ChatTemplate {
     /// come from the tokenizer.
     ///
     /// # Errors
-    /// `Template` when it is not Jinja that is understood here.
+    /// `Template` when the template is not supported Jinja.
     pub fn new(source: &str, tokenizer: Option<&Tokenizer>) -> Result<Self, ChatError> {
         if source.len() > MOST_SOURCE {
             return Err(ChatError::Template(format!("it has {} bytes, at most {MOST_SOURCE} are read", source.len())));
@@ -84,10 +84,10 @@ impl ChatTemplate {
         self.render_conversation(&Conversation { turns, ..Conversation::default() }, open_turn)
     }
 
-    /// Renders a conversation with tools and what else templates of newer models read.
+    /// Renders a conversation with tools and the other variables of newer models' templates.
     ///
     /// # Errors
-    /// As [`render`](Self::render); roles are not checked here.
+    /// `Messages` when the template raises an exception or runs too long. Roles are not checked.
     pub fn render_conversation(&self, conversation: &Conversation, open_turn: bool) -> Result<Rendered, ChatError> {
         let read = conversation.as_templates_read_it(&self.source);
         let written = read.to_string();
@@ -96,7 +96,7 @@ impl ChatTemplate {
         let read = marked_value(read, &self.specials, mark);
         let environment = environment(&self.source, bytes as u64)?;
         let template = environment.get_template("chat").map_err(|e| ChatError::Template(e.to_string()))?;
-        // What a request cannot ask for is none, not undefined: templates ask `tools is not none`.
+        // Variables that a request cannot set are none, not undefined, because templates test `tools is not none`.
         let rest = context! {
             messages => Value::from(Serde(&read["messages"])),
             add_generation_prompt => open_turn,
@@ -118,10 +118,10 @@ impl ChatTemplate {
         Ok(tokenizer.encode_with(&rendered.text, false, Specials::Between(&rendered.breaks))?)
     }
 
-    /// As [`encode`](Self::encode), of a conversation; with the rendered text.
+    /// The token ids of a rendered conversation, and the rendered text.
     ///
     /// # Errors
-    /// As `encode`.
+    /// When rendering or tokenizing fails.
     pub fn encode_conversation(
         &self,
         conversation: &Conversation,
@@ -132,13 +132,13 @@ impl ChatTemplate {
         Ok((ids, rendered.text))
     }
 
-    /// The template's own text.
+    /// The template's source.
     pub fn source(&self) -> &str {
         &self.source
     }
 
-    /// A character that occurs neither in the conversation nor in the template. Unicode keeps 32 code points
-    /// here that are never text.
+    /// A character that occurs neither in the conversation nor in the template. Unicode reserves 32 code points here
+    /// that are never text.
     fn mark(&self, conversation: &str) -> Result<char, ChatError> {
         let used = |c: char| self.source.contains(c) || conversation.contains(c);
         ('\u{FDD0}'..='\u{FDEF}')
@@ -147,7 +147,7 @@ impl ChatTemplate {
     }
 }
 
-/// Names of fields that are form and not text: templates look for them.
+/// Names of fields that templates read, and that are not user text.
 const FORM: [&str; 17] = [
     "messages",
     "tools",
@@ -168,8 +168,7 @@ const FORM: [&str; 17] = [
     "required",
 ];
 
-/// A value with marks in all its texts, names of fields included, but for roles and types, which are words that were
-/// checked.
+/// A value with marks in all its texts, including names of fields, except roles and types, which were validated.
 fn marked_value(value: serde_json::Value, specials: &[String], mark: char) -> serde_json::Value {
     use serde_json::Value as Json;
     match value {
@@ -191,8 +190,8 @@ fn marked_value(value: serde_json::Value, specials: &[String], mark: char) -> se
     }
 }
 
-/// `content` with the mark at every place where it could be read as a special token: inside each one it
-/// contains, and at its ends where it could complete one together with what the template puts beside it.
+/// `content` with the mark at every position where it could be read as a special token: inside each one that it
+/// contains, and at its ends, where it could complete one together with the template's text.
 fn marked(content: &str, specials: &[String], mark: char) -> String {
     let mut places = BTreeSet::new();
     // Templates trim: the ends that count are those of the text without white space around it.
@@ -227,7 +226,7 @@ fn marked(content: &str, specials: &[String], mark: char) -> String {
     out
 }
 
-/// Takes the marks out and remembers where they stood.
+/// Removes the marks and returns their positions.
 fn without_marks(text: &str, mark: char) -> Rendered {
     let mut rendered = Rendered { text: String::with_capacity(text.len()), breaks: Vec::new() };
     for (i, part) in text.split(mark).enumerate() {
@@ -239,7 +238,7 @@ fn without_marks(text: &str, mark: char) -> Rendered {
     rendered
 }
 
-/// The special tokens' variables: every `…_token` that the tokenizer's files name, and the additional ones.
+/// The special tokens' variables: every `…_token` in the tokenizer's files, and the additional ones.
 fn named_tokens(tokenizer: &Tokenizer) -> Vec<(String, Value)> {
     let Some(config) = tokenizer.config().and_then(serde_json::Value::as_object) else { return Vec::new() };
     let mut named: Vec<(String, Value)> = config
@@ -263,13 +262,13 @@ fn named_tokens(tokenizer: &Tokenizer) -> Vec<(String, Value)> {
     named
 }
 
-/// What is wrong, and in which line of the template.
+/// The message of a template error, with the line of the template.
 fn explained(error: &minijinja::Error) -> String {
     let what = error.detail().map_or_else(|| error.kind().to_string(), str::to_owned);
     error.line().map_or_else(|| what.clone(), |line| format!("{what} (line {line} of the template)"))
 }
 
-/// The environment that transformers gives its templates; `extra` fuel for long messages.
+/// The environment of templates in transformers; `extra` is additional fuel for long messages.
 fn environment(source: &str, extra: u64) -> Result<Environment<'static>, ChatError> {
     let bad = |e: minijinja::Error| ChatError::Template(explained(&e));
     let mut environment = Environment::new();

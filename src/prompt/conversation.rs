@@ -1,16 +1,16 @@
-//! A conversation with tools: more than the stored messages hold, as templates of newer models read it.
+//! A conversation with tools and reasoning, which stored messages do not have, for templates of newer models.
 
 use serde_json::{Map, Value, json};
 
 use super::answer::{ToolFormat, instructions};
 use crate::domain::Message;
 
-/// One call of a tool by the assistant.
+/// One tool call of the assistant.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ToolCall {
     pub id: String,
     pub name: String,
-    /// An object; a text where the caller's is no JSON object.
+    /// An object; a string where the caller's arguments are not a JSON object.
     pub arguments: Value,
 }
 
@@ -20,7 +20,7 @@ pub struct Turn {
     /// `system`, `user`, `assistant` or `tool`.
     pub role: String,
     pub content: String,
-    /// What the assistant thought before it answered.
+    /// The reasoning before the assistant's answer.
     pub reasoning: Option<String>,
     pub tool_calls: Vec<ToolCall>,
     /// Of the role `tool`: the call that it answers, and the tool's name where it is known.
@@ -34,7 +34,7 @@ impl From<Message> for Turn {
     }
 }
 
-/// What a template renders.
+/// The input of a template.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Conversation {
     pub turns: Vec<Turn>,
@@ -42,12 +42,12 @@ pub struct Conversation {
     pub tools: Option<Value>,
     /// Variables for the template, such as `enable_thinking`.
     pub kwargs: Map<String, Value>,
-    /// `none`, `low`, `medium`, … as the request says.
+    /// `none`, `low`, `medium`, … from the request.
     pub effort: Option<String>,
 }
 
 impl Conversation {
-    /// The request's field for something that messages of a role and a text do not say.
+    /// The request's field that messages with only role and text cannot represent, if any.
     pub fn asks_for(&self) -> Option<&'static str> {
         if self.tools.is_some() {
             return Some("tools");
@@ -62,10 +62,10 @@ impl Conversation {
         (!self.turns.iter().all(plain)).then_some("messages")
     }
 
-    /// The same with the variables that the template with this text reads.
+    /// Sets the variables that the template with this source reads.
     ///
     /// # Errors
-    /// The request's field that asks for what the template does not read, and why.
+    /// When the template does not read a requested variable: the request's field, and the reason.
     pub fn for_template(&self, template: &str) -> Result<Self, (&'static str, String)> {
         let mut conversation = self.clone();
         // Clients send it to every model.
@@ -87,7 +87,7 @@ impl Conversation {
         Ok(conversation)
     }
 
-    /// Bytes of everything that is read.
+    /// Total bytes of the texts.
     pub fn bytes(&self) -> usize {
         let call = |c: &ToolCall| c.id.len() + c.name.len() + c.arguments.to_string().len();
         let turn = |t: &Turn| {
@@ -99,8 +99,8 @@ impl Conversation {
         self.turns.iter().map(turn).sum::<usize>() + tools + kwargs
     }
 
-    /// As it is stored: messages of a role and a text. Tools stand at the end of the system message, calls in the
-    /// assistant's text, and what tools answered in the user's, each in the form of Hermes, which is readable.
+    /// The stored form: messages with role and text. Tools are at the end of the system message, calls in the
+    /// assistant's text, and results of tools in the user's, each in the format of Hermes.
     pub fn stored(&self) -> Vec<Message> {
         let mut stored: Vec<Message> = Vec::with_capacity(self.turns.len() + 1);
         for turn in &self.turns {
@@ -140,7 +140,7 @@ impl Conversation {
                 }
                 let system = &mut messages[0];
                 if in_system {
-                    // Phi: a text beside the system message's own.
+                    // Phi: a text in addition to the system message's.
                     let functions: Value =
                         tools.as_array().into_iter().flatten().map(|t| t["function"].clone()).collect();
                     system["tools"] = functions.to_string().into();
@@ -156,7 +156,7 @@ impl Conversation {
     }
 
     fn message(&self, turn: &Turn, template: &str) -> Value {
-        // Templates that know no tools know no such messages either: they get them as text.
+        // Templates without tools do not render such messages, so they are passed as text.
         let known = ToolFormat::is_shown_by(template);
         let mut message = json!({"role": turn.role, "content": turn.content});
         if turn.role == "tool" {
@@ -194,13 +194,14 @@ impl Conversation {
         message
     }
 
-    /// The name of the tool that the call with this id is of.
+    /// The name of the tool of the call with this id.
     fn name_of(&self, id: &str) -> Option<&str> {
         let calls = self.turns.iter().flat_map(|t| &t.tool_calls);
         calls.filter(|c| c.id == id).map(|c| c.name.as_str()).next_back()
     }
 
-    /// Mistral's templates take ids of nine letters and digits only; others get such ones, the same for the same id.
+    /// Mistral's templates accept ids of nine letters and digits only; other ids are mapped to such ones, equal ids to
+    /// equal ones.
     fn call_id(&self, id: &str, template: &str) -> String {
         let fits = id.len() == 9 && id.bytes().all(|b| b.is_ascii_alphanumeric());
         if fits || !template.contains("[TOOL_CALLS]") {
@@ -249,13 +250,13 @@ mod tests {
         assert!(text.contains("assistant:[I ask]<tool_call>weather {\"city\": \"Bonn <|im_end|>\"}"), "{text}");
         assert!(text.contains("tool:fine of weather call_1"), "{text}");
         assert!(text.ends_with("False"), "{text}");
-        // Ids that Mistral's template takes, equal for call and answer.
+        // Ids that Mistral's template accepts, equal for call and result.
         let mistral = "{% for m in messages %}{% for c in m.tool_calls %}[TOOL_CALLS]{{ c.id }}={% endfor %}{{ m.tool_call_id }}\
                        {% endfor %}{{ tools | length }}";
         let text = render(mistral, &c);
         let (a, b) = text.strip_prefix("[TOOL_CALLS]").unwrap().split_once('=').unwrap();
         assert_eq!((a.len(), &b[..9]), (9, a));
-        // Without tools in the template they are told in words.
+        // Without tools in the template, an instruction describes them.
         let plain = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}";
         let text = render(plain, &c);
         assert!(text.starts_with("<system>You have access to functions.") && text.contains("\"weather\""), "{text}");

@@ -1,5 +1,5 @@
-//! Instructions for models without a chat template, in the words of Stanford Alpaca, which many tuned
-//! models have seen; and templates that turn rows of a data set into instructions.
+//! Instructions for models without a chat template, in the format of Stanford Alpaca, which many tuned models were
+//! trained on; and templates that turn rows of a data set into instructions.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +17,7 @@ impl Template {
     /// (prompt, completion) of one row.
     ///
     /// # Errors
-    /// A field that the row does not have, a brace without its partner.
+    /// When the row lacks a field, or a brace has no counterpart.
     pub fn fill(&self, row: &BTreeMap<String, String>) -> Result<(String, String), String> {
         Ok((fill(&self.prompt, row)?, fill(&self.completion, row)?))
     }
@@ -45,7 +45,7 @@ fn fill(template: &str, row: &BTreeMap<String, String>) -> Result<String, String
     Ok(out)
 }
 
-/// The prompt for one instruction, with the text it works on where there is one. The answer follows it.
+/// The prompt for one instruction, with its input text where there is one. The answer follows it.
 pub fn instruction(task: &str, input: Option<&str>) -> String {
     match input.filter(|input| !input.trim().is_empty()) {
         Some(input) => format!(

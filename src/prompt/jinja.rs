@@ -1,4 +1,4 @@
-//! What transformers' Jinja2 has and minijinja has not: `%` on strings, `{% generation %}`, Python's string
+//! Features of transformers' Jinja2 that minijinja lacks: `%` on strings, `{% generation %}`, Python's string
 //! methods, `tojson` as Python's json writes it, and some filters.
 
 use minijinja::value::{Kwargs, Rest, Value, ValueKind, from_args};
@@ -10,7 +10,7 @@ use super::jinja_source::prepare;
 /// Deeper values are not written as JSON.
 const MOST_DEPTH: usize = 64;
 
-/// Adds the template `name` and everything that it may use to `environment`.
+/// Adds the template `name` and its functions and filters to `environment`.
 ///
 /// # Errors
 /// minijinja's syntax error, with its line.
@@ -20,7 +20,7 @@ pub(super) fn install(environment: &mut Environment<'static>, name: &str, source
     environment.add_filter("__modulo__", modulo);
     environment.add_filter("__charged__", charged);
     environment.add_filter("sum", sum);
-    // Jinja2 has none of these, and they join lists without counting them.
+    // Jinja2 does not have these filters, and they join lists without charging fuel.
     environment.remove_filter("chain");
     environment.remove_filter("zip");
     environment.add_filter("wordcount", |text: String| word_count(&text));
@@ -198,14 +198,14 @@ fn pad(text: &str, width: usize, fill: char, side: Side) -> Result<String, Error
     let left = match side {
         Side::Left => missing,
         Side::Right => 0,
-        // Python puts the odd one to the left when the width is odd.
+        // As in Python, the odd space is on the left when the width is odd.
         Side::Both => missing / 2 + (missing & width & 1),
     };
     let fill = |n: usize| std::iter::repeat_n(fill, n).collect::<String>();
     Ok(format!("{}{text}{}", fill(left), fill(missing - left)))
 }
 
-/// Methods of Python's values that pycompat leaves out or does otherwise.
+/// Methods of Python's values that pycompat lacks or implements differently.
 fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
     if let Some(text) = value.as_str() {
         // The fuel that reading the text costs, before any work.
@@ -408,7 +408,7 @@ fn tojson(state: &State, value: Value, named: Kwargs) -> Result<String, Error> {
 struct Json<'s, 'a, 'e> {
     state: &'s State<'a, 'e>,
     out: String,
-    /// Bytes of `out` that fuel has been charged for.
+    /// Number of bytes of `out` that fuel has been charged for.
     paid: usize,
     indent: Option<String>,
     item: String,

@@ -1,4 +1,4 @@
-//! Bounds on what one operation of a template may make before minijinja charges fuel for it.
+//! Limits on the size of one operation's result before minijinja charges fuel for it.
 
 use minijinja::value::{Kwargs, Value, ValueKind};
 use minijinja::{Error, ErrorKind, State};
@@ -7,11 +7,11 @@ pub(super) fn wrong(message: impl Into<String>) -> Error {
     Error::new(ErrorKind::InvalidOperation, message.into())
 }
 
-/// The widest field.
+/// Largest field width.
 pub(super) const MOST_WIDTH: usize = 1 << 16;
 
-/// The right operand of `+`: what a list adds to another is paid for before it is added. What has no length yet becomes
-/// a list.
+/// Charges fuel for the right operand of `+`, in proportion to its length, before it is added. An iterator becomes a
+/// list.
 pub(super) fn charged(state: &State, value: Value) -> Result<Value, Error> {
     if !matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable) {
         return Ok(value);
@@ -62,10 +62,10 @@ pub(super) fn sum(
     Ok(Value::from(all))
 }
 
-/// What the widths and precisions of `'{:…}'.format(…)` may come to, paid before any text is made.
+/// Charges fuel for the widths and precisions of `'{:…}'.format(…)` before the text is made.
 ///
 /// # Errors
-/// Beyond `MOST_WIDTH`, and out of fuel.
+/// When a width is larger than `MOST_WIDTH`, or the fuel is used up.
 pub(super) fn check_widths(state: &State, format: &str, args: &[Value]) -> Result<(), Error> {
     let (mut depth, mut number, mut total, mut nested) = (0u32, 0u64, 0u64, false);
     let mut add = |number: &mut u64| {
@@ -87,7 +87,7 @@ pub(super) fn check_widths(state: &State, format: &str, args: &[Value]) -> Resul
     }
     add(&mut number)?;
     if nested {
-        // A width that is an argument itself: any of them may be.
+        // The width may be any of the arguments.
         let fields = format.matches('{').count() as u64;
         let is_wide = |v: &Value| i64::try_from(v.clone()).is_ok_and(|n| v.is_integer() && n > MOST_WIDTH as i64);
         let mut all = args.iter().flat_map(|v| match v.kind() {

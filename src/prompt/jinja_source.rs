@@ -1,4 +1,4 @@
-//! Rewrites what minijinja cannot read into what it can, line for line: `{% generation %}` becomes a scope,
+//! Rewrites syntax that minijinja does not support, keeping line numbers: `{% generation %}` becomes a scope,
 //! `left % right` a filter that formats strings. In `left + right`, a filter charges the right operand: minijinja adds
 //! lists without counting them, so that `l + l` doubled a few dozen times fills the memory.
 
@@ -27,7 +27,7 @@ impl Token<'_> {
     }
 }
 
-/// Words that stand between operands.
+/// Keywords that are operators.
 const KEYWORDS: [&str; 12] = ["in", "not", "and", "or", "is", "if", "elif", "else", "set", "for", "recursive", "call"];
 
 /// Operators of one expression, and branches of all conditions. minijinja's compiler calls itself once for each:
@@ -35,11 +35,10 @@ const KEYWORDS: [&str; 12] = ["in", "not", "and", "or", "is", "if", "elif", "els
 const MOST_OPERATORS: usize = 200;
 const MOST_BRANCHES: usize = 256;
 
-/// The source with every rewriting made; text outside of tags and comments, raw blocks and string literals
-/// stay as they are.
+/// The rewritten source; text outside of tags, comments, raw blocks and string literals are unchanged.
 ///
 /// # Errors
-/// In words, for expressions that are longer than any template needs.
+/// When an expression is longer than the limit.
 pub(super) fn prepare(source: &str) -> Result<String, String> {
     let mut branches = 0;
     let mut edits: Vec<(usize, usize, String)> = Vec::new();
@@ -213,7 +212,7 @@ fn is_operand(token: &Token<'_>) -> bool {
     }
 }
 
-/// Whether what stands before the sign at `i` is an operand that a filter would take as `%` does: one with
+/// Whether the text before the sign at `i` is an operand that a filter would bind as `%` does: one with
 /// filters, subscripts and calls, but no product or sign of its own before it. Numbers are left to minijinja.
 fn left_operand(tokens: &[Token<'_>], pairs: &[usize], rewritten: &[bool], i: usize) -> bool {
     let mut at = i;
@@ -229,7 +228,7 @@ fn left_operand(tokens: &[Token<'_>], pairs: &[usize], rewritten: &[bool], i: us
                 return false;
             }
             if let Some(before) = start.checked_sub(1).filter(|b| is_operand(&tokens[*b])) {
-                // A call or a subscript: what is called stands before it.
+                // A call or a subscript follows its operand.
                 at = before + 1;
                 continue;
             }
@@ -262,7 +261,7 @@ fn brackets(tokens: &[Token<'_>]) -> Vec<usize> {
     pairs
 }
 
-/// Where the operand behind the sign at `i` ends.
+/// The end of the operand after the sign at `i`.
 fn right_operand(tokens: &[Token<'_>], pairs: &[usize], i: usize) -> Option<usize> {
     let mut at = i + 1;
     while tokens.get(at).is_some_and(|t| matches!(t.text, "-" | "+")) {

@@ -1,5 +1,5 @@
-//! A case to be decided, as text with a place for the label: zero-, one- and few-shot prompts for models
-//! that score given answers (GPT-3, arXiv 2005.14165, section 2), and sentences with a blank.
+//! A classification case as text with a placeholder for the label: zero-, one- and few-shot prompts for models that
+//! score given answers (GPT-3, arXiv 2005.14165, section 2), and sentences with a blank.
 
 /// A pattern such as `"Review: {input}\nSentiment: {label}"`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -8,7 +8,7 @@ pub struct LabelTemplate {
     after: String,
 }
 
-/// Where a text breaks off for the label.
+/// A text before and after the label.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Gap {
     pub before: String,
@@ -23,10 +23,10 @@ pub enum LabelTemplateError {
     Blanks(usize),
 }
 
-/// What surrounds the cases.
+/// The text around the cases.
 #[derive(Clone, Copy, Debug)]
 pub struct Shots<'a> {
-    /// Stands first, if any, followed by the separator.
+    /// The instruction, if any; first, followed by the separator.
     pub instruction: Option<&'a str>,
     /// Worked cases: (input, the words of its label).
     pub examples: &'a [(String, String)],
@@ -35,7 +35,7 @@ pub struct Shots<'a> {
 
 impl LabelTemplate {
     /// # Errors
-    /// Unless `{input}` and `{label}` stand in it once each.
+    /// When the pattern does not contain `{input}` and `{label}` exactly once each.
     pub fn new(template: &str) -> Result<Self, LabelTemplateError> {
         for placeholder in ["{input}", "{label}"] {
             if template.matches(placeholder).count() != 1 {
@@ -46,13 +46,12 @@ impl LabelTemplate {
         Ok(Self { before: before.to_owned(), after: after.to_owned() })
     }
 
-    /// Bytes of the pattern itself.
+    /// Bytes of the pattern.
     pub fn bytes(&self) -> usize {
         self.before.len() + self.after.len()
     }
 
-    /// Instruction, worked examples and the open case. Text that looks like a placeholder inside an input
-    /// stays text.
+    /// Instruction, worked examples and the case to be decided. Placeholders inside an input are not replaced.
     pub fn gap(&self, shots: Shots<'_>, input: &str) -> Gap {
         let fill = |pattern: &str, input: &str| pattern.replacen("{input}", input, 1);
         let mut before = String::new();
@@ -72,7 +71,7 @@ impl LabelTemplate {
 }
 
 impl Gap {
-    /// A text whose one run of three or more underscores is the blank; `None` when it has none.
+    /// Splits a text at its only run of three or more underscores, the blank; `None` when it has none.
     ///
     /// # Errors
     /// `Blanks` when there are several.
@@ -91,12 +90,12 @@ impl Gap {
         }
     }
 
-    /// The whole text with `words` in the gap.
+    /// The whole text with `words` in the blank.
     pub fn filled(&self, words: &str) -> String {
         format!("{}{words}{}", self.before, self.after)
     }
 
-    /// Whether text follows the gap: then the whole text is scored, not only what fills the gap.
+    /// Whether text follows the blank; the whole text is then scored, not only the words in the blank.
     pub fn is_inner(&self) -> bool {
         !self.after.is_empty()
     }

@@ -1,4 +1,4 @@
-//! From messages and examples to the text a model reads, and to its ids.
+//! Rendering of messages and examples to a model's text and token ids.
 
 pub mod answer;
 pub mod chat;

@@ -1,5 +1,5 @@
-//! Text ↔ ids for one model: prompts through its chat template, completions with the end token. Training,
-//! scoring (in a run and in the server) and sampling all come through here, so that none of them sees another form of the same text.
+//! Text ↔ ids for one model: prompts through its chat template, completions with the end token. Training, scoring (in a
+//! run and in the server) and sampling all use it, so that they encode the same text equally.
 
 use anyhow::{Context, Result, bail};
 
@@ -12,20 +12,20 @@ use crate::tokenizer::Tokenizer;
 pub struct Answers {
     /// Ids, and the index of the completion's first token.
     pub sequences: Vec<(Vec<u32>, usize)>,
-    /// Whether the prompt lost its beginning.
+    /// Whether the beginning of the prompt was truncated.
     pub prompt_cut: bool,
-    /// Which completions lost their end, the end token included.
+    /// Which completions were truncated at the end, including the end token.
     pub cut: Vec<bool>,
 }
 
-/// The token that ends a turn: the end token that the chat template writes behind an assistant's message; else the
-/// one that the tokenizer's configuration calls `eos_token`. `None`: the first of the model's list.
+/// The token that ends a turn: the end token that the chat template writes after an assistant's message; else the
+/// `eos_token` of the tokenizer's configuration. `None`: the first of the model's list.
 fn turn_end(tokenizer: &Tokenizer, template: Option<&ChatTemplate>, eos_ids: &[u32]) -> Option<u32> {
     let named = || tokenizer.token_to_id(tokenizer.named_token("eos_token")?);
     let written = template.and_then(|template| {
         let message = |role: &str, content: &str| crate::domain::Message { role: role.into(), content: content.into() };
         let turns = [message("user", "a"), message("assistant", "b")];
-        // Not every template takes a conversation that ends with the assistant.
+        // Not every template accepts a conversation that ends with the assistant.
         let (before, all) =
             (template.encode(&turns[..1], true, tokenizer).ok()?, template.encode(&turns, false, tokenizer).ok()?);
         let same = before.iter().zip(&all).take_while(|(a, b)| a == b).count();
@@ -37,9 +37,9 @@ fn turn_end(tokenizer: &Tokenizer, template: Option<&ChatTemplate>, eos_ids: &[u
 
 pub struct Texts {
     tokenizer: Tokenizer,
-    /// A template that cannot be used fails the prompts that need it.
+    /// The template, or the error that prompts which need it fail with.
     template: Option<Result<ChatTemplate, ChatError>>,
-    /// Tokens that end a completion; the one that ends a turn first.
+    /// Ids that end a completion, beginning with the one that ends a turn.
     eos_ids: Vec<u32>,
     bos_id: Option<u32>,
     /// [CLS] and [SEP] of an encoder that has them.
@@ -48,7 +48,7 @@ pub struct Texts {
 
 impl Texts {
     /// # Errors
-    /// When the model came without a tokenizer.
+    /// When the model has no tokenizer.
     pub fn new(loaded: &Loaded) -> Result<Self> {
         let path = loaded.source.path.display();
         let tokenizer = loaded.tokenizer.clone().with_context(|| format!("{path} has no tokenizer.json"))?;
@@ -69,7 +69,7 @@ impl Texts {
     }
 
     /// The ids that a model completes: chat messages through the template with the assistant's turn opened
-    /// (without a template: their texts, one per line), raw text as it is. Never empty.
+    /// (without a template: their texts, one per line), raw text unchanged. Never empty.
     pub fn prompt(&self, prompt: &PromptInput) -> Result<Vec<u32>> {
         let ids = match (prompt, &self.template) {
             (PromptInput::Text(text), _) => self.tokenizer.encode_open(text, false)?,
@@ -87,7 +87,7 @@ impl Texts {
         }
     }
 
-    /// The ids of a written completion behind the ids of its prompt, end token included (if the model has one).
+    /// The ids of a completion that follows the ids of its prompt, including the end token (if the model has one).
     /// Special tokens written in the text stay text.
     pub fn completion(&self, prompt_ids: &[u32], text: &str) -> Result<Vec<u32>> {
         let mut ids = self.continuation(prompt_ids, text)?;
@@ -95,22 +95,23 @@ impl Texts {
         Ok(ids)
     }
 
-    /// The ids of a text behind the ids of its prompt, without an end token. Special tokens written in the text stay text.
+    /// The ids of a text that follows the ids of its prompt, without an end token. Special tokens written in the text
+    /// stay text.
     pub fn continuation(&self, prompt_ids: &[u32], text: &str) -> Result<Vec<u32>> {
         Ok(self.tokenizer.encode_after(prompt_ids, text)?)
     }
 
-    /// Prompt and completion as one sequence of at most `max_length` tokens: an over-long prompt loses its
-    /// beginning, an over-long completion its end. Also the index of the completion's first token.
-    /// For an encoder: `[CLS] prompt [SEP] completion [SEP]`.
+    /// Prompt and completion as one sequence of at most `max_length` tokens: an over-long prompt is truncated at its
+    /// beginning, an over-long completion at its end. Also the index of the completion's first token. For an encoder:
+    /// `[CLS] prompt [SEP] completion [SEP]`.
     pub fn conversation(&self, prompt: &PromptInput, completion: &str, max_length: usize) -> Result<(Vec<u32>, usize)> {
         let mut set = self.answers(prompt, &[completion], max_length)?;
         set.sequences.pop().context("one completion gives one sequence")
     }
 
-    /// The completions of one prompt as sequences of at most `max_length` tokens, as in `conversation`. All see the
-    /// same prompt tokens: a prompt that does not fit before the longest completion loses its beginning once, for
-    /// all of them.
+    /// The completions of one prompt as sequences of at most `max_length` tokens, as in `conversation`. All have the
+    /// same prompt tokens: a prompt that does not fit before the longest completion is truncated at its beginning
+    /// equally for all.
     pub fn answers<S: AsRef<str>>(
         &self,
         prompt: &PromptInput,
@@ -129,7 +130,7 @@ impl Texts {
             }
             None => self.prompt(prompt)?,
         };
-        // At least one token of the prompt stays.
+        // At least one token of the prompt is kept.
         let most = max_length.saturating_sub(around + 1).max(1);
         let mut cut = Vec::with_capacity(completions.len());
         let mut responses = Vec::with_capacity(completions.len());
@@ -157,12 +158,12 @@ impl Texts {
         Ok(Answers { sequences, prompt_cut: shown.len() < prompt_ids.len(), cut })
     }
 
-    /// Prompts with a completion each, in order. Completions of equal prompts are read behind the same prompt tokens,
-    /// as in `answers`.
+    /// Prompts with a completion each, in order. Completions of equal prompts have the same prompt tokens, as in
+    /// `answers`.
     pub fn conversations(&self, pairs: &[(&PromptInput, &str)], max_length: usize) -> Result<Vec<Vec<u32>>> {
         let mut sets: Vec<(&PromptInput, Vec<usize>)> = Vec::new();
         for (i, (prompt, _)) in pairs.iter().enumerate() {
-            // Completions of one prompt stand near each other.
+            // Completions of one prompt are adjacent.
             match sets.iter_mut().rev().take(64).find(|(known, _)| known == prompt) {
                 Some((_, members)) => members.push(i),
                 None => sets.push((prompt, vec![i])),
@@ -177,7 +178,7 @@ impl Texts {
         Ok(ids)
     }
 
-    /// The text of ids drawn behind a prompt's: what comes before the first end token, special tokens left out.
+    /// The text of sampled ids after a prompt: up to the first end token, without special tokens.
     pub fn text(&self, prompt_ids: &[u32], ids: &[u32]) -> Result<String> {
         let end = ids.iter().position(|id| self.eos_ids.contains(id)).unwrap_or(ids.len());
         Ok(self.tokenizer.decode_after(prompt_ids, &ids[..end], true))

@@ -71,7 +71,8 @@ pub struct NewBatch {
 /// Validates the lines of a file and stores a batch of them; invalid lines make it a failed batch.
 ///
 /// # Errors
-/// `BadInput` for an unknown endpoint; `NotFound` for files of others; `Conflict` when too many batches wait; `Forbidden` when batches are disabled.
+/// `BadInput` for an unknown endpoint; `NotFound` for files of others; `Conflict` when too many batches wait;
+/// `Forbidden` when batches are disabled.
 pub async fn create(services: &Services, by: &Actor, new: NewBatch) -> Result<Batch> {
     if services.config.batches.at_once == 0 {
         return Err(ServiceError::Forbidden("batches are disabled on this server (batches.at_once is 0)".into()));

@@ -54,7 +54,8 @@ pub struct Answer {
 }
 
 /// # Errors
-/// `BadInput` at `choices` and `prompt` for candidates without tokens or without a preceding token, and for texts that do not fit the context; errors of the engine.
+/// `BadInput` at `choices` and `prompt` for candidates without tokens or without a preceding token, and for texts that
+/// do not fit the context; errors of the engine.
 pub async fn answer(services: &Services, question: &Question) -> Result<Answer> {
     let words: usize = question.labels.iter().map(|l| l.words.len()).sum();
     if words * (1 + question.content_free.len()) > MOST_SEQUENCES {

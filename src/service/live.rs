@@ -120,7 +120,8 @@ pub fn canary_for(services: &Services) -> Option<Arc<ServedModel>> {
 /// Sends `share` of the requests without a named model to a candidate, until it is ended or promoted.
 ///
 /// # Errors
-/// `BadInput` for shares outside (0, 1]; `BadInput` for versions that are not candidate policies; errors of the engine when the version cannot be loaded.
+/// `BadInput` for shares outside (0, 1]; `BadInput` for versions that are not candidate policies; errors of the engine
+/// when the version cannot be loaded.
 pub async fn start_canary(services: &Arc<Services>, by: &Actor, model: &str, share: f64) -> Result<Canary> {
     if !(share > 0.0 && share <= 1.0) {
         return Err(bad_input("share", "must be above 0 and at most 1"));

@@ -10,7 +10,8 @@ use crate::store::Counts;
 /// Rankings below which training a reward model is not worth its time.
 pub const ENOUGH_RANKINGS: i64 = 20;
 
-/// `action` and `reason` are stable codes; `message` is a sentence in English; `values` are the figures of the page's own sentence; `request` is the request of the page's button.
+/// `action` and `reason` are stable codes; `message` is a sentence in English; `values` are the figures of the page's
+/// own sentence; `request` is the request of the page's button.
 #[derive(Clone, Debug, PartialEq, Serialize, schemars::JsonSchema)]
 pub struct NextAction {
     pub action: &'static str,

@@ -246,7 +246,8 @@ impl Sizes<'_> {
         }
     }
 
-    /// `frozen`: bytes of a frozen weight of the blocks under adapters; `None` = all weights are trained. Other tensors than the blocks' matrices take at least 2 bytes (bf16), and 4 (f32) when the blocks have fewer bits.
+    /// `frozen`: bytes of a frozen weight of the blocks under adapters; `None` = all weights are trained. Other tensors
+    /// than the blocks' matrices take at least 2 bytes (bf16), and 4 (f32) when the blocks have fewer bits.
     fn train(&self, kind: &str, frozen: Option<f64>, compute: Dtype) -> TrainPlan {
         let trained = if frozen.is_some() { self.lora_parameters } else { self.parameters } as f64;
         // Trained in 16 bits, a master copy in f32 takes the updates.

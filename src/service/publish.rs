@@ -22,7 +22,8 @@ pub async fn find(services: &Services, name_or_id: &str) -> Result<ModelVersion>
 /// that they began with.
 ///
 /// # Errors
-/// `Conflict` for retired versions and for kinds without an active version; errors of the engine when the version cannot be loaded.
+/// `Conflict` for retired versions and for kinds without an active version; errors of the engine when the version
+/// cannot be loaded.
 pub async fn promote(services: &Arc<Services>, by: &Actor, name_or_id: &str) -> Result<ModelVersion> {
     let version = register::find_or_register(services, name_or_id, None, None).await?;
     if matches!(version.kind, ModelKind::Classifier | ModelKind::PromptAdapter) {
@@ -162,7 +163,8 @@ pub async fn retire(services: &Arc<Services>, by: &Actor, name_or_id: &str) -> R
 /// heads, 0 for a single head. `may_try` also allows a version that was never promoted.
 ///
 /// # Errors
-/// `Conflict` when no reward model is active; `BadInput` when the named version is not a reward model, is retired, or is not allowed for this caller.
+/// `Conflict` when no reward model is active; `BadInput` when the named version is not a reward model, is retired, or
+/// is not allowed for this caller.
 pub async fn rewards(
     services: &Services,
     model: Option<&str>,

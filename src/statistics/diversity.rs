@@ -1,4 +1,4 @@
-//! How varied texts are.
+//! Diversity of texts.
 
 use std::collections::BTreeSet;
 
@@ -24,7 +24,7 @@ mod tests {
     fn repetition_lowers_it() {
         assert_eq!(distinct_n(["a b c", "d"], 1), 1.0);
         assert_eq!(distinct_n(["a a a a"], 1), 0.25);
-        // ab, bc and again ab; no pair goes from one text to the next.
+        // ab, bc and ab again; no pair spans two texts.
         assert_eq!(distinct_n(["a b c", "a b"], 2), 2.0 / 3.0);
         assert_eq!(distinct_n(["", "a"], 2), 1.0);
     }

@@ -1,4 +1,4 @@
-//! Confidence intervals of a share.
+//! Confidence intervals of a proportion.
 
 /// Wilson's 95 % score interval of `hits` out of `n`; (0, 1) for nothing.
 pub fn wilson(hits: usize, n: usize) -> (f64, f64) {

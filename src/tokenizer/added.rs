@@ -1,5 +1,5 @@
 //! Finding added tokens in text, as the tokenizers crate does it (longest first, from the left, `lstrip`,
-//! `rstrip`, `single_word`), but with a say in where special ones count.
+//! `rstrip`, `single_word`), but with control over where special ones are recognised.
 
 use std::collections::BTreeMap;
 
@@ -76,7 +76,7 @@ impl Finders {
         self.tokens.values().filter(|token| token.special).map(|token| token.content.as_str())
     }
 
-    /// Cuts the added tokens out of `pieces` and normalises what is left.
+    /// Splits the added tokens from `pieces` and normalises the rest.
     pub fn split(
         &self,
         pieces: &mut PreTokenizedString,

@@ -1,19 +1,19 @@
-//! What a tokenizer puts around a text, and how it reads one that goes on from another.
+//! The tokens that a tokenizer adds around a text, and the encoding of text that continues another one.
 
 use serde_json::{Map, Value, json};
 use tokenizers::{Encoding, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper, Token};
 
-/// Facts about one tokenizer, found once.
+/// Properties of one tokenizer, determined once.
 #[derive(Default)]
 pub(super) struct Frame {
     /// Ids before any text, such as a begin token.
     pub before: Vec<u32>,
-    /// Ids behind a whole text, such as an end token; `None` where the post-processor does more than to put ids before
-    /// and behind.
+    /// Ids after a whole text, such as an end token; `None` where the post-processor does more than add ids before and
+    /// after.
     pub behind: Option<Vec<u32>>,
-    /// The rules without the space that is put before a text; `None` where there is no such space.
+    /// The rules without the space that is added before a text; `None` where there is no such space.
     pub inner: Option<Rules>,
-    /// That space is put before every part between added tokens, not only before the first.
+    /// Whether that space is added before every part between added tokens, not only before the first.
     pub every_part: bool,
 }
 
@@ -42,7 +42,7 @@ impl Frame {
     }
 }
 
-/// Takes out of normalizers and pre-tokenizers what puts a space before a text.
+/// Removes from normalizers and pre-tokenizers the rules that add a space before a text.
 fn without_prefix(rules: &mut Value, prefix: &mut bool, every_part: &mut bool) {
     for list in ["normalizers", "pretokenizers"] {
         if let Some(items) = rules.get_mut(list).and_then(Value::as_array_mut) {
@@ -73,21 +73,21 @@ fn without_prefix(rules: &mut Value, prefix: &mut bool, every_part: &mut bool) {
     }
 }
 
-/// What the post-processor makes of one ordinary token of id 0; `None` where it fails.
+/// The output of the post-processor for one ordinary token with id 0; `None` where it fails.
 fn around_one(base: &tokenizers::Tokenizer) -> Option<Encoding> {
     let one = Encoding::from_tokens(vec![Token::new(0, "a".into(), (0, 1))], 0);
     let framed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| base.post_process(one, None, true)));
     framed.ok()?.ok()
 }
 
-/// The ids that the post-processor puts before a text: those marked as special before one ordinary token.
+/// The ids that the post-processor adds before a text: those marked as special before one ordinary token.
 fn before(base: &tokenizers::Tokenizer) -> Vec<u32> {
     let Some(framed) = around_one(base) else { return Vec::new() };
     let special = framed.get_special_tokens_mask().iter().take_while(|mark| **mark == 1).count();
     framed.get_ids()[..special.min(framed.len())].to_vec()
 }
 
-/// The ids that the post-processor puts behind a text, where one ordinary token stands between special ones.
+/// The ids that the post-processor adds after a text, where one ordinary token is between special ones.
 fn behind(base: &tokenizers::Tokenizer) -> Option<Vec<u32>> {
     let framed = around_one(base)?;
     let marks = framed.get_special_tokens_mask();
@@ -96,9 +96,9 @@ fn behind(base: &tokenizers::Tokenizer) -> Option<Vec<u32>> {
     alone.then(|| framed.get_ids()[at + 1..].to_vec())
 }
 
-/// The post-processor that `add_bos_token` and `add_eos_token` of tokenizer_config.json ask for, where that of
-/// tokenizer.json does something else. transformers 5 builds it anew as soon as one of the two is given; the other
-/// one then counts as false, and so does one whose token has no name.
+/// The post-processor that `add_bos_token` and `add_eos_token` of tokenizer_config.json require, where it differs from
+/// that of tokenizer.json. transformers 5 rebuilds it as soon as one of the two is given; the other one then counts as
+/// false, and so does one whose token has no name.
 pub(super) fn asked_for(base: &tokenizers::Tokenizer, config: Option<&Value>) -> Option<PostProcessorWrapper> {
     let config = config?;
     let flag = |name: &str| config.get(name).and_then(Value::as_bool);

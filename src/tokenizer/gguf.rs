@@ -12,20 +12,20 @@ use super::{TokenizerError, failed};
 pub struct Vocabulary {
     /// `gpt2` = BPE by ranked merges; `llama` = SentencePiece's BPE by scores.
     pub model: String,
-    /// Name of the pre-tokenizer: which regular expressions cut the text before BPE.
+    /// Name of the pre-tokenizer: the regular expressions that split the text before BPE.
     pub pre: String,
     pub tokens: Vec<String>,
     /// 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte.
     pub kinds: Vec<u64>,
     /// `"left right"` in order of rank.
     pub merges: Vec<String>,
-    /// One of each token; the pair that makes the token of the highest score is merged first.
+    /// One score per token; the pair that makes the token with the highest score is merged first.
     pub scores: Vec<f64>,
     pub add_bos: Option<bool>,
     pub add_eos: bool,
-    /// A space is put before a text (`llama` only, where silence means yes).
+    /// Whether a space is added before a text (`llama` only; absent = true).
     pub add_space_prefix: Option<bool>,
-    /// Control tokens take the white space behind them.
+    /// Whether control tokens consume the white space after them.
     pub strip_behind: bool,
     pub bos: Option<u32>,
     pub eos: Option<u32>,
@@ -64,8 +64,8 @@ impl Vocabulary {
     /// tokenizer.json.
     ///
     /// # Errors
-    /// When the vocabulary is of another type, or its pre-tokenizer is not known here: a wrong one would give wrong
-    /// ids without a word.
+    /// When the vocabulary is of another type, or its pre-tokenizer is not known, because a wrong one would silently
+    /// give wrong ids.
     pub fn into_tokenizer_json(self) -> Result<Value, TokenizerError> {
         match self.model.as_str() {
             "gpt2" | "gemma4" => self.by_merges(),
@@ -106,8 +106,8 @@ impl Vocabulary {
         }))
     }
 
-    /// SentencePiece merges the pair whose token has the highest score, the leftmost of equals. As ranks: every way to
-    /// cut a token into two, in order of the token's score.
+    /// SentencePiece merges the pair whose token has the highest score, the leftmost of equals. Converted to ranks:
+    /// every split of a token into two tokens, in order of the token's score.
     fn by_scores(mut self) -> Result<Value, TokenizerError> {
         if self.scores.len() != self.tokens.len() {
             let (scores, tokens) = (self.scores.len(), self.tokens.len());
@@ -140,7 +140,7 @@ impl Vocabulary {
         }))
     }
 
-    /// Control, unknown and byte tokens are no pieces of a text: no text spells them.
+    /// Whether a token is a piece of text, unlike control, unknown and byte tokens.
     fn merges_by_score(&self) -> Vec<Value> {
         let piece = |id: usize| !matches!(self.kind(id), UNKNOWN | CONTROL | BYTE);
         let pieces: HashMap<&str, usize> = self
@@ -170,7 +170,7 @@ impl Vocabulary {
         self.kinds.get(id).copied().unwrap_or(1)
     }
 
-    /// Token → id, and the tokens that are looked for in a text before all else.
+    /// Token → id, and the tokens that are matched in a text first.
     fn tokens(&self) -> Result<(Map<String, Value>, Vec<Value>), TokenizerError> {
         let (mut vocab, mut added) = (Map::new(), Vec::new());
         for (id, token) in self.tokens.iter().enumerate() {
@@ -187,7 +187,7 @@ impl Vocabulary {
         Ok((vocab, added))
     }
 
-    /// BOS and EOS around a text, where the file asks for them.
+    /// BOS and EOS around a text, where the file requires them.
     fn post_processor(&self, add_bos: bool) -> Value {
         let bos = self.token(self.bos).filter(|_| add_bos).zip(self.bos);
         let eos = self.token(self.eos).filter(|_| self.add_eos).zip(self.eos);

@@ -1,22 +1,21 @@
-//! How `tokenizer.ggml.pre` names the rules that cut a text before BPE: each name is one row of a table.
+//! The rules that split a text before BPE, by the names in `tokenizer.ggml.pre`: one row of a table for each name.
 //!
-//! Where the publisher's own expression is known it is used, so that ids are those of the published tokenizer.
+//! The publisher's expression is used where it is known, so that ids equal those of the published tokenizer.
 
 use serde_json::{Value, json};
 
-/// What is done before the merges.
+/// The splitting before the merges.
 #[derive(Clone, Copy, Debug)]
 enum Cut {
-    /// GPT-2's expression, which the byte-level step has built in.
+    /// GPT-2's expression, which is built into the byte-level step.
     Gpt2,
-    /// Each digit alone, then GPT-2's.
+    /// Single digits, then GPT-2's expression.
     Digits,
-    /// These expressions one after the other, each cutting what the last has left.
+    /// These expressions in order, each splitting the remaining text.
     By(&'static [&'static str]),
-    /// These expressions one after the other, without byte-level characters: spaces become U+2581, unknown characters
-    /// bytes.
+    /// These expressions in order, without byte-level characters: spaces become U+2581, unknown characters bytes.
     Plain(&'static [&'static str]),
-    /// At white space, which is dropped.
+    /// Splits at white space, which is dropped.
     Words,
 }
 
@@ -25,11 +24,11 @@ enum Cut {
 pub(super) struct Rule {
     names: &'static [&'static str],
     cut: Cut,
-    /// A piece that is a token is that token, whatever the merges would make of it.
+    /// Whether a piece that is a token becomes that token, independent of the merges.
     pub ignore_merges: bool,
-    /// A begin token is put before a text where the file does not say.
+    /// Whether a begin token is added before a text where the file does not specify it.
     pub add_bos: bool,
-    /// Texts are brought to Unicode's normal form C, as the publisher's tokenizer does.
+    /// Whether texts are normalised to Unicode's form C, as in the publisher's tokenizer.
     nfc: bool,
 }
 
@@ -48,12 +47,12 @@ const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]
 const GPT4O: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const YOUTU: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-/// DeepSeek V3's third expression; digits and Chinese are cut out before.
+/// DeepSeek V3's third expression; digits and Chinese are split before it.
 const DEEPSEEK3: &str = r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"##;
 const SPARK: &str = r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+|[\r\n]|\s+(?!\S)|\s+"##;
 const CJK: &str = r"[\x{4e00}-\x{9fa5}\x{3040}-\x{309f}\x{30a0}-\x{30ff}]+";
 const DEEPSEEK_CJK: &str = r"[\x{4e00}-\x{9fa5}\x{800}-\x{4e00}\x{ac00}-\x{d7ff}]+";
-/// The letters that DeepSeek LLM takes for words.
+/// The letters of words in DeepSeek LLM.
 const DEEPSEEK_LETTERS: &str = concat!(
     r"\s?[A-Za-z\x{b5}\x{c0}-\x{d6}\x{d8}-\x{f6}\x{f8}-\x{1ba}\x{1bc}-\x{1bf}\x{1c4}-\x{293}\x{295}-\x{2af}",
     r"\x{370}-\x{373}\x{376}\x{377}\x{37b}-\x{37d}\x{37f}\x{386}\x{388}-\x{38a}\x{38c}\x{38e}-\x{3a1}",
@@ -183,7 +182,7 @@ const RULES: &[Rule] = &[
     rule(&["whitespace"], Cut::Words),
 ];
 
-/// The parts of tokenizer.json that a rule decides.
+/// The parts of tokenizer.json that a rule determines.
 pub(super) struct Steps {
     pub pre_tokenizer: Value,
     pub normalizer: Value,
@@ -195,7 +194,8 @@ impl Rule {
     /// The rule of this name.
     ///
     /// # Errors
-    /// Lists the names that are known: a wrong rule would give wrong ids without a word.
+    /// When the name is not known, because a wrong rule would silently give wrong ids; the message lists the known
+    /// names.
     pub fn named(name: &str) -> Result<Self, String> {
         RULES.iter().find(|rule| rule.names.contains(&name)).copied().ok_or_else(|| {
             let known: Vec<&str> = RULES.iter().flat_map(|rule| rule.names).copied().collect();
@@ -203,7 +203,7 @@ impl Rule {
         })
     }
 
-    /// The name of the rule that cuts as `pre_tokenizer` does.
+    /// The name of the rule that is equal to `pre_tokenizer`.
     pub fn of(pre_tokenizer: &Value, ignore_merges: bool) -> Option<&'static str> {
         let same = |rule: &&Rule| {
             rule.ignore_merges == ignore_merges && essence(&rule.steps().pre_tokenizer) == essence(pre_tokenizer)
@@ -248,7 +248,7 @@ pub(super) fn byte_level(regex: bool) -> Value {
     json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": regex})
 }
 
-/// What of a pre-tokenizer decides where it cuts, steps within steps laid end to end.
+/// The steps of a pre-tokenizer that determine its splits; nested sequences are flattened.
 fn essence(step: &Value) -> Vec<Value> {
     if let Some(steps) = step["pretokenizers"].as_array() {
         return steps.iter().flat_map(essence).collect();
@@ -272,7 +272,7 @@ fn sequence(steps: Vec<Value>) -> Value {
     json!({"type": "Sequence", "pretokenizers": steps})
 }
 
-/// Tokens of characters and bytes → text. `prefix`: a space was put before the text.
+/// Tokens of characters and bytes → text. `prefix`: a space was added before the text.
 pub(super) fn plain_decoder(prefix: bool) -> Value {
     let mut decoders = vec![
         json!({"type": "Replace", "pattern": {"String": "\u{2581}"}, "content": " "}),

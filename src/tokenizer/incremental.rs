@@ -1,9 +1,8 @@
-//! Ids that come one at a time → text that never ends inside a character.
+//! Incremental decoding: ids one at a time → text that never ends inside a character.
 
 use super::Tokenizer;
 
-/// Feed ids with `push`, send what it returns, and end with `finish`: the parts laid end to end are the
-/// text of the whole.
+/// Feed ids with `push`, send what it returns, and end with `finish`: the concatenated parts are the text of all ids.
 pub struct IncrementalDecoder {
     tokenizer: Tokenizer,
     skip_special: bool,
@@ -13,7 +12,7 @@ pub struct IncrementalDecoder {
 enum DecodeState {
     /// Byte-level vocabularies: bytes of an unfinished character.
     Bytes(Vec<u8>),
-    /// Others decode a token by its neighbours: `ids[..sent]` is what stood before, or has been sent as text.
+    /// Others decode a token by its neighbours: `ids[..sent]` are the left context and ids whose text has been sent.
     Window { ids: Vec<u32>, sent: usize },
 }
 
@@ -49,7 +48,7 @@ impl IncrementalDecoder {
         }
     }
 
-    /// What is still held back; an unfinished character becomes U+FFFD.
+    /// The text that is still held back; an unfinished character becomes U+FFFD.
     pub fn finish(&mut self) -> String {
         match &mut self.state {
             DecodeState::Bytes(pending) => String::from_utf8_lossy(&std::mem::take(pending)).into_owned(),
@@ -61,7 +60,7 @@ impl IncrementalDecoder {
         let DecodeState::Window { ids, sent } = &mut self.state else { return String::new() };
         let decode = |ids: &[u32]| self.tokenizer.0.plain_decode(ids, false).unwrap_or_default();
         let text = decode(ids);
-        // Equal but for a character that the context leaves unfinished.
+        // Equal except for a character that is unfinished in the context.
         let context = decode(&ids[..*sent]);
         let same = |(a, b): &(char, char)| a == b;
         let before: usize = context.chars().zip(text.chars()).take_while(same).map(|(c, _)| c.len_utf8()).sum();
@@ -71,14 +70,14 @@ impl IncrementalDecoder {
         }
         let Some(new) = text.get(before..).filter(|new| !new.is_empty()) else { return String::new() };
         let new = new.to_owned();
-        // What was just sent is the context of the next token; what came before it is not needed.
+        // The ids just sent are the context of the next token; earlier ones are not needed.
         ids.drain(..*sent);
         *sent = ids.len();
         new
     }
 }
 
-/// Takes the longest prefix that is decided: whole characters, and U+FFFD for bytes that can no longer
+/// Removes and returns the longest final prefix: whole characters, and U+FFFD for bytes that can no longer
 /// become one, exactly as `String::from_utf8_lossy` over the whole would place them.
 fn take_whole(pending: &mut Vec<u8>) -> String {
     let mut text = String::new();

@@ -1,5 +1,5 @@
-//! Text ↔ token ids on the tokenizers crate, identical to Hugging Face's, with one addition: the caller
-//! says where in a text special tokens may be recognised, so that user text never becomes one.
+//! Text ↔ token ids on the tokenizers crate, identical to Hugging Face's, with one addition: the caller specifies where
+//! in a text special tokens may be recognised, so that user text never becomes one.
 
 mod added;
 mod bytes;
@@ -33,7 +33,7 @@ fn failed(error: impl std::fmt::Display) -> TokenizerError {
     TokenizerError(error.to_string())
 }
 
-/// The tokenizers crate panics on some files that are no JSON or no tokenizer; those are errors here.
+/// Converts panics to errors: the tokenizers crate panics on some files that are not JSON or not a tokenizer.
 fn parse(text: &str) -> Result<tokenizers::Tokenizer> {
     serde_json::from_str::<serde::de::IgnoredAny>(text).map_err(failed)?;
     std::panic::catch_unwind(|| tokenizers::Tokenizer::from_bytes(text.as_bytes()))
@@ -41,7 +41,7 @@ fn parse(text: &str) -> Result<tokenizers::Tokenizer> {
         .map_err(failed)
 }
 
-/// The crate's regular expressions panic when they give up on a text.
+/// The crate's regular expressions panic when they exceed their limits on a text.
 fn guarded<T>(work: impl FnOnce() -> T) -> Result<T> {
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).map_err(|_| failed(GIVES_UP))
 }
@@ -72,7 +72,7 @@ impl Specials<'_> {
     }
 }
 
-/// Cheap to clone; all clones share one vocabulary.
+/// A tokenizer. Cheap to clone; all clones share one vocabulary.
 #[derive(Clone)]
 pub struct Tokenizer(Arc<Inner>);
 
@@ -89,7 +89,7 @@ struct Inner {
 }
 
 impl Inner {
-    /// By the file's own decoder.
+    /// Decoding by the file's decoder.
     fn plain_decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
         guarded(|| self.base.decode(ids, skip_special))?.map_err(failed)
     }
@@ -108,7 +108,7 @@ impl Tokenizer {
     /// When the text is not a tokenizer that the tokenizers crate can build.
     pub fn from_json(text: &str, config: Option<Value>, eos_ids: &[u32]) -> Result<Self> {
         let mut base = parse(text)?;
-        // Both would silently change what is encoded; lengths are the caller's business.
+        // Both would silently change the encoding; the caller limits lengths.
         base.with_truncation(None).map_err(failed)?;
         base.with_padding(None);
         if let Some(processor) = frame::asked_for(&base, config.as_ref()) {
@@ -146,7 +146,7 @@ impl Tokenizer {
         self.0.vocab_size
     }
 
-    /// Other files may know more end tokens. Before the tokenizer is shared.
+    /// Sets the end tokens, to which other files may add. Must be called before the tokenizer is shared.
     pub(crate) fn set_eos_ids(&mut self, ids: &[u32]) {
         if let Some(inner) = Arc::get_mut(&mut self.0) {
             inner.eos_ids = ids.to_vec();
@@ -158,8 +158,8 @@ impl Tokenizer {
         &self.0.eos_ids
     }
 
-    /// Text → ids. `add_special` adds what the model expects around a text (BOS, `[CLS]` …);
-    /// `parse_special` recognises special tokens written in the text: never for text of users.
+    /// Text → ids. `add_special` adds the tokens that the model expects around a text (BOS, `[CLS]` …); `parse_special`
+    /// recognises special tokens in the text and must be false for text of users.
     pub fn encode(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<u32>> {
         self.encode_with(text, add_special, if parse_special { Specials::Everywhere } else { Specials::Never })
     }
@@ -167,7 +167,7 @@ impl Tokenizer {
     /// Text → ids, with special tokens recognised where `specials` says.
     ///
     /// # Errors
-    /// When the tokenizer's own rules fail on this text (for instance a missing unknown token).
+    /// When the tokenizer's rules fail on this text (for instance a missing unknown token).
     pub fn encode_with(&self, text: &str, add_special: bool, specials: Specials<'_>) -> Result<Vec<u32>> {
         let ids = self.ids(text, specials, false)?;
         if !add_special {
@@ -181,15 +181,14 @@ impl Tokenizer {
         Ok(self.0.base.post_process(encoding, None, true).map_err(failed)?.get_ids().to_vec())
     }
 
-    /// The ids of a text that goes on: what the model expects before a text, but no end token behind it.
+    /// The ids of a text to be continued: with the tokens that the model expects before a text, without an end token.
     pub fn encode_open(&self, text: &str, parse_special: bool) -> Result<Vec<u32>> {
         let mut ids = self.0.frame.before.clone();
         ids.extend(self.encode(text, false, parse_special)?);
         Ok(ids)
     }
 
-    /// The ids of `text` where it goes on behind `left`: no space is put before it that is not there.
-    /// Special tokens written in it stay text.
+    /// The ids of `text` as a continuation of `left`: no space is added before it. Special tokens in it stay text.
     pub fn encode_after(&self, left: &[u32], text: &str) -> Result<Vec<u32>> {
         if text.is_empty() {
             return Ok(Vec::new());
@@ -200,23 +199,24 @@ impl Tokenizer {
         self.ids(text, Specials::Never, true)
     }
 
-    /// Whether a text behind `left` is tokenized as one that begins: behind nothing, behind what the model
-    /// expects before a text, and behind an added token where the vocabulary puts its space before every part.
+    /// Whether a text after `left` is tokenized as the beginning of a text: `left` is empty, or only the tokens that
+    /// the model expects before a text, or ends with an added token in a vocabulary that adds its space before every
+    /// part.
     pub fn begins_text(&self, left: &[u32]) -> bool {
         let frame = &self.0.frame;
         let added = || left.last().is_some_and(|id| self.0.finders.is_added(*id));
         left.is_empty() || left == frame.before || (frame.every_part && added())
     }
 
-    /// The ids that `encode_open` puts before a text.
+    /// The ids that `encode_open` adds before a text.
     pub fn before_text(&self) -> &[u32] {
         &self.0.frame.before
     }
 
-    /// The ids of a text without what stands around it. `inner`: the text goes on from another.
+    /// The ids of a text without the tokens around it. `inner`: the text continues another one.
     ///
-    /// Only ids are kept of the pieces: the crate's own `Encoding` holds the text and the place of every token as well,
-    /// some thirty times the size of the text.
+    /// Only the ids of the pieces are kept: the crate's `Encoding` also holds the text and position of every token,
+    /// about thirty times the size of the text.
     fn ids(&self, text: &str, specials: Specials<'_>, inner: bool) -> Result<Vec<u32>> {
         let base = &self.0.base;
         let own = || (base.get_normalizer(), base.get_pre_tokenizer());
@@ -237,7 +237,7 @@ impl Tokenizer {
                     (None, Specials::Everywhere) => {
                         ids.extend(base.get_model().tokenize(piece)?.iter().map(|token| token.id));
                     }
-                    // A vocabulary of whole words may hold special tokens as words.
+                    // A vocabulary of whole words may contain special tokens as words.
                     (None, _) => ids.extend(self.ordinary(piece, 0)?.iter().map(|token| token.id)),
                 }
             }
@@ -246,8 +246,8 @@ impl Tokenizer {
         guarded(work)?.map_err(failed)
     }
 
-    /// The tokens of a piece by the vocabulary alone, none of them a special token that the text spells out: such a
-    /// piece is cut behind its first character. `at` is where the piece begins.
+    /// The tokens of a piece without any special token that the text spells out; such a piece is split after its first
+    /// character. `at` is the offset of the piece.
     fn ordinary(&self, piece: &str, at: usize) -> tokenizers::Result<Vec<Token>> {
         let mut tokens = Vec::new();
         for mut token in self.0.base.get_model().tokenize(piece)? {
@@ -265,8 +265,8 @@ impl Tokenizer {
         Ok(tokens)
     }
 
-    /// Ids → text, special tokens left out if `skip_special`. Ids outside the vocabulary give nothing;
-    /// bytes that are no UTF-8 give U+FFFD.
+    /// Ids → text, special tokens left out if `skip_special`. Ids outside the vocabulary are skipped; bytes that are
+    /// not UTF-8 become U+FFFD.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
         if self.0.byte_level {
             return Ok(self.decode_after(&[], ids, skip_special));
@@ -282,7 +282,7 @@ impl Tokenizer {
         text
     }
 
-    /// A decoder for ids that come one at a time behind `left`.
+    /// An incremental decoder for ids that follow `left`.
     pub fn incremental(&self, left: &[u32], skip_special: bool) -> IncrementalDecoder {
         IncrementalDecoder::new(self.clone(), left, skip_special)
     }
@@ -291,7 +291,7 @@ impl Tokenizer {
         self.0.base.token_to_id(token)
     }
 
-    /// The token as it stands in the vocabulary, byte-level characters not undone.
+    /// The token as in the vocabulary, without decoding of byte-level characters.
     pub fn id_to_token(&self, id: u32) -> Option<String> {
         self.0.base.id_to_token(id)
     }

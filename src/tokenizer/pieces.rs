@@ -1,16 +1,16 @@
-//! One token by itself: its bytes, which need not be whole characters, and its text where it stands.
+//! Single tokens: their bytes, which need not be whole characters, and their text in context.
 
 use serde_json::Value;
 
 use super::{Tokenizer, bytes};
 
-/// A token in its place.
+/// A token in its context.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Piece {
-    /// Bytes that are no whole character are U+FFFD.
+    /// The text; bytes that are not a whole character become U+FFFD.
     pub text: String,
     pub bytes: Vec<u8>,
-    /// Not part of a completion's text.
+    /// Whether it is not part of a completion's text.
     pub special: bool,
 }
 
@@ -19,18 +19,18 @@ impl Piece {
         Self { bytes: text.clone().into_bytes(), text, special: false }
     }
 
-    /// Characters that begin in this token: summed over a text they are its length.
+    /// Number of characters that begin in this token; the sum over a text is its length.
     pub fn characters(&self) -> usize {
         self.bytes.iter().filter(|byte| **byte & 0xC0 != 0x80).count()
     }
 }
 
-/// How tokens that are not byte-level become text.
+/// The decoding of tokens that are not byte-level.
 #[derive(Default)]
 pub(super) struct Pieces {
     /// `<0x0A>` is a byte.
     byte_fallback: bool,
-    /// An ordinary token and its text: what stands behind it is decoded as inside a text.
+    /// An ordinary token and its text; tokens after it are decoded as inside a text.
     context: Option<(u32, String)>,
 }
 
@@ -51,33 +51,33 @@ impl Pieces {
 }
 
 impl Tokenizer {
-    /// The token as it stands behind `left`; empty for ids outside the vocabulary.
+    /// The token as it follows `left`; empty for ids outside the vocabulary.
     pub fn piece(&self, left: &[u32], id: u32) -> Piece {
         let bytes = self.bytes_at(left, id);
         Piece { text: String::from_utf8_lossy(&bytes).into_owned(), bytes, special: self.is_special(id) }
     }
 
-    /// All tokens of a text, one after another.
+    /// All tokens of a text, in order.
     pub fn pieces(&self, ids: &[u32]) -> Vec<Piece> {
         ids.iter().enumerate().map(|(i, id)| self.piece(&ids[..i], *id)).collect()
     }
 
-    /// The token alone as text, special tokens by their name.
+    /// The text of the token by itself, special tokens by their name.
     pub fn token_text(&self, id: u32) -> String {
         self.piece(&[], id).text
     }
 
-    /// The bytes that a token stands for at the beginning of a text; empty for ids outside the vocabulary.
+    /// The bytes of a token at the beginning of a text; empty for ids outside the vocabulary.
     pub fn token_bytes(&self, id: u32) -> Vec<u8> {
         self.bytes_at(&[], id)
     }
 
-    /// The bytes that a token adds to a text that has begun; empty for ids outside the vocabulary.
+    /// The bytes of a token inside a text; empty for ids outside the vocabulary.
     pub fn token_bytes_inside(&self, id: u32) -> Vec<u8> {
         self.bytes_in(id, true)
     }
 
-    /// Whether tokens are bytes, which mean the same wherever they stand.
+    /// Whether tokens are byte-level and so independent of their position.
     pub fn is_byte_level(&self) -> bool {
         self.0.byte_level
     }

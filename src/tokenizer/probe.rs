@@ -1,5 +1,5 @@
-//! Regular expressions of a tokenizer file are tried before anybody's text meets them: one that needs time
-//! beyond measure is refused when the model is loaded.
+//! Tests the regular expressions of a tokenizer file when the model is loaded, and refuses those that need excessive
+//! time.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -10,14 +10,14 @@ use tokenizers::Decoder as _;
 
 use super::{GIVES_UP, Result, Specials, Tokenizer, TokenizerError, failed, guarded};
 
-/// Characters of the longest text that is tried. What is linear takes microseconds for it.
+/// Characters of the longest test text. A linear expression takes microseconds for it.
 const LENGTHS: [usize; 3] = [32, 128, 512];
 const MOST: Duration = Duration::from_millis(250);
-/// Characters of an expression that are tried, beside the usual ones.
+/// Most characters of an expression that are used in test texts, in addition to the usual ones.
 const LITERALS: usize = 48;
 
 /// # Errors
-/// When a text of a few hundred characters makes the file's expressions give up or takes too long.
+/// When an expression exceeds its limits or takes too long on a text of a few hundred characters.
 pub(super) fn check(tokenizer: &Tokenizer, json: &str) -> Result<()> {
     if !json.contains("\"Regex\"") {
         return Ok(());
@@ -39,14 +39,14 @@ pub(super) fn check(tokenizer: &Tokenizer, json: &str) -> Result<()> {
     }
     let mut characters: BTreeSet<char> = "aA0 \n-.é中".chars().collect();
     characters.extend(expressions.iter().flat_map(|e| e.chars()).filter(|c| c.is_alphanumeric()).take(LITERALS));
-    // An expression may ask for a character that a text must hold before it is tried at all.
+    // An expression may match only texts that contain a certain character.
     let rest: String =
         expressions.iter().flat_map(|e| e.chars()).filter(|c| !c.is_whitespace()).take(LITERALS).collect();
     let texts = LENGTHS.iter().flat_map(|n| characters.iter().map(move |c| (*n, *c)));
     for (length, c) in texts {
         for tail in ["!", "\n"] {
             let text = format!("{}{tail}{rest}", String::from_iter(std::iter::repeat_n(c, length)));
-            // Tried again before it is blamed: a busy machine may have paused this thread.
+            // Repeated before it is refused, because a busy machine may have paused this thread.
             let hostile = (0..3).all(|_| {
                 let begun = Instant::now();
                 let gave_up = |e: TokenizerError| e.0 == GIVES_UP;

@@ -11,10 +11,10 @@ use super::{Tokenizer, TokenizerError, failed};
 type Result<T> = std::result::Result<T, TokenizerError>;
 
 impl Tokenizer {
-    /// The vocabulary that a GGUF file would have, filled up to `rows` tokens.
+    /// The vocabulary for a GGUF file, padded to `rows` tokens.
     ///
     /// # Errors
-    /// When it is no BPE, or its rules have no name in GGUF files: llama.cpp would give other ids.
+    /// When the tokenizer is not BPE, or its rules have no name in GGUF files, because llama.cpp would give other ids.
     pub fn to_gguf(&self, rows: usize) -> Result<Vocabulary> {
         let json: Value = serde_json::from_str(&self.to_json()?).map_err(failed)?;
         let model = &json["model"];
@@ -104,7 +104,7 @@ fn merges(model: &Value) -> Vec<(String, String)> {
     model["merges"].as_array().into_iter().flatten().filter_map(one).collect()
 }
 
-/// Ranks as scores: the token of the first merge has the highest, what no merge makes the lowest.
+/// Converts ranks to scores: the token of the first merge has the highest score, tokens that no merge makes the lowest.
 fn scores(tokens: &[String], merges: &[(String, String)]) -> Vec<f64> {
     let mut rank: HashMap<String, usize> = HashMap::new();
     for (left, right) in merges {
@@ -115,7 +115,7 @@ fn scores(tokens: &[String], merges: &[(String, String)]) -> Vec<f64> {
     tokens.iter().map(|token| -(rank.get(token).copied().unwrap_or(last) as f64)).collect()
 }
 
-/// Whether a rule puts a space before a text.
+/// Whether a rule adds a space before a text.
 fn puts_space(rules: &Value) -> bool {
     let within = |list: &str| rules[list].as_array().is_some_and(|items| items.iter().any(puts_space));
     rules["type"] == "Prepend"

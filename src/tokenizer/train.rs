@@ -18,17 +18,17 @@ use tokenizers::{AddedToken, Normalizer as _, OffsetReferential, OffsetType, Pre
 
 use super::{Result, Tokenizer, failed};
 
-/// Ends a document; also begins one, so that its first token is learned too.
+/// Ends a document; also begins one, so that its first token is trained too.
 pub const END_OF_TEXT: &str = "<|endoftext|>";
 /// Begins a turn of a conversation (ChatML).
 pub const TURN_START: &str = "<|im_start|>";
 /// Ends a turn.
 pub const TURN_END: &str = "<|im_end|>";
-/// What WordPiece puts before a piece that goes on a word.
+/// WordPiece's prefix of pieces that continue a word.
 const PREFIX: &str = "##";
 /// BERT's special tokens, in the order of its vocabulary files.
 const BERT_SPECIALS: [&str; 5] = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"];
-/// More different characters than these do not enter a WordPiece vocabulary; the rarest become [UNK].
+/// Most different characters of a WordPiece vocabulary; the rarest others become [UNK].
 const MAX_ALPHABET: usize = 6000;
 
 /// Writes messages as ChatML.
@@ -36,7 +36,7 @@ pub const CHAT_TEMPLATE: &str = "{% for message in messages %}{{ '<|im_start|>' 
      message['content'] + '<|im_end|>' + '\\n' }}{% endfor %}{% if add_generation_prompt %}\
      {{ '<|im_start|>assistant\\n' }}{% endif %}";
 
-/// Which kind of tokenizer.
+/// The kind of tokenizer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
@@ -47,11 +47,11 @@ pub enum Kind {
     WordPiece,
 }
 
-/// What to train.
+/// The settings of a training.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TokenizerPlan {
     pub kind: Kind,
-    /// Entries at most, special tokens included.
+    /// Most entries, including special tokens.
     pub vocab_size: usize,
     /// Pairs seen less often are not merged.
     pub min_frequency: u64,
@@ -67,7 +67,7 @@ impl Default for TokenizerPlan {
     }
 }
 
-/// Counts words of one text after another, then trains.
+/// Counts the words of texts, then trains.
 pub struct Training {
     plan: TokenizerPlan,
     normalizer: Option<BertNormalizer>,
@@ -105,7 +105,7 @@ impl Training {
     /// The tokenizer of all texts so far.
     ///
     /// # Errors
-    /// No text at all, or a vocabulary too small for its own alphabet.
+    /// When there is no text, or the vocabulary is too small for its alphabet.
     pub fn finish(self) -> Result<Tokenizer> {
         if self.words.is_empty() {
             return Err(failed("there is no text to train a tokenizer on"));
@@ -172,7 +172,7 @@ impl Training {
             .special_tokens(BERT_SPECIALS.map(special).into_iter().chain(middle).collect())
             .initial_alphabet(kept.iter().copied().collect())
             .build();
-        // A word with a rare character is [UNK] whole, so it teaches nothing.
+        // A word with a rare character becomes [UNK] as a whole, so it is not counted.
         let known = |word: &str| word.chars().all(|c| kept.binary_search(&c).is_ok());
         let counts = self.words.into_iter().filter(|(word, _)| known(word)).map(|(w, n)| (w.into(), n)).collect();
         let mut model = BPE::default();
@@ -211,7 +211,7 @@ fn fits(vocab_size: usize, least: usize) -> Result<()> {
     if vocab_size >= least { Ok(()) } else { Err(failed(problem)) }
 }
 
-/// The trained tokenizer as this crate uses it; reading its own file back proves that others can.
+/// Builds the trained tokenizer from its own file, which verifies the file.
 fn ours(tokenizer: &tokenizers::Tokenizer, config: Value) -> Result<Tokenizer> {
     let text = tokenizer.to_string(false).map_err(failed)?;
     let probe = Tokenizer::from_json(&text, Some(config.clone()), &[])?;

@@ -113,7 +113,8 @@ impl Reader<'_> {
     }
 }
 
-/// The paths in `text` that begin with `crate`, `super` or `self`, from the root of the crate. `module` is that of the file.
+/// The paths in `text` that begin with `crate`, `super` or `self`, from the root of the crate. `module` is that of the
+/// file.
 fn paths(text: &str, module: &str) -> Vec<Names> {
     let mut out = Vec::new();
     for (root, ups) in [("crate::", None), ("super::", Some(1)), ("self::", Some(0))] {

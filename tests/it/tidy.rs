@@ -1,5 +1,5 @@
-//! The rules of the source tree: which module may use which, who may name which crate, where clocks and randomness are read,
-//! and how long a file may be.
+//! The rules of the source tree: which module may use which, who may name which crate, where clocks and randomness are
+//! read, and how long a file may be.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};

@@ -174,7 +174,8 @@ pub async fn change_labeler(
 #[derive(Debug, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct EraseRequest {
-    /// `anonymise`: rankings are kept without an author, written texts are removed. `remove`: judgments and demonstrations are removed.
+    /// `anonymise`: rankings are kept without an author, written texts are removed. `remove`: judgments and
+    /// demonstrations are removed.
     pub judgments: Erase,
 }
 

@@ -47,7 +47,8 @@ pub struct MessagesRequest {
     /// `{"type": "auto"}`, `any`, `none`, or `{"type": "tool", "name"}`; with `disable_parallel_tool_use`.
     #[schemars(with = "Option<Value>")]
     pub tool_choice: Option<Value>,
-    /// `{"type": "enabled"}`, `adaptive` or `disabled`, for templates that read `enable_thinking`. The length of the thoughts has no limit of its own: `budget_tokens` is accepted, without effect.
+    /// `{"type": "enabled"}`, `adaptive` or `disabled`, for templates that read `enable_thinking`. The length of the
+    /// thoughts has no limit of its own: `budget_tokens` is accepted, without effect.
     #[schemars(with = "Option<Value>")]
     pub thinking: Option<Value>,
     /// Accepted, without effect.

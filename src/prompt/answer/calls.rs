@@ -1,4 +1,4 @@
-//! Calls of tools in an answer, read as they come.
+//! Parses tool calls from an answer incrementally.
 
 use serde_json::Value;
 
@@ -6,21 +6,21 @@ use super::format::{Spec, ToolTags};
 use super::scan::{Balance, Head, head};
 use super::{Part, overlap};
 
-/// Arguments go by one of these names, whatever the format says.
+/// The names of the arguments field, which are accepted in every format.
 const KEYS: [&str; 2] = ["arguments", "parameters"];
 
 enum State {
-    /// Text for the reader, in which a call may begin.
+    /// In visible text, where a call may begin.
     Text,
-    /// Behind the opening tag: a call, or what stands between calls.
+    /// After the opening tag: in a call or between calls.
     Between,
-    /// Inside the object of a call whose head is not read yet; `held` begins with it.
+    /// Inside the object of a call whose head is not complete; `held` begins with it.
     Object(Balance),
     /// The name of a call of the form `name[ARGS]{…}`.
     Name,
-    /// Inside a call's arguments; `held` begins with what was not passed on.
+    /// Inside a call's arguments; `held` begins with the part that was not emitted yet.
     Arguments { balance: Balance, sent: usize },
-    /// Behind the arguments, up to the end of the object.
+    /// After the arguments, up to the end of the object.
     Tail,
 }
 
@@ -29,17 +29,17 @@ fn begins_a_field(text: &str) -> bool {
     KEYS.iter().map(|key| format!("\"{key}\"")).any(|key| text.starts_with(&key) || key.starts_with(text))
 }
 
-/// Reads the calls out of an answer.
+/// Splits an answer into text and tool calls.
 pub struct CallReader {
     spec: Spec,
     state: State,
     held: String,
     calls: usize,
-    /// Text was passed on.
+    /// Whether text was emitted.
     spoken: bool,
-    /// A call was read, and no text since: white space is form.
+    /// Whether a call was read and no text since; white space is then skipped.
     after_call: bool,
-    /// What a call is put back to when it is none.
+    /// The text to emit when the candidate is not a call.
     opened_by: String,
 }
 
@@ -72,7 +72,7 @@ impl CallReader {
         parts.push(Part::Content(text));
     }
 
-    /// `false` when more text is needed.
+    /// Advances the state; `false` when more text is needed.
     fn step(&mut self, parts: &mut Vec<Part>) -> bool {
         match &mut self.state {
             State::Text => self.text(parts),
@@ -86,7 +86,7 @@ impl CallReader {
                     }
                     Head::Open => {}
                     Head::Other if self.spec.bare => {
-                        // A text that is JSON, but no call: fields in another order are not looked for.
+                        // JSON text that is not a call; fields in another order are not supported here.
                         let known = self.held.trim_start().strip_prefix('{').map(str::trim_start);
                         if known.is_none_or(|k| !begins_a_field(k)) {
                             self.put_back(parts);
@@ -155,7 +155,7 @@ impl CallReader {
         if self.after_call && self.held.trim().is_empty() {
             return false;
         }
-        // The end may be the beginning of a tag, and line ends before a tag are form.
+        // The end may be the beginning of a tag, and line ends before a tag are skipped.
         let tag = overlap(&self.held, spec.open);
         let sure = self.held[..self.held.len() - tag].trim_end_matches('\n').len();
         let text: String = self.held.drain(..sure).collect();
@@ -205,13 +205,13 @@ impl CallReader {
         self.state = State::Arguments { balance: Balance::default(), sent: 0 };
     }
 
-    /// A complete object whose fields stand in another order.
+    /// Parses a complete object whose fields are in another order.
     fn whole_object(&mut self, end: usize, parts: &mut Vec<Part>) {
         let read: Option<Value> = serde_json::from_str(&self.held[..end]).ok();
         let name = read.as_ref().and_then(|v| v["name"].as_str());
         let arguments = read.as_ref().and_then(|v| KEYS.iter().find_map(|k| v.get(k)));
         let (Some(name), arguments) = (name, arguments.cloned()) else { return self.put_back(parts) };
-        // Some models write the object as a text, and some leave out an empty one.
+        // Some models write the object as a string, and some omit an empty one.
         let arguments = match arguments {
             Some(Value::String(text)) => text,
             Some(value) => value.to_string(),
@@ -226,7 +226,7 @@ impl CallReader {
         self.state = State::Between;
     }
 
-    /// What looked like a call is text after all, up to its end.
+    /// Treats a candidate call as text, up to its end.
     fn put_back(&mut self, parts: &mut Vec<Part>) {
         let mut text = std::mem::take(&mut self.opened_by);
         let upto = match self.spec.close {
@@ -239,7 +239,7 @@ impl CallReader {
         self.say(text, parts);
     }
 
-    /// What was held back, when the answer has ended.
+    /// Emits the text that was held back, at the end of the answer.
     pub fn finish(&mut self) -> Vec<Part> {
         let mut parts = Vec::new();
         match self.state {

@@ -1,17 +1,18 @@
-//! How families of models write calls of tools, told from their chat templates, and the grammars of such calls.
+//! The formats in which model families write tool calls, recognised from their chat templates, and grammars of such
+//! calls.
 
 use serde_json::{Value, json};
 
-/// Calls in one answer whose form is enforced.
+/// Most calls in one answer with an enforced grammar.
 const MOST_CALLS: usize = 16;
 
-/// A family's way to call tools.
+/// A family's format of tool calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ToolFormat {
     /// `<tool_call>{"name": …, "arguments": {…}}</tool_call>`: Hermes, Qwen 2.5 and 3, SmolLM 3, Granite.
     Hermes,
-    /// `{"name": …, "parameters": {…}}`, after `<|python_tag|>` or not: Llama 3; and what models are asked for whose
-    /// templates know no tools, such as Gemma's.
+    /// `{"name": …, "parameters": {…}}`, after `<|python_tag|>` or not: Llama 3; also requested from models whose
+    /// templates have no tools, such as Gemma's.
     Llama,
     /// `[TOOL_CALLS][{"name": …, "arguments": {…}}]`: Mistral.
     Mistral,
@@ -21,20 +22,20 @@ pub enum ToolFormat {
     Phi,
 }
 
-/// What stands around calls.
+/// The text around calls.
 pub(super) struct Spec {
     pub open: &'static str,
     pub close: &'static str,
-    /// Calls are items of a list.
+    /// Whether calls are items of a list.
     pub list: bool,
-    /// A call may stand there without a tag, as the whole answer.
+    /// Whether a call may be the whole answer, without a tag.
     pub bare: bool,
-    /// The name stands before the object, which is the arguments.
+    /// Whether the name precedes the object, which is the arguments.
     pub named: bool,
 }
 
 impl ToolFormat {
-    /// The format that a chat template names. `None`: its models call tools in a way that is not known here.
+    /// The format that a chat template shows. `None`: its models use a format that is not supported.
     pub fn of(template: &str) -> Option<Self> {
         let has = |text: &str| template.contains(text);
         match () {
@@ -48,7 +49,7 @@ impl ToolFormat {
         }
     }
 
-    /// Whether a template shows its models the tools; otherwise the conversation has to.
+    /// Whether a template renders the tools; otherwise the conversation must include them.
     pub fn is_shown_by(template: &str) -> bool {
         template.contains("tools")
     }
@@ -64,7 +65,7 @@ impl ToolFormat {
         }
     }
 
-    /// Texts that stand around calls, which may be special tokens of the vocabulary.
+    /// Texts around calls, which may be special tokens of the vocabulary.
     pub fn tags(self) -> &'static [&'static str] {
         match self {
             Self::Hermes => &["<tool_call>", "</tool_call>"],
@@ -81,19 +82,19 @@ impl ToolFormat {
     }
 }
 
-/// A format over one vocabulary.
+/// A format with one vocabulary.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ToolTags {
     pub format: ToolFormat,
-    /// Tags that are special tokens here, with their ids.
+    /// Tags that are special tokens of the vocabulary, with their ids.
     pub special: Vec<(String, u32)>,
 }
 
-/// The tools that an enforced answer may call.
+/// The tools that a constrained answer may call.
 pub struct Grammar<'a> {
     /// Names and schemas of their arguments.
     pub tools: &'a [(String, Value)],
-    /// More than one call.
+    /// Whether more than one call is allowed.
     pub parallel: bool,
 }
 
@@ -106,7 +107,7 @@ impl ToolTags {
         }
     }
 
-    /// The grammar, in llguidance's Lark, of answers that are calls and nothing else.
+    /// The grammar, in llguidance's Lark, of answers that consist of calls only.
     pub fn grammar(&self, of: &Grammar<'_>) -> String {
         let more = if of.parallel && self.format.takes_several() { MOST_CALLS - 1 } else { 0 };
         let names: Vec<String> = (0..of.tools.len()).map(|i| format!("c{i}")).collect();
@@ -150,12 +151,12 @@ impl ToolTags {
     }
 }
 
-/// A text as Lark writes it, which is how JSON does.
+/// A string literal of Lark, which is that of JSON.
 fn quoted(text: &str) -> String {
     Value::from(text).to_string()
 }
 
-/// What a model is told whose template does not show it the tools: the words that Google gives for Gemma.
+/// The instruction for models whose template does not render the tools: Google's wording for Gemma.
 pub fn instructions(tools: &Value) -> String {
     format!(
         "You have access to functions. If you decide to invoke any of the function(s), you MUST put it in the format \

@@ -1,5 +1,5 @@
-//! What a model writes as an answer, taken apart as it comes: reasoning between its tags, text for the reader, and
-//! calls of tools in the form that the model was trained on. The same reader serves whole and streamed answers.
+//! Splits a model's answer incrementally into reasoning (between its tags), visible text, and tool calls in the format
+//! that the model was trained on. Complete and streamed answers use the same parser.
 
 mod calls;
 mod format;
@@ -15,19 +15,19 @@ pub use think::{ThinkReader, Thinking, without_thoughts};
 pub enum Part {
     Reasoning(String),
     Content(String),
-    /// The call with this number begins; its arguments follow.
+    /// The beginning of the call with this number; its arguments follow.
     Call {
         index: usize,
         name: String,
     },
-    /// More of a call's arguments: laid end to end they are the JSON text of an object.
+    /// A part of a call's arguments; the concatenated parts are the JSON text of an object.
     Arguments {
         index: usize,
         text: String,
     },
 }
 
-/// How a model's answers are written, and what is read in them.
+/// The format of a model's answers, and the parts to be parsed.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Dialect {
     pub tools: Option<ToolTags>,
@@ -35,7 +35,7 @@ pub struct Dialect {
 }
 
 impl Dialect {
-    /// Special tokens that have to be part of the text for it to be read.
+    /// Special tokens that must be kept in the text for the parser.
     pub fn shown(&self) -> Vec<String> {
         let tools = self.tools.iter().flat_map(|t| t.special.iter().map(|(name, _)| name.clone()));
         let thinking = self.thinking.iter().flat_map(|t| [t.open.clone(), t.close.clone()]);
@@ -43,19 +43,19 @@ impl Dialect {
     }
 }
 
-/// Reads one answer.
+/// The parser of one answer.
 pub struct AnswerReader {
     think: Option<ThinkReader>,
     calls: Option<CallReader>,
 }
 
 impl AnswerReader {
-    /// `None` leaves the thoughts, or the calls, in the text.
+    /// `None` leaves the reasoning, or the calls, in the text.
     pub fn new(thinking: Option<&Thinking>, tools: Option<&ToolTags>) -> Self {
         Self { think: thinking.map(ThinkReader::new), calls: tools.map(CallReader::new) }
     }
 
-    /// The parts that this piece of text completes.
+    /// Adds a piece of text and returns the parts that it completes.
     pub fn push(&mut self, text: &str) -> Vec<Part> {
         let read = match &mut self.think {
             Some(think) => think.push(text),
@@ -64,7 +64,7 @@ impl AnswerReader {
         self.split(read)
     }
 
-    /// What was held back.
+    /// Ends the answer and returns the parts that were held back.
     pub fn finish(&mut self) -> Vec<Part> {
         let rest = self.think.as_mut().map(ThinkReader::finish).unwrap_or_default();
         let mut parts = self.split(rest);
@@ -91,13 +91,13 @@ fn not_empty(part: &Part) -> bool {
     }
 }
 
-/// Bytes at the end of `text` that begin `tag`, but are not all of it.
+/// Number of bytes at the end of `text` that are a proper prefix of `tag`.
 fn overlap(text: &str, tag: &str) -> usize {
     let longest = text.len().min(tag.len().saturating_sub(1));
     (1..=longest).rev().find(|n| tag.is_char_boundary(*n) && text.ends_with(&tag[..*n])).unwrap_or(0)
 }
 
-/// A whole answer.
+/// A complete parsed answer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Whole {
     pub reasoning: String,
@@ -120,7 +120,7 @@ impl Whole {
         }
     }
 
-    /// Reads a whole text.
+    /// Parses a complete text.
     pub fn read(text: &str, mut reader: AnswerReader) -> Self {
         let mut whole = Self::default();
         reader.push(text).into_iter().for_each(|part| whole.add(part));
@@ -141,7 +141,7 @@ mod tests {
         ToolTags { format, special: Vec::new() }
     }
 
-    /// Every way to cut the text into pieces of these sizes reads the same.
+    /// Splitting the text into pieces of these sizes gives the same parts.
     fn read(text: &str, thinking: Option<&Thinking>, tools: Option<&ToolTags>) -> Whole {
         let whole = Whole::read(text, AnswerReader::new(thinking, tools));
         for size in [1, 2, 3, 5, 7, 11] {
@@ -175,7 +175,7 @@ mod tests {
             ("hm\n</think>\n\nYes. </think>", &opened, whole("hm", "Yes. </think>", &[])),
             ("never ends", &opened, whole("never ends", "", &[])),
             ("<think>\n\n</think>\n\nx", &closed, whole("", "x", &[])),
-            // A template opens the thought, and the model opens it again.
+            // The template writes the opening tag, and the model repeats it.
             ("<think>again</think>x", &opened, whole("again", "x", &[])),
             ("", &opened, whole("", "", &[])),
         ] {

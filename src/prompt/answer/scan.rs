@@ -1,7 +1,6 @@
-//! Follows a JSON object that comes in pieces.
+//! Finds the end of a JSON value that arrives in pieces.
 
-/// Where the JSON value that begins at the first byte of a text ends, as far as that can be told: brackets are
-/// counted, strings skipped.
+/// Scans for the end of the JSON value that begins at the first byte of a text: brackets are counted, strings skipped.
 #[derive(Clone, Debug, Default)]
 pub struct Balance {
     depth: usize,
@@ -11,7 +10,7 @@ pub struct Balance {
 }
 
 impl Balance {
-    /// Reads on in `text`, of which an earlier call has read the beginning. `Some(end)` when the object or list that
+    /// Continues in `text`, of which an earlier call has read the beginning. `Some(end)` when the object or list that
     /// it begins with is complete.
     pub fn end(&mut self, text: &str) -> Option<usize> {
         for (at, byte) in text.bytes().enumerate().skip(self.read) {
@@ -38,9 +37,9 @@ impl Balance {
 /// The head of a call, `{"name": "…", "arguments": {`: its name and where the arguments begin.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Head {
-    /// It may still become one.
+    /// The text may still become a head.
     Open,
-    /// It has another order or other fields.
+    /// The fields are others or in another order.
     Other,
     Found {
         name: String,

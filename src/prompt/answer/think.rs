@@ -7,7 +7,7 @@ use super::{Part, overlap};
 pub struct Thinking {
     pub open: String,
     pub close: String,
-    /// The prompt ends behind the opening tag.
+    /// Whether the prompt ends with the opening tag.
     pub opened: bool,
 }
 
@@ -22,8 +22,8 @@ impl Thinking {
     }
 }
 
-/// A whole answer without the thoughts before it. `opened` or not, what stands before the first closing tag is a thought;
-/// one that was never closed is all there is.
+/// A complete answer without the reasoning before it. Text before the first closing tag is reasoning, whether or not
+/// `opened`; reasoning that was never closed is the whole text.
 pub fn without_thoughts(text: &str) -> &str {
     let begun = text.trim_start();
     for (open, close) in Thinking::TAGS {
@@ -40,23 +40,23 @@ pub fn without_thoughts(text: &str) -> &str {
 }
 
 enum State {
-    /// Nothing but white space yet.
+    /// Only white space so far.
     Before,
     Inside,
-    /// Behind the closing tag: white space is left out.
+    /// After the closing tag: white space is skipped.
     Behind,
     Text,
 }
 
-/// Reads the thoughts out of an answer.
+/// Splits an answer into reasoning and text.
 pub struct ThinkReader {
     open: String,
     close: String,
     state: State,
-    /// The prompt opened the thought: a model that opens it again means the same.
+    /// Whether the prompt contains the opening tag, which the model may repeat.
     opened: bool,
     held: String,
-    /// Something of the thought has been passed on.
+    /// Whether a part of the reasoning has been emitted.
     begun: bool,
 }
 
@@ -73,7 +73,7 @@ impl ThinkReader {
         parts
     }
 
-    /// `false` when more text is needed.
+    /// Advances the state; `false` when more text is needed.
     fn step(&mut self, parts: &mut Vec<Part>) -> bool {
         match self.state {
             State::Before => {
@@ -101,7 +101,7 @@ impl ThinkReader {
                     self.state = State::Behind;
                     return true;
                 }
-                // White space at the end belongs to the thought only if it goes on.
+                // White space at the end is emitted only when more reasoning follows.
                 let keep = overlap(&self.held, &self.close);
                 let sure = self.held[..self.held.len() - keep].trim_end().len();
                 if sure > 0 {

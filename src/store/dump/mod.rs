@@ -81,7 +81,8 @@ pub async fn export(url: &str, dir: &Path) -> Result<Dump> {
 /// stored rows with the files, and then applies the migrations that are newer than the dump.
 ///
 /// # Errors
-/// `Conflict` when the database has tables already, when a file differs from the dump's description, or when the dump was written by a newer program.
+/// `Conflict` when the database has tables already, when a file differs from the dump's description, or when the dump
+/// was written by a newer program.
 pub async fn import(url: &str, dir: &Path, dump: &Dump) -> Result<()> {
     for table in &dump.tables {
         if !table.name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_') {

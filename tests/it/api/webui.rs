@@ -1,6 +1,6 @@
 //! Requests as Open WebUI's backend sends them to an OpenAI-compatible server, and what it reads of the answers: its
-//! list of models, a streamed turn with all the parameters of its form, tools in its native mode, and the titles, tags and
-//! follow-up questions that it asks for beside.
+//! list of models, a streamed turn with all the parameters of its form, tools in its native mode, and the titles, tags
+//! and follow-up questions that it asks for beside.
 
 use serde_json::{Value, json};
 

@@ -1,5 +1,5 @@
-//! Exported files in the `gguf` package and in llama.cpp, where `INSTRUCTD_TEST_LLAMA_CPP` names a Python that has `gguf` and
-//! `xllamacpp`.
+//! Exported files in the `gguf` package and in llama.cpp, where `INSTRUCTD_TEST_LLAMA_CPP` names a Python that has
+//! `gguf` and `xllamacpp`.
 
 use candle_core::{Device, Tensor};
 use instructd::generation::{GenParams, Warpers, generate};

@@ -96,8 +96,8 @@ async fn drafts_use_spare_slots_only() {
     assert_eq!(full.stats().draft_tokens, 0);
 }
 
-/// Asks for six texts that may wait, then for six others, of an engine with two places. Returns how many of the first ended
-/// before the last of the others, and holds all of them against what they are alone.
+/// Asks for six texts that may wait, then for six others, of an engine with two places. Returns how many of the first
+/// ended before the last of the others, and holds all of them against what they are alone.
 async fn overtaken(alone: &LocalEngine) -> usize {
     let crowded = engine(EngineOptions { max_running: 2, kv_tokens: 320, ..EngineOptions::default() }).await;
     let ask = |i: u64, background| {

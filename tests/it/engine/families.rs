@@ -1,5 +1,5 @@
-//! Every family served: company, chunks, shared prefixes and preemption change nothing, and log-probs of prompts are those
-//! of a plain forward pass.
+//! Every family served: company, chunks, shared prefixes and preemption change nothing, and log-probs of prompts are
+//! those of a plain forward pass.
 
 use candle_core::{Device, Tensor};
 use instructd::engine::{EngineOptions, Generator, LocalEngine};

@@ -1,7 +1,7 @@
 //! Our decoders and encoders against those of candle-transformers, an implementation of its own: the logits behind
-//! prefixes of a text, within 1e-4 of the largest. Families and switches that candle-transformers lacks or treats in another
-//! way than transformers (windows and `query_pre_attn_scalar` of Gemma 2, all of Gemma 3, every scaling but llama3's) are compared in
-//! `models` only.
+//! prefixes of a text, within 1e-4 of the largest. Families and switches that candle-transformers lacks or treats in
+//! another way than transformers (windows and `query_pre_attn_scalar` of Gemma 2, all of Gemma 3, every scaling but
+//! llama3's) are compared in `models` only.
 
 use std::path::{Path, PathBuf};
 

@@ -74,8 +74,8 @@ fn difference<'a>(pairs: impl Iterator<Item = (&'a f32, &'a f32)>) -> f64 {
     (off / size).sqrt()
 }
 
-/// What rounding to bfloat16 may do to the logits. Three of the random models amplify it; the CPU's own bfloat16 format is
-/// further from f32 in them too (1.0e-2 to 1.5e-2, and 6e-3 in the others).
+/// What rounding to bfloat16 may do to the logits. Three of the random models amplify it; the CPU's own bfloat16 format
+/// is further from f32 in them too (1.0e-2 to 1.5e-2, and 6e-3 in the others).
 fn bf16_tolerance(name: &str) -> f64 {
     match name {
         "families/qwen2-window" => 6e-2,

@@ -1,5 +1,5 @@
-//! Responses sampled by rounded weights (`numerics: fast`): the trainer's log-probs are computed again, losses are weighted
-//! by importance, and what is published is still the trainer's.
+//! Responses sampled by rounded weights (`numerics: fast`): the trainer's log-probs are computed again, losses are
+//! weighted by importance, and what is published is still the trainer's.
 
 use instructd::train::TrainOutcome;
 use serde_json::json;

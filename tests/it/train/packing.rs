@@ -1,5 +1,5 @@
-//! Packing is exact: sequences that go through together see nothing of each other, and the loss and its gradients are those
-//! of each alone, weighted by tokens, however the batch is divided.
+//! Packing is exact: sequences that go through together see nothing of each other, and the loss and its gradients are
+//! those of each alone, weighted by tokens, however the batch is divided.
 
 use candle_core::Tensor;
 use instructd::model::Recompute;

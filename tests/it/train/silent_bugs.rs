@@ -6,13 +6,17 @@
 //! | pad == eos hides real ends | `mutation_pad_equal_to_eos_would_hide_the_end` |
 //! | another token than the stop token is checked | `mutation_checking_one_stop_token_of_two_would_miss_ends` |
 //! | end-token check over the prompt | `recipes::end_tokens_in_prompts_do_not_count` |
-//! | padding in whitening, entropy, approximate KL | `mutation_padding_would_enter_the_moments` (there is none: ragged rows) |
-//! | masks multiplied onto NaN | `mutation_a_mask_multiplied_onto_minus_infinity_is_nan`, `mutation_an_overflowing_ratio_…` |
+//! | padding in whitening, entropy, approximate KL | `mutation_padding_would_enter_the_moments` (there is none: ragged
+//! rows) |
+//! | masks multiplied onto NaN | `mutation_a_mask_multiplied_onto_minus_infinity_is_nan`,
+//! `mutation_an_overflowing_ratio_…` |
 //! | positions differ between rollout and update | `mutation_positions_that_run_on_across_sequences_show_as_a_gap` |
 //! | value mask off by one | `mutation_values_shifted_by_one_miss_the_reference` |
-//! | micro-batches weighted alike instead of by tokens | `mutation_a_mean_of_micro_batch_means_is_not_the_mean`, `recipes::micro_batches_change_nothing` |
+//! | micro-batches weighted alike instead of by tokens | `mutation_a_mean_of_micro_batch_means_is_not_the_mean`,
+//! `recipes::micro_batches_change_nothing` |
 //! | max_grad_norm accepted, never applied | `max_grad_norm_reaches_every_recipe` |
-//! | reward model trained with end token, used without | `a_reward_model_is_used_with_the_end_token_it_was_trained_with` |
+//! | reward model trained with end token, used without |
+//! `a_reward_model_is_used_with_the_end_token_it_was_trained_with` |
 //! | resume restarts the data order | `recipes::a_resumed_run_ends_with_the_bits_of_an_uninterrupted_one`, `kill` |
 //! | dropout in log-prob passes | `dropout_in_a_configuration_reaches_no_pass` (there is none by construction) |
 //! | reference of an adapter run is the bare base | `mutation_the_bare_base_as_reference_has_kl` |

@@ -1,4 +1,4 @@
-//! What the supervisor of one process may do, and its times.
+//! The settings of the supervisor of jobs.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::process::Launch;
 use crate::config::{ExecutorsConfig, JudgeConfig};
 
+/// Settings of a [`Supervisor`](super::Supervisor).
 #[derive(Clone, Debug)]
 pub struct SupervisorConfig {
     /// Jobs live in `jobs/<id>`, published models in `models/<name>`.
@@ -24,11 +25,11 @@ pub struct SupervisorConfig {
     pub cancel_grace: Duration,
     /// Hosts that a reward of kind `http` may call.
     pub reward_hosts: Vec<String>,
-    /// Language models on other servers that may judge, by name.
-    pub judges: BTreeMap<String, JudgeConfig>,
     /// Commands of other trainers, by name.
     pub trainers: BTreeMap<String, Vec<String>>,
-    /// Places, and which recipes run there.
+    /// Language models on other servers that may judge, by name.
+    pub judges: BTreeMap<String, JudgeConfig>,
+    /// The places, and the recipes that run at each.
     pub executors: ExecutorsConfig,
     /// Whether requests may be used for training, unless a stored setting overrides it.
     pub learn_from_requests: bool,
@@ -57,6 +58,7 @@ impl SupervisorConfig {
         }
     }
 
+    /// The interval of lease extensions: a sixth of the lease, at most 10 s.
     pub(super) fn heartbeat(&self) -> Duration {
         Duration::from_secs_f64(self.lease_seconds.max(1) as f64 / 6.0).min(Duration::from_secs(10))
     }
