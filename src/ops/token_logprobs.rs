@@ -271,7 +271,7 @@ impl Op {
                 // SAFETY: one row of logits and results per r.
                 let (z, out) = unsafe { (shared.slice(r * vocab, vocab), results.slice(r * 2, 2)) };
                 let target = self.targets[r0 + r] as usize;
-                self.shape.shape(z);
+                self.shape.apply_to(z);
                 let mut slopes = Vec::new();
                 if let Some(cap) = self.shape.cap.filter(|_| !matches!(grads, Slopes::None)) {
                     slopes.resize(vocab, 0.0);

@@ -87,7 +87,7 @@ impl Judgments<'_> {
         read!(self.0, |c| rubrics::ratings(c, kind, since))
     }
 
-        /// One page, newest first, and the number of all judgments that match the filter.
+    /// One page, newest first, and the number of all judgments that match the filter.
     pub async fn browse(self, filter: &JudgmentFilter, page: Page) -> Result<(Vec<JudgmentRow>, i64)> {
         read!(self.0, |c| browse::judgments_page(c, filter, &page))
     }
