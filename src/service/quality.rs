@@ -100,7 +100,7 @@ pub async fn ratings(services: &Services, scope: Scope) -> Result<RatingsReport>
     let given = services.store.judgments().ratings(scope.kind.unwrap_or(SetKind::Normal), since).await?;
     let (versions, active) = super::rubrics::versions(services).await?;
     let active = active.map(|rubric| rubric.version);
-    beside(move || {
+    blocking(move || {
         let mut by_version: HashMap<&str, Vec<&GivenRating>> = HashMap::new();
         for one in &given {
             by_version.entry(&one.rubric_version).or_default().push(one);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde_json::json;
 
 use super::people::Actor;
-use super::{Result, ServiceError, Services, bad_input, not_found_as, to_the_end};
+use super::{Result, ServiceError, Services, bad_input, not_found_as, uncancelled};
 use crate::domain::*;
 use crate::store::RubricVersion;
 
@@ -89,7 +89,7 @@ pub async fn put(
     let stored =
         RubricVersion { rubric: Rubric { version, definition }, created: now, created_by: by.labeler_id.clone() };
     let (all, by) = (services.clone(), by.clone());
-    to_the_end(async move {
+    uncancelled(async move {
         let version = stored.rubric.version.clone();
         let detail = json!({"dimensions": stored.rubric.definition.dimensions.len(), "activate": activate});
         all.store.rubrics().put(stored).await?;
@@ -108,7 +108,7 @@ pub async fn put(
 /// `NotFound` for a version that is not stored.
 pub async fn activate(services: &Arc<Services>, by: &Actor, version: Option<String>) -> Result<Option<Rubric>> {
     let (all, by, now) = (services.clone(), by.clone(), services.now());
-    to_the_end(async move {
+    uncancelled(async move {
         let activated = all.store.rubrics().activate(version.as_deref(), &by.labeler_id, now).await;
         activated.map_err(|e| not_found_as(e, "version"))?;
         let target = version.as_deref().unwrap_or("none");

@@ -1,8 +1,8 @@
 //! Judgments as the quality figures read them: all of them in one query, without texts.
 
-use super::Result;
 use super::judgments::current;
 use super::rows::{Conn, args};
+use super::{Result, rubrics};
 use crate::domain::*;
 
 pub(super) async fn judged_sets(
@@ -78,5 +78,35 @@ pub(super) async fn all_gold(conn: &mut Conn) -> Result<Vec<(SetId, CompletionId
         .await?
         .iter()
         .map(|row| Ok((row.text("set_id")?.into(), row.text("completion_id")?.into(), row.int("expected_tier")?)))
+        .collect()
+}
+
+/// Ratings of judgments that count, of sets of `kind`, created since `since`; by rubric, set, completion, dimension
+/// and labeler.
+pub(super) async fn ratings(conn: &mut Conn, kind: SetKind, since: Option<Micros>) -> Result<Vec<GivenRating>> {
+    let rows = conn
+        .all(
+            concat!(
+                "SELECT j.rubric_version, j.set_id, j.labeler_id, r.completion_id, r.dimension,
+                     CAST(r.value AS TEXT) AS said
+                 FROM judgments j
+                 JOIN comparison_sets s ON s.id = j.set_id
+                 JOIN judgment_ratings r ON r.judgment_id = j.id
+                 WHERE s.kind = $1 AND ($2 IS NULL OR j.created >= $2) AND ",
+                current!(),
+                " ORDER BY j.rubric_version, j.set_id, r.completion_id, r.dimension, j.labeler_id"
+            ),
+            args![kind.as_str(), since],
+        )
+        .await?;
+    rows.iter()
+        .map(|row| {
+            Ok(GivenRating {
+                rubric_version: row.text("rubric_version")?,
+                set_id: row.text("set_id")?.into(),
+                labeler_id: row.text("labeler_id")?.into(),
+                rating: rubrics::rating(row, row.text("completion_id")?.into(), row.text("dimension")?)?,
+            })
+        })
         .collect()
 }

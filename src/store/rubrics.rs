@@ -1,6 +1,5 @@
-//! Versions of rubrics, which of them is active, and the ratings that count.
+//! Versions of rubrics, and which of them is active.
 
-use super::judgments::current;
 use super::rows::{Conn, Row, args, json, not_found};
 use super::{Result, RubricVersion};
 use crate::domain::*;
@@ -75,36 +74,6 @@ pub(super) fn rubric(row: &Row) -> Result<Option<Rubric>> {
         (Some(version), Some(definition)) => Ok(Some(Rubric { version, definition })),
         _ => Ok(None),
     }
-}
-
-/// Ratings of judgments that count, of sets of `kind`, created since `since`; by rubric, set, completion, dimension
-/// and labeler.
-pub(super) async fn ratings(conn: &mut Conn, kind: SetKind, since: Option<Micros>) -> Result<Vec<GivenRating>> {
-    let rows = conn
-        .all(
-            concat!(
-                "SELECT j.rubric_version, j.set_id, j.labeler_id, r.completion_id, r.dimension,
-                     CAST(r.value AS TEXT) AS said
-                 FROM judgments j
-                 JOIN comparison_sets s ON s.id = j.set_id
-                 JOIN judgment_ratings r ON r.judgment_id = j.id
-                 WHERE s.kind = $1 AND ($2 IS NULL OR j.created >= $2) AND ",
-                current!(),
-                " ORDER BY j.rubric_version, j.set_id, r.completion_id, r.dimension, j.labeler_id"
-            ),
-            args![kind.as_str(), since],
-        )
-        .await?;
-    rows.iter()
-        .map(|row| {
-            Ok(GivenRating {
-                rubric_version: row.text("rubric_version")?,
-                set_id: row.text("set_id")?.into(),
-                labeler_id: row.text("labeler_id")?.into(),
-                rating: rating(row, row.text("completion_id")?.into(), row.text("dimension")?)?,
-            })
-        })
-        .collect()
 }
 
 /// A rating whose value the column `said` has as JSON text.

@@ -84,7 +84,7 @@ impl Judgments<'_> {
     /// Ratings of latest revisions that count, of sets of `kind`, created since `since`; by rubric, set, completion,
     /// dimension and labeler.
     pub async fn ratings(self, kind: SetKind, since: Option<Micros>) -> Result<Vec<GivenRating>> {
-        read!(self.0, |c| rubrics::ratings(c, kind, since))
+        read!(self.0, |c| quality::ratings(c, kind, since))
     }
 
     /// One page, newest first, and the number of all judgments that match the filter.

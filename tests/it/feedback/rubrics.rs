@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use super::door::{Person, judge_path, known_answer, new_set, tiers};
+use super::access_rules::{Person, judge_path, known_answer, new_set, tiers};
 use crate::api::client::{Answer, Server};
 
 fn likert(key: &str, points: i64, required: bool) -> Value {
