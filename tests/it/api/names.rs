@@ -124,14 +124,6 @@ async fn a_misspelt_model_is_refused_alike_on_every_route() {
             "args.judge_model",
             near,
         ),
-        (
-            "POST",
-            "/admin/jobs",
-            json!({"kind": "rloo", "args": {"reward": {"kind": "judge", "host": "large"}}}),
-            400,
-            "args.reward",
-            "the configuration has no judges",
-        ),
         ("POST", "/admin/canary", json!({"model": "publshed-one", "share": 0.1}), 404, "model", near),
         ("POST", "/admin/models/publshed-one/promote", json!({}), 404, "", near),
         ("GET", "/admin/models/publshed-one", Value::Null, 404, "", near),
@@ -161,6 +153,10 @@ async fn a_misspelt_model_is_refused_alike_on_every_route() {
             assert_eq!(answer.json()["error"]["code"], "model_not_found", "{method} {path}");
         }
     }
+    let unknown_judge = json!({"kind": "rloo", "args": {"reward": {"kind": "judge", "host": "large"}}});
+    let answer = server.call("POST", "/admin/jobs", &[admin()], Some(unknown_judge)).await;
+    assert_eq!((answer.status.as_u16(), answer.param().as_deref()), (400, Some("args.reward")), "{}", answer.text);
+    assert!(message(&answer).contains("the configuration has no judges"), "{}", answer.text);
     // Who may only infer hears of language models, and of no other kind.
     let open = server.open_post("/v1/completions", json!({"prompt": "t1", "model": "publshed-one"})).await.expect(404);
     assert!(message(&open).contains("published-one") && !message(&open).contains("published-reward"), "{}", open.text);

@@ -303,7 +303,7 @@ fn columns_of_others_are_mapped_or_named() {
         (r#"{"chosen": "The same.", "rejected": "The same. "}"#, "the same text"),
         (r#"{"prompt": "q", "question": "p", "chosen": "a", "rejected": "b"}"#, "`prompt` and `question`"),
         (r#"{"prompt": null, "chosen": "The a", "rejected": "The b"}"#, "`prompt` is null"),
-        (r#"{"prompt": "q", "prompt": "p", "chosen": "a", "rejected": "b"}"#, "`prompt` comes twice"),
+        (r#"{"prompt": "q", "prompt": "p", "chosen": "a", "rejected": "b"}"#, "the key `prompt` occurs twice"),
         (r#"{"prompt": "q", "chosen": "a", "rejected": 3}"#, "must all be"),
         (r#"{"prompt": "q", "chosen": "a", "rejected": "b"}{"prompt": "q"}"#, "--data-binary"),
     ] {

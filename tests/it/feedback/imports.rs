@@ -203,7 +203,7 @@ async fn bad_files_are_reported_whole() {
         ("format=prompts", b"PK\x03\x04zip".to_vec(), "unreadable_file", "ZIP"),
         ("format=prompts", b"PAR1 more".to_vec(), "unreadable_file", "format=parquet"),
         ("format=parquet", b"{\"prompt\": \"q\"}".to_vec(), "unreadable_file", "JSON lines"),
-        ("format=parquet", b"PAR1 but cut off".to_vec(), "unreadable_file", "cut off"),
+        ("format=parquet", b"PAR1 but cut off".to_vec(), "unreadable_file", "is truncated"),
         (
             "format=comparisons",
             b"{\"prompt\": \"q\", \"chosen\": \"a\", \"rejected\": \"b\"}".to_vec(),

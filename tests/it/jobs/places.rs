@@ -193,7 +193,13 @@ async fn a_command_runs_the_trainer() {
     let job = world.job(&id).await;
     let attempt = job.external_ref.clone().unwrap();
     assert!(attempt.starts_with(&format!("far/instructd-{}-1-", id.as_str().to_lowercase())), "{attempt}");
-    assert!(world.events(&id, "log").await.iter().any(|e| e["message"].as_str().unwrap().contains("runs at 'far'")));
+    assert!(
+        world
+            .events(&id, "log")
+            .await
+            .iter()
+            .any(|e| e["message"].as_str().unwrap().contains("runs at the place 'far'"))
+    );
     let RemoteLog::Text(log) = world.log(&id).await else { panic!("a log") };
     assert!(log.contains("queued as instructd-") && log.contains("counting from 0"), "{log}");
     // What people wrote is not left behind beside the job.

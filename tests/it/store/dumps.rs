@@ -220,7 +220,7 @@ async fn damaged_dumps_and_existing_databases_are_refused() {
     assert!(error.contains("9999"), "{error}");
     let mut named = dump.clone();
     named.tables[0].name = "../../etc/passwd".into();
-    assert!(word(target("named.db"), &named).await.contains("no name"));
+    assert!(word(target("named.db"), &named).await.contains("is not a valid table name"));
     let mut fewer = dump.clone();
     fewer.tables.retain(|t| t.name != "judgments");
     assert!(word(target("fewer.db"), &fewer).await.contains("judgments"));

@@ -116,13 +116,13 @@ fn runs_without_usable_data_are_refused_with_the_reason() {
         r#"{"prompt":"t5","completions":[{"text":"t6","tier":0},{"text":"t7","tier":1}],"split":"heldout"}"#,
     );
     for (recipe, args, words) in [
-        ("sft", with(&sft(&world, "o"), json!({"demonstrations": empty})), "there is no demonstration in it"),
-        ("sft", with(&sft(&world, "o"), json!({"demonstrations": blank})), "there is no demonstration in it"),
-        ("reward", with(&reward(&world, "o"), json!({"comparisons": empty})), "there is no comparison in it"),
+        ("sft", with(&sft(&world, "o"), json!({"demonstrations": empty})), "contains no demonstration"),
+        ("sft", with(&sft(&world, "o"), json!({"demonstrations": blank})), "contains no demonstration"),
+        ("reward", with(&reward(&world, "o"), json!({"comparisons": empty})), "contains no comparison"),
         ("reward", with(&reward(&world, "o"), json!({"comparisons": ties})), "1 are all ties"),
         ("dpo", with(&reward(&world, "o"), json!({"comparisons": ties})), "1 are all ties"),
         ("dpo", with(&reward(&world, "o"), json!({"comparisons": one})), "1 are held out"),
-        ("ppo", with(&rl(&world, "o"), json!({"prompts": empty})), "there is no prompt in it"),
+        ("ppo", with(&rl(&world, "o"), json!({"prompts": empty})), "contains no prompt"),
         ("ppo", with(&rl(&world, "o"), json!({"gold_comparisons": ties})), "gold_comparisons"),
     ] {
         let error = fails(recipe, &args);

@@ -34,6 +34,8 @@ fn ppo(world: &World) -> Value {
 fn online_dpo(world: &World) -> Value {
     let mut args = ppo(world);
     args["ppo_epochs"] = 1.into();
+    // One pass over pairs alone is quick: more iterations, so that kills come before the end.
+    args["iterations"] = 24.into();
     args
 }
 
