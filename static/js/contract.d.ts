@@ -9,7 +9,7 @@ export type Accuracy = {
   chance: number;
 };
 
-/** What the active versions rest on. */
+/** Data behind the active versions. */
 export type ActiveEvidence = {
   /** Of the active reward model, on held-out pairs. */
   accuracy: Accuracy | null;
@@ -28,15 +28,15 @@ export type ActiveRubric = {
   rubric: Rubric | null;
 };
 
-/** How far labelers agree; a figure is `null` where the data cannot give one. */
+/** Figures of agreement; `null` if the data does not allow one. */
 export type Agreement = {
   /** Units with two ratings or more. Units of one set are not independent: each figure's `n` counts sets. */
   units: number;
   sets: number;
   labelers: number;
-  /** Share of pairs of labelers who said the same, ties as their own answer. */
+  /** Share of pairs of labelers with equal ratings, ties included. */
   pairwise: Figure | null;
-  /** Share of pairs of labelers who said the same, of those where both named a preference: the figure that papers
+  /** Share of pairs of labelers with equal ratings, of those where both have a preference: the figure that papers
    * report (72–77 %). */
   pairwise_without_ties: Figure | null;
   alpha_ordinal: Figure | null;
@@ -47,7 +47,7 @@ export type Agreement = {
   cohen: CohenKappa[];
 };
 
-/** The guidelines of every language, and all that administrators wrote. */
+/** The current guidelines of every language, and all stored versions. */
 export type AllGuidelines = {
   current: EditableGuidelines[];
   versions: FormerGuidelines[];
@@ -71,10 +71,10 @@ export type Amount = {
 /** Amounts by kind of record; `job_files` counts jobs. */
 export type Amounts = {
   completions: Amount;
-  /** That came in as requests. */
+  /** Completions of requests. */
   prompts: Amount;
   feedback_events: Amount;
-  /** Of ended jobs, on the machine that looked. */
+  /** Files of ended jobs on this machine. */
   job_files: Amount;
 };
 
@@ -90,7 +90,7 @@ export type AnthropicBlock = {
   type: 'tool_use';
   id: string;
   name: string;
-  /** An object; `{"unfinished": text}` where the answer was cut off in it. */
+  /** An object; `{"unfinished": text}` when the answer was cut off in it. */
   input: any;
 };
 
@@ -105,30 +105,14 @@ export type AnthropicDelta = {
   partial_json: string;
 };
 
-/** One event of a message that is being written. */
+/** One event of a streamed message. */
 export type AnthropicEvent = {
-  /** The type of the data; `error` where the key or session of the stream has ended. */
+  /** The type of the data; `error` when the key or session of the stream has ended. */
   event: string;
   data: AnthropicEventData;
 };
 
-export type AnthropicEventData = AnthropicTold | Error;
-
-/** A message of the assistant. */
-export type AnthropicMessage = {
-  id: string;
-  type: 'message';
-  role: 'assistant';
-  model: string;
-  content: AnthropicBlock[];
-  /** Null while the message is being written. */
-  stop_reason: StopReason | null;
-  /** The stop sequence that ended the text. */
-  stop_sequence: string | null;
-  usage: AnthropicUsage;
-};
-
-export type AnthropicTold = {
+export type AnthropicEventBody = {
   type: 'message_start';
   message: AnthropicMessage;
 } | {
@@ -151,6 +135,22 @@ export type AnthropicTold = {
 } | {
   type: 'error';
   error: ErrorDetail;
+};
+
+export type AnthropicEventData = AnthropicEventBody | Error;
+
+/** A message of the assistant. */
+export type AnthropicMessage = {
+  id: string;
+  type: 'message';
+  role: 'assistant';
+  model: string;
+  content: AnthropicBlock[];
+  /** Null while the message is incomplete. */
+  stop_reason: StopReason | null;
+  /** The stop sequence that ended the text. */
+  stop_sequence: string | null;
+  usage: AnthropicUsage;
 };
 
 export type AnthropicUsage = {
@@ -184,11 +184,11 @@ export type AskEvent = {
 };
 
 export type AskStart = {
-  /** How many answers are written. */
+  /** Number of answers. */
   answers: number;
 };
 
-/** An answer goes on. */
+/** More text of an answer. */
 export type AskText = {
   /** Which answer, in shown order from 0. */
   place: number;
@@ -199,25 +199,25 @@ export type AssignmentState = 'leased' | 'submitted' | 'expired' | 'released';
 
 export type AssistantMessage = {
   role: 'assistant';
-  /** Null where there are calls of tools and nothing else. */
+  /** Null when there are only calls of tools. */
   content: string | null;
-  /** Always null: nothing here refuses. */
+  /** Always null. */
   refusal: string | null;
-  /** What the model thought before it answered. */
+  /** The model's thoughts before its answer. */
   reasoning_content?: string | null;
   tool_calls?: CalledTool[];
 };
 
-/** Which tokens attend to which. */
+/** Attention probabilities between tokens. */
 export type AttentionMaps = {
   maps: LayerMaps[];
   object: 'attention';
   model: string;
   kind: ModelKind;
-  /** A token attends to itself and to those before it only. */
+  /** Whether a token attends only to itself and to preceding ones. */
   causal: boolean;
   tokens: string[];
-  /** Bytes of each token, which need not be whole characters. */
+  /** Bytes of each token, which may be partial characters. */
   bytes: number[][];
   ids: number[];
   n_layers: number;
@@ -225,17 +225,17 @@ export type AttentionMaps = {
   instructd: Origin;
 };
 
-/** One line of the audit trail. */
+/** One entry of the audit trail. */
 export type AuditEntry = {
   id: number;
-  /** Labeler id of who did it. */
+  /** The labeler's id. */
   actor: string;
-  /** What the actor proved itself with: the id of a key, `configured` for the configured admin key, `link:` and the id
-   * of a sign-in link, `invite`; absent in lines written before this was kept, and where the server acts by itself. */
+  /** The actor's credential: the id of a key, `configured` for the configured admin key, `link:` and the id
+   * of a sign-in link, `invite`; absent in entries from before this was stored, and for actions of the server. */
   credential?: string | null;
   /** `invite`, `create_key`, `import`, `promote`, `erase`, … */
   action: string;
-  /** Id (or name) of what it was done to. */
+  /** Id (or name) of the changed object. */
   target: string;
   detail: any;
   created: number;
@@ -244,13 +244,13 @@ export type AuditEntry = {
 /** A page of the audit trail, newest first. */
 export type AuditPage = {
   data: AuditEntry[];
-  /** What the ids of actors and targets stand for, as far as it is known. */
+  /** Names of the ids of actors and targets, as far as they are known. */
   names: Record<string, NameOf>;
-  /** Id of the last line: `?before=` asks for the lines behind it. Null when the page is empty. */
+  /** Id of the last entry, for `?before=` of the next page. Null when the page is empty. */
   before: number | null;
 };
 
-/** Who wrote a completion. */
+/** The author of a completion. */
 export type Author = {
   completion_id: string;
   /** Name of the model version; `human`, `edit` or `import` for texts that no model wrote. */
@@ -268,7 +268,7 @@ export type AuthoredCompletion = {
   author: string;
 };
 
-/** Requests of a file, and how far they have come. */
+/** A batch and its progress. */
 export type Batch = {
   id: string;
   object: 'batch';
@@ -276,11 +276,11 @@ export type Batch = {
   errors: BatchErrors | null;
   input_file_id: string;
   completion_window: '24h';
-  /** `validating` until a server begins with it. */
+  /** State; `validating` until a server begins with it. */
   status: BatchState;
-  /** The answers, one on a line. Made when the batch is over. */
+  /** File of the results, one on a line. Created when the batch ends. */
   output_file_id: string | null;
-  /** The requests that were refused or not answered in time, one on a line. */
+  /** File of the requests that were refused or not answered in time, one on a line. */
   error_file_id: string | null;
   /** Times in seconds since 1970. */
   created_at: number;
@@ -293,7 +293,7 @@ export type Batch = {
   cancelling_at: number | null;
   cancelled_at: number | null;
   request_counts: RequestTally;
-  /** As it was given. */
+  /** As in the request. */
   metadata: any;
 };
 
@@ -303,7 +303,7 @@ export type BatchErrors = {
   data: BatchFault[];
 };
 
-/** Why a batch could not be begun, or had to be given up. */
+/** Why a batch could not start or could not be completed. */
 export type BatchFault = {
   code: string;
   message: string;
@@ -318,12 +318,12 @@ export type BatchListing = {
   object: 'list';
   data: Batch[];
   first_id: string | null;
-  /** `?after=` asks for the rows behind it. */
+  /** Id of the last row, for `?after=` of the next page. */
   last_id: string | null;
   has_more: boolean;
 };
 
-/** How far a batch has come. */
+/** The state of a batch. */
 export type BatchState = 'in_progress' | 'cancelling' | 'cancelled' | 'completed' | 'validating' | 'failed' | 'expired';
 
 /** A mean before and after training, measured in the same run by the same model. */
@@ -339,7 +339,7 @@ export type BlindCompletion = {
   html: string;
   /** Ended by the length limit. */
   cut_off: boolean;
-  /** Number of tokens at which the length limit ended it; null where it did not, or where tokens are unknown. */
+  /** Number of tokens at which the length limit ended it; null if it did not, or if the number is not known. */
   cut_off_at: number | null;
 };
 
@@ -363,7 +363,7 @@ export type CallDelta = {
 
 export type CalledFunction = {
   name: string;
-  /** The text of a JSON object; cut off where the answer is. */
+  /** The text of a JSON object; incomplete when the answer was cut off. */
   arguments: string;
 };
 
@@ -377,7 +377,7 @@ export type CalledTool = {
 /** A candidate that answers a share of the requests. */
 export type Canary = {
   model_version_id: string;
-  /** Of the requests that name no model, above 0 and at most 1. */
+  /** Share of the requests that name no model, above 0 and at most 1. */
   share: number;
   since: number;
 };
@@ -386,11 +386,11 @@ export type Canary = {
 export type Catalogue = {
   /** By size. */
   data: CatalogueEntry[];
-  /** Memory that a new process can have; null where it is not known. */
+  /** Memory that is available to a new process, bytes; null when it is not known. */
   available_memory_bytes: number | null;
 };
 
-/** A model of the catalogue with its needs, and whether it is there already. */
+/** A model of the catalogue with its memory needs, and whether it is installed. */
 export type CatalogueEntry = {
   name: string;
   /** Repository on the Hugging Face hub. */
@@ -399,11 +399,11 @@ export type CatalogueEntry = {
   millions: number;
   /** The licence's name on the hub. */
   license: string;
-  /** The hub asks for consent and a token before it gives the files. */
+  /** Whether the hub requires consent and a token for the files. */
   gated: boolean;
   /** Languages by their codes, as the publisher states them; `multilingual` for more than a few dozen. */
   languages: string[];
-  /** Bytes by the number of parameters; caches and activations come on top. */
+  /** Bytes by the number of parameters, without caches and activations. */
   needs: MemoryNeeds;
   pulled: boolean;
 };
@@ -439,7 +439,7 @@ export type ChatChunkChoice = {
 
 /** One event of a streamed generation. */
 export type ChatChunkEvent = {
-  /** `error` where the key or session of the stream has ended; else absent. */
+  /** `error` when the key or session of the stream has ended; else absent. */
   event?: string | null;
   data: ChatChunkEventData;
 };
@@ -458,12 +458,12 @@ export type ChatCompletion = {
   usage: TokenUsage;
 };
 
-/** What is added to the message. */
+/** The addition to the message. */
 export type ChatDelta = {
   /** In the first chunk of a choice. */
   role?: string | null;
   content?: string | null;
-  /** More of what the model thinks. */
+  /** More of the model's thoughts. */
   reasoning_content?: string | null;
   tool_calls?: CallDelta[];
 };
@@ -474,22 +474,22 @@ export type ChatFinish = 'stop' | 'length' | 'abort' | 'tool_calls';
 /** The tokens of a chat message. */
 export type ChatLogprobs = {
   content: ChatToken[];
-  /** Always null: nothing here refuses. */
+  /** Always null. */
   refusal: string | null;
 };
 
-/** A message as clients keep it: role and content, and the fields that servers and libraries add. Those that ask
- * for something this server has not are refused by name unless they are empty. */
+/** A message: role and content, and the fields that servers and libraries add. Fields for features that this server
+ * lacks are refused by name unless they are empty. */
 export type ChatMessage = {
   /** `system`, `user`, `assistant` or, in chat, `tool`; `developer` counts as `system`. */
   role: string;
-  /** A text, or a list of parts of type text. The assistant's may be missing: it said nothing. */
+  /** A text, or a list of parts of type text. The assistant's may be missing. */
   content?: any;
-  /** Who speaks. Accepted, without effect. */
+  /** Name of the participant. Accepted, without effect. */
   name?: string | null;
-  /** What the assistant said instead of an answer; stands for its content. */
+  /** The assistant's refusal; used as its content. */
   refusal?: string | null;
-  /** As this server returns it beside the content. Accepted, without effect. */
+  /** The reasoning of a former answer, as this server returns it. Accepted, without effect. */
   html?: string | null;
   /** The assistant's calls of tools. In chat; elsewhere not supported, except empty. */
   tool_calls?: any;
@@ -501,7 +501,7 @@ export type ChatMessage = {
   audio?: any;
   /** Not supported, except empty. */
   annotations?: any;
-  /** What the assistant thought, for templates that show it. In chat; elsewhere not supported, except empty. */
+  /** The assistant's thoughts, for templates that use them. In chat; elsewhere not supported, except empty. */
   reasoning_content?: any;
   /** Another name of `reasoning_content`. */
   reasoning?: any;
@@ -511,22 +511,22 @@ export type ChatMessage = {
 export type ChatToken = {
   token: string;
   logprob: number | null;
-  /** Of the token, which need not be whole characters. */
+  /** Bytes of the token, which may be partial characters. */
   bytes: number[];
   token_id: number;
   top_logprobs: TokenEntry[];
 };
 
-/** A worked case. */
+/** A few-shot example. */
 export type ChoiceExample = {
   input: string;
-  /** One of the labels; the first of its words is written. */
+  /** One of the labels; the first of its words is inserted. */
   label: string;
 };
 
 export type ChoicesOrigin = {
   model_version: string;
-  /** Id of the soft prompt that stood before the prompt. */
+  /** Id of the soft prompt. */
   prompt_adapter: string | null;
 };
 
@@ -547,7 +547,7 @@ export type ComparisonSet = {
   selection_policy: string;
   selection_score: number | null;
   status: SetStatus;
-  /** In storage order; what a labeler sees is shuffled by the assignment's `order_seed`. */
+  /** In storage order; labelers see them in the order of the assignment's `order_seed`. */
   completion_ids: string[];
   created: number;
 };
@@ -566,7 +566,7 @@ export type Components = {
 /** Ranked sets, the most disputed first. */
 export type ConsensusList = {
   data: ListedConsensus[];
-  /** Ranked sets in all. */
+  /** Number of all ranked sets. */
   total: number;
 };
 
@@ -582,23 +582,23 @@ export type Contestant = {
   best: number;
 };
 
-/** Tokens of a conversation as its model reads it. */
+/** Number of tokens of a rendered conversation. */
 export type CountedTokens = {
   input_tokens: number;
 };
 
-/** Counts behind the picture of the loop. */
+/** Counts for the overview of the loop. */
 export type Counts = {
   prompts: number;
   completions: number;
   sets_open: number;
   sets_done: number;
-  /** Open sets that no active labeler can get any more: everybody has judged or skipped them. */
+  /** Open sets that every active labeler has judged or skipped. */
   sets_stuck: number;
   judgments: number;
   demonstrations: number;
   labelers: number;
-  /** Leases whose holder gave a sign of life within the last minutes. */
+  /** Leases that were renewed within the last minutes. */
   leases: number;
   jobs_queued: number;
   jobs_running: number;
@@ -620,7 +620,7 @@ export type CreatedKey = {
   /** Of `admin`, `feedback`, `inference`. */
   scopes: string[];
   labeler_id: string | null;
-  /** Prompt and drawn tokens a day (UTC); null = no limit. */
+  /** Prompt and generated tokens a day (UTC); null = no limit. */
   daily_tokens: number | null;
   origin: KeyOrigin;
   revoked: boolean;
@@ -634,9 +634,9 @@ export type CreatedLabeler = {
   name: string;
   role: Role;
   active: boolean;
-  /** Judgments a day (UTC); `null` = as configured, 0 = no limit. */
+  /** Judgments per day (UTC); `null` = as configured, 0 = no limit. */
   daily_quota?: number | null;
-  /** When the person's data was erased on request; the row stays, because judgments refer to it. */
+  /** When the person's data was erased on request; the row is kept, because judgments refer to it. */
   erased?: number | null;
   created: number;
   link: CreatedLink;
@@ -646,7 +646,7 @@ export type CreatedLabeler = {
 export type CreatedLink = {
   id: string;
   created: number;
-  /** Null: until it is revoked or replaced. */
+  /** End of its validity; null = until it is revoked or replaced. */
   expires: number | null;
   /** The last sign-in with it. */
   used: number | null;
@@ -660,10 +660,10 @@ export type Curves = {
   metrics: Metric[];
 };
 
-/** Frozen view of the judgments that a training run learned from. */
+/** A frozen list of the judgments that a training run uses. */
 export type DatasetVersion = {
   id: string;
-  /** Unique, if given; versions that jobs froze have none. */
+  /** Unique, if given; versions made by jobs have none. */
   name: string | null;
   filter: any;
   as_of: number;
@@ -779,38 +779,38 @@ export type DocumentText = {
   text: string;
 };
 
-/** What a draw found, with counts: why fewer sets than wanted were made, and how their answers were written. */
+/** Counts of a draw: why fewer sets than requested were made, and how their answers were generated. */
 export type DrawReport = {
-  /** Stored prompts that the request's filter fits. For `disagreement`: sets that were ranked. */
+  /** Stored prompts that match the request's filter. For `disagreement`: sets that were ranked. */
   found: number;
-  /** Left out: the prompt has a set already, and the request does not ask for another. */
+  /** Left out: the prompt already has a set, and the request does not allow another. */
   has_set: number;
-  /** Left out: the prompt came in as a request, and `privacy.learn_from_requests` is off. */
+  /** Left out: the prompt is from a request, and `privacy.learn_from_requests` is off. */
   requests: number;
-  /** Left out: raw text given to `/v1/completions`, which is drawn for only when asked for by source. */
+  /** Left out: raw text given to `/v1/completions`, which is used only when requested by source. */
   raw_text: number;
   /** Left out: fewer than two answers with text. */
   few_answers: number;
-  /** Left out: all answers are equal, also after they were drawn again. */
+  /** Left out: all answers are equal, even after resampling. */
   equal_answers: number;
   /** Left out: the prompt is too long for the model's context. */
   too_long: number;
-  /** `disagreement` left out: people agree on the set, too few have ranked it, it waits for a judgment
-   * anyway, or a reviewer has settled it. */
+  /** `disagreement` left out: people agree on the set, too few have ranked it, it is still open for judgments, or a
+   * reviewer has decided it. */
   agreed: number;
   single: number;
   waiting: number;
   settled: number;
-  /** Sets made with fewer answers than asked for, because there were no more different ones. */
+  /** Sets with fewer answers than requested, because there were no more different ones. */
   smaller: number;
-  /** Answers written, those of them cut off at `max_tokens`, and those written in place of equal or empty
+  /** Numbers of generated answers, of answers truncated at `max_tokens`, and of answers that replaced equal or empty
    * ones. */
   answers: number;
   cut_off: number;
   redrawn: number;
-  /** Pieces of text received so far, about one a token: shows that a slow draw moves. */
+  /** Pieces of text received so far, about one per token: the progress of a slow draw. */
   pieces: number;
-  /** How the answers are drawn; absent where none are. */
+  /** How the answers are sampled; absent where none are. */
   max_tokens: number | null;
   temperature: number | null;
   top_p: number | null;
@@ -821,7 +821,7 @@ export type DrawState = 'running' | 'done' | 'failed' | 'cancelled';
 /** How numbers are held. */
 export type Dtype = 'f32' | 'bf16' | 'q8_0' | 'q4_0';
 
-/** Guidelines in force with their source. */
+/** Current guidelines with their source. */
 export type EditableGuidelines = {
   version: string;
   lang: string;
@@ -838,7 +838,7 @@ export type Embedding = {
   embedding: Vector;
 };
 
-/** One vector a text, in the order of the request. */
+/** One vector for each text, in the order of the request. */
 export type EmbeddingList = {
   object: 'list';
   data: Embedding[];
@@ -855,10 +855,10 @@ export type EmbeddingUsage = {
 /** The last event. */
 export type EndOfStream = '[DONE]';
 
-/** What becomes of the judgments of a person whose data is erased. */
+/** What to do with the judgments of a person whose data is erased. */
 export type Erase = 'anonymise' | 'remove';
 
-/** What an erasure did, and what it cannot reach. */
+/** The result of an erasure, and the data that it cannot reach. */
 export type Erasure = {
   judgments: number;
   demonstrations: number;
@@ -867,17 +867,17 @@ export type Erasure = {
   keys: number;
   invites: number;
   links: number;
-  /** Sets that they made and nobody else judged. */
+  /** Sets that they made and that nobody else judged. */
   sets: number;
-  /** Lines taken out of the files of training jobs. */
+  /** Number of lines removed from the files of training jobs. */
   job_lines: number;
   /** Backups whose manifests now name the person: a restore of them erases the person again. */
   backups: string[];
-  /** Where the person's words may still be, in plain words. */
+  /** Places where the person's texts may remain, as sentences. */
   not_reached: string[];
 };
 
-/** The body of every refusal and failure. */
+/** The body of every error response. */
 export type Error = {
   error: ErrorDetail;
 };
@@ -887,23 +887,23 @@ export type ErrorDetail = {
   /** `invalid_request_error`, `authentication_error`, `permission_error`, `conflict_error`, `rate_limit_error`,
    * `service_unavailable_error` or `server_error`. */
   type: string;
-  /** The field, parameter or header to blame. */
+  /** The field, parameter or header at fault. */
   param: string | null;
-  /** Names the case, for programs. */
+  /** A stable code of the case. */
   code: string | null;
 };
 
-/** What `POST /admin/jobs/estimate` answers. */
+/** Response of `POST /admin/jobs/estimate`. */
 export type Estimate = {
   /** Peak memory of the training process. */
   memory_bytes: number;
-  /** null where the data does not say how much work there is. */
+  /** null when the amount of data is not known. */
   seconds: Seconds | null;
-  /** What the figures rest on. */
+  /** How the figures were obtained. */
   basis: string;
-  /** Optimizer steps (RL: iterations); null where the data is not known. */
+  /** Optimizer steps (RL: iterations); null when the amount of data is not known. */
   steps: number | null;
-  /** Whether the memory is there now; null where the system does not tell. */
+  /** Whether that much memory is available now; null when the system does not report it. */
   fits: boolean | null;
   available_memory_bytes: number | null;
 };
@@ -943,22 +943,22 @@ export type ExpectedTier = {
   tier: number;
 };
 
-/** Why an import is refused, beside the report: which lines, and why. */
+/** The error of a refused import, with its report. */
 export type FailedImport = {
   imported: number;
-  /** Known already, and changed by the file: tags, language, answer of a prompt; a ranking that became a known
-   * answer. */
+  /** Records that existed and were changed by the file: tags, language, answer of a prompt; a ranking that became a
+   * known answer. */
   updated: number;
-  /** Known already. */
+  /** Records that existed already. */
   skipped: number;
   /** Lines that could not be used (all of them; `errors` lists the first hundred). */
   failed: number;
   errors: LineError[];
-  /** Lines that came in, but not all that they say. */
+  /** Lines that were stored in part. */
   warnings: LineError[];
-  /** Fields that nothing reads, with the lines that have them. */
+  /** Unknown fields, with the lines that have them. */
   ignored_fields: Record<string, number>;
-  /** Why the file was not read to its end. */
+  /** Why the file was not read completely. */
   stopped?: string | null;
   error: ErrorDetail;
 };
@@ -975,7 +975,7 @@ export type FeedbackEvent = {
   created: number;
 };
 
-/** A figure with its 95 % interval (absent where the data cannot give one) and what it was counted over. */
+/** A figure with its 95 % interval (absent if the data does not allow one) and its n. */
 export type Figure = {
   value: number;
   low: number | null;
@@ -990,7 +990,7 @@ export type File = {
   bytes: number;
   /** Seconds since 1970. */
   created_at: number;
-  /** When it is removed, in seconds since 1970. */
+  /** Time of its removal, in seconds since 1970. */
   expires_at: number;
   filename: string;
   purpose: FilePurpose;
@@ -1002,16 +1002,16 @@ export type FileListing = {
   object: 'list';
   data: File[];
   first_id: string | null;
-  /** `?after=` asks for the rows behind it. */
+  /** Id of the last row, for `?after=` of the next page. */
   last_id: string | null;
   has_more: boolean;
 };
 
-/** What a file is for. */
+/** The purpose of a file. */
 export type FilePurpose = 'batch' | 'batch_output';
 
 export type FilledGap = {
-  /** Of the gap among the tokens. */
+  /** Position of the gap among the tokens. */
   position: number;
   /** The most likely first. */
   tokens: FilledToken[];
@@ -1019,7 +1019,7 @@ export type FilledGap = {
   targets: FilledToken[];
 };
 
-/** What may stand in the gaps. */
+/** Candidates for the gaps. */
 export type FilledGaps = {
   object: 'fill_mask';
   model: string;
@@ -1044,7 +1044,7 @@ export type Finding = {
   worth_promoting: boolean;
 };
 
-/** What the figures say. */
+/** What the figures show. */
 export type FindingCode = 'better_than_chance' | 'chance' | 'unmeasured' | 'preferred' | 'not_preferred' | 'reward_fell' | 'undecided' | 'rolled_back';
 
 export type FinishReason = 'stop' | 'length' | 'abort';
@@ -1055,17 +1055,17 @@ export type Flag = {
   note?: string | null;
 };
 
-/** A response that is kept no longer. */
+/** A deleted response. */
 export type Forgotten = {
   id: string;
   object: 'response.deleted';
   deleted: boolean;
 };
 
-/** What an administrator once wrote. */
+/** A stored version of guidelines. */
 export type FormerGuidelines = {
   lang: string;
-  /** Null where it went back to the configured file or the built-in text. */
+  /** Null when the version returned to the configured file or the built-in text. */
   version: string | null;
   /** Markdown. */
   text: string;
@@ -1078,23 +1078,23 @@ export type FunctionDelta = {
   arguments: string;
 };
 
-/** Which version wrote an answer, and under which ids its texts are stored. */
+/** The version of a response, and the ids of its stored texts. */
 export type Generated = {
   /** In the order of the choices; null for empty texts, which are not stored. */
   completion_ids: (string | null)[];
   model_version: string;
-  /** As given, or as drawn by the server. */
+  /** As in the request, or as drawn by the server. */
   seed: number;
 };
 
-/** How often one thing met another. */
+/** Comparisons of one thing with another. */
 export type HeadToHead = {
   wins: number;
   losses: number;
   ties: number;
   /** (wins + ties / 2) / all; `null` when they never met. */
   win_rate: number | null;
-  /** What the model expects of that rate. */
+  /** The model's expectation of that rate. */
   expected: number;
 };
 
@@ -1103,22 +1103,22 @@ export type Health = {
   status: 'ok';
 };
 
-/** What an import did. Bad lines are left out and named; good ones stay. */
+/** Report of an import. Bad lines are skipped and listed; good ones are stored. */
 export type ImportReport = {
   imported: number;
-  /** Known already, and changed by the file: tags, language, answer of a prompt; a ranking that became a known
-   * answer. */
+  /** Records that existed and were changed by the file: tags, language, answer of a prompt; a ranking that became a
+   * known answer. */
   updated: number;
-  /** Known already. */
+  /** Records that existed already. */
   skipped: number;
   /** Lines that could not be used (all of them; `errors` lists the first hundred). */
   failed: number;
   errors: LineError[];
-  /** Lines that came in, but not all that they say. */
+  /** Lines that were stored in part. */
   warnings: LineError[];
-  /** Fields that nothing reads, with the lines that have them. */
+  /** Unknown fields, with the lines that have them. */
   ignored_fields: Record<string, number>;
-  /** Why the file was not read to its end. */
+  /** Why the file was not read completely. */
   stopped?: string | null;
 };
 
@@ -1128,7 +1128,7 @@ export type Info = {
   description: string;
 };
 
-/** Whom an invite is for. */
+/** The person an invite is for. */
 export type InviteGreeting = {
   name: string | null;
   role: Role;
@@ -1140,7 +1140,7 @@ export type InviteGreeting = {
 export type InviteView = {
   id: string;
   role: Role;
-  /** Whom it greets. */
+  /** Name of the invited person. */
   name: string | null;
   note: string | null;
   expires: number;
@@ -1162,7 +1162,7 @@ export type Item = {
   rating?: number | null;
 };
 
-/** Name, note and tags of a job, and who queued it. Nothing here changes what the job computes. */
+/** Name, note and tags of a job, and who queued it. They do not affect the computation. */
 export type Job = {
   id: string;
   /** Recipe name: `sft`, `reward`, `ppo`, … */
@@ -1181,7 +1181,7 @@ export type Job = {
   checkpoint_uri: string | null;
   external_ref: string | null;
   progress: Progress | null;
-  /** What the recipe returned when it succeeded (metrics, published version…). */
+  /** The recipe's result when it succeeded (metrics, published version…). */
   result: any;
   error: string | null;
   /** Shown instead of the recipe's name. */
@@ -1212,7 +1212,7 @@ export type JobEventData = {
   created: number;
 } | Error;
 
-/** The events that there are now, `?format=json`. */
+/** The current events, with `?format=json`. */
 export type JobEvents = {
   data: JobEvent[];
   state: JobState;
@@ -1220,7 +1220,7 @@ export type JobEvents = {
 
 export type JobState = 'queued' | 'running' | 'succeeded' | 'failed' | 'cancelled';
 
-/** A job with its author's name, as it is now. */
+/** A job with its author's current name. */
 export type JobView = {
   id: string;
   /** Recipe name: `sft`, `reward`, `ppo`, … */
@@ -1239,7 +1239,7 @@ export type JobView = {
   checkpoint_uri: string | null;
   external_ref: string | null;
   progress: Progress | null;
-  /** What the recipe returned when it succeeded (metrics, published version…). */
+  /** The recipe's result when it succeeded (metrics, published version…). */
   result: any;
   error: string | null;
   /** Shown instead of the recipe's name. */
@@ -1258,7 +1258,7 @@ export type JobView = {
 /** One page of a list, newest first. */
 export type JobViewPage = {
   data: JobView[];
-  /** Id of the last row: `?after=` asks for the rows behind it. Null when the page is empty. */
+  /** Id of the last row: for `?after=` of the next page. Null when the page is empty. */
   after: string | null;
 };
 
@@ -1285,7 +1285,7 @@ export type Judgment = {
   /** In the order of completion id and dimension. */
   ratings: Rating[];
   created: number;
-  /** What the labeler knew when judging; the store fills it in. */
+  /** The labeler's knowledge when judging; set by the store. */
   knowledge: Knowledge;
 };
 
@@ -1306,11 +1306,11 @@ export type JudgmentItem = {
 /** One page of a list, newest first. */
 export type JudgmentPage = {
   data: Judgment[];
-  /** Id of the last row: `?after=` asks for the rows behind it. Null when the page is empty. */
+  /** Id of the last row: for `?after=` of the next page. Null when the page is empty. */
   after: string | null;
 };
 
-/** Where a key comes from. */
+/** The origin of a key. */
 export type KeyOrigin = 'created' | 'generated';
 
 /** An API key without its secret. */
@@ -1320,7 +1320,7 @@ export type KeyView = {
   /** Of `admin`, `feedback`, `inference`. */
   scopes: string[];
   labeler_id: string | null;
-  /** Prompt and drawn tokens a day (UTC); null = no limit. */
+  /** Prompt and generated tokens a day (UTC); null = no limit. */
   daily_tokens: number | null;
   origin: KeyOrigin;
   revoked: boolean;
@@ -1332,8 +1332,8 @@ export type KeyViewList = {
   data: KeyView[];
 };
 
-/** What a labeler had been shown of a set before judging it: nothing, who wrote the completions, or the
- * expected answer. Only blind judgments count in figures and data sets. */
+/** The information about a set that a labeler had been shown before judging it: none, the authors of the
+ * completions, or the expected answer. Only blind judgments count in figures and data sets. */
 export type Knowledge = 'blind' | 'authors' | 'answer';
 
 export type KnownAnswerView = {
@@ -1347,14 +1347,14 @@ export type Labeler = {
   name: string;
   role: Role;
   active: boolean;
-  /** Judgments a day (UTC); `null` = as configured, 0 = no limit. */
+  /** Judgments per day (UTC); `null` = as configured, 0 = no limit. */
   daily_quota?: number | null;
-  /** When the person's data was erased on request; the row stays, because judgments refer to it. */
+  /** When the person's data was erased on request; the row is kept, because judgments refer to it. */
   erased?: number | null;
   created: number;
 };
 
-/** One labeler's row. Shares carry Jeffreys' intervals; `null` where there is nothing to count. */
+/** One labeler's row. Shares carry Jeffreys' intervals; `null` if there is nothing to count. */
 export type LabelerFigures = {
   labeler_id: string;
   name: string;
@@ -1370,26 +1370,26 @@ export type LabelerFigures = {
   /** Median and nine-tenths quantile of the time at work on a judgment, ms; judgments by API have none. */
   median_active_ms: number | null;
   p90_active_ms: number | null;
-  /** Of the sets where the first-shown and the last-shown completion differ in tier, how often the first
-   * is preferred; ½ = no liking. Sets with known answers are left out. */
+  /** Of the sets where the first-shown and the last-shown completion differ in tier, the share in which the first is
+   * preferred; ½ = no position bias. Sets with known answers are left out. */
   left_bias: Figure | null;
   /** Mean share of each gold or calibration set's strict pairs that were ranked as expected; a tie
    * counts half. */
   gold_accuracy: Figure | null;
-  /** Mean share of a set's pairs on which most others prefer one and this labeler the same; own word left out.
+  /** Mean share of a set's pairs with a majority of the others on which this labeler agrees with it.
    * `n` counts sets. */
   agreement_with_others: Figure | null;
   /** γ of the noisy Bradley–Terry model: the labeler's weight in the consensus. */
   attention: number | null;
 };
 
-/** A person as lists name them. */
+/** Id and name of a person. */
 export type LabelerName = {
   id: string;
   name: string;
 };
 
-/** A prompt as labelers read it. */
+/** A prompt in the labelers' form. */
 export type LabelerPrompt = {
   id: string;
   messages: ShownMessage[];
@@ -1402,9 +1402,9 @@ export type LabelerWithLink = {
   name: string;
   role: Role;
   active: boolean;
-  /** Judgments a day (UTC); `null` = as configured, 0 = no limit. */
+  /** Judgments per day (UTC); `null` = as configured, 0 = no limit. */
   daily_quota?: number | null;
-  /** When the person's data was erased on request; the row stays, because judgments refer to it. */
+  /** When the person's data was erased on request; the row is kept, because judgments refer to it. */
   erased?: number | null;
   created: number;
   link: LinkView | null;
@@ -1435,22 +1435,22 @@ export type LeasedSet = {
   prompt: LabelerPrompt;
   /** In the order in which they are shown. */
   completions: BlindCompletion[];
-  /** Of the guidelines in force; a judgment sends it back. */
+  /** Version of the current guidelines, to be sent with the judgment. */
   guideline_version: string;
   /** The active rubric: a judgment sends its version and its ratings. Null without one. */
   rubric: Rubric | null;
   me: OwnCounts;
   queue: Queue;
-  /** Null once the calibration sets that come first are done. */
+  /** Progress with the first calibration sets; null when they are done. */
   onboarding: Onboarding | null;
   /** Which of the onboarding's calibration sets this is, from 1; null for other sets. */
   practice_number: number | null;
 };
 
-/** Whether the longer text wins; a figure is `null` where the data cannot give one. */
+/** Figures of length bias; `null` if the data does not allow one. */
 export type LengthBias = {
   preferences: number;
-  /** Prompts that they are about: preferences of one prompt are not independent. */
+  /** Number of prompts; preferences of one prompt are not independent. */
   prompts: number;
   /** Weighted share in which the longer text is preferred, of those of different length. */
   longer_wins: Figure | null;
@@ -1461,7 +1461,7 @@ export type LengthBias = {
   mean_other: number | null;
 };
 
-/** A line that could not be used; lines count from 1, and 0 stands for the whole file. */
+/** An unusable line; lines count from 1, and 0 means the whole file. */
 export type LineError = {
   line: number;
   message: string;
@@ -1471,7 +1471,7 @@ export type LineError = {
 export type LinkView = {
   id: string;
   created: number;
-  /** Null: until it is revoked or replaced. */
+  /** End of its validity; null = until it is revoked or replaced. */
   expires: number | null;
   /** The last sign-in with it. */
   used: number | null;
@@ -1508,17 +1508,17 @@ export type ListedJudgment = {
   outcome: Outcome;
   strength: Strength | null;
   rationale: string | null;
-  /** Null where the time at work is unknown. */
+  /** Active time, ms; null when it is not known. */
   active_ms: number | null;
   /** In shown order. */
   items: ListedItem[];
   created: number;
 };
 
-/** One page of a filtered list, newest first, and how many rows the filter fits in all. */
+/** One page of a filtered list, newest first, and the number of all rows that match the filter. */
 export type ListedJudgmentCountedPage = {
   data: ListedJudgment[];
-  /** Id of the last row: `?after=` asks for the rows behind it. Null when the page is empty. */
+  /** Id of the last row: for `?after=` of the next page. Null when the page is empty. */
   after: string | null;
   total: number;
 };
@@ -1533,37 +1533,37 @@ export type ListedSet = {
   selection_policy: string;
   selection_score: number | null;
   status: SetStatus;
-  /** In storage order; what a labeler sees is shuffled by the assignment's `order_seed`. */
+  /** In storage order; labelers see them in the order of the assignment's `order_seed`. */
   completion_ids: string[];
   created: number;
   /** One line of the prompt. */
   prompt: string;
-  /** People who judged it, and people who skipped it. */
+  /** Number of people who judged it, and of those who skipped it. */
   judged: number;
   skipped: number;
   /** Current leases. */
   held: number;
-  /** Completions that end at the length limit. */
+  /** Number of completions that end at the length limit. */
   cut_off: number;
 };
 
-/** One page of a filtered list, newest first, and how many rows the filter fits in all. */
+/** One page of a filtered list, newest first, and the number of all rows that match the filter. */
 export type ListedSetCountedPage = {
   data: ListedSet[];
-  /** Id of the last row: `?after=` asks for the rows behind it. Null when the page is empty. */
+  /** Id of the last row: for `?after=` of the next page. Null when the page is empty. */
   after: string | null;
   total: number;
 };
 
-/** Bytes that a use takes, from the number of parameters alone. */
+/** Bytes of memory by use, from the number of parameters alone. */
 export type MemoryNeeds = {
-  /** Weights in the hub's 16 bits; the cache of requests comes on top. */
+  /** Serving: weights in 16 bits, without the key-value cache. */
   serve: number;
-  /** LoRA over frozen f32 weights; activations come on top. */
+  /** LoRA over frozen f32 weights, without activations. */
   lora: number;
-  /** LoRA over matrices held in 4 bits (`frozen_precision: q4`), embeddings in f32; activations come on top. */
+  /** LoRA over matrices held in 4 bits (`frozen_precision: q4`), embeddings in f32, without activations. */
   lora_q4: number;
-  /** All parameters with gradients and Adam's two moments in f32; activations come on top. */
+  /** All parameters with gradients and Adam's two moments in f32, without activations. */
   full: number;
 };
 
@@ -1601,16 +1601,16 @@ export type ModelFacts = {
   version: string;
   stage: string;
   state: ModelState;
-  /** Its weights are in memory. What follows is known of loaded models only. */
+  /** Whether its weights are in memory. The following fields are known for loaded models only. */
   loaded: boolean;
-  /** Tokens of prompt and answer together; null where an upstream server does not tell. */
+  /** Tokens of prompt and answer together; null if an upstream server does not report it. */
   max_context: number | null;
-  /** The form in which the weights are held: `f32`, `bf16`, `q8_0`, … */
+  /** Format of the weights in memory: `f32`, `bf16`, `q8_0`, … */
   weights: string | null;
   parameters: number | null;
 };
 
-/** What a version's weights are for; each kind has its own routes. */
+/** The use of a version's weights; each kind has its own routes. */
 export type ModelKind = 'reward' | 'policy' | 'encoder' | 'classifier' | 'prompt_adapter';
 
 /** The policies that requests can name. */
@@ -1625,7 +1625,7 @@ export type ModelState = 'candidate' | 'active' | 'retired';
 export type ModelVersion = {
   id: string;
   kind: ModelKind;
-  /** Unique, `[a-z0-9][a-z0-9._-]{0,63}`; what API users put into `model`. */
+  /** Unique, `[a-z0-9][a-z0-9._-]{0,63}`; the value of `model` in API requests. */
   name: string;
   /** `base`, `sft`, `reward`, `ppo`, … */
   stage: string;
@@ -1647,11 +1647,11 @@ export type ModelVersions = {
   previous: Record<string, string>;
   /** Versions whose last activation was rolled back. */
   rolled_back: string[];
-  /** What is wrong with the served model, if something is. */
+  /** Error of the served model, if there is one. */
   warning?: string | null;
 };
 
-/** What an id stands for. */
+/** The kind and name of the entity with an id. */
 export type NameOf = {
   /** `labeler`, `model`, `key`, `invite`, `dataset`, `job`, `draw` or `set`. */
   kind: string;
@@ -1659,8 +1659,8 @@ export type NameOf = {
   name: string;
 };
 
-/** `action` is stable; `message` is for people; `reason` and `values` are what a page makes its own sentence from;
- * `request` is what a button would send. */
+/** `action` and `reason` are stable codes; `message` is a sentence in English; `values` are the figures of the page's
+ * own sentence; `request` is the request of the page's button. */
 export type NextAction = {
   action: string;
   /** `reward` or `policy` where the action is about a version of that kind. */
@@ -1671,10 +1671,10 @@ export type NextAction = {
   request?: any;
 };
 
-/** How the log-prob of a text of several tokens becomes its score. */
+/** How a text's score is computed from the log-probs of its tokens. */
 export type Normalize = 'none' | 'tokens' | 'bytes';
 
-/** Calibration sets judged, and how many come before other work. */
+/** Number of calibration sets judged, and of those that come before other work. */
 export type Onboarding = {
   done: number;
   needed: number;
@@ -1689,7 +1689,7 @@ export type OpenApiDocument = {
   components: Components;
 };
 
-/** The version that computed an answer. */
+/** The version that computed the maps. */
 export type Origin = {
   model_version: string;
 };
@@ -1793,7 +1793,7 @@ export type PastJudgment = {
   /** In the order of completion id and dimension. */
   ratings: Rating[];
   created: number;
-  /** What the labeler knew when judging; the store fills it in. */
+  /** The labeler's knowledge when judging; set by the store. */
   knowledge: Knowledge;
   /** One line of the prompt. */
   prompt: string | null;
@@ -1802,7 +1802,7 @@ export type PastJudgment = {
 /** One page of a list, newest first. */
 export type PastJudgmentPage = {
   data: PastJudgment[];
-  /** Id of the last row: `?after=` asks for the rows behind it. Null when the page is empty. */
+  /** Id of the last row: for `?after=` of the next page. Null when the page is empty. */
   after: string | null;
 };
 
@@ -1812,7 +1812,7 @@ export type Person = {
   role: Role;
 };
 
-/** Everything stored about a person, for the person. */
+/** All data stored about a person, for the person. */
 export type PersonalExport = {
   labeler: Labeler;
   judgments: Judgment[];
@@ -1841,11 +1841,11 @@ export type PersonalExport = {
   jobs: ([string, string, string | null, string | null])[];
   /** (name, when) of settings whose present value is theirs. */
   settings: [string, number][];
-  /** Invites that they came by. */
+  /** Invites that the person accepted. */
   invites: PersonalInvite[];
   links: PersonalLink[];
   keys: PersonalKey[];
-  /** Their lines of the audit trail, newest first. */
+  /** The person's entries of the audit trail, newest first. */
   actions: AuditEntry[];
 };
 
@@ -1871,13 +1871,13 @@ export type PersonalLink = {
   used: number | null;
 };
 
-/** Where a job's last attempt ran, and what its trainer printed there. */
+/** The place of a job's last attempt, and its trainer's log. */
 export type PlaceLog = {
   /** Name of the place in the configuration; null for a child process of a server or worker. */
   place: string | null;
-  /** The attempt's name there: the submission id in Ray, the job's name in Slurm. */
+  /** The attempt's id there: the submission id in Ray, the job's name in Slurm. */
   id: string | null;
-  /** The end of the log, at most 256 KB of it; null where it cannot be read. */
+  /** The end of the log, at most 256 KB; null when it cannot be read. */
   text: string | null;
   /** Why there is no text. */
   message: string | null;
@@ -1885,7 +1885,7 @@ export type PlaceLog = {
 
 export type Plan = {
   parameters: number;
-  /** Matrices that a token passes through: what decides the arithmetic. */
+  /** Matrices that a token passes through: they determine the arithmetic. */
   matrix_parameters: number;
   lora_parameters: number;
   context: number;
@@ -1896,7 +1896,7 @@ export type Plan = {
   train: TrainPlan[];
 };
 
-/** The presets, or what one of them needs. */
+/** The presets, or the plan of one of them. */
 export type PlanAnswer = PresetList | PresetPlan;
 
 /** The machine and the work. */
@@ -1907,7 +1907,7 @@ export type PlanArgs = {
   tflops: number;
   /** Memory of one device, GiB. */
   memory_gib: number;
-  /** Share of the memory that may be planned with. */
+  /** Usable share of the memory. */
   usable: number;
   /** Tokens in each sequence; 0 = the model's context. */
   context: number;
@@ -1943,9 +1943,9 @@ export type PresetView = {
   name: string;
   title: string;
   parameters: number;
-  /** Of the published architecture, where the blocks here differ from it. */
+  /** Parameters of the published architecture, if it differs from the one here. */
   original_parameters: number | null;
-  /** As its authors round it. */
+  /** Number of parameters as its authors state it. */
   published: string;
   note: string;
   n_layers: number;
@@ -1956,12 +1956,12 @@ export type PresetView = {
   vocab_size: number;
 };
 
-/** Where a running job stands; `null` totals mean "not known yet". */
+/** The progress of a running job; a total of `null` is not known yet. */
 export type Progress = {
-  /** What it is doing: `loading` the model, `preparing` the data, `sampling`, `scoring`, `updating`, `train`,
+  /** The phase: `loading` the model, `preparing` the data, `sampling`, `scoring`, `updating`, `train`,
    * `evaluate`, `saving`, … */
   phase: string;
-  /** How far the phase is within one step: tokens of the samples, passes of the update. */
+  /** Progress of the phase within one step: tokens of the samples, passes of the update. */
   phase_done?: number | null;
   phase_total?: number | null;
   step: number;
@@ -1975,25 +1975,25 @@ export type Prompt = {
   id: string;
   messages: Message[];
   lang: string | null;
-  /** Where it came from: `api`, `page`, `import:<file>`, `chat`, `completions`. */
+  /** The source: `api`, `page`, `import:<file>`, `chat`, `completions`. */
   source: string;
   /** SHA-256 (hex) of the canonical JSON of `messages`; unique. */
   content_hash: string;
   split: Split;
   tags: string[];
-  /** The right answer, for rewards that compare with one. */
+  /** The reference answer, for rewards that compare with one. */
   answer?: string | null;
   created: number;
 };
 
-/** Which prompts sets are drawn for. Empty = all of them. */
+/** Filter of the prompts of a draw. Empty = all. */
 export type PromptFilter = {
   source?: string | null;
   /** With this tag. */
   tag?: string | null;
   lang?: string | null;
   split?: Split | null;
-  /** Also prompts that have an open or finished set already. */
+  /** Include prompts that have an open or finished set. */
   with_sets?: boolean;
   /** Only prompts with at least this many stored completions. */
   min_completions?: number;
@@ -2002,13 +2002,13 @@ export type PromptFilter = {
 /** One page of a list, newest first. */
 export type PromptPage = {
   data: Prompt[];
-  /** Id of the last row: `?after=` asks for the rows behind it. Null when the page is empty. */
+  /** Id of the last row: for `?after=` of the next page. Null when the page is empty. */
   after: string | null;
 };
 
-/** Everything about the labelers and their judgments. */
+/** Figures of all labelers and their judgments. */
 export type QualityReport = {
-  /** Those that are compared; the figures of labelers also count sets with known answers. */
+  /** Number of compared judgments; the figures of labelers also count sets with known answers. */
   judgments: number;
   sets: number;
   agreement: Agreement;
@@ -2030,9 +2030,9 @@ export type RankedChoice = {
   label: string;
   /** Among the choices. */
   probability: number;
-  /** Log-probs of its words, summed or averaged as asked, less `calibration`. */
+  /** Log-probs of its words, normalized as requested, minus `calibration`. */
   score: number;
-  /** What the choice scores without content; null unless calibrated. */
+  /** The choice's score in content-free prompts; null unless calibrated. */
   calibration: number | null;
   words: ScoredWord[];
 };
@@ -2049,31 +2049,31 @@ export type RankedChoices = {
 };
 
 export type RankedDocument = {
-  /** Its place in the request. */
+  /** Its index in the request. */
   index: number;
   relevance_score: number;
   /** With `return_documents`. */
   document?: DocumentText | null;
 };
 
-/** Which judgments a dataset takes. Empty = all. */
+/** Filter of a data set's judgments. Empty = all. */
 export type RankedFilter = {
   split?: Split | null;
   labeler_id?: string | null;
-  /** `normal` when absent: everybody judges the sets with known answers, which would outweigh the rest. */
+  /** `normal` when absent. Sets with known answers are judged by everybody and would outweigh the rest. */
   set_kind?: SetKind | null;
   /** Only judgments created at or before this time. */
   as_of?: number | null;
   /** Only sets of prompts with this tag. */
   tag?: string | null;
-  /** Also the judgments of others on sets that a reviewer has settled; else only the reviewer's. */
+  /** Include the judgments of others on sets that a reviewer has settled; otherwise only the reviewer's. */
   unsettled?: boolean;
-  /** Also preferences that follow from applications' feedback: edits, thumbs, scores. */
+  /** Include preferences derived from applications' feedback: edits, thumbs, scores. */
   feedback?: boolean;
-  /** The latest revisions even where they were made after the authors or the expected answer were shown;
-   * else the latest blind ones. */
+  /** Take the latest revisions even if the authors or the expected answer had been revealed; otherwise the latest
+   * blind ones. */
   informed?: boolean;
-  /** Leave out prompts that came in only as requests, and feedback on answers to requests. Always so where
+  /** Leave out prompts that came in only as requests, and feedback on answers to requests. Always set when
    * `privacy.learn_from_requests` is off. */
   without_requests?: boolean;
   /** Rank the completions by their ratings on a dimension of a rubric; sets with fewer than two ratings on it are
@@ -2115,14 +2115,14 @@ export type RatingsReport = {
 /** Whether labelers write the reasons for their ranking. */
 export type RationaleUse = 'optional' | 'off' | 'required';
 
-/** Requests are served. */
+/** The response when requests are served. */
 export type Ready = {
   status: 'ready';
   /** Name of the active policy. */
   model: string;
   /** Name of the active encoder. */
   encoder: string | null;
-  /** What is wrong with the served model, if something is. */
+  /** Error of the served model, if there is one. */
   warning?: string | null;
 };
 
@@ -2131,7 +2131,7 @@ export type ReasoningText = {
   text: string;
 };
 
-/** What a job can do. */
+/** A recipe that jobs can run. */
 export type RecipeView = {
   name: string;
   about: string;
@@ -2151,7 +2151,7 @@ export type Renewed = {
 
 /** A judgment with its set as it was shown, to be revised. */
 export type ReopenedJudgment = {
-  /** What the labeler has been shown of the set: a revision with this knowledge is kept apart. */
+  /** What has been revealed to the labeler about the set; a revision with this knowledge does not count as blind. */
   revealed: Knowledge[];
   judgment: Judgment;
   assignment_id: string | null;
@@ -2163,7 +2163,7 @@ export type ReopenedJudgment = {
   rubric: Rubric | null;
 };
 
-/** How many records came in as requests, and are used for training only where the operator says so. */
+/** Numbers of records that came in as requests, which are used for training only if the operator allows it. */
 export type RequestCounts = {
   prompts: number;
   completions: number;
@@ -2177,7 +2177,7 @@ export type RequestTally = {
   failed: number;
 };
 
-/** Texts in the order in which they fit the query. */
+/** Documents in order of relevance. */
 export type Reranked = {
   object: 'list';
   model: string;
@@ -2187,7 +2187,7 @@ export type Reranked = {
   instructd: ScoredBy;
 };
 
-/** How intervals are drawn: replicates of the clusters and the seed of the draws. */
+/** Parameters of the bootstrap: number of replicates and seed. */
 export type Resampling = {
   replicates: number;
   seed: number;
@@ -2212,7 +2212,7 @@ export type Response = {
   previous_response_id: string | null;
   reasoning: ResponseReasoning;
   service_tier: string;
-  /** Whether a later request can go on from it. */
+  /** Whether a later request can continue it. */
   store: boolean;
   temperature: number;
   text: ResponseText;
@@ -2222,11 +2222,11 @@ export type Response = {
   tools: any[];
   top_p: number;
   truncation: string;
-  /** Null while it is being written. */
+  /** Null while it is incomplete. */
   usage: ResponseUsage | null;
   user: any;
   metadata: Record<string, any>;
-  /** Absent while it is being written. */
+  /** Absent while it is incomplete. */
   instructd?: Generated | null;
 };
 
@@ -2235,14 +2235,34 @@ export type ResponseError = {
   message: string;
 };
 
-/** One event of a response that is being written. */
+/** One event of a streamed response. */
 export type ResponseEvent = {
-  /** The type of the data; `error` where the key or session of the stream has ended. */
+  /** The type of the data; `error` when the key or session of the stream has ended. */
   event: string;
   data: ResponseEventData;
 };
 
-export type ResponseEventData = ResponseTold | Error;
+/** Data of an event; each type has some of the fields. */
+export type ResponseEventBody = {
+  /** Such as `response.output_text.delta`. */
+  type: string;
+  /** From 0, without gaps. */
+  sequence_number: number;
+  response?: Response | null;
+  output_index?: number | null;
+  item?: ResponseItem | null;
+  item_id?: string | null;
+  content_index?: number | null;
+  part?: OutputText | null;
+  delta?: string | null;
+  text?: string | null;
+  /** Always empty. */
+  logprobs?: any[] | null;
+  name?: string | null;
+  arguments?: string | null;
+};
+
+export type ResponseEventData = ResponseEventBody | Error;
 
 export type ResponseIncomplete = {
   reason: 'max_output_tokens';
@@ -2253,7 +2273,7 @@ export type ResponseInputDetails = {
   cached_tokens: number;
 };
 
-/** One thing that a response says or asks for. */
+/** One output item of a response. */
 export type ResponseItem = {
   type: 'reasoning';
   id: string;
@@ -2272,7 +2292,7 @@ export type ResponseItem = {
   id: string;
   call_id: string;
   name: string;
-  /** The text of a JSON object; cut off where the answer is. */
+  /** The text of a JSON object; incomplete when the answer was cut off. */
   arguments: string;
   status: ResponseStatus;
 };
@@ -2295,26 +2315,6 @@ export type ResponseText = {
   format: any;
 };
 
-/** What happened; each type has some of the fields. */
-export type ResponseTold = {
-  /** Such as `response.output_text.delta`. */
-  type: string;
-  /** From 0, without gaps. */
-  sequence_number: number;
-  response?: Response | null;
-  output_index?: number | null;
-  item?: ResponseItem | null;
-  item_id?: string | null;
-  content_index?: number | null;
-  part?: OutputText | null;
-  delta?: string | null;
-  text?: string | null;
-  /** Always empty. */
-  logprobs?: any[] | null;
-  name?: string | null;
-  arguments?: string | null;
-};
-
 /** Token counts of a response. */
 export type ResponseUsage = {
   input_tokens: number;
@@ -2324,44 +2324,46 @@ export type ResponseUsage = {
   total_tokens: number;
 };
 
-/** The limits of now, what they mean, and what is under way. */
+/** The current limits, their effect, and the progress of a removal. */
 export type Retention = {
   limits: RetentionConfig;
   outlook: RetentionOutlook;
   progress: RetentionProgress;
 };
 
-/** 0 = no limit. Never removed: what a comparison set, judgment, demonstration, dataset version or published model
- * rests on. `instructd retention --dry-run` shows what would go; a server looks once an hour. */
+/** Limits on stored data; 0 = no limit. Data that a comparison set, judgment, demonstration, dataset version or
+ * published model depends on is never removed. `instructd retention --dry-run` shows what would be removed; a server
+ * applies the limits once an hour. */
 export type RetentionConfig = {
   /** Days after which requests (prompts and answers of chat and completions, with feedback on them) are removed. */
   request_days: number;
-  /** Megabytes of removable requests to keep; beyond, the oldest go. */
+  /** Megabytes of removable requests to keep; the oldest beyond them are removed. */
   request_mb: number;
   /** Days after which feedback events are removed. */
   feedback_days: number;
-  /** Megabytes of removable feedback events to keep; beyond, the oldest go. */
+  /** Megabytes of removable feedback events to keep; the oldest beyond them are removed. */
   feedback_mb: number;
-  /** Days after its end for which a job's files stay: checkpoints and logs, and where no model was published also
+  /** Days after its end for which a job's files are kept: checkpoints and logs, and where no model was published also
    * the training data. */
   job_days: number;
-  /** Megabytes of removable files of ended jobs to keep; beyond, those of the jobs that ended first go. */
+  /** Megabytes of removable files of ended jobs to keep; beyond them, the files of the jobs that ended first are
+   * removed. */
   job_mb: number;
 };
 
-/** What is stored, and what of it goes by the limits of now. */
+/** What is stored, and what the current limits remove. */
 export type RetentionOutlook = {
   stored: Amounts;
   goes: Amounts;
-  /** Feedback and prompts up to these times (µs) stay, because dataset versions rest on them; `null` = none. */
+  /** Feedback and prompts up to these times (µs) are kept, because dataset versions depend on them; `null` = none. */
   kept_feedback_until: number | null;
   kept_prompts_until: number | null;
 };
 
-/** A removal under way, and the last one of this process. */
+/** Progress of the current or last removal of this process. */
 export type RetentionProgress = {
   running: boolean;
-  /** What is being removed now. */
+  /** Kind of record that is being removed. */
   removing: string | null;
   /** Removed so far, or by the last run. */
   removed: Amounts;
@@ -2378,24 +2380,24 @@ export type ReviewedJudgment = {
 
 /** A set with its authors and everybody's latest judgments. */
 export type ReviewedSet = {
-  /** What an administrator set as the known answer; null for ordinary sets. */
+  /** The known answer; null for ordinary sets. */
   known_answer: KnownAnswerView | null;
   set: ComparisonSet;
   prompt: ShownPrompt;
   /** In storage order. */
   completions: AuthoredCompletion[];
   judgments: ReviewedJudgment[];
-  /** The reviewer whose judgment data sets take instead of the others. */
+  /** The reviewer whose judgment data sets use instead of the others'. */
   settled_by: string | null;
 };
 
-/** How a reward model scores each completion. */
+/** A reward model's score of each completion. */
 export type Rewards = {
   model: string;
   model_version: string;
   /** In the order of the request. */
   scores: number[];
-  /** Standard deviation over the model's heads, on the scale of the score; 0 with one head. */
+  /** Standard deviation over the model's heads, on the scale of the score; 0 for a model with one head. */
   stds: number[];
 };
 
@@ -2434,22 +2436,22 @@ export type RubricFigures = {
   dimensions: DimensionFigures[];
 };
 
-/** What loading the sample did. */
+/** Result of loading the sample. */
 export type SampleReport = {
   imported: number;
-  /** Known already, and changed by the file: tags, language, answer of a prompt; a ranking that became a known
-   * answer. */
+  /** Records that existed and were changed by the file: tags, language, answer of a prompt; a ranking that became a
+   * known answer. */
   updated: number;
-  /** Known already. */
+  /** Records that existed already. */
   skipped: number;
   /** Lines that could not be used (all of them; `errors` lists the first hundred). */
   failed: number;
   errors: LineError[];
-  /** Lines that came in, but not all that they say. */
+  /** Lines that were stored in part. */
   warnings: LineError[];
-  /** Fields that nothing reads, with the lines that have them. */
+  /** Unknown fields, with the lines that have them. */
   ignored_fields: Record<string, number>;
-  /** Why the file was not read to its end. */
+  /** Why the file was not read completely. */
   stopped?: string | null;
   /** The pairs being made for the queue; `null` when the sample had been loaded before. */
   draw: SetDraw | null;
@@ -2500,7 +2502,7 @@ export type Sampling = {
   ignore_eos?: boolean | null;
   /** No end before this many tokens. Default 0. */
   min_tokens?: number | null;
-  /** Name or id of a soft prompt that stands before the prompt. */
+  /** Name or id of a soft prompt, put before the prompt. */
   prompt_adapter?: string | null;
   /** Accepted, without effect. */
   user?: any;
@@ -2517,7 +2519,7 @@ export type Sampling = {
   /** Not supported, except `"auto"` and `"default"`. */
   service_tier?: any;
   /** `{"type": "json_object"}` or `{"type": "json_schema", "json_schema": {"name", "schema", "strict"}}`: the
-   * text is JSON of that schema, always enforced. `{"type": "text"}` asks for nothing. */
+   * text is JSON of that schema, always enforced. `{"type": "text"}` has no effect. */
   response_format?: any;
   /** The text is JSON of this schema. (As vLLM.) */
   guided_json?: any;
@@ -2550,7 +2552,7 @@ export type ScoredBy = {
   model_version: string;
 };
 
-/** A text that stands for a choice. */
+/** A text that expresses a choice. */
 export type ScoredWord = {
   text: string;
   logprob: number;
@@ -2568,7 +2570,7 @@ export type Seconds = {
 /** How a set's prompt and completions are chosen. */
 export type SelectionPolicy = 'random' | 'uncertainty' | 'versus' | 'stored' | 'disagreement';
 
-/** Serving with the weights in one type; the cache is in 16 bits, in 32 beside f32 weights. */
+/** Serving with the weights in one type; the cache is in 16 bits, or in 32 with f32 weights. */
 export type ServePlan = {
   dtype: Dtype;
   weights_bytes: number;
@@ -2587,25 +2589,25 @@ export type ServePlan = {
 /** Sets being drawn in the background from stored prompts. */
 export type SetDraw = {
   id: string;
-  /** As asked for. */
+  /** The request's parameters. */
   request: any;
   state: DrawState;
-  /** Sets to make; prompts (or sets) looked at; sets made. */
+  /** Numbers of sets to make, of prompts (or sets) examined, and of sets made. */
   wanted: number;
   looked_at: number;
   made: number;
-  /** What was found and what was left out, and why. */
+  /** Counts of candidates and of those left out, by reason. */
   report: DrawReport;
   error: string | null;
   created: number;
-  /** Last sign of life: a running draw that is long silent died with its server. */
+  /** The last update; a running draw without updates for a long time has ended with its server. */
   updated: number;
 };
 
 /** One page of a list, newest first. */
 export type SetDrawPage = {
   data: SetDraw[];
-  /** Id of the last row: `?after=` asks for the rows behind it. Null when the page is empty. */
+  /** Id of the last row: for `?after=` of the next page. Null when the page is empty. */
   after: string | null;
 };
 
@@ -2628,7 +2630,7 @@ export type SetSummary = {
 /** One page of a list, newest first. */
 export type SetSummaryPage = {
   data: SetSummary[];
-  /** Id of the last row: `?after=` asks for the rows behind it. Null when the page is empty. */
+  /** Id of the last row: for `?after=` of the next page. Null when the page is empty. */
   after: string | null;
 };
 
@@ -2645,15 +2647,15 @@ export type SettingChange = {
 export type SettingView = {
   name: string;
   about: string;
-  /** As it is now; secrets only say whether they are set. */
+  /** Current value; of secrets only whether they are set. */
   value: any;
   default: any;
-  /** What file, environment and command line say. */
+  /** Value from file, environment and command line. */
   configured: any;
   /** Can be changed while the server runs. */
   live: boolean;
   changed: SettingChange | null;
-  /** What the setting is about, counted; of settings that say so. */
+  /** Number of records that the setting affects, for settings that count them. */
   affects?: RequestCounts | null;
 };
 
@@ -2665,11 +2667,11 @@ export type SettingViewList = {
 /** The stored judgment of a reviewer. */
 export type Settled = {
   judgment: Judgment;
-  /** The idempotency key had been used: this is what was stored then. */
+  /** Whether the idempotency key had been used before; then this is the earlier judgment. */
   replayed: boolean;
 };
 
-/** The guidelines in force for one language. */
+/** The current guidelines of one language. */
 export type ShownGuidelines = {
   version: string;
   lang: string;
@@ -2685,7 +2687,7 @@ export type ShownMessage = {
   html: string;
 };
 
-/** A prompt as people read it. */
+/** A prompt with rendered messages. */
 export type ShownPrompt = {
   id: string;
   messages: ShownMessage[];
@@ -2711,37 +2713,37 @@ export type SideBySide = {
   theirs: SampleText;
 };
 
-/** Who is signed in. */
+/** The signed-in person. */
 export type SignedIn = {
   labeler: Person;
-  /** After an invite: the person's own way back, shown once. */
+  /** After an invite: the person's sign-in link, shown once. */
   link?: OwnLink | null;
 };
 
-/** Which side of the train/held-out split a prompt is on. Split by prompt, never by pair. */
+/** The side of the train/held-out split that a prompt is on. Data is split by prompt, never by pair. */
 export type Split = 'train' | 'heldout';
 
 export type StopReason = 'end_turn' | 'max_tokens' | 'stop_sequence' | 'tool_use';
 
-/** The stored judgment, and what its labeler learns after it. */
+/** The stored judgment, and what is revealed to its labeler. */
 export type StoredJudgment = {
   judgment: Judgment;
-  /** The idempotency key had been used: this is what was stored then. */
+  /** Whether the idempotency key had been used before; then this is the earlier judgment. */
   replayed: boolean;
-  /** Who wrote what; empty unless `labeling.reveal` is on. */
+  /** Authors of the completions; empty unless `labeling.reveal` is on. */
   reveal: Author[];
-  /** For calibration sets; else null. */
+  /** Comparison with the expected answer, for calibration sets; else null. */
   verdict: Verdict | null;
 };
 
-/** The stored ranking, and the set that it is about. */
+/** The stored ranking and its set. */
 export type StoredRanking = {
   judgment: Judgment;
-  /** The idempotency key had been used: this is what was stored then. */
+  /** Whether the idempotency key had been used before; then this is the earlier judgment. */
   replayed: boolean;
-  /** Who wrote what; empty unless `labeling.reveal` is on. */
+  /** Authors of the completions; empty unless `labeling.reveal` is on. */
   reveal: Author[];
-  /** For calibration sets; else null. */
+  /** Comparison with the expected answer, for calibration sets; else null. */
   verdict: Verdict | null;
   set: RankedSetIds;
 };
@@ -2763,7 +2765,7 @@ export type StreamOptions = {
   include_obfuscation?: boolean | null;
 };
 
-/** One event of the stream: `event` is its kind, or `error` when the stream breaks off. */
+/** One event of the stream: `event` is its kind, or `error` when the stream ends early. */
 export type StreamedJobEvent = {
   event: string;
   /** The event's `seq`; absent for errors. */
@@ -2789,8 +2791,8 @@ export type TextChoice = {
   finish_reason: FinishReason | null;
 };
 
-/** Texts that follow the prompts. As a piece of a stream it holds one choice, whose text is added, and `usage` only in
- * the last piece, with `stream_options.include_usage`. */
+/** Completions of the prompts. A chunk of a stream has one choice, whose text is appended; the last chunk has `usage`,
+ * with `stream_options.include_usage`. */
 export type TextCompletion = {
   id: string;
   object: 'text_completion';
@@ -2804,23 +2806,23 @@ export type TextCompletion = {
 
 /** One event of a streamed generation. */
 export type TextCompletionEvent = {
-  /** `error` where the key or session of the stream has ended; else absent. */
+  /** `error` when the key or session of the stream has ended; else absent. */
   event?: string | null;
   data: TextCompletionEventData;
 };
 
 export type TextCompletionEventData = TextCompletion | Error | EndOfStream;
 
-/** The tokens of a raw completion as parallel lists. Tokens that are no whole characters are written
+/** The tokens of a raw completion as parallel lists. Tokens that are partial characters are written as
  * `bytes:\xf0\x9f`. */
 export type TextLogprobs = {
   tokens: string[];
   /** Null for the first token of a prompt, which has no distribution before it. */
   token_logprobs: (number | null)[];
-  /** Every alternative and the token itself: where two read the same, the token keeps its text and the others are
+  /** Every alternative and the token itself: if two have the same text, the token keeps it and the others are
    * `token_id:N`. */
   top_logprobs: (Record<string, number> | null)[];
-  /** In characters of the choice's text; a character counts where its first byte stands. */
+  /** Offsets in characters of the choice's text; a character counts at its first byte. */
   text_offset: number[];
   token_ids: number[];
 };
@@ -2830,9 +2832,9 @@ export type Throughput = {
   days: DayCount[];
   median_active_ms: number | null;
   sets_open: number;
-  /** Open sets that nobody is left for: every active labeler has judged or skipped them. */
+  /** Open sets that every active labeler has judged or skipped. */
   sets_stuck: number;
-  /** Sets that somebody is ranking now. */
+  /** Sets that are leased now. */
   leases: number;
 };
 
@@ -2845,7 +2847,7 @@ export type Tier = {
 export type TokenEntry = {
   token: string;
   logprob: number | null;
-  /** Of the token, which need not be whole characters. */
+  /** Bytes of the token, which may be partial characters. */
   bytes: number[];
   token_id: number;
 };
@@ -2854,12 +2856,12 @@ export type TokenEntry = {
 export type TokenUsage = {
   /** Each prompt once. */
   prompt_tokens: number;
-  /** Of every sample that was drawn. */
+  /** Tokens of every sample. */
   completion_tokens: number;
   total_tokens: number;
 };
 
-/** A text as the model reads it. */
+/** The token ids of a text. */
 export type Tokenized = {
   count: number;
   tokens: number[];
@@ -2883,9 +2885,9 @@ export type TrainPlan = {
   tokens_per_second: number;
 };
 
-/** What the versions wrote and how it was received. */
+/** Completions of the versions, and feedback on them. */
 export type Usage = {
-  /** From when it is counted: the canary's begin, else a day ago (µs UTC). */
+  /** Start of the period: the canary's start, else a day ago (µs UTC). */
   since: number;
   canary: Canary | null;
   versions: VersionUse[];
@@ -2894,7 +2896,7 @@ export type Usage = {
 /** Numbers, or with `encoding_format: base64` their little-endian f32. */
 export type Vector = number[] | string;
 
-/** How a judgment of a calibration set met the known answer, for the labeler to learn from. */
+/** A judgment of a calibration set compared with the known answer. */
 export type Verdict = {
   /** Share of the expected order's pairs ranked the same way, ties half; `null` when nothing was ranked. */
   met: number | null;
@@ -2902,7 +2904,7 @@ export type Verdict = {
   explanation: string | null;
 };
 
-/** A version as a dialog names it. */
+/** Id and name of a version. */
 export type VersionName = {
   id: string;
   name: string;
@@ -2923,7 +2925,7 @@ export type VersionTable = {
   resampling: Resampling;
 };
 
-/** What a model version wrote, and how it was received. */
+/** Completions of a model version, and feedback on them. */
 export type VersionUse = {
   model_version_id: string;
   requests: number;
@@ -2931,7 +2933,7 @@ export type VersionUse = {
   tokens: number;
   /** Ended by the length limit. */
   cut: number;
-  /** Left by the client. */
+  /** Aborted by the client. */
   aborted: number;
   thumbs_up: number;
   thumbs_down: number;
@@ -3082,11 +3084,11 @@ export type PostBody<P extends string> = string extends P ? any :
     messages: any[];
     /** A text, or a list of text blocks. */
     system?: any;
-    /** Tokens to draw at most. Required, but for counting. */
+    /** Most tokens to generate. Required, except for counting. */
     max_tokens?: number | null;
     /** The text ends before the first of them. */
     stop_sequences?: string[] | null;
-    /** Server-sent events instead of one answer. */
+    /** Server-sent events instead of one response. */
     stream?: boolean | null;
     /** 0 to 2; 0 is greedy. Default 1. */
     temperature?: number | null;
@@ -3099,7 +3101,7 @@ export type PostBody<P extends string> = string extends P ? any :
     /** `{"type": "auto"}`, `any`, `none`, or `{"type": "tool", "name"}`; with `disable_parallel_tool_use`. */
     tool_choice?: any;
     /** `{"type": "enabled"}`, `adaptive` or `disabled`, for templates that read `enable_thinking`. The length of the
-     * thoughts is not bounded apart: `budget_tokens` is accepted, without effect. */
+     * thoughts has no limit of its own: `budget_tokens` is accepted, without effect. */
     thinking?: any;
     /** Accepted, without effect. */
     metadata?: any;
@@ -3117,7 +3119,7 @@ export type PostBody<P extends string> = string extends P ? any :
   P extends '/admin/jobs/estimate' ? {
     /** A recipe's name. */
     kind: string;
-    /** The arguments that the job would be queued with. */
+    /** The job's arguments, as for `POST /admin/jobs`. */
     args?: Record<string, any>;
   } :
   P extends '/v1/chat/completions' ? {
@@ -3157,7 +3159,7 @@ export type PostBody<P extends string> = string extends P ? any :
     ignore_eos?: boolean | null;
     /** No end before this many tokens. Default 0. */
     min_tokens?: number | null;
-    /** Name or id of a soft prompt that stands before the prompt. */
+    /** Name or id of a soft prompt, put before the prompt. */
     prompt_adapter?: string | null;
     /** Accepted, without effect. */
     user?: any;
@@ -3174,7 +3176,7 @@ export type PostBody<P extends string> = string extends P ? any :
     /** Not supported, except `"auto"` and `"default"`. */
     service_tier?: any;
     /** `{"type": "json_object"}` or `{"type": "json_schema", "json_schema": {"name", "schema", "strict"}}`: the
-     * text is JSON of that schema, always enforced. `{"type": "text"}` asks for nothing. */
+     * text is JSON of that schema, always enforced. `{"type": "text"}` has no effect. */
     response_format?: any;
     /** The text is JSON of this schema. (As vLLM.) */
     guided_json?: any;
@@ -3192,7 +3194,7 @@ export type PostBody<P extends string> = string extends P ? any :
     json_schema?: any;
     /** The conversation so far. Required. */
     messages: ChatMessage[];
-    /** Tokens to draw at most; by default what the context still holds, bounded by the server. */
+    /** Most tokens to generate; by default the rest of the context, limited by the server. */
     max_tokens?: number | null;
     /** The newer name of `max_tokens`. */
     max_completion_tokens?: number | null;
@@ -3200,8 +3202,8 @@ export type PostBody<P extends string> = string extends P ? any :
     logprobs?: boolean | null;
     /** 0 to 20 alternatives per token; with `logprobs`. */
     top_logprobs?: number | null;
-    /** Put what the model expects before a text (a begin token) before the rendered conversation too. Default
-     * false: templates write their own. */
+    /** Add the begin token that the model expects before the rendered conversation. Default false, because
+     * templates contain their own. */
     add_special_tokens?: boolean | null;
     /** Functions that the model may call: `{"type": "function", "function": {name, description, parameters,
      * strict}}`. */
@@ -3209,7 +3211,7 @@ export type PostBody<P extends string> = string extends P ? any :
     /** `"none"`, `"auto"` (the default), `"required"`, or `{"type": "function", "function": {"name"}}`. The last two
      * are enforced, with the schemas of the arguments. */
     tool_choice?: any;
-    /** Whether an enforced answer may hold several calls. Default true. */
+    /** Whether an enforced answer may contain several calls. Default true. */
     parallel_tool_calls?: boolean | null;
     /** Variables for the chat template, such as `{"enable_thinking": false}`. A variable that the template does
      * not read is refused. */
@@ -3235,11 +3237,11 @@ export type PostBody<P extends string> = string extends P ? any :
   P extends '/v1/comparison-sets' ? {
     messages?: ChatMessage[] | null;
     prompt_id?: string | null;
-    /** Texts, `{"text"}` or `{"completion_id"}`; absent = drawn from the active policy. */
+    /** Texts, `{"text"}` or `{"completion_id"}`; absent = generated by the active policy. */
     completions?: any[] | null;
-    /** How many to draw, 2 to 9. */
+    /** Number of completions to generate, 2 to 9. */
     n?: number | null;
-    /** How to draw them. */
+    /** Sampling parameters. */
     sampling?: Sampling | null;
     /** How many people should rank it. */
     overlap?: number | null;
@@ -3279,7 +3281,7 @@ export type PostBody<P extends string> = string extends P ? any :
     temperature?: number | null;
     /** Above 0 and at most 1; as configured (`labeling.top_p`) when absent. */
     top_p?: number | null;
-    /** Which prompts, and the samples' seeds; drawn when absent. */
+    /** Seed of the choice of prompts and of the samples; random when absent. */
     seed?: number | null;
   } :
   P extends '/admin/datasets' ? {
@@ -3294,13 +3296,13 @@ export type PostBody<P extends string> = string extends P ? any :
     name: string;
     /** Default `labeler`. */
     role?: Role | null;
-    /** Another person than the one of this name who is here already. */
+    /** Whether this is another person than the existing one of this name. */
     another?: boolean;
   } :
   P extends '/admin/settings' ? {
     /** `section.key`, one of those with `"live": true`. */
     name: string;
-    /** `null` = what file and environment say. */
+    /** `null` = the value of file and environment. */
     value: any;
   } :
   P extends '/session/invite' ? {
@@ -3355,7 +3357,7 @@ export type PostBody<P extends string> = string extends P ? any :
     ignore_eos?: boolean | null;
     /** No end before this many tokens. Default 0. */
     min_tokens?: number | null;
-    /** Name or id of a soft prompt that stands before the prompt. */
+    /** Name or id of a soft prompt, put before the prompt. */
     prompt_adapter?: string | null;
     /** Accepted, without effect. */
     user?: any;
@@ -3372,7 +3374,7 @@ export type PostBody<P extends string> = string extends P ? any :
     /** Not supported, except `"auto"` and `"default"`. */
     service_tier?: any;
     /** `{"type": "json_object"}` or `{"type": "json_schema", "json_schema": {"name", "schema", "strict"}}`: the
-     * text is JSON of that schema, always enforced. `{"type": "text"}` asks for nothing. */
+     * text is JSON of that schema, always enforced. `{"type": "text"}` has no effect. */
     response_format?: any;
     /** The text is JSON of this schema. (As vLLM.) */
     guided_json?: any;
@@ -3390,20 +3392,20 @@ export type PostBody<P extends string> = string extends P ? any :
     json_schema?: any;
     /** A string, a list of strings, a list of token ids, or a list of such lists. Required. */
     prompt: any;
-    /** Tokens to draw at most. Default 16; 0 only with `echo`. */
+    /** Most tokens to generate. Default 16; 0 only with `echo`. */
     max_tokens?: number | null;
-    /** Draw this many and return the `n` with the highest log-probability per token. */
+    /** Generate this many samples and return the `n` with the highest log-probability per token. */
     best_of?: number | null;
     /** 0 to 20: log-probs of each token, with this many alternatives. */
     logprobs?: number | null;
     /** Return the prompt before the completion. */
     echo?: boolean | null;
-    /** Put what the model expects before a prompt (a begin token) before it. Default true. For text, not ids. */
+    /** Add the begin token that the model expects. Default true. For text, not ids. */
     add_special_tokens?: boolean | null;
     /** Read special tokens written in the prompt, such as `<|im_start|>`, as those tokens and not as text.
-     * Default false. For prompts that the client has rendered itself; never for text of strangers. */
+     * Default false. For prompts that the client has rendered itself; never for untrusted text. */
     parse_special?: boolean | null;
-    /** The text behind a gap that the completion fills, for models whose vocabulary has tokens for that. */
+    /** The text after a gap that the completion fills, for models with tokens for that. */
     suffix?: string | null;
     /** Not supported, except empty. */
     tools?: any;
@@ -3411,7 +3413,7 @@ export type PostBody<P extends string> = string extends P ? any :
   P extends '/admin/invites' ? {
     /** Default `labeler`. */
     role?: Role | null;
-    /** For whom it is: the page greets them by it. */
+    /** Name of the invited person, shown on the page. */
     name?: string | null;
     note?: string | null;
   } :
@@ -3427,10 +3429,10 @@ export type PostBody<P extends string> = string extends P ? any :
     input: any;
     /** `float` (default) or `base64` (little-endian f32). */
     encoding_format?: string | null;
-    /** Only the encoder's own width is taken: its vectors are not made to be cut. */
+    /** Must be the encoder's own width: its vectors cannot be truncated. */
     dimensions?: number | null;
-    /** How token vectors become one: `mean`, `cls`, `max`, `mean_sqrt_len`, `weighted_mean` or `last_token`.
-     * Default: as the encoder's directory says (modules.json), else `mean`. */
+    /** Pooling of token vectors: `mean`, `cls`, `max`, `mean_sqrt_len`, `weighted_mean` or `last_token`.
+     * Default: the pooling in the encoder's directory (modules.json), else `mean`. */
     pooling?: Pooling | null;
     /** Vectors of length 1. Default true. */
     normalize?: boolean | null;
@@ -3451,7 +3453,7 @@ export type PostBody<P extends string> = string extends P ? any :
     /** A policy's or an encoder's name or id, or `policy` or `encoder`: the active one. Default: `policy`. */
     model?: string | null;
     text: string;
-    /** Which layers, from 0. Default: all, as far as an answer holds them. */
+    /** Layers, counted from 0. Default: all, as far as the response may hold them. */
     layers?: number[] | null;
   } :
   P extends '/v1/fill-mask' ? {
@@ -3461,7 +3463,7 @@ export type PostBody<P extends string> = string extends P ? any :
     text?: string | null;
     /** Token ids, read as they are. */
     tokens?: number[] | null;
-    /** Which of `tokens` to fill. */
+    /** Positions of `tokens` to fill. */
     positions?: number[] | null;
     /** Segments of `tokens`. Default: all 0. */
     token_type_ids?: number[] | null;
@@ -3469,17 +3471,16 @@ export type PostBody<P extends string> = string extends P ? any :
     top_k?: number | null;
     /** Words of one token each, whose probabilities are returned too. */
     targets?: string[] | null;
-    /** Label → words of one token each: the answer is the label whose words are most likely in the (single)
-     * gap. */
+    /** Label → words of one token each: returns the label whose words are most likely in the single gap. */
     verbalizers?: Record<string, string[]> | null;
   } :
   P extends '/v1/label/ask' ? {
     messages: ChatMessage[];
-    /** Answers to draw from the active version, 2 to 9. */
+    /** Number of answers of the active version, 2 to 9. */
     n?: number | null;
-    /** Or: versions that answer once each, by name; which is which stays hidden until the ranking. */
+    /** Or: names of versions that answer once each. The authors stay hidden until the ranking. */
     models?: string[];
-    /** How to draw them. */
+    /** Sampling parameters. */
     sampling?: Sampling | null;
   } :
   P extends '/v1/responses' ? {
@@ -3487,16 +3488,16 @@ export type PostBody<P extends string> = string extends P ? any :
     model?: string | null;
     /** A text, or a list of items: messages, `function_call`, `function_call_output`, `reasoning`. Required. */
     input: any;
-    /** Stands before the conversation as a system message; not taken over by later requests. */
+    /** A system message before the conversation; later requests do not inherit it. */
     instructions?: string | null;
-    /** Goes on from the response with this id, if it is kept. */
+    /** Continues the stored response with this id. */
     previous_response_id?: string | null;
-    /** Keep the response for 30 days, or as long as requests are kept, so that a later request can go on from it.
-     * Default: as the server keeps completions. */
+    /** Store the response for 30 days, or as long as requests are stored, so that a later request can continue it.
+     * Default: whether the server stores completions. */
     store?: boolean | null;
     /** Server-sent events instead of one answer. */
     stream?: boolean | null;
-    /** Tokens to draw at most. */
+    /** Most tokens to generate. */
     max_output_tokens?: number | null;
     /** 0 to 2; 0 is greedy. Default 1. */
     temperature?: number | null;
@@ -3506,13 +3507,13 @@ export type PostBody<P extends string> = string extends P ? any :
     tools?: any[] | null;
     /** `"none"`, `"auto"`, `"required"` or `{"type": "function", "name"}`. */
     tool_choice?: any;
-    /** Whether an enforced answer may hold several calls. Default true. */
+    /** Whether an enforced answer may contain several calls. Default true. */
     parallel_tool_calls?: boolean | null;
     /** `{"format": {"type": "text" | "json_object" | "json_schema", name, schema, strict}}`. */
     text?: any;
-    /** `{"effort"}`, for templates that read it. */
+    /** `{"effort"}`, for templates that use it. */
     reasoning?: any;
-    /** Returned as they are. */
+    /** Returned unchanged. */
     metadata?: any;
     /** Not supported, except `"disabled"`. */
     truncation?: any;
@@ -3547,11 +3548,11 @@ export type PostBody<P extends string> = string extends P ? any :
     messages: any[];
     /** A text, or a list of text blocks. */
     system?: any;
-    /** Tokens to draw at most. Required, but for counting. */
+    /** Most tokens to generate. Required, except for counting. */
     max_tokens: number | null;
     /** The text ends before the first of them. */
     stop_sequences?: string[] | null;
-    /** Server-sent events instead of one answer. */
+    /** Server-sent events instead of one response. */
     stream?: boolean | null;
     /** 0 to 2; 0 is greedy. Default 1. */
     temperature?: number | null;
@@ -3564,7 +3565,7 @@ export type PostBody<P extends string> = string extends P ? any :
     /** `{"type": "auto"}`, `any`, `none`, or `{"type": "tool", "name"}`; with `disable_parallel_tool_use`. */
     tool_choice?: any;
     /** `{"type": "enabled"}`, `adaptive` or `disabled`, for templates that read `enable_thinking`. The length of the
-     * thoughts is not bounded apart: `budget_tokens` is accepted, without effect. */
+     * thoughts has no limit of its own: `budget_tokens` is accepted, without effect. */
     thinking?: any;
     /** Accepted, without effect. */
     metadata?: any;
@@ -3580,9 +3581,9 @@ export type PostBody<P extends string> = string extends P ? any :
     unique_key?: string | null;
     /** Higher runs first. Default 0. */
     priority?: number;
-    /** What the job is called on the pages; at most 120 characters. */
+    /** Name of the job on the pages; at most 120 characters. */
     name?: string | null;
-    /** Why it runs, for whoever reads its curves later; at most 4000 characters. */
+    /** Note on the purpose of the job; at most 4000 characters. */
     note?: string | null;
     /** At most 20, of at most 40 characters each. */
     tags?: string[] | null;
@@ -3591,9 +3592,9 @@ export type PostBody<P extends string> = string extends P ? any :
     name: string;
     /** Of `admin`, `feedback`, `inference`. */
     scopes: string[];
-    /** Whose judgments the key gives; a new labeler when absent. */
+    /** The labeler of the key's judgments; a new one when absent. */
     labeler_id?: string | null;
-    /** Prompt and drawn tokens a day (UTC); absent = no limit. */
+    /** Prompt and generated tokens a day (UTC); absent = no limit. */
     daily_tokens?: number | null;
   } :
   P extends '/detokenize' ? {
@@ -3607,7 +3608,7 @@ export type PostBody<P extends string> = string extends P ? any :
     endpoint: string;
     /** `24h`: requests that are not answered by then are listed as errors. */
     completion_window: string;
-    /** Up to 16 texts by name, returned as they are. */
+    /** Up to 16 texts by name, returned unchanged. */
     metadata?: any;
     /** Not supported: files are kept as long as the server's setting says. */
     output_expires_after?: any;
@@ -3622,32 +3623,31 @@ export type PostBody<P extends string> = string extends P ? any :
     messages?: ChatMessage[] | null;
     /** A pattern with `{input}` and `{label}`, such as "Review: {input}\nSentiment: {label}". */
     template?: string | null;
-    /** What stands at `{input}`. */
+    /** The text for `{input}`. */
     input?: string | null;
-    /** Stands before everything; with `template`. */
+    /** Text before everything else; with `template`. */
     instruction?: string | null;
-    /** Worked cases before the open one; with `template` or `messages`. */
+    /** Few-shot examples; with `template` or `messages`. */
     examples?: ChoiceExample[];
-    /** Between cases. Default: an empty line. */
+    /** Text between examples. Default: an empty line. */
     separator?: string | null;
     /** The answers to choose from. */
     choices?: string[] | null;
-    /** Instead of `choices`: label → the words that stand for it; their probabilities add up. */
+    /** Instead of `choices`: label → the words that express it; their probabilities are added. */
     verbalizers?: Record<string, string[]> | null;
     /** `none` (default: the sum of log-probs), `tokens` or `bytes` (their mean). */
     normalize?: Normalize;
-    /** Take off what each choice scores in a prompt without content. */
+    /** Subtract each choice's score in a content-free prompt. */
     calibrate?: boolean | null;
-    /** What stands for "no content": inputs for `template`, last user messages for `messages`, whole prompts
-     * for `prompt` (the text before the blank, if it has one). Averaged. Default: "N/A", `[MASK]` and, with
+    /** Content-free texts: inputs for `template`, last user messages for `messages`, whole prompts for `prompt` (the
+     * text before the blank, if it has one). Averaged. Default: "N/A", `[MASK]` and, with
      * `template`, "". */
     content_free?: string[] | null;
-    /** Name or id of a soft prompt that stands before the prompt. */
+    /** Name or id of a soft prompt, put before the prompt. */
     prompt_adapter?: string | null;
     /** Also return the log-prob of every scored token. */
     logprobs?: boolean | null;
-    /** Put what the model expects before a text (a begin token) before it. Default true. With `prompt` and
-     * `template`. */
+    /** Add the begin token that the model expects. Default true. With `prompt` and `template`. */
     add_special_tokens?: boolean | null;
     /** Read special tokens written in the text as those tokens, the choices included. Default false. */
     parse_special?: boolean | null;
@@ -3676,7 +3676,7 @@ export type PostBody<P extends string> = string extends P ? any :
     query: string;
     /** Texts, or `{"text"}`: up to 2047. */
     documents: any[];
-    /** How many are returned; absent = all. */
+    /** Number of returned documents; absent = all. */
     top_n?: number | null;
     /** Return the texts too. Default false. */
     return_documents?: boolean | null;
@@ -3708,16 +3708,16 @@ export type PostBody<P extends string> = string extends P ? any :
     key?: string | null;
     /** Or: a personal sign-in link's token. */
     link?: string | null;
-    /** Or: an invite, with the name of the new person; absent = the name that the invite greets. */
+    /** Or: an invite, with the name of the new person; absent = the name in the invite. */
     invite?: string | null;
     name?: string | null;
   } :
   P extends `/admin/sets/${string}/known-answer` ? {
-    /** `gold` stays hidden from labelers; `calibration` is shown to them after the vote. */
+    /** `gold` stays hidden from labelers; `calibration` is shown to them after the judgment. */
     kind: SetKind;
     /** Every completion of the set once. */
     tiers: Tier[];
-    /** Markdown that says why; shown after the vote on calibration sets. */
+    /** Explanation in Markdown; shown after the judgment of calibration sets. */
     explanation?: string | null;
   } :
   P extends `/admin/labelers/${string}/active` ? {
@@ -3732,14 +3732,14 @@ export type PostBody<P extends string> = string extends P ? any :
     strength?: Strength | null;
     rationale?: string | null;
     flags?: Flag[];
-    /** What the labeler would have answered: becomes a demonstration. */
+    /** The labeler's ideal answer; stored as a demonstration. */
     ideal_answer?: string | null;
     active_ms?: number;
     wall_ms?: number;
     idempotency_key: string;
     /** The judgment that this one corrects. */
     revises?: string | null;
-    /** Of the guidelines as they were shown. */
+    /** Version of the guidelines that were shown. */
     guideline_version?: string | null;
     /** Of the rubric as it was shown. Without it, ratings are by the active rubric. */
     rubric_version?: string | null;
@@ -3747,7 +3747,8 @@ export type PostBody<P extends string> = string extends P ? any :
     ratings?: Rating[];
   } :
   P extends `/admin/labelers/${string}/erase` ? {
-    /** `anonymise`: rankings stay without an author, words go. `remove`: judgments and demonstrations go. */
+    /** `anonymise`: rankings are kept without an author, written texts are removed. `remove`: judgments and
+     * demonstrations are removed. */
     judgments: Erase;
   } :
   P extends `/admin/labelers/${string}/link` ? {
@@ -3763,14 +3764,14 @@ export type PostBody<P extends string> = string extends P ? any :
     strength?: Strength | null;
     rationale?: string | null;
     flags?: Flag[];
-    /** What the labeler would have answered: becomes a demonstration. */
+    /** The labeler's ideal answer; stored as a demonstration. */
     ideal_answer?: string | null;
     active_ms?: number;
     wall_ms?: number;
     idempotency_key: string;
     /** The judgment that this one corrects. */
     revises?: string | null;
-    /** Of the guidelines as they were shown. */
+    /** Version of the guidelines that were shown. */
     guideline_version?: string | null;
     /** Of the rubric as it was shown. Without it, ratings are by the active rubric. */
     rubric_version?: string | null;
