@@ -98,26 +98,8 @@ def labelers(data):
     return table(head, rows) + "\n\n" + note + " " + source(data)
 
 
-def qlora(data):
-    base = next(r for r in data["rows"] if r["kind"] == "f32")
-    rows = [
-        [
-            f"`{r['kind']}`",
-            ", ".join(f"{s:g}" for s in r["seconds"]),
-            f"{mean(base['seconds']) / mean(r['seconds']):.2f}×",
-            f"{r['gb']:.2f} GB",
-            f"{r['gb'] / base['gb']:.2f}×",
-            f"{r['heldout_loss'][0]:.3f} → {r['heldout_loss'][-1]:.3f}",
-        ]
-        for r in data["rows"]
-    ]
-    head = ["base held in", "seconds a step, by run", "speed", "peak memory", "relative memory", "held-out loss (nats a token)"]
-    return table(head, rows) + "\n\n" + source(data)
-
-
 TABLES = {
     "labelers": (labelers, "labelers"),
-    "qlora": (qlora, "qlora"),
     "serving-models": (serving, "serving-models"),
     "serving-ratios": (serving_ratios, "serving-llamacpp"),
     "serving-llamacpp": (serving, "serving-llamacpp"),
