@@ -86,8 +86,8 @@ async fn ratings_come_back_with_their_judgment(store: Arc<Store>) {
     assert_eq!((read.items.len(), read.flags.len()), (2, 1));
     let again = store.judgments().submit(submit(word, None, T0)).await.unwrap();
     assert!(again.replayed && again.judgment == stored);
-    assert_eq!(store.judgments().of_set(&set.id).await.unwrap(), [stored.clone()]);
-    assert_eq!(store.judgments().list(page(10), Some(&ada)).await.unwrap(), [stored.clone()]);
+    assert_eq!(store.judgments().of_set(&set.id).await.unwrap(), std::slice::from_ref(&stored));
+    assert_eq!(store.judgments().list(page(10), Some(&ada)).await.unwrap(), std::slice::from_ref(&stored));
     // The view that training reads has them beside the texts.
     let ranked = store.judgments().ranked(&RankedFilter::default()).await.unwrap().remove(0);
     assert_eq!(ranked.rubric_version.as_deref(), Some("v1"));
