@@ -38,7 +38,7 @@ test('every bad line is named with its fault; good lines come in, and the page s
   const lines = await bad.locator('.errors li').allTextContents();
   assert.equal(lines.length, 3);
   assert.match(lines[0], /^Line 1not JSON: .* at column \d+$/, 'the line is counted in the file');
-  assert.match(lines[1], /^Line 2completions must hold 2 to 64 texts, found 1$/, 'code without backticks');
+  assert.match(lines[1], /^Line 2completions must contain 2 to 64 texts, found 1$/, 'code without backticks');
   assert.equal(await bad.locator('.import-next').count(), 0);
 
   const mixed = file('mixed.jsonl', ranking('Why is the sky blue?', ['scattering', 'paint'], { extra: 1 }), 'nope');
