@@ -18,7 +18,8 @@ pub fn masses(logprobs: &[f64], extends: &[Option<usize>]) -> Vec<f64> {
     masses.into_iter().map(|mass| mass.max(0.0)).collect()
 }
 
-/// The mean of the grades 1, 2, …, n under probabilities proportional to `masses` [n]; `None` where nothing is on any grade.
+/// The mean of the grades 1, 2, …, n under probabilities proportional to `masses`, of shape `[n]`; `None` where nothing is
+/// on any grade.
 pub fn expected_grade(masses: &[f64]) -> Option<f64> {
     let total: f64 = masses.iter().sum();
     let weighted: f64 = masses.iter().enumerate().map(|(i, mass)| (i + 1) as f64 * mass).sum();
