@@ -134,7 +134,8 @@ pub const KNOWN: &[Known] = &[
 pub struct Needs {
     /// Serving: weights in 16 bits, without the key-value cache.
     pub serve: u64,
-    /// LoRA over frozen f32 weights, without activations.
+    /// LoRA over frozen f32 weights, without activations: the natural and the packed layout of each matrix, and one more
+    /// copy while the model is loaded or saved.
     pub lora: u64,
     /// LoRA over matrices held in 4 bits (`frozen_precision: q4`), embeddings in f32, without activations.
     pub lora_q4: u64,
@@ -154,7 +155,7 @@ impl Known {
         let blocks = (parameters - embeddings) as f64 * hold::Q4_BYTES;
         Needs {
             serve: 2 * parameters,
-            lora: 4 * parameters,
+            lora: 12 * parameters,
             lora_q4: blocks as u64 + 4 * embeddings,
             full: 16 * parameters,
         }

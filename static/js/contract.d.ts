@@ -1559,7 +1559,8 @@ export type ListedSetCountedPage = {
 export type MemoryNeeds = {
   /** Serving: weights in 16 bits, without the key-value cache. */
   serve: number;
-  /** LoRA over frozen f32 weights, without activations. */
+  /** LoRA over frozen f32 weights, without activations: the natural and the packed layout of each matrix, and one more
+   * copy while the model is loaded or saved. */
   lora: number;
   /** LoRA over matrices held in 4 bits (`frozen_precision: q4`), embeddings in f32, without activations. */
   lora_q4: number;
