@@ -3,6 +3,7 @@
 
 mod draws;
 mod error_chain;
+pub mod files;
 pub mod hash;
 mod ids;
 mod job_notes;

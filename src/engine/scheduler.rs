@@ -365,12 +365,11 @@ impl Lane {
     /// those that are to run. `logits` are those of the step's predicting rows.
     fn start_siblings(&mut self, step: &Step, logits: &[f32], stats: &StatCells) -> Vec<Sequence> {
         let vocab = self.model.decoder.config.vocab_size;
-        let (mut born, mut first) = (Vec::new(), 0);
-        for f in step.complete() {
+        let mut born = Vec::new();
+        for (f, rows) in step.with_logits(logits) {
             if self.batch.running()[f.sequence].track.generated().is_empty() {
-                self.prompt_done(f.sequence, &logits[first * vocab..(first + 1) * vocab], &mut born, stats);
+                self.prompt_done(f.sequence, &rows[..vocab], &mut born, stats);
             }
-            first += 1 + f.draft.len();
         }
         born
     }

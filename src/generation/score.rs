@@ -18,13 +18,13 @@ pub struct Continuation {
     pub from: usize,
 }
 
-/// Given tokens behind the soft prompt.
-struct Given {
+/// Tokens that are scored, behind the soft prompt.
+struct ScoredTokens {
     track: Track,
     soft: Option<Tensor>,
 }
 
-impl Tracked for Given {
+impl Tracked for ScoredTokens {
     fn track(&self) -> &Track {
         &self.track
     }
@@ -42,7 +42,7 @@ impl Tracked for Given {
 pub struct ContinuationScorer<'a> {
     decoder: &'a Decoder,
     /// The first sequence is the kept prefix: placeholders of the soft prompt and the tokens computed so far.
-    batch: Stepper<Given>,
+    batch: Stepper<ScoredTokens>,
     soft: Option<Tensor>,
 }
 
@@ -184,7 +184,7 @@ impl<'a> ContinuationScorer<'a> {
     }
 
     fn join(&mut self, track: Track) -> usize {
-        self.batch.join(Given { track, soft: self.soft.clone() })
+        self.batch.join(ScoredTokens { track, soft: self.soft.clone() })
     }
 
     /// A sequence that has the first `len` cached tokens of another one, or none where its rotary frequencies differ.

@@ -109,6 +109,18 @@ impl Step {
     pub fn predicting_rows(&self) -> Vec<u32> {
         self.complete().flat_map(Fed::predicting_rows).collect()
     }
+
+    /// The sequences from which tokens can be drawn, each with its part of `logits`, which are those of
+    /// [`Self::predicting_rows`], end to end: the row of its last token, then those of its draft.
+    pub fn with_logits<'a>(&'a self, logits: &'a [f32]) -> impl Iterator<Item = (&'a Fed, &'a [f32])> {
+        let rows: usize = self.complete().map(|f| 1 + f.draft.len()).sum();
+        let (vocab, mut rest) = (logits.len() / rows.max(1), logits);
+        self.complete().map(move |f| {
+            let (own, others) = rest.split_at((1 + f.draft.len()) * vocab);
+            rest = others;
+            (f, own)
+        })
+    }
 }
 
 /// Sequences that are advanced together, and the cache that they share.
@@ -212,15 +224,10 @@ impl<S: Tracked> Stepper<S> {
             let owner = &self.running[sequence];
             let track = owner.track();
             let from = track.cached.len;
-            let first_row = match draft.is_empty() {
-                true => step.rows.push(&track.ids[from..from + tokens], &track.cached) + 1 - tokens,
-                false => {
-                    let ids = [&track.ids[from..from + tokens], &draft].concat();
-                    step.rows.push(&ids, &track.cached) + 1 - ids.len()
-                }
-            };
+            let ids = [&track.ids[from..from + tokens], &draft].concat();
+            let first_row = step.rows.push(&ids, &track.cached) + 1 - ids.len();
             if let Some(adapter) = owner.adapter() {
-                step.rows.with_adapter(adapter, tokens + draft.len());
+                step.rows.with_adapter(adapter, ids.len());
             }
             if let Some(soft) = owner.soft_prompt() {
                 let n = soft.dim(0)?;
@@ -274,23 +281,17 @@ impl<S: Tracked> Stepper<S> {
         self.cache.trim(&mut self.running[i].track_mut().cached);
     }
 
-    /// Gives each sequence from which tokens can be drawn its rows of logits, in parallel: that of its last token, then
-    /// those of its draft. `logits` are those of [`Step::predicting_rows`], end to end. What `draw` returns comes with the
-    /// index of the sequence, in ascending order.
+    /// Calls `draw` for each sequence from which tokens can be drawn, in parallel, with its logits as of
+    /// [`Step::with_logits`] and its draft. The results come with the index of the sequence, in ascending order.
     pub fn draw<T: Send>(
         &mut self,
         step: &Step,
         logits: &[f32],
         draw: impl Fn(&mut S, &[f32], &[u32]) -> T + Sync,
     ) -> Vec<(usize, T)> {
-        let rows: usize = step.complete().map(|f| 1 + f.draft.len()).sum();
-        let vocab = logits.len() / rows.max(1);
         let mut own: Vec<Option<(&[f32], &[u32])>> = vec![None; self.running.len()];
-        let mut rest = logits;
-        for f in step.complete() {
-            let (rows, behind) = rest.split_at((1 + f.draft.len()) * vocab);
+        for (f, rows) in step.with_logits(logits) {
             own[f.sequence] = Some((rows, &f.draft));
-            rest = behind;
         }
         let drawn = self.running.par_iter_mut().zip(own).enumerate().filter_map(|(i, (sequence, own))| {
             let (rows, draft) = own?;

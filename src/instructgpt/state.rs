@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use crate::domain::files::write_atomically;
 use crate::domain::{Metric, Progress, hash};
 use crate::train::Reporter;
 
@@ -64,11 +65,8 @@ impl PipelineState {
     /// Writes the state atomically; a step counts as done only when its record is on disk.
     fn put(&mut self, name: &str, record: StepRecord) -> Result<()> {
         self.steps.insert(name.to_owned(), record);
-        let part = self.path.with_extension("json.part");
-        let mut file = File::create(&part).with_context(|| format!("writing {}", part.display()))?;
-        file.write_all(&serde_json::to_vec_pretty(&self.steps)?)?;
-        file.sync_all()?;
-        Ok(std::fs::rename(&part, &self.path)?)
+        write_atomically(&self.path, &serde_json::to_vec_pretty(&self.steps)?)
+            .with_context(|| format!("writing {}", self.path.display()))
     }
 }
 

@@ -3,11 +3,22 @@
 use std::time::Duration;
 
 use anyhow::{Result, anyhow};
-use reqwest::Response;
+use reqwest::redirect::Policy;
+use reqwest::{Client, Response};
+use tokio::runtime::{Builder, Runtime};
 
 /// A try beyond the first, after a failure that may pass: no connection, a time-out, 429, 5xx.
 const RETRIES: u32 = 3;
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
+
+/// A client that follows no redirects and uses no proxy, and a runtime for a caller that blocks.
+///
+/// # Errors
+/// When the system gives no sockets or no runtime.
+pub(super) fn client() -> Result<(Client, Runtime)> {
+    let client = Client::builder().redirect(Policy::none()).no_proxy().build()?;
+    Ok((client, Builder::new_current_thread().enable_all().build()?))
+}
 
 pub(super) enum Failure {
     Passing(anyhow::Error),

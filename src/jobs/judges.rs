@@ -11,7 +11,7 @@ use reqwest::Client;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::asking::{Failure, body, persistently};
+use super::asking::{self, Failure, body, persistently};
 use crate::config::JudgeConfig;
 use crate::train::judge::{Judge, Question};
 
@@ -45,8 +45,7 @@ impl HttpJudge {
     /// # Errors
     /// When the system gives no sockets or no runtime.
     pub fn new(name: &str, config: &JudgeConfig) -> Result<Self> {
-        let client = Client::builder().redirect(reqwest::redirect::Policy::none()).no_proxy().build()?;
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let (client, runtime) = asking::client()?;
         Ok(Self { client, runtime, name: name.to_owned(), config: config.clone() })
     }
 

@@ -8,11 +8,11 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
-use super::files::write_atomically;
 use super::queue::{JobArgs, file_names, leaves_out, needs_model, takes, wants};
 use crate::artifacts::{ArtifactError, Artifacts};
 use crate::data::from_feedback::{FeedbackRecord, preferences};
 use crate::data::{Comparison, PromptRecord, Thumbed, Written, pairs, thumbs};
+use crate::domain::files::write_atomically;
 use crate::domain::*;
 use crate::store::{FeedbackFact, PromptFilter, RankedFilter, Store, StoreError, find_version, learns_from_requests};
 use crate::train::Recipe;

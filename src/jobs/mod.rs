@@ -11,7 +11,6 @@ mod checkpoints;
 pub mod child;
 pub mod estimate;
 pub mod executors;
-mod files;
 pub mod judges;
 mod lease;
 pub mod leftovers;

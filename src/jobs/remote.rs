@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use reqwest::{Client, Url};
 use serde::{Deserialize, Serialize};
 
-use super::asking::{Failure, body, persistently};
+use super::asking::{self, Failure, body, persistently};
 use crate::train::remote::{RemoteItem, RemoteReward};
 
 /// Most bytes of the response for each completion.
@@ -42,8 +42,7 @@ impl HttpRewards {
         if let Some(wrong) = hosts.iter().find(|host| !crate::config::is_host(host)) {
             anyhow::bail!("'{wrong}' is not a host: write HOST or HOST:PORT, without https:// and without a path");
         }
-        let client = Client::builder().redirect(reqwest::redirect::Policy::none()).no_proxy().build()?;
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let (client, runtime) = asking::client()?;
         Ok(Some(Self { client, runtime, hosts: hosts.to_vec() }))
     }
 

@@ -11,7 +11,6 @@ use tracing::Instrument;
 
 use super::checkpoints::{self, CheckpointUploader};
 use super::executors::{Attempt, Executors, Work};
-use super::files::write_atomically;
 use super::materialise::{PrepareError, Prepared, prepare};
 use super::process::TrainerOutput;
 use super::publish::{PublishedFiles, Release, publish_files};
@@ -20,6 +19,7 @@ use super::settings::SupervisorConfig;
 use super::spans;
 use super::wire::{Line, SPEC, Spec};
 use crate::artifacts::Artifacts;
+use crate::domain::files::write_atomically;
 use crate::domain::*;
 use crate::store::{Fence, JobReport, Store, StoreError};
 use crate::train::{Recipe, TrainOutcome};

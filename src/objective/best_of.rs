@@ -2,7 +2,7 @@
 //! alone (best-of-n distillation: RAFT, 2304.06767).
 
 /// The best and the worst sample of every group of `group` consecutive `scores`, as indices into `scores`; of equals the
-/// first. Groups whose scores are all the same hold no preference and are left out.
+/// first. Groups whose scores are all the same contain no preference and are left out.
 pub fn extremes(scores: &[f64], group: usize) -> Vec<[usize; 2]> {
     let of = |(g, scores): (usize, &[f64])| {
         let (best, worst) = (first_extreme(scores, |a, b| a > b)?, first_extreme(scores, |a, b| a < b)?);

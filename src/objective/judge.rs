@@ -1,7 +1,7 @@
-//! What a language model's answer to a question of a few choices says: the expected grade (G-Eval, 2303.16634) and the
+//! Scores from a language model's answers to questions with a few choices: the expected grade (G-Eval, 2303.16634) and the
 //! preference between two answers that were shown in both orders (2306.05685). Plain numbers only.
 
-/// Below this probability on all choices together, the answer says nothing.
+/// An answer whose choices have less probability than this in total gives no score.
 const LEAST: f64 = 1e-12;
 
 /// The probability of each of several texts, from `logprobs`: of text i, the log-prob of an answer that begins with it.
@@ -26,7 +26,7 @@ pub fn expected_grade(masses: &[f64]) -> Option<f64> {
     (total.is_finite() && total > LEAST).then(|| weighted / total)
 }
 
-/// What a judge says of two answers.
+/// A judge's preference between two answers.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Preference {
     /// That the first answer is better: the mean over both orders.
@@ -39,7 +39,7 @@ pub struct Preference {
 
 /// The preference between answers a and b. `ab` are the probabilities that the answer in the first and in the second place
 /// is better where a was shown first, `ba` the same where b was; neither needs to add up to 1. `None` where one of the two
-/// says nothing.
+/// has no probability on the choices.
 pub fn preference(ab: [f64; 2], ba: [f64; 2]) -> Option<Preference> {
     let first = |[first, second]: [f64; 2]| {
         let total = first + second;

@@ -194,8 +194,8 @@ fn tile_rows<F: Form>(kind: Dot, panel: &Panel<'_>, r0: usize, count: usize, til
     // SAFETY: `dot_kernel` has checked the features, the assertions the panel; rows r0..r0 + count exist.
     unsafe {
         match kind {
-            Dot::Vnni => return for_rows!(count, x86::vnni, F, panel, r0, tile),
-            Dot::Avx2 => return for_rows!(count, x86::avx2, F, panel, r0, tile),
+            Dot::Vnni => return for_rows!(count, x86::vnni of F; panel, r0, tile),
+            Dot::Avx2 => return for_rows!(count, x86::avx2 of F; panel, r0, tile),
             Dot::Plain => {}
         }
     }

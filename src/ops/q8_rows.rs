@@ -112,28 +112,16 @@ pub(super) fn over_tiles(
 
 /// Calls a kernel that is generic over its number of rows (1 to `MAX_R`), and perhaps over a form of weights.
 macro_rules! for_rows {
-    ($count:expr, $($kernel:ident)::+, $form:ident, $($arg:expr),*) => {
+    ($count:expr, $($kernel:ident)::+ $(of $form:ident)?; $($arg:expr),*) => {
         match $count {
-            1 => $($kernel)::+::<$form, 1>($($arg),*),
-            2 => $($kernel)::+::<$form, 2>($($arg),*),
-            3 => $($kernel)::+::<$form, 3>($($arg),*),
-            4 => $($kernel)::+::<$form, 4>($($arg),*),
-            5 => $($kernel)::+::<$form, 5>($($arg),*),
-            6 => $($kernel)::+::<$form, 6>($($arg),*),
-            7 => $($kernel)::+::<$form, 7>($($arg),*),
-            _ => $($kernel)::+::<$form, 8>($($arg),*),
-        }
-    };
-    ($count:expr, $($kernel:ident)::+; $($arg:expr),*) => {
-        match $count {
-            1 => $($kernel)::+::<1>($($arg),*),
-            2 => $($kernel)::+::<2>($($arg),*),
-            3 => $($kernel)::+::<3>($($arg),*),
-            4 => $($kernel)::+::<4>($($arg),*),
-            5 => $($kernel)::+::<5>($($arg),*),
-            6 => $($kernel)::+::<6>($($arg),*),
-            7 => $($kernel)::+::<7>($($arg),*),
-            _ => $($kernel)::+::<8>($($arg),*),
+            1 => $($kernel)::+::<$($form,)? 1>($($arg),*),
+            2 => $($kernel)::+::<$($form,)? 2>($($arg),*),
+            3 => $($kernel)::+::<$($form,)? 3>($($arg),*),
+            4 => $($kernel)::+::<$($form,)? 4>($($arg),*),
+            5 => $($kernel)::+::<$($form,)? 5>($($arg),*),
+            6 => $($kernel)::+::<$($form,)? 6>($($arg),*),
+            7 => $($kernel)::+::<$($form,)? 7>($($arg),*),
+            _ => $($kernel)::+::<$($form,)? 8>($($arg),*),
         }
     };
 }

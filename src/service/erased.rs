@@ -1,7 +1,6 @@
 //! Lists of people whose data was erased: in a data directory and in the manifests of backups, so that restoring a
 //! backup from before an erasure erases the data again.
 
-use std::io::Write;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -9,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::random::actor_hash;
 use crate::domain::Micros;
+use crate::domain::files::write_atomically;
 use crate::store::{Erase, ErasedPerson, Store, StoreError};
 
 /// The list in a data directory.
@@ -22,21 +22,12 @@ struct List {
     erased: Vec<ErasedPerson>,
 }
 
-/// Writes a file atomically: a crash leaves either the old or the new contents.
-fn write_atomically(path: &Path, value: &Value) -> std::io::Result<()> {
-    let partial = path.with_extension("json.part");
-    let mut file = std::fs::File::create(&partial)?;
-    file.write_all(&serde_json::to_vec_pretty(value)?)?;
-    file.sync_all()?;
-    std::fs::rename(&partial, path)
-}
-
 /// Writes the list into a data directory.
 ///
 /// # Errors
 /// What the file system says.
 pub fn write_list(data_dir: &Path, people: &[ErasedPerson]) -> std::io::Result<()> {
-    write_atomically(&data_dir.join(LIST), &json!({"erased": people}))
+    write_atomically(&data_dir.join(LIST), &serde_json::to_vec_pretty(&json!({"erased": people}))?)
 }
 
 /// Reads the people that a file names: a list, or a manifest (also by its backup's directory).
@@ -57,7 +48,7 @@ pub fn add_to_manifest(backup: &Path, people: &[ErasedPerson]) -> std::io::Resul
     let mut manifest: Value = serde_json::from_slice(&std::fs::read(&path)?)?;
     let known: List = serde_json::from_value(manifest.clone())?;
     manifest["erased"] = serde_json::to_value(merged(known.erased.into_iter().chain(people.iter().cloned())))?;
-    write_atomically(&path, &manifest)
+    write_atomically(&path, &serde_json::to_vec_pretty(&manifest)?)
 }
 
 /// One entry for each person; removal has priority over anonymization.

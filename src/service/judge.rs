@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::label::{ASKED, VERSIONS, day_start, quota_of};
 use super::random::shown_order;
-use super::ratings::{self, Given};
+use super::ratings::{self, SubmittedRatings};
 use super::{Result, ServiceError, Services, bad_input, guidelines, not_found_as, uncancelled};
 use crate::domain::*;
 use crate::eval::quality::labelers::met;
@@ -73,7 +73,7 @@ pub async fn judge(services: &Arc<Services>, actor: &Actor, place: Place, submis
         return Err(ServiceError::Forbidden("this assignment is another labeler's".into()));
     }
     check(&submission, set)?;
-    let given = Given {
+    let given = SubmittedRatings {
         outcome: submission.outcome,
         rubric_version: submission.rubric_version.as_deref(),
         ratings: submission.ratings,

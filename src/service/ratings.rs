@@ -8,8 +8,8 @@ use crate::domain::*;
 
 const MAX_TAGS: usize = 16;
 
-/// What a judgment says by a rubric, and the set that it is about.
-pub struct Given<'a> {
+/// The ratings of a submission, and the set that it judges.
+pub struct SubmittedRatings<'a> {
     pub outcome: Outcome,
     /// As the labeler was shown it; `None` where they name none.
     pub rubric_version: Option<&'a str>,
@@ -26,7 +26,7 @@ pub struct Given<'a> {
 /// # Errors
 /// `BadInput` naming the field: an unknown version, completion or dimension, a value that does not fit, a required
 /// rating that is missing.
-pub fn checked(given: Given<'_>, rubric: Option<&Rubric>) -> Result<(Option<String>, Vec<Rating>)> {
+pub fn checked(given: SubmittedRatings<'_>, rubric: Option<&Rubric>) -> Result<(Option<String>, Vec<Rating>)> {
     let ranks = given.outcome == Outcome::Ranked;
     let Some(rubric) = rubric else {
         return match given.rubric_version {

@@ -50,7 +50,7 @@ pub fn presets() -> Result<Vec<Preset>> {
 /// All stored versions, newest first, and the active one.
 ///
 /// # Errors
-/// What the store says.
+/// Errors of the store.
 pub async fn versions(services: &Services) -> Result<(Vec<RubricVersion>, Option<Rubric>)> {
     let rubrics = services.store.rubrics();
     Ok((rubrics.list().await?, rubrics.active().await?))
@@ -59,7 +59,7 @@ pub async fn versions(services: &Services) -> Result<(Vec<RubricVersion>, Option
 /// The active rubric.
 ///
 /// # Errors
-/// What the store says.
+/// Errors of the store.
 pub async fn active(services: &Services) -> Result<Option<Rubric>> {
     Ok(services.store.rubrics().active().await?)
 }

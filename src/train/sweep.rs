@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::args::{Cell, SweepArgs, roles, run_args};
 use super::{Recipe, Reporter, TrainOutcome};
+use crate::domain::files::write_atomically;
 use crate::domain::{Metric, Progress};
 use crate::train::judge::Judge;
 use crate::train::remote::RemoteReward;
@@ -21,7 +22,7 @@ const BY: &[&str] = &["heldout_accuracy", "last.gold", "heldout_loss", "last.rew
 /// Names of figures that are better when they are smaller.
 const SMALLER: &[&str] = &["loss", "perplexity", "bits_per_byte", "ece", "kl"];
 
-/// What a finished run leaves in its directory.
+/// The file in the directory of a finished run.
 #[derive(Serialize, Deserialize)]
 struct Finished {
     /// Its arguments, without what changes no result.
@@ -43,23 +44,23 @@ struct Figure {
 /// # Errors
 /// As the recipe's own run; a figure that no run has.
 pub fn run(recipe: &Recipe, args: &Value, sweep: &SweepArgs, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
-    let places = Places::new(args)?;
+    let directories = RunDirectories::new(args)?;
     let cells = sweep.cells();
     let total = cells.len() as u64 * sweep.seeds;
     let mut results: Vec<Vec<Value>> = vec![Vec::new(); cells.len()];
     let mut steps = 0;
     for number in 0..total {
         let (cell, seed) = ((number / sweep.seeds) as usize, number % sweep.seeds);
-        let own = places.args(run_args(args, &cells[cell], seed)?, number)?;
+        let own = directories.args(run_args(args, &cells[cell], seed)?, number)?;
         let name = describe(&cells[cell], &own["seed"]);
-        let metrics = match places.finished(number, &own) {
+        let metrics = match directories.read_result(number, &own) {
             Some(metrics) => metrics,
             None => {
                 let say = format!("run {} of {total}: {name}", number + 1);
                 reporter.event("log", json!({"message": say}));
-                let mut part = Part { whole: reporter, number, total, name: say, steps: &mut steps };
+                let mut part = RunReporter { whole: reporter, number, total, name: say, steps: &mut steps };
                 match (recipe.run)(&own, &mut part).with_context(|| format!("the run with {name}"))? {
-                    TrainOutcome::Done { metrics, .. } => places.finish(number, &own, metrics)?,
+                    TrainOutcome::Done { metrics, .. } => directories.store_result(number, &own, metrics)?,
                     stopped @ TrainOutcome::Stopped { .. } => return Ok(stopped),
                 }
             }
@@ -74,17 +75,17 @@ pub fn run(recipe: &Recipe, args: &Value, sweep: &SweepArgs, reporter: &mut dyn 
     let table: Vec<BTreeMap<String, Figure>> = results.iter().map(|runs| over_seeds(runs)).collect();
     let by = chosen_figure(sweep.by.as_deref(), &table)?;
     let best = best(&table, &by).with_context(|| format!("sweep.by: no run has a finite {by}"))?;
-    places.publish(best as u64 * sweep.seeds)?;
+    directories.publish(best as u64 * sweep.seeds)?;
     let mut metrics = results[best].first().cloned().unwrap_or_default();
     let rows = cells.iter().zip(&table).map(|(cell, figures)| json!({"args": cell, "figures": figures}));
     metrics["sweep"] = json!({
         "by": by, "best": best, "seeds": sweep.seeds, "cells": rows.collect::<Vec<_>>(),
     });
-    Ok(TrainOutcome::Done { model_dir: places.output.display().to_string(), metrics })
+    Ok(TrainOutcome::Done { model_dir: directories.output.display().to_string(), metrics })
 }
 
-/// Where the runs of a sweep keep their files.
-struct Places {
+/// The directories of the runs of a sweep.
+struct RunDirectories {
     output: PathBuf,
     /// Directories of the runs, beside the checkpoints or beside the result.
     runs: PathBuf,
@@ -93,7 +94,7 @@ struct Places {
     resume: bool,
 }
 
-impl Places {
+impl RunDirectories {
     fn new(args: &Value) -> Result<Self> {
         let path = |name: &str| args.get(name).and_then(Value::as_str).map(PathBuf::from);
         let output = path("output_dir").context("output_dir: is required")?;
@@ -128,18 +129,17 @@ impl Places {
         Ok(args)
     }
 
-    /// What a run said that has ended before, if it was made with the same arguments.
-    fn finished(&self, number: u64, args: &Value) -> Option<Value> {
+    /// The metrics of a run that finished before with the same arguments.
+    fn read_result(&self, number: u64, args: &Value) -> Option<Value> {
         let text = std::fs::read(self.of(number).join("finished.json")).ok().filter(|_| self.resume)?;
         let finished: Finished = serde_json::from_slice(&text).ok()?;
-        (finished.args == what_counts(args)).then_some(finished.metrics)
+        (finished.args == result_arguments(args)).then_some(finished.metrics)
     }
 
-    fn finish(&self, number: u64, args: &Value, metrics: Value) -> Result<Value> {
-        let (dir, finished) = (self.of(number), Finished { args: what_counts(args), metrics });
-        let beside = dir.join("finished.tmp");
-        std::fs::write(&beside, serde_json::to_vec(&finished)?)
-            .and_then(|()| std::fs::rename(&beside, dir.join("finished.json")))
+    /// Stores the metrics of a finished run, and gives them back.
+    fn store_result(&self, number: u64, args: &Value, metrics: Value) -> Result<Value> {
+        let (dir, finished) = (self.of(number), Finished { args: result_arguments(args), metrics });
+        write_atomically(&dir.join("finished.json"), &serde_json::to_vec(&finished)?)
             .with_context(|| format!("writing to {}", dir.display()))?;
         Ok(finished.metrics)
     }
@@ -167,8 +167,8 @@ fn copy_all(from: &Path, to: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Arguments without those that another attempt may have otherwise.
-fn what_counts(args: &Value) -> Value {
+/// The arguments that decide the result, without those that may differ between attempts.
+fn result_arguments(args: &Value) -> Value {
     let mut args = args.clone();
     if let Some(all) = args.as_object_mut() {
         all.retain(|name, _| !roles::is_free_on_resume(name));
@@ -243,18 +243,18 @@ fn best(table: &[BTreeMap<String, Figure>], by: &str) -> Option<usize> {
     means.reduce(|best, next| if better(next.1, best.1) == Some(Ordering::Less) { next } else { best }).map(|(i, _)| i)
 }
 
-/// Tells of one run as a part of the whole. Its curves and samples stay in its own log files: several runs have the same
-/// names and steps.
-struct Part<'a> {
+/// Reports one run as a part of the sweep. Its metrics and samples stay in its own log files, because several runs have the
+/// same names and steps.
+struct RunReporter<'a> {
     whole: &'a mut dyn Reporter,
     number: u64,
     total: u64,
     name: String,
-    /// Steps of one run, as the last one that knew said.
+    /// Steps of one run, as last reported.
     steps: &'a mut u64,
 }
 
-impl Reporter for Part<'_> {
+impl Reporter for RunReporter<'_> {
     fn progress(&mut self, progress: &Progress) {
         // A run does not know its steps while it loads.
         *self.steps = progress.total_steps.unwrap_or(*self.steps);

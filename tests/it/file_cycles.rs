@@ -25,8 +25,6 @@ const KNOWN: &[&[&str]] = &[
     &["engine::constraint::compile", "engine::constraint::guide"],
     &["engine::loaded", "engine::output", "engine::scheduler", "engine::sequence"],
     &["train::rl::redraw", "train::rl::rollout"],
-    &["train::rl::grading", "train::rl::rewards", "train::rl::rules"],
-    &["train::rl::selected", "train::rl::update"],
     &["train::rl::final_answer::number", "train::rl::final_answer::units"],
 ];
 

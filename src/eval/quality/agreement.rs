@@ -103,22 +103,19 @@ impl Tally {
         if m < 2 {
             return;
         }
+        let given: Vec<usize> = unit.ratings.iter().map(|rating| rating.1).collect();
+        add_coincidences(&mut self.coincidences, &given);
         let mut by_category = [0.0; CATEGORIES];
-        for (_, category) in &unit.ratings {
+        for category in &given {
             by_category[*category] += 1.0;
         }
-        for (i, (_, a)) in unit.ratings.iter().enumerate() {
-            for (j, (_, b)) in unit.ratings.iter().enumerate() {
-                if i != j {
-                    self.coincidences[*a][*b] += 1.0 / (m - 1) as f64;
-                }
-                if i < j {
-                    self.pairs += 1.0;
-                    self.same += f64::from(a == b);
-                    if *a != TIE && *b != TIE {
-                        self.strict += 1.0;
-                        self.strict_same += f64::from(a == b);
-                    }
+        for (i, a) in given.iter().enumerate() {
+            for b in &given[i + 1..] {
+                self.pairs += 1.0;
+                self.same += f64::from(a == b);
+                if *a != TIE && *b != TIE {
+                    self.strict += 1.0;
+                    self.strict_same += f64::from(a == b);
                 }
             }
         }
@@ -148,6 +145,17 @@ impl Tally {
         let chance: f64 = self.fleiss_ratings.iter().map(|c| (c / total).powi(2)).sum();
         (self.fleiss_units > 0.0 && chance < 1.0)
             .then(|| (self.fleiss_sum / self.fleiss_units - chance) / (1.0 - chance))
+    }
+}
+
+/// Adds one unit to a coincidence matrix: each ordered pair of its m ratings weighs 1 / (m − 1).
+pub(super) fn add_coincidences<R: AsMut<[f64]>>(coincidences: &mut [R], ratings: &[usize]) {
+    for (i, a) in ratings.iter().enumerate() {
+        for (j, b) in ratings.iter().enumerate() {
+            if i != j {
+                coincidences[*a].as_mut()[*b] += 1.0 / (ratings.len() - 1) as f64;
+            }
+        }
     }
 }
 

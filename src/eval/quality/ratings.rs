@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
-use super::agreement::{Distance, alpha};
+use super::agreement::{Distance, add_coincidences, alpha};
 use super::statistics::{Figure, Resampling, bootstrap, figure, of_few};
 use crate::domain::{CompletionId, Dimension, DimensionKind, GivenRating, LabelerId, RatingValue, SetId};
 
@@ -77,17 +77,13 @@ impl Tally {
 
     /// Adds the categories that labelers gave one completion; `worth` is what each category adds to the mean.
     fn count(&mut self, given: &[usize], worth: impl Fn(usize) -> f64) {
+        add_coincidences(&mut self.coincidences, given);
         for (i, a) in given.iter().enumerate() {
             self.ratings += 1.0;
             self.sum += worth(*a);
-            for (j, b) in given.iter().enumerate() {
-                if i != j {
-                    self.coincidences[*a][*b] += 1.0 / (given.len() - 1) as f64;
-                }
-                if i < j {
-                    self.pairs += 1.0;
-                    self.same += f64::from(a == b);
-                }
+            for b in &given[i + 1..] {
+                self.pairs += 1.0;
+                self.same += f64::from(a == b);
             }
         }
     }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::jobs::files::write_atomically;
+use crate::domain::files::write_atomically;
 
 /// Directory of all attempts in a job's directory.
 pub const ATTEMPTS: &str = "attempts";

@@ -79,7 +79,7 @@ fn write_attempt(channel: &Channel, spec: &Spec, message: SupervisorMessage) -> 
     let output_dir: PathBuf = channel.dir().join("output");
     let spec = Spec { output_dir, by_files: true, ..spec.clone() };
     channel.begin()?;
-    crate::jobs::files::write_atomically(&channel.dir().join(SPEC), &serde_json::to_vec_pretty(&spec)?)?;
+    crate::domain::files::write_atomically(&channel.dir().join(SPEC), &serde_json::to_vec_pretty(&spec)?)?;
     channel.send_message(message)
 }
 

@@ -130,18 +130,16 @@ fn sixty_four() -> usize {
 impl RewardSpec {
     pub(super) fn check(&self, field: &str) -> Result<(), ArgsError> {
         match self {
-            Self::Regex { pattern, .. } => match regex::Regex::new(pattern) {
-                Ok(_) => Ok(()),
-                Err(error) => ensure(false, &format!("{field}.pattern"), &error.to_string()),
-            },
+            Self::Regex { pattern, .. } | Self::FinalAnswer { pattern: Some(pattern), .. } => {
+                match regex::Regex::new(pattern) {
+                    Ok(_) => Ok(()),
+                    Err(error) => ensure(false, &format!("{field}.pattern"), &error.to_string()),
+                }
+            }
             Self::Contains { texts, .. } => ensure(!texts.is_empty(), &format!("{field}.texts"), "must not be empty"),
             Self::WordShare { words } => ensure(!words.is_empty(), &format!("{field}.words"), "must not be empty"),
             Self::Length { target, .. } => ensure(*target >= 1, &format!("{field}.target"), "must be at least 1"),
             Self::Exact { .. } | Self::FinalAnswer { pattern: None, .. } => Ok(()),
-            Self::FinalAnswer { pattern: Some(pattern), .. } => match regex::Regex::new(pattern) {
-                Ok(_) => Ok(()),
-                Err(error) => ensure(false, &format!("{field}.pattern"), &error.to_string()),
-            },
             Self::Http { url, timeout_seconds, batch } => {
                 let web = url.starts_with("http://") || url.starts_with("https://");
                 ensure(web, &format!("{field}.url"), "must be an http or https address")?;

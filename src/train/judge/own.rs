@@ -59,6 +59,8 @@ impl OwnJudge {
 struct Spelled {
     /// Each way to write a choice, once.
     ways: Vec<Way>,
+    /// The tokens of all ways, ascending: the only ones whose log-probs are read.
+    tokens: Vec<u32>,
     /// Index of the longest other way that a way begins with.
     extends: Vec<Option<usize>>,
     /// Beginnings behind which a next token is asked for, none of which begins another one.
@@ -96,24 +98,33 @@ impl Spelled {
             shorter.max_by_key(|i| ways[*i].ids.len())
         };
         let extends = ways.iter().map(longest).collect();
+        let mut tokens: Vec<u32> = ways.iter().flat_map(|way| way.ids.iter().copied()).collect();
+        tokens.sort_unstable();
+        tokens.dedup();
         let mut beginnings: Vec<Vec<u32>> = ways.iter().map(|way| way.ids[..way.ids.len() - 1].to_vec()).collect();
         beginnings.sort_unstable();
         beginnings.dedup();
         let all = beginnings.clone();
         beginnings.retain(|one| !all.iter().any(|other| begins(one, other)));
-        Ok(Self { ways, extends, beginnings })
+        Ok(Self { ways, tokens, extends, beginnings })
     }
 
-    /// Probabilities of `n` choices, from the log-probs [len + 1, vocabulary] of each beginning: row k is what follows its
-    /// first k tokens.
+    /// The log-probs of `tokens` in a row of logits over the whole vocabulary.
+    fn read(&self, logits: &[f32]) -> Vec<f32> {
+        let normaliser = log_sum_exp(logits, 1.0);
+        self.tokens.iter().map(|id| logits[*id as usize] - normaliser).collect()
+    }
+
+    /// Probabilities of `n` choices, from the log-probs `[len + 1, tokens]` of each beginning: row k is of the token that
+    /// follows its first k tokens.
     fn masses(&self, n: usize, following: &[Vec<Vec<f32>>]) -> Result<Vec<f64>> {
         let mut logprobs = Vec::with_capacity(self.ways.len());
         for way in &self.ways {
             let before = &way.ids[..way.ids.len() - 1];
             let at = self.beginnings.iter().position(|beginning| beginning.starts_with(before));
             let rows = &following[at.context("a choice has no beginning")?];
-            let each = way.ids.iter().zip(rows).map(|(id, row)| f64::from(row[*id as usize]));
-            logprobs.push(each.sum::<f64>());
+            let place = |id: &u32| self.tokens.partition_point(|token| token < id);
+            logprobs.push(way.ids.iter().zip(rows).map(|(id, row)| f64::from(row[place(id)])).sum::<f64>());
         }
         let mut of_choices = vec![0.0; n];
         for (way, mass) in self.ways.iter().zip(masses(&logprobs, &self.extends)) {
@@ -127,14 +138,15 @@ impl Judge for OwnJudge {
     fn masses(&self, questions: &[Question], choices: &[&str]) -> Result<Vec<Vec<f64>>> {
         let reply = choices.iter().map(|choice| choice.len() + 1).max().unwrap_or(1);
         let mut spelled = Vec::with_capacity(questions.len());
-        // Question and beginning of each sequence.
-        let (mut sequences, mut tails): (Vec<Vec<u32>>, Vec<usize>) = (Vec::new(), Vec::new());
-        for question in questions {
+        // Of each sequence: question and beginning, the rows that are read, and the number of the question.
+        let (mut sequences, mut tails, mut owners) = (Vec::<Vec<u32>>::new(), Vec::<usize>::new(), Vec::new());
+        for (number, question) in questions.iter().enumerate() {
             let ids = self.ids(question, reply)?;
             let ways = Spelled::new(&self.texts, &ids, choices)?;
             for beginning in &ways.beginnings {
                 sequences.push([ids.as_slice(), beginning].concat());
                 tails.push(beginning.len() + 1);
+                owners.push(number);
             }
             spelled.push(ways);
         }
@@ -144,14 +156,10 @@ impl Judge for OwnJudge {
             let ids: Vec<&[u32]> = group.iter().map(|&i| sequences[i].as_slice()).collect();
             let wanted: Vec<usize> = group.iter().map(|&i| tails[i]).collect();
             let hidden = self.decoder.frozen_tails(&PackedBatch::new(&ids), &wanted)?;
-            let mut logprobs = self.decoder.logits(&hidden)?.to_vec2::<f32>()?;
-            for row in &mut logprobs {
-                let normaliser = log_sum_exp(row, 1.0);
-                row.iter_mut().for_each(|logit| *logit -= normaliser);
-            }
-            let mut logprobs = logprobs.into_iter();
+            let logits = self.decoder.logits(&hidden)?.to_vec2::<f32>()?;
+            let mut logits = logits.iter();
             for i in group {
-                rows[i] = logprobs.by_ref().take(tails[i]).collect();
+                rows[i] = logits.by_ref().take(tails[i]).map(|row| spelled[owners[i]].read(row)).collect();
             }
         }
         let mut rest = rows.as_slice();

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::rollout::{PromptIds, Rollout, Sampler, Watch};
 use super::update::{Experience, Learner, Summary};
-use super::{Algorithm, Ensemble, Outside, Reward, Sources};
+use super::{Algorithm, Ensemble, Reward, RewardServices, Sources};
 use crate::data::PromptInput;
 use crate::domain::{Metric, Progress};
 use crate::model::{self, Decoder, Purpose, Weights};
@@ -59,7 +59,8 @@ fn round(nudge: f64, traced: bool) -> (Summary, Vec<f64>, Vec<f64>) {
         .collect();
     let ensemble = Ensemble { kind: rl.ensemble_reward, doubt: rl.ensemble_doubt };
     let sources = Sources { model: None, rule: rl.reward.as_ref(), field: "reward", ensemble };
-    let (reward, _) = Reward::open(&sources, &rl.common, &candle_core::Device::Cpu, &Outside::default()).unwrap();
+    let (reward, _) =
+        Reward::open(&sources, &rl.common, &candle_core::Device::Cpu, &RewardServices::default()).unwrap();
     let sampler = Sampler {
         args: &rl,
         texts: &texts,

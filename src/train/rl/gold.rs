@@ -7,7 +7,8 @@ use anyhow::{Context, Result, bail};
 use candle_core::Device;
 use serde_json::json;
 
-use super::rewards::{Ensemble, Item, Outside, Reward, Sources};
+use super::rewards::{Ensemble, Reward, Sources};
+use super::services::{Item, RewardServices};
 use crate::data::read_comparisons;
 use crate::model::Decoder;
 use crate::prompt::Texts;
@@ -37,7 +38,7 @@ impl Gold {
         reference: &Decoder,
         max_length: usize,
         device: &Device,
-        outside: &Outside,
+        services: &RewardServices,
         reporter: &mut dyn Reporter,
     ) -> Result<Option<Self>> {
         let sources = Sources {
@@ -47,7 +48,7 @@ impl Gold {
             ensemble: Ensemble::default(),
         };
         let reward = match sources.model.is_some() || sources.rule.is_some() {
-            true => Some(Reward::open(&sources, &args.common, device, outside)?.0),
+            true => Some(Reward::open(&sources, &args.common, device, services)?.0),
             false => None,
         };
         let judgments = match &args.gold_comparisons {

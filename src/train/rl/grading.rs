@@ -4,7 +4,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Result, bail, ensure};
 
-use super::rewards::Item;
+use super::services::Item;
 use crate::data::PromptInput;
 use crate::objective::Stats;
 use crate::objective::judge::{expected_grade, preference, win_rates};
@@ -45,7 +45,7 @@ impl Grading {
         }
     }
 
-    /// What the answers since the last call were like: `judge_on_choices` (mean probability on the choices),
+    /// Statistics of the answers since the last call: `judge_on_choices` (mean probability on the choices),
     /// `judge_without_answer` (share of grades or pairs), and of pairs `judge_consistency` and `judge_first_place`.
     pub fn take_figures(&self) -> Stats {
         std::mem::take(&mut *self.figures())

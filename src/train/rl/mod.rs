@@ -1,6 +1,7 @@
 //! Learning from a reward of the policy's own samples: `ppo`, `reinforce`, `rloo`, `grpo`, `online_dpo`, `raft`. One loop:
 //! sample, score, compare with the reference, turn scores into advantages or choose samples by them, take gradient steps.
 
+mod chosen;
 mod critic;
 mod final_answer;
 #[cfg(test)]
@@ -16,6 +17,7 @@ mod rewards;
 mod rollout;
 mod rules;
 mod selected;
+mod services;
 mod update;
 
 use anyhow::{Context, Result, bail};
@@ -24,14 +26,15 @@ use serde_json::{Value, json};
 
 pub use self::rules::{check_rule, score_texts};
 
+use self::chosen::Chosen;
 use self::critic::Critic;
 use self::gold::Gold;
 use self::guard::{GuardState, Limits, Measured, Verdict};
 use self::inputs::{answered, check_held_out, data_hashes, left_out, lengths, prompts};
 use self::report::report;
-use self::rewards::{Ensemble, Item, Outside, Reward, Sources};
+use self::rewards::{Ensemble, Reward, Sources};
 use self::rollout::{Rollout, Sampler, Watch};
-use self::selected::Chosen;
+use self::services::{Item, RewardServices};
 use self::update::{Experience, Learner};
 use super::args::{
     CriticKind, GrpoArgs, Numerics, OnlineDpoArgs, PpoArgs, RaftArgs, RecipeArgs, ReinforceArgs, RewardSpec, RlCommon,
@@ -152,8 +155,8 @@ fn drive<A: RecipeArgs>(
     check_held_out(&rl)?;
     let ensemble = Ensemble { kind: rl.ensemble_reward, doubt: rl.ensemble_doubt };
     let sources = Sources { model: rl.reward_model.as_deref(), rule: rl.reward.as_ref(), field: "reward", ensemble };
-    let outside = Outside::open(&rl, algorithm.group(), &device, reporter)?;
-    let (reward, reward_source) = Reward::open(&sources, &rl.common, &device, &outside)?;
+    let services = RewardServices::open(&rl, algorithm.group(), &device, reporter)?;
+    let (reward, reward_source) = Reward::open(&sources, &rl.common, &device, &services)?;
 
     let policy = Trainable::<Decoder>::for_run(&loaded.config, backbone_and_output(&loaded), &rl.common)?
         .with_source(&loaded.source);
@@ -162,7 +165,7 @@ fn drive<A: RecipeArgs>(
     let critic = critic(&rl, &algorithm, &loaded, reward_source.as_ref())?;
     drop(reward_source);
     let whole = rl.common.max_length.unwrap_or(positions).min(positions);
-    let gold = Gold::open(&rl, &texts, &reference, whole, &device, &outside, reporter)?;
+    let gold = Gold::open(&rl, &texts, &reference, whole, &device, &services, reporter)?;
     let mut unanswered = Vec::new();
     if reward.needs_answers() || gold.as_ref().is_some_and(Gold::needs_answers) {
         unanswered = answered(&mut prompts)?;

@@ -1,87 +1,18 @@
 //! A reward is text → score: a reward model, a rule, a service, a judge, or sums of them. The policy's tokenizer does
 //! not enter: a reward model and a judge read the text with their own.
 
-use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use candle_core::Device;
 
 use super::rules::Rule;
-use crate::data::PromptInput;
-use crate::model::{self, Loaded, Purpose, RewardModel};
+use super::services::{Item, RewardServices, purpose};
+use crate::model::{self, Loaded, RewardModel};
 use crate::objective::Stats;
 use crate::objective::whiten::moments;
 use crate::prompt::Texts;
-use crate::train::Reporter;
-use crate::train::args::{Common, EnsembleReward, FrozenPrecision, RewardSpec, RlCommon};
-use crate::train::judge::{Judge, OwnJudge};
-use crate::train::remote::RemoteReward;
-
-/// A completion to be scored.
-#[derive(Clone, Copy)]
-pub struct Item<'a> {
-    pub prompt: &'a PromptInput,
-    pub text: &'a str,
-    /// The prompt's right answer, where its record has one.
-    pub answer: Option<&'a str>,
-}
-
-/// Whom rewards may ask beside the texts.
-#[derive(Clone, Default)]
-pub struct Outside {
-    /// The client for reward services, where any may be asked.
-    pub remote: Option<Arc<dyn RemoteReward>>,
-    /// The model of `judge_model`.
-    own: Option<Arc<dyn Judge>>,
-    /// Judges of the configuration that the arguments name.
-    named: BTreeMap<String, Arc<dyn Judge>>,
-    /// Samples per prompt.
-    pub group: usize,
-}
-
-impl Outside {
-    /// What the rewards of a run ask, which samples `group` responses to each prompt; loads `judge_model`.
-    ///
-    /// # Errors
-    /// A judge model that cannot be loaded.
-    pub fn open(args: &RlCommon, group: usize, device: &Device, reporter: &dyn Reporter) -> Result<Self> {
-        let own = match &args.judge_model {
-            None => None,
-            Some(path) => {
-                let common = &args.common;
-                let judge = OwnJudge::open(path, device, purpose(common), common.micro_batch_tokens);
-                Some(Arc::new(judge.context("judge_model")?) as Arc<dyn Judge>)
-            }
-        };
-        let names = args.reward.iter().chain(&args.gold_reward).flat_map(RewardSpec::judge_hosts);
-        let named = names.filter_map(|name| Some((name.to_owned(), reporter.judge(name)?))).collect();
-        Ok(Self { remote: reporter.remote(), own, named, group })
-    }
-
-    /// The judge of this name, or the run's own.
-    ///
-    /// # Errors
-    /// When there is none.
-    pub fn judge(&self, host: Option<&str>) -> Result<Arc<dyn Judge>> {
-        match host {
-            None => self.own.clone().context("a judge without `host` is for recipes with a `judge_model`"),
-            Some(name) => {
-                let found = self.named.get(name).cloned();
-                found.with_context(|| format!("the configuration has no judge '{name}' ([judges] in config.toml)"))
-            }
-        }
-    }
-}
-
-/// How models that only score are held.
-fn purpose(common: &Common) -> Purpose {
-    match common.frozen_precision {
-        FrozenPrecision::F32 | FrozenPrecision::Q8_0 | FrozenPrecision::Q4 => Purpose::Score,
-        FrozenPrecision::Bf16 => Purpose::ScoreInBf16,
-    }
-}
+use crate::train::args::{Common, EnsembleReward, RewardSpec};
 
 /// What a reward is made from.
 pub struct Sources<'a> {
@@ -152,7 +83,7 @@ impl Reward {
         sources: &Sources<'_>,
         common: &Common,
         device: &Device,
-        outside: &Outside,
+        services: &RewardServices,
     ) -> Result<(Self, Option<Loaded>)> {
         let field = sources.field;
         let (mut learned, mut source) = (None, None);
@@ -174,7 +105,7 @@ impl Reward {
             });
             source = Some(loaded);
         }
-        let rule = sources.rule.map(|spec| Rule::new(spec, outside).context(field)).transpose()?;
+        let rule = sources.rule.map(|spec| Rule::new(spec, services).context(field)).transpose()?;
         Ok((Self { model: learned, rule }, source))
     }
 
@@ -183,7 +114,7 @@ impl Reward {
         self.rule.as_ref().is_some_and(Rule::needs_answers)
     }
 
-    /// What the answers of its judges since the last call were like.
+    /// Statistics of its judges' answers since the last call.
     pub fn take_figures(&self) -> Stats {
         self.rule.as_ref().map(Rule::take_figures).unwrap_or_default()
     }

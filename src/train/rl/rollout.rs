@@ -9,7 +9,8 @@ use candle_core::{Device, Tensor};
 
 use super::critic::Critic;
 use super::redraw::Groups;
-use super::rewards::{Item, Reward};
+use super::rewards::Reward;
+use super::services::Item;
 use crate::data::PromptInput;
 use crate::generation::{GenParams, Sample, Warpers, generate_recorded};
 use crate::model::{Decoder, Recording};

@@ -10,7 +10,7 @@ use regex::Regex;
 
 use super::final_answer::Wanted;
 use super::grading::Grading;
-use super::rewards::{Item, Outside};
+use super::services::{Item, RewardServices};
 use crate::data::PromptInput;
 use crate::objective::Stats;
 use crate::train::args::{LengthUnit, RewardSpec};
@@ -23,7 +23,7 @@ use crate::train::remote::{RemoteItem, RemoteReward};
 /// A rule that cannot be used here, or an answer that it needs and nobody gave.
 pub fn score_texts(spec: &RewardSpec, prompt: &PromptInput, answer: Option<&str>, texts: &[&str]) -> Result<Vec<f64>> {
     let items: Vec<Item<'_>> = texts.iter().map(|text| Item { prompt, text, answer }).collect();
-    Rule::new(spec, &Outside::default())?.scores(&items)
+    Rule::new(spec, &RewardServices::default())?.scores(&items)
 }
 
 /// Whether `score_texts` can use the rule.
@@ -31,7 +31,7 @@ pub fn score_texts(spec: &RewardSpec, prompt: &PromptInput, answer: Option<&str>
 /// # Errors
 /// Why not.
 pub fn check_rule(spec: &RewardSpec) -> Result<()> {
-    Rule::new(spec, &Outside::default()).map(drop)
+    Rule::new(spec, &RewardServices::default()).map(drop)
 }
 
 /// A `RewardSpec` made ready.
@@ -50,7 +50,7 @@ pub enum Rule {
 impl Rule {
     /// # Errors
     /// A bad pattern, or a service or a judge that cannot be asked here.
-    pub fn new(spec: &RewardSpec, outside: &Outside) -> Result<Self> {
+    pub fn new(spec: &RewardSpec, services: &RewardServices) -> Result<Self> {
         Ok(match spec.clone() {
             RewardSpec::Regex { pattern, score, otherwise } => {
                 Self::Regex { pattern: Regex::new(&pattern).context("pattern")?, score, otherwise }
@@ -64,18 +64,18 @@ impl Rule {
                 Self::FinalAnswer { pattern, score, otherwise }
             }
             RewardSpec::Http { url, timeout_seconds, batch } => {
-                let Some(remote) = &outside.remote else {
+                let Some(remote) = &services.remote else {
                     bail!("{url}: no reward service may be asked here; an administrator allows hosts by name");
                 };
                 remote.allows(&url)?;
                 Self::Http { remote: remote.clone(), url, timeout: Duration::from_secs(timeout_seconds), batch }
             }
             RewardSpec::Judge { rubric, by, host } => Self::Judge {
-                judge: outside.judge(host.as_deref())?,
-                grading: Grading::new(&rubric, by, outside.group),
+                judge: services.judge(host.as_deref())?,
+                grading: Grading::new(&rubric, by, services.group),
             },
             RewardSpec::Sum { terms } => {
-                let terms = terms.iter().map(|term| Ok((term.weight, Self::new(&term.reward, outside)?)));
+                let terms = terms.iter().map(|term| Ok((term.weight, Self::new(&term.reward, services)?)));
                 Self::Sum(terms.collect::<Result<_>>()?)
             }
         })
@@ -90,7 +90,7 @@ impl Rule {
         }
     }
 
-    /// What judges' answers since the last call were like.
+    /// Statistics of judges' answers since the last call.
     pub fn take_figures(&self) -> Stats {
         match self {
             Self::Judge { grading, .. } => grading.take_figures(),
@@ -175,7 +175,7 @@ mod tests {
     use crate::data::PromptInput;
 
     fn rule(spec: Value) -> Rule {
-        Rule::new(&serde_json::from_value(spec).unwrap(), &Outside::default()).unwrap()
+        Rule::new(&serde_json::from_value(spec).unwrap(), &RewardServices::default()).unwrap()
     }
 
     fn score_of(spec: Value, text: &str, answer: Option<&str>) -> f64 {
@@ -227,12 +227,12 @@ mod tests {
     #[test]
     fn a_service_is_asked_only_where_a_client_was_handed_over() {
         let spec = serde_json::from_value(json!({"kind": "http", "url": "http://127.0.0.1:1/score"})).unwrap();
-        let error = Rule::new(&spec, &Outside::default()).err().unwrap().to_string();
+        let error = Rule::new(&spec, &RewardServices::default()).err().unwrap().to_string();
         assert!(error.contains("administrator"), "{error}");
         for (spec, why) in
             [(json!({"kind": "judge"}), "judge_model"), (json!({"kind": "judge", "host": "large"}), "no judge 'large'")]
         {
-            let error = Rule::new(&serde_json::from_value(spec).unwrap(), &Outside::default()).err().unwrap();
+            let error = Rule::new(&serde_json::from_value(spec).unwrap(), &RewardServices::default()).err().unwrap();
             assert!(error.to_string().contains(why), "{error}");
         }
     }

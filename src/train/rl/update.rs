@@ -4,10 +4,10 @@ use anyhow::{Result, bail};
 use candle_core::{DType, Device, Tensor};
 
 use super::Algorithm;
+use super::chosen::Chosen;
 use super::critic::Critic;
 use super::group::{Columns, GroupLoss};
 use super::rollout::Rollout;
-use super::selected::Chosen;
 use crate::model::Recording;
 use crate::objective::{Stats, causal_lm, ppo, reinforce};
 use crate::ops::token_logprobs::TokenLogprobs;
