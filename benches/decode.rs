@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use candle_core::{Device, Tensor};
 use instructd::model::decoder::kv_cache::{CachedSequence, KvCache, StepRows};
-use instructd::model::{Decoder, ModelConfig, load};
+use instructd::model::{Decoder, ModelConfig, open};
 use instructd::ops::linear::WeightFormat;
 use rayon::prelude::*;
 
@@ -74,8 +74,8 @@ fn main() {
         println!("set INSTRUCTD_BENCH_MODEL to a model directory or .gguf file; nothing measured");
         return;
     };
-    let loaded = load(&path, &Device::Cpu).expect("model");
-    let (bandwidth, weights) = (read_bandwidth(), loaded.weights.values().map(|t| t.elem_count() * 4).sum::<usize>());
+    let opened = open(&path).expect("model");
+    let (bandwidth, weights) = (read_bandwidth(), 4 * opened.files.parameters());
     let bound = bandwidth / weights as f64;
     println!(
         "reading memory: {:.1} GB/s; f32 weights of {:.0} MB, so at most {bound:.1} tokens/s for one stream",
@@ -85,7 +85,7 @@ fn main() {
     let only = std::env::var("INSTRUCTD_BENCH_FORMATS").unwrap_or_default();
     for format in WeightFormat::ALL.into_iter().filter(|f| only.is_empty() || only.split(',').any(|o| o == f.as_str()))
     {
-        let decoder = Decoder::serve(&loaded, format).expect("decoder");
-        measure(&decoder, &loaded.config, format.as_str());
+        let decoder = Decoder::serve(&opened, format).expect("decoder");
+        measure(&decoder, &opened.described.config, format.as_str());
     }
 }

@@ -18,6 +18,7 @@ use crate::model::decoder::device::Room;
 use crate::model::decoder::kv_cache::{CachedSequence, KvCache, PAGE, StepRows};
 use crate::model::{self, Decoder, DeviceModel, ModelConfig, Purpose};
 use crate::ops::linear::WeightFormat;
+use crate::ops::pool;
 use crate::prompt::answer::{Dialect, Thinking, ToolFormat, ToolTags};
 use crate::prompt::{ChatError, ChatTemplate, Conversation};
 use crate::tokenizer::Tokenizer;
@@ -165,15 +166,22 @@ pub(super) fn load_model(
     let failed = |e: String| EngineError::Failed(format!("loading '{}': {e}", version.name));
     let simulated = device_name == device::SIMULATED;
     let device = if simulated { Device::Cpu } else { device::open(device_name).map_err(failed)? };
-    let loaded = model::load(path, &device).map_err(|e| failed(e.to_string()))?;
-    let parameters = loaded.weights.values().map(|t| t.elem_count() as u64).sum();
+    let opened = model::open(path).map_err(|e| failed(e.to_string()))?;
+    let parameters = opened.files.parameters();
     let decoder = match device {
-        Device::Cpu if simulated => Decoder::new(&loaded.config, &loaded.weights, Purpose::Score),
-        Device::Cpu => Decoder::serve(&loaded, weights),
-        _ => device::dense(&loaded, weights.as_str()),
+        Device::Cpu if !simulated => Decoder::serve(&opened, weights),
+        _ => {
+            let loaded = model::load(path, &device).map_err(|e| failed(e.to_string()))?;
+            match device {
+                Device::Cpu => Decoder::new(&loaded.config, &loaded.weights, Purpose::Score),
+                _ => device::dense(&loaded, weights.as_str()),
+            }
+        }
     };
     let decoder = decoder.map_err(|e| failed(e.to_string()))?;
     warm_up(&decoder).map_err(failed)?;
+    let loaded = opened.described;
+    pool::return_free_memory();
     let sim = simulated.then(|| Box::new(Sim::new(device::SIMULATED_BYTES)));
     let on_device = sim.map(|sim| on_device(&decoder, sim, weights, limits)).transpose().map_err(failed)?;
     let tokenizer = loaded.tokenizer.as_ref();

@@ -78,15 +78,6 @@ pub(super) fn out_in(config: &ModelConfig, name: &str, w: &Tensor) -> Result<(us
     Ok(if config.family().layout == WeightLayout::InOut { (cols, rows) } else { (rows, cols) })
 }
 
-/// Whether a held tensor is a matrix of this shape in the model's files.
-pub(super) fn fits(config: &ModelConfig, shape: &[usize], tensor: &Tensor) -> bool {
-    let &[mut out, mut input] = shape else { return false };
-    if config.family().layout == WeightLayout::InOut {
-        std::mem::swap(&mut out, &mut input);
-    }
-    Held::of(tensor, input).is_some_and(|held| held.m == out)
-}
-
 /// The numbers that a held matrix represents, f32, in the layout of the model's files.
 ///
 /// # Errors

@@ -5,11 +5,9 @@
 use std::path::Path;
 
 use candle_core::{Device, Result, Tensor};
-use safetensors::SafeTensors;
 
 use super::adapters::lora::{self, LoraConfig};
-use super::gguf::{self, GgufTensors};
-use super::load::{LoadError, hf, map_file};
+use super::load::{self, ModelFiles};
 use super::{ModelConfig, Weights, hold, names};
 use crate::ops::linear::WeightLayout;
 
@@ -25,7 +23,7 @@ struct Rest {
     adapters: Weights,
     /// Matrices held in fewer bits, by name.
     held: Weights,
-    file: Option<File>,
+    file: Option<ModelFiles>,
 }
 
 impl From<Weights> for Merged {
@@ -51,7 +49,8 @@ impl Merged {
         });
         let ready = lora::merge(config, lora, &ready, &ours)?;
         let source = source.filter(|_| !held.is_empty());
-        let file = source.map(|path| File::open(config, path)).transpose().map_err(candle_core::Error::wrap)?;
+        let open = |path| load::open(path).map(|opened| opened.files);
+        let file = source.map(open).transpose().map_err(candle_core::Error::wrap)?;
         let (config, lora) = (config.clone(), lora.clone());
         Ok(Self { ready, rest: Some(Rest { config, lora, adapters: others, held, file }) })
     }
@@ -101,7 +100,14 @@ impl Merged {
 impl Rest {
     fn tensor(&self, name: &str) -> Result<Tensor> {
         let base = match &self.file {
-            Some(file) => file.tensor(&self.config, name).map_err(candle_core::Error::wrap)?,
+            Some(file) => {
+                let tensor = file.tensor(name, &Device::Cpu).map_err(candle_core::Error::wrap)?;
+                let known = names::backbone(&self.config).into_iter().find(|(known, _)| known == name);
+                if known.is_some_and(|(_, shape)| shape != tensor.dims()) {
+                    candle_core::bail!("tensor {name} has another shape than when the model was trained");
+                }
+                tensor
+            }
             None => match self.held.get(name) {
                 Some(held) => hold::dequantize_one(&self.config, name, held)?,
                 None => candle_core::bail!("there is no tensor {name}"),
@@ -113,50 +119,5 @@ impl Rest {
         let delta = lora::delta(&self.lora, a, b)?;
         let delta = if self.config.family().layout == WeightLayout::InOut { delta.t()? } else { delta };
         base + delta
-    }
-}
-
-/// An open model of which single tensors are read.
-enum File {
-    /// The maps of its files, and for each tensor the number of its map and the name in it.
-    Directory(Vec<memmap2::Mmap>, std::collections::BTreeMap<String, (usize, String)>),
-    Gguf(GgufTensors),
-}
-
-impl File {
-    fn open(config: &ModelConfig, path: &Path) -> std::result::Result<Self, LoadError> {
-        if path.is_file() {
-            return Ok(Self::Gguf(gguf::open_raw(path)?.into_parts().1));
-        }
-        let (mut maps, mut found) = (Vec::new(), std::collections::BTreeMap::new());
-        for file in hf::weight_files(path)? {
-            let map = map_file(&file)?;
-            let tensors = SafeTensors::deserialize(&map).map_err(|e| LoadError::malformed(&file, e.to_string()))?;
-            for in_file in tensors.names() {
-                if let Some(name) = names::canonical(config, in_file) {
-                    found.insert(name, (maps.len(), in_file.to_owned()));
-                }
-            }
-            maps.push(map);
-        }
-        Ok(Self::Directory(maps, found))
-    }
-
-    fn tensor(&self, config: &ModelConfig, name: &str) -> std::result::Result<Tensor, LoadError> {
-        let path = Path::new(name);
-        match self {
-            Self::Gguf(tensors) => tensors.tensor(name, &Device::Cpu),
-            Self::Directory(maps, found) => {
-                let bad = |message: String| LoadError::malformed(path, message);
-                let (map, in_file) = found.get(name).ok_or_else(|| bad("there is no such tensor any more".into()))?;
-                let tensors = SafeTensors::deserialize(&maps[*map]).map_err(|e| bad(e.to_string()))?;
-                let view = tensors.tensor(in_file).map_err(|e| bad(e.to_string()))?;
-                let shape =
-                    names::backbone(config).into_iter().find(|(known, _)| known == name).map(|(_, shape)| shape);
-                let values = hf::to_f32(&view).filter(|_| shape.is_none_or(|shape| shape == view.shape()));
-                let values = values.ok_or_else(|| bad("it has another type or shape now".into()))?;
-                Tensor::from_vec(values, view.shape(), &Device::Cpu).map_err(|e| bad(e.to_string()))
-            }
-        }
     }
 }

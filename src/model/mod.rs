@@ -34,7 +34,7 @@ pub use decoder::{Decoder, Purpose, Recompute, Recording, SoftRows};
 pub use encoder::Encoder;
 pub use heads::reward::RewardModel;
 pub use heads::trunk::{Build, Trunk};
-pub use load::{Described, LoadError, Loaded, Sentence, Source, describe, load, load_held};
+pub use load::{Described, LoadError, Loaded, Opened, Sentence, Source, describe, load, load_held, open};
 pub use packed::PackedBatch;
 pub use save::{FileType, save_dir, save_dir_as};
 

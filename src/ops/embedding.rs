@@ -24,9 +24,7 @@ pub fn embedding_but(table: &Tensor, ids: &Arc<Vec<u32>>, padding: Option<u32>) 
     rows.broadcast_mul(&kept)? + rows.detach().broadcast_mul(&kept.affine(-1.0, 1.0)?)?
 }
 
-/// # Errors
-/// An id without a row.
-pub fn check(table: &Tensor, ids: &[u32]) -> Result<()> {
+fn check(table: &Tensor, ids: &[u32]) -> Result<()> {
     let vocab = table.dim(0)?;
     match ids.iter().find(|id| **id as usize >= vocab) {
         Some(id) => candle_core::bail!("id {id} is outside the table of {vocab} rows"),

@@ -20,6 +20,15 @@ pub fn keep_all() {
     LIMIT.store(usize::MAX, Ordering::Relaxed);
 }
 
+/// Returns memory that was freed to the system. After a model is loaded this is as much as the largest of its tensors.
+pub fn return_free_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: a call without arguments in memory; it takes the allocator's own locks.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// A buffer of `len` values of any content: the caller writes all of them.
 pub fn take(len: usize) -> Vec<f32> {
     let found = (len >= WORTH_KEEPING).then(|| {

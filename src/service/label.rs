@@ -10,7 +10,7 @@ use crate::service::people::Actor;
 use crate::store::{LabelerCounts, LeaseRequest, Leased, NoLease, OutlookRequest, Page, Pick, SetContent, StoreError};
 
 /// Open sets are counted up to this number, because counting more costs time.
-pub const MOST_OPEN: i64 = 1000;
+pub const MOST_OPEN: i64 = 100;
 /// Selection policies of sets that a person asked for: of the active version, or of named versions.
 pub(super) const ASKED: &str = "ask";
 pub(super) const VERSIONS: &str = "versions";

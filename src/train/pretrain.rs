@@ -238,7 +238,6 @@ pub(super) fn from_scratch(
         instructd: None,
         sentence: model::Sentence::default(),
         source,
-        gguf: None,
     })
 }
 

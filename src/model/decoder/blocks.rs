@@ -122,7 +122,7 @@ impl Blocks {
     /// # Errors
     /// When an id or a position is outside its table.
     fn new(decoder: &Decoder, ids: &Arc<Vec<u32>>, rows: Rows, made: Option<Trace>) -> Result<Self> {
-        embedding::check(&decoder.embed, ids)?;
+        decoder.embed.check(ids)?;
         decoder.check_positions(&rows.positions)?;
         Ok(Self { decoder: decoder.clone(), ids: ids.clone(), rows, trace: Mutex::new(made) })
     }
@@ -141,7 +141,7 @@ impl Blocks {
     fn run(&self, from: usize) -> Result<Trace> {
         let (decoder, d) = (&self.decoder, self.decoder.config.hidden_size);
         let mut x = pool::take(self.ids.len() * d);
-        embedding::gather(&read(&decoder.embed)?, &self.ids, d, &mut x);
+        decoder.embed.gather(&self.ids, d, &mut x)?;
         scale(&mut x, decoder.config.switches.embedding_scale);
         if let Some(table) = &decoder.positions {
             let mut at = pool::take(x.len());

@@ -49,9 +49,11 @@ impl Blocks {
                 embedding::scatter(table, &self.rows.positions, &g, None)?;
             }
             scale(&mut g, decoder.config.switches.embedding_scale);
-            embedding::scatter(&decoder.embed, &self.ids, &g, decoder.config.frozen_padding())?;
+            if let Some(table) = decoder.embed.tensor() {
+                embedding::scatter(table, &self.ids, &g, decoder.config.frozen_padding())?;
+            }
             // The output matrix, tied or not, already has its gradient, because the backward pass begins at the loss.
-            grad::complete(std::iter::once(&decoder.embed).chain(&decoder.positions))?;
+            grad::complete(decoder.embed.tensor().into_iter().chain(&decoder.positions))?;
         }
         pool::give(g);
         Ok(())

@@ -9,6 +9,7 @@ pub mod kv_cache;
 mod kv_pages;
 mod soft_rows;
 mod tails;
+mod words;
 
 use std::sync::{Arc, Mutex, OnceLock};
 
@@ -17,14 +18,16 @@ use candle_core::{Result, Tensor};
 use self::kv_cache::{KvCache, RopeLength, StepRows};
 use self::soft_rows::replace_rows;
 use self::tails::Tails;
+use self::words::WordTable;
 use crate::model::adapters::lora::LoraConfig;
 use crate::model::config::RopeScaling;
 use crate::model::layers::block::{Layer, layer};
 use crate::model::layers::rope_tables;
-use crate::model::layers::{Builder, Norm};
-use crate::model::{Loaded, ModelConfig, PackedBatch, Weights};
+use crate::model::layers::{Builder, Norm, Parameters};
+use crate::model::load::Opened;
+use crate::model::{ModelConfig, PackedBatch, Weights};
 use crate::ops::attention::{Attend, AttentionSpec, attention};
-use crate::ops::embedding::{self, embedding, embedding_but};
+use crate::ops::embedding::{self, embedding};
 use crate::ops::linear::{Weight, WeightFormat, WeightLayout};
 use crate::ops::rope::{Row, grown_row};
 use crate::ops::token_logprobs::{LogitShape, TokenLogprobs, shaped_logprobs, with_entropy};
@@ -71,7 +74,7 @@ impl Purpose {
 #[derive(Debug, Clone)]
 pub struct Decoder {
     pub config: ModelConfig,
-    pub(in crate::model) embed: Tensor,
+    pub(in crate::model) embed: WordTable,
     pub(in crate::model) positions: Option<Tensor>,
     pub(in crate::model) layers: Vec<Layer>,
     pub(in crate::model) final_norm: Norm,
@@ -124,18 +127,21 @@ pub(in crate::model) struct Rows {
 impl Decoder {
     /// Builds a decoder from `weights` (Hugging Face names). Tensors that are `Var`s receive gradients.
     pub fn new(config: &ModelConfig, weights: &Weights, purpose: Purpose) -> Result<Self> {
-        Self::build(&Builder { config, weights, lora: None, purpose, stored: None })
+        Self::build(&Builder { config, parameters: Parameters::Loaded(weights), lora: None, purpose })
     }
 
     /// Builds a decoder for serving with weights in `format`.
-    pub fn serve(loaded: &Loaded, format: WeightFormat) -> Result<Self> {
-        let format = match (&loaded.gguf, format) {
-            (None, WeightFormat::File) => loaded.published_format(),
+    ///
+    /// Tensors are read one at a time, so that the model is never in memory as f32 where `format` is another, and word
+    /// vectors stay in the file.
+    pub fn serve(opened: &Opened, format: WeightFormat) -> Result<Self> {
+        let format = match (opened.files.gguf(), format) {
+            (None, WeightFormat::File) => opened.published_format(),
             (_, format) => format,
         };
         let purpose = if format == WeightFormat::F32 { Purpose::Serve } else { Purpose::ServeAs(format) };
-        let (config, weights) = (&loaded.config, &loaded.weights);
-        Self::build(&Builder { config, weights, lora: None, purpose, stored: loaded.gguf.as_ref() })
+        let (config, parameters) = (&opened.described.config, Parameters::Files(&opened.files));
+        Self::build(&Builder { config, parameters, lora: None, purpose })
     }
 
     /// Builds a decoder with low-rank adapters (`{module}.lora_A.weight`, `{module}.lora_B.weight`) on the base
@@ -147,7 +153,7 @@ impl Decoder {
         adapters: &Weights,
         purpose: Purpose,
     ) -> Result<Self> {
-        Self::build(&Builder { config, weights, lora: Some((lora, adapters)), purpose, stored: None })
+        Self::build(&Builder { config, parameters: Parameters::Loaded(weights), lora: Some((lora, adapters)), purpose })
     }
 
     fn build(b: &Builder<'_>) -> Result<Self> {
@@ -157,7 +163,7 @@ impl Decoder {
         }
         let (d, vocab) = (c.hidden_size, c.vocab_size);
         let embed_name = format!("{}.weight", family.words);
-        let embed = b.tensor(&embed_name, &[vocab, d])?;
+        let embed = WordTable::new(b, &embed_name, (vocab, d))?;
         let positions = family.positions.map(|name| b.tensor(&format!("{name}.weight"), &[c.max_positions, d]));
         let positions = positions.transpose()?;
         let ropes = rope_tables::tables(c);
@@ -168,12 +174,11 @@ impl Decoder {
         let Some(final_norm) = family.final_norm else { candle_core::bail!("{} has no final norm", family.class) };
         let final_norm = b.norm(final_norm)?;
         let head_name = if c.tie_embeddings { embed_name.as_str() } else { "lm_head.weight" };
-        let tensor = b.tensor(head_name, &[vocab, d])?;
         let head = Head { tensor: Mutex::default(), purpose: b.purpose, ready: OnceLock::new() };
         match b.purpose {
             // The file's own blocks are available here.
-            Purpose::ServeAs(_) => drop(head.ready.set(b.weight(head_name, &tensor, WeightLayout::OutIn)?)),
-            _ => *head.tensor.lock().unwrap_or_else(|e| e.into_inner()) = Some(tensor),
+            Purpose::ServeAs(_) => drop(head.ready.set(b.weight(head_name, (vocab, d), WeightLayout::OutIn)?)),
+            _ => *head.tensor.lock().unwrap_or_else(|e| e.into_inner()) = Some(b.tensor(head_name, &[vocab, d])?),
         }
         Ok(Self {
             config: c.clone(),
@@ -379,7 +384,7 @@ impl Decoder {
     }
 
     fn words(&self, ids: &Arc<Vec<u32>>) -> Result<Tensor> {
-        let words = embedding_but(&self.embed, ids, self.config.frozen_padding())?;
+        let words = self.embed.rows(ids, self.config.frozen_padding())?;
         match self.config.switches.embedding_scale {
             1.0 => Ok(words),
             scale => words * scale,
@@ -471,14 +476,14 @@ impl Decoder {
 
     /// Whether the CPU kernels apply, which are batch-invariant.
     pub fn on_host(&self) -> bool {
-        let tables = std::iter::once(&self.embed).chain(&self.positions);
+        let tables = self.embed.tensor().into_iter().chain(&self.positions);
         tables.into_iter().all(|t| fused(t) && t.is_contiguous())
             && self.final_norm.on_host()
             && self.layers.iter().all(Layer::on_host)
     }
 
     pub(in crate::model) fn embeddings_trained(&self) -> bool {
-        self.embed.track_op() || self.positions.as_ref().is_some_and(Tensor::track_op)
+        self.embed.tensor().is_some_and(Tensor::track_op) || self.positions.as_ref().is_some_and(Tensor::track_op)
     }
 
     /// Index of the lowest block that a gradient must reach, or one past the last.
@@ -491,7 +496,7 @@ impl Decoder {
 
     /// Any variable of the blocks; `None` when all are frozen.
     pub(in crate::model) fn variable(&self) -> Option<&Tensor> {
-        let tables = std::iter::once(&self.embed).chain(&self.positions);
+        let tables = self.embed.tensor().into_iter().chain(&self.positions);
         let blocks = self.layers.iter().flat_map(Layer::tensors);
         tables.chain(blocks).chain(self.final_norm.tensors()).find(|t| t.track_op())
     }

@@ -10,7 +10,7 @@ use candle_core::{Result, Tensor};
 use crate::model::families::{EncoderHeads, Norms, Pooler};
 use crate::model::layers::block::{Layer, layer};
 use crate::model::layers::rope_tables;
-use crate::model::layers::{Builder, Linear, Norm};
+use crate::model::layers::{Builder, Linear, Norm, Parameters};
 use crate::model::{ModelConfig, PackedBatch, Weights};
 use crate::ops::activation;
 use crate::ops::attention::{Attend, AttentionSpec, attention};
@@ -44,7 +44,7 @@ struct Output {
 
 impl Encoder {
     pub fn new(config: &ModelConfig, weights: &Weights, purpose: crate::model::Purpose) -> Result<Self> {
-        Self::of(&Builder { config, weights, lora: None, purpose, stored: None })
+        Self::of(&Builder { config, parameters: Parameters::Loaded(weights), lora: None, purpose })
     }
 
     /// Builds an encoder with low-rank adapters (`{module}.lora_A.weight`, `{module}.lora_B.weight`) on the base
@@ -56,7 +56,7 @@ impl Encoder {
         adapters: &Weights,
         purpose: crate::model::Purpose,
     ) -> Result<Self> {
-        Self::of(&Builder { config, weights, lora: Some((lora, adapters)), purpose, stored: None })
+        Self::of(&Builder { config, parameters: Parameters::Loaded(weights), lora: Some((lora, adapters)), purpose })
     }
 
     fn of(b: &Builder<'_>) -> Result<Self> {
@@ -87,7 +87,7 @@ impl Encoder {
                 Some(dense) => Some((dense, b.norm(heads.norm)?)),
                 None => None,
             },
-            output: output(b, heads, &words_name, &words)?,
+            output: output(b, heads, &words_name)?,
             words,
         })
     }
@@ -213,22 +213,22 @@ fn shifted(positions: &[u32], offset: u32) -> Vec<u32> {
 
 /// An optional square layer, with a bias if the weights have one.
 fn dense(b: &Builder<'_>, name: &str) -> Result<Option<Linear>> {
-    if !b.weights.contains_key(&format!("{name}.weight")) {
+    if !b.parameters.has(&format!("{name}.weight")) {
         return Ok(None);
     }
     let d = b.config.hidden_size;
-    b.linear(name, d, d, b.weights.contains_key(&format!("{name}.bias"))).map(Some)
+    b.linear(name, d, d, b.parameters.has(&format!("{name}.bias"))).map(Some)
 }
 
-fn output(b: &Builder<'_>, heads: &EncoderHeads, words_name: &str, words: &Tensor) -> Result<Option<Output>> {
+fn output(b: &Builder<'_>, heads: &EncoderHeads, words_name: &str) -> Result<Option<Output>> {
     let (d, vocab) = (b.config.hidden_size, b.config.vocab_size);
-    if !b.weights.contains_key(heads.bias) {
+    if !b.parameters.has(heads.bias) {
         return Ok(None);
     }
     let own = format!("{}.weight", heads.decoder);
-    let decoder = match b.config.tie_embeddings || !b.weights.contains_key(&own) {
-        true => b.weight(words_name, words, WeightLayout::OutIn)?,
-        false => b.weight(&own, &b.tensor(&own, &[vocab, d])?, WeightLayout::OutIn)?,
+    let decoder = match b.config.tie_embeddings || !b.parameters.has(&own) {
+        true => b.weight(words_name, (vocab, d), WeightLayout::OutIn)?,
+        false => b.weight(&own, (vocab, d), WeightLayout::OutIn)?,
     };
     Ok(Some(Output { decoder, bias: b.tensor(heads.bias, &[vocab])? }))
 }

@@ -18,9 +18,9 @@ use candle_core::{Device, Tensor};
 use self::header::{Header, TensorInfo, Value};
 use self::names::Change;
 use self::parts::Parts;
-use crate::model::hold::Holding;
+use crate::model::ModelConfig;
+use crate::model::load::files::Place;
 use crate::model::load::{Described, LoadError, Source};
-use crate::model::{ModelConfig, Weights};
 use crate::ops::blocks::{self, BlockType};
 use crate::ops::linear::WeightFormat;
 use crate::tokenizer::Tokenizer;
@@ -37,7 +37,8 @@ pub struct RawGguf {
 /// The tensors of an open GGUF file, read on demand from the memory map.
 pub struct GgufTensors {
     path: PathBuf,
-    /// One map per file.
+    /// The files, and one map per file.
+    paths: Vec<PathBuf>,
     maps: Vec<memmap2::Mmap>,
     infos: BTreeMap<String, (TensorInfo, Change)>,
 }
@@ -96,9 +97,9 @@ pub fn open_raw(path: &Path) -> Result<RawGguf> {
         hf_config,
         instructd: None,
         sentence: crate::model::Sentence::default(),
-        source: Source { path: path.to_owned(), weight_files: paths },
+        source: Source { path: path.to_owned(), weight_files: paths.clone() },
     };
-    Ok(RawGguf { described, tensors: GgufTensors { path: path.to_owned(), maps, infos: tensors } })
+    Ok(RawGguf { described, tensors: GgufTensors { path: path.to_owned(), paths, maps, infos: tensors } })
 }
 
 /// Small tensors that belong to the configuration.
@@ -147,6 +148,21 @@ impl GgufTensors {
         Some((info.dtype, *m, *k))
     }
 
+    /// The shape in the layout of Hugging Face.
+    pub(in crate::model) fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        let (info, change) = self.infos.get(name)?;
+        let shape = info.shape.iter().copied();
+        Some(if *change == Change::Transposed { shape.rev().collect() } else { shape.collect() })
+    }
+
+    /// Where a matrix lies, if its rows are in Hugging Face's order there.
+    pub(in crate::model) fn place(&self, name: &str) -> Option<Place> {
+        let (info, change) = self.infos.get(name)?;
+        let (&[rows, width], Change::None) = (info.shape.as_slice(), change) else { return None };
+        let path = self.paths.get(info.part)?.clone();
+        Some(Place { path, start: info.start, kind: info.dtype, rows, width })
+    }
+
     /// The serving format equal to the file's type of a tensor, where that is not quantised.
     pub fn near_format(&self, name: &str) -> WeightFormat {
         match self.infos.get(name).map(|(info, _)| info.dtype) {
@@ -157,23 +173,8 @@ impl GgufTensors {
         }
     }
 
-    /// All tensors as f32.
-    pub fn dequantize(&self, device: &Device) -> Result<Weights> {
-        self.read(device, None)
-    }
-
-    /// All tensors, with the matrices of the blocks as `holding` specifies.
-    pub(super) fn read(&self, device: &Device, holding: Option<&Holding<'_>>) -> Result<Weights> {
-        let one = |name: &String| -> Result<Tensor> {
-            let tensor = self.tensor(name, device)?;
-            let Some(holding) = holding else { return Ok(tensor) };
-            holding.hold(name, tensor).map_err(|e| LoadError::malformed(&self.path, format!("tensor {name}: {e}")))
-        };
-        self.infos.keys().map(|name| Ok((name.clone(), one(name)?))).collect()
-    }
-
     /// One tensor as f32.
-    pub(super) fn tensor(&self, name: &str, device: &Device) -> Result<Tensor> {
+    pub(in crate::model) fn tensor(&self, name: &str, device: &Device) -> Result<Tensor> {
         let (info, change) = self.info(name)?;
         let mut values = vec![0f32; info.shape.iter().product()];
         blocks::dequantize(&self.bytes(name)?, info.dtype, &mut values);

@@ -5,12 +5,13 @@ pub(in crate::model) mod rope_tables;
 
 use std::sync::{Arc, OnceLock};
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 
 use crate::model::adapters::lora::LoraConfig;
 use crate::model::adapters::served::Group;
 use crate::model::families::NormKind;
 use crate::model::gguf::GgufTensors;
+use crate::model::load::ModelFiles;
 use crate::model::{ModelConfig, Purpose, Weights, hold};
 use crate::ops::held::Held;
 use crate::ops::linear::{Weight, WeightFormat, WeightLayout, linear};
@@ -18,46 +19,98 @@ use crate::ops::low_rank::{Beside, LowRank};
 use crate::ops::product::{Dims, column_sums, product_transposed};
 use crate::ops::{self, grad};
 
-/// The inputs for finding and preparing the parameters of one model.
-pub(in crate::model) struct Builder<'a> {
-    pub config: &'a ModelConfig,
-    pub weights: &'a Weights,
-    pub lora: Option<(&'a LoraConfig, &'a Weights)>,
-    pub purpose: Purpose,
-    /// The source of `weights`, if it is a GGUF file, whose blocks can be served unchanged.
-    pub stored: Option<&'a GgufTensors>,
+/// Where a model's parameters come from.
+#[derive(Clone, Copy)]
+pub(in crate::model) enum Parameters<'a> {
+    Loaded(&'a Weights),
+    /// Read one at a time, and dropped when they are prepared.
+    Files(&'a ModelFiles),
 }
 
-impl Builder<'_> {
-    /// Prepares the matrix `w`, called `name` in the file, for its purpose.
-    pub fn weight(&self, name: &str, w: &Tensor, layout: WeightLayout) -> Result<Weight> {
-        let format = match self.purpose {
-            Purpose::ServeAs(WeightFormat::File) => self.stored.map_or(WeightFormat::F32, |s| s.near_format(name)),
-            Purpose::ServeAs(format) => format,
-            purpose => return purpose.prepare(w, layout),
-        };
-        match self.blocks(&[name])? {
-            Some(weight) if w.device().is_cpu() => Ok(weight),
-            _ => Weight::served(w, layout, format),
+impl<'a> Parameters<'a> {
+    /// A tensor as f32, or as blocks where training holds it in fewer bits.
+    fn get(self, name: &str) -> Result<Option<Tensor>> {
+        match self {
+            Self::Loaded(weights) => Ok(weights.get(name).cloned()),
+            Self::Files(files) if files.shape(name).is_none() => Ok(None),
+            Self::Files(files) => files.tensor(name, &Device::Cpu).map(Some).map_err(candle_core::Error::wrap),
         }
     }
 
-    /// The concatenated rows of these tensors in the file's format; `None` unless the file's format is requested and
-    /// all tensors have the same block type.
-    fn blocks(&self, names: &[&str]) -> Result<Option<Weight>> {
-        let (Purpose::ServeAs(WeightFormat::File), Some(stored)) = (self.purpose, self.stored) else { return Ok(None) };
-        let Some(kinds) = names.iter().map(|name| stored.block_kind(name)).collect::<Option<Vec<_>>>() else {
+    pub fn has(self, name: &str) -> bool {
+        match self {
+            Self::Loaded(weights) => weights.contains_key(name),
+            Self::Files(files) => files.shape(name).is_some(),
+        }
+    }
+
+    /// A matrix that training holds in fewer bits.
+    fn held(self, name: &str) -> Option<&'a Tensor> {
+        match self {
+            Self::Loaded(weights) => weights.get(name).filter(|tensor| hold::is_held(tensor)),
+            Self::Files(_) => None,
+        }
+    }
+
+    /// The GGUF file whose blocks can be served unchanged.
+    fn gguf(self) -> Option<&'a GgufTensors> {
+        match self {
+            Self::Loaded(_) => None,
+            Self::Files(files) => files.gguf(),
+        }
+    }
+}
+
+/// The inputs for finding and preparing the parameters of one model.
+pub(in crate::model) struct Builder<'a> {
+    pub config: &'a ModelConfig,
+    pub parameters: Parameters<'a>,
+    pub lora: Option<(&'a LoraConfig, &'a Weights)>,
+    pub purpose: Purpose,
+}
+
+impl Builder<'_> {
+    /// The matrix `name`, prepared for its purpose.
+    pub fn weight(&self, name: &str, (out, input): (usize, usize), layout: WeightLayout) -> Result<Weight> {
+        if let Some(weight) = self.blocks(&[(name, out)], input)? {
+            return Ok(weight);
+        }
+        let dims = match layout {
+            WeightLayout::InOut => [input, out],
+            WeightLayout::OutIn => [out, input],
+        };
+        self.prepare(&[name], &self.tensor(name, &dims)?, layout)
+    }
+
+    /// Prepares `w`, which has the rows of the tensors `names`.
+    fn prepare(&self, names: &[&str], w: &Tensor, layout: WeightLayout) -> Result<Weight> {
+        let format = match (self.purpose, self.parameters.gguf()) {
+            (Purpose::ServeAs(WeightFormat::File), None) => WeightFormat::F32,
+            (Purpose::ServeAs(WeightFormat::File), Some(gguf)) => gguf.near_format(names[0]),
+            (Purpose::ServeAs(format), _) => format,
+            (purpose, _) => return purpose.prepare(w, layout),
+        };
+        Weight::served(w, layout, format)
+    }
+
+    /// The concatenated rows of these tensors (name, rows) in the file's format; `None` unless the file's format is
+    /// requested and all tensors have the same block type.
+    fn blocks(&self, tensors: &[(&str, usize)], input: usize) -> Result<Option<Weight>> {
+        let (Purpose::ServeAs(WeightFormat::File), Some(gguf)) = (self.purpose, self.parameters.gguf()) else {
             return Ok(None);
         };
-        let (kind, _, k) = kinds[0];
-        if kinds.iter().any(|(other, _, width)| *other != kind || *width != k) {
+        let kinds = tensors.iter().map(|(name, _)| gguf.block_kind(name)).collect::<Option<Vec<_>>>();
+        let Some(kinds) = kinds.filter(|kinds| kinds.iter().all(|(kind, ..)| *kind == kinds[0].0)) else {
             return Ok(None);
-        }
+        };
         let mut bytes = Vec::new();
-        for name in names {
-            bytes.extend(stored.bytes(name).map_err(candle_core::Error::wrap)?);
+        for ((name, out), (_, rows, width)) in tensors.iter().zip(&kinds) {
+            if (rows, width) != (out, &input) {
+                candle_core::bail!("tensor {name} is {rows} × {width}, the configuration says {out} × {input}");
+            }
+            bytes.extend(gguf.bytes(name).map_err(candle_core::Error::wrap)?);
         }
-        Ok(Some(Weight::blocks(&bytes, kind, kinds.iter().map(|(_, m, _)| m).sum(), k)))
+        Ok(Some(Weight::blocks(&bytes, kinds[0].0, tensors.iter().map(|(_, out)| out).sum(), input)))
     }
 
     /// Projections of the same input as one matrix, for fewer and larger products. `None` where a gradient or an
@@ -67,12 +120,24 @@ impl Builder<'_> {
             return Ok(None);
         }
         let names: Vec<String> = modules.iter().map(|(module, _)| format!("{module}.weight")).collect();
-        let names: Vec<&str> = names.iter().map(String::as_str).collect();
-        if names.iter().any(|name| self.weights.get(*name).is_some_and(hold::is_held)) {
+        if names.iter().any(|name| self.parameters.held(name).is_some()) {
             return Ok(None);
         }
-        let parts = names.iter().zip(modules).map(|(name, (_, out))| self.tensor(name, &[*out, input]));
-        let parts = parts.collect::<Result<Vec<_>>>()?;
+        let tensors: Vec<(&str, usize)> =
+            names.iter().map(String::as_str).zip(modules.iter().map(|(_, n)| *n)).collect();
+        let weight = match self.blocks(&tensors, input)? {
+            Some(weight) => weight,
+            // The file's types differ.
+            None if self.parameters.gguf().is_some() && self.purpose == Purpose::ServeAs(WeightFormat::File) => {
+                return Ok(None);
+            }
+            None => {
+                let parts = tensors.iter().map(|(name, out)| self.tensor(name, &[*out, input]));
+                let parts = Tensor::cat(&parts.collect::<Result<Vec<_>>>()?, 0)?;
+                let names: Vec<&str> = tensors.iter().map(|(name, _)| *name).collect();
+                self.prepare(&names, &parts, WeightLayout::OutIn)?
+            }
+        };
         let bias = match bias {
             true => {
                 let parts = modules.iter().map(|(module, out)| self.tensor(&format!("{module}.bias"), &[*out]));
@@ -80,33 +145,23 @@ impl Builder<'_> {
             }
             false => None,
         };
-        let weight = match self.blocks(&names)? {
-            Some(weight) if parts[0].device().is_cpu() => weight,
-            _ if self.stored.is_some() && self.purpose == Purpose::ServeAs(WeightFormat::File) => return Ok(None),
-            _ => self.weight("", &Tensor::cat(&parts, 0)?, WeightLayout::OutIn)?,
-        };
         Ok(Some(Linear { weight, bias, lora: None, slot: 0 }))
     }
 
     pub fn tensor(&self, name: &str, dims: &[usize]) -> Result<Tensor> {
-        let Some(t) = self.weights.get(name) else { candle_core::bail!("the weights have no tensor {name}") };
+        let Some(t) = self.parameters.get(name)? else { candle_core::bail!("the weights have no tensor {name}") };
         if t.dims() != dims {
             candle_core::bail!("tensor {name} has shape {:?}, the configuration says {dims:?}", t.dims());
         }
-        Ok(t.clone())
+        Ok(t)
     }
 
     pub fn linear(&self, module: &str, out: usize, input: usize, bias: bool) -> Result<Linear> {
-        let layout = self.config.family().layout;
-        let dims = match layout {
-            WeightLayout::InOut => [input, out],
-            WeightLayout::OutIn => [out, input],
-        };
         let name = format!("{module}.weight");
-        let held = self.weights.get(&name).and_then(|w| Held::of(w, input)).filter(|held| held.m == out);
+        let held = self.parameters.held(&name).and_then(|w| Held::of(w, input)).filter(|held| held.m == out);
         let weight = match held {
             Some(held) => Weight::Held(held),
-            None => self.weight(&name, &self.tensor(&name, &dims)?, layout)?,
+            None => self.weight(&name, (out, input), self.config.family().layout)?,
         };
         let bias = if bias { Some(self.tensor(&format!("{module}.bias"), &[out])?) } else { None };
         let lora = match self.lora {

@@ -3,16 +3,12 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use candle_core::{Device, Tensor};
-use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde_json::Value;
 
-use crate::model::hold::Holding;
+use crate::model::ModelConfig;
 use crate::model::load::mistakes;
 use crate::model::load::side_files::{self, MAX_CONFIG};
-use crate::model::load::{Described, LoadError, Loaded, Source, map_file, read_json, read_text};
-use crate::model::{ModelConfig, Weights, names};
-use crate::ops::blocks::BlockType;
+use crate::model::load::{Described, LoadError, Source, read_json, read_text};
 use crate::tokenizer::Tokenizer;
 
 const MAX_TOKENIZER: u64 = 256 << 20;
@@ -88,41 +84,4 @@ pub(in crate::model) fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
         return Err(LoadError::io(first, std::io::Error::new(std::io::ErrorKind::NotFound, message)));
     }
     Ok(files.into_iter().collect())
-}
-
-/// Reads the whole directory.
-pub(in crate::model) fn load(dir: &Path, device: &Device, kind: Option<BlockType>) -> Result<Loaded> {
-    let described = describe(dir)?;
-    let config = described.config.clone();
-    let holding = kind.map(|kind| Holding::new(&config, kind));
-    let mut weights = Weights::new();
-    for path in &described.source.weight_files {
-        let map = map_file(path)?;
-        let file = SafeTensors::deserialize(&map).map_err(|e| {
-            let what = mistakes::of_bytes(&map).map_or_else(|| e.to_string(), str::to_owned);
-            LoadError::malformed(path, format!("not a safetensors file: {what}"))
-        })?;
-        for (found, view) in file.iter() {
-            let Some(name) = names::canonical(&described.config, found) else { continue };
-            let values = to_f32(&view)
-                .ok_or_else(|| LoadError::unsupported(path, format!("tensor {found} of type {:?}", view.dtype())))?;
-            let tensor = Tensor::from_vec(values, view.shape(), device)
-                .and_then(|tensor| holding.as_ref().map_or(Ok(tensor.clone()), |holding| holding.hold(&name, tensor)))
-                .map_err(|e| LoadError::malformed(path, format!("tensor {found}: {e}")))?;
-            weights.insert(name, tensor);
-        }
-    }
-    Ok(described.with_weights(weights, None))
-}
-
-/// The values as f32 in file order; `None` for types that are not floating point.
-pub(in crate::model) fn to_f32(view: &TensorView<'_>) -> Option<Vec<f32>> {
-    let data = view.data();
-    Some(match view.dtype() {
-        Dtype::F32 => data.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
-        Dtype::F16 => data.as_chunks().0.iter().map(|b| half::f16::from_le_bytes(*b).to_f32()).collect(),
-        Dtype::BF16 => data.as_chunks().0.iter().map(|b| half::bf16::from_le_bytes(*b).to_f32()).collect(),
-        Dtype::F64 => data.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b) as f32).collect(),
-        _ => return None,
-    })
 }

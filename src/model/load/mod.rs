@@ -1,21 +1,23 @@
 //! Opens a model: reads configuration, f32 weights and tokenizer of a Hugging Face directory or a GGUF file.
 
+pub(in crate::model) mod files;
 pub(in crate::model) mod hf;
 pub(crate) mod mistakes;
 mod side_files;
 
 use std::path::{Path, PathBuf};
 
-use candle_core::Device;
+use candle_core::{Device, Tensor};
 use serde_json::Value;
 
-use crate::model::gguf::GgufTensors;
-use crate::model::hold::{self, Holding};
+use crate::model::hold::Holding;
 use crate::model::{ModelConfig, Weights, config::ConfigError, gguf, names};
 use crate::ops::blocks::BlockType;
 use crate::ops::linear::WeightFormat;
 use crate::tokenizer::{Tokenizer, TokenizerError};
 
+pub use files::ModelFiles;
+use files::SafetensorsFiles;
 pub use side_files::Sentence;
 
 /// A model as read from disk. Weights are f32 under Hugging Face names, in the layout of Hugging Face.
@@ -33,20 +35,6 @@ pub struct Loaded {
     /// Settings for embeddings from a sentence encoder's files.
     pub sentence: Sentence,
     pub source: Source,
-    /// The tensors in the format of a GGUF file; `None` for directories.
-    pub gguf: Option<GgufTensors>,
-}
-
-impl Loaded {
-    /// The format that holds a directory's weights without loss, by the type in its configuration.
-    pub fn published_format(&self) -> WeightFormat {
-        let dtype = ["dtype", "torch_dtype"].iter().find_map(|key| self.hf_config.get(key)?.as_str());
-        match dtype {
-            Some("bfloat16") => WeightFormat::Bf16,
-            Some("float16") => WeightFormat::F16,
-            _ => WeightFormat::F32,
-        }
-    }
 }
 
 /// The source of a model.
@@ -70,7 +58,7 @@ pub struct Described {
 }
 
 impl Described {
-    pub(in crate::model) fn with_weights(self, weights: Weights, gguf: Option<GgufTensors>) -> Loaded {
+    fn with_weights(self, weights: Weights) -> Loaded {
         Loaded {
             config: self.config,
             weights,
@@ -80,8 +68,42 @@ impl Described {
             instructd: self.instructd,
             sentence: self.sentence,
             source: self.source,
-            gguf,
         }
+    }
+}
+
+/// A model whose tensors are still in its files. Their names and shapes fit the configuration.
+pub struct Opened {
+    pub described: Described,
+    pub files: ModelFiles,
+}
+
+impl Opened {
+    /// The format that holds a directory's weights without loss, by the type in its configuration.
+    pub fn published_format(&self) -> WeightFormat {
+        let dtype = ["dtype", "torch_dtype"].iter().find_map(|key| self.described.hf_config.get(key)?.as_str());
+        match dtype {
+            Some("bfloat16") => WeightFormat::Bf16,
+            Some("float16") => WeightFormat::F16,
+            _ => WeightFormat::F32,
+        }
+    }
+
+    /// Reads all tensors, the matrices of the blocks as `kind` where one is given and `device` is the CPU.
+    fn load(self, device: &Device, kind: Option<BlockType>) -> Result<Loaded, LoadError> {
+        let (config, path) = (&self.described.config, &self.described.source.path);
+        let holding = kind.filter(|_| device.is_cpu()).map(|kind| Holding::new(config, kind));
+        let one = |name: &str| -> Result<(String, Tensor), LoadError> {
+            let mut tensor = self.files.tensor(name, device)?;
+            if let Some(holding) = &holding {
+                tensor = holding
+                    .hold(name, tensor)
+                    .map_err(|e| LoadError::malformed(path, format!("tensor {name}: {e}")))?;
+            }
+            Ok((name.to_owned(), tensor))
+        };
+        let weights = self.files.names().into_iter().map(one).collect::<Result<Weights, _>>()?;
+        Ok(self.described.with_weights(weights))
     }
 }
 
@@ -141,19 +163,24 @@ pub fn load_held(path: &Path, device: &Device, kind: BlockType) -> Result<Loaded
 }
 
 fn load_as(path: &Path, device: &Device, kind: Option<BlockType>) -> Result<Loaded, LoadError> {
-    let kind = kind.filter(|_| device.is_cpu());
-    let loaded = if is_gguf(path)? {
-        let file = gguf::open_raw(path)?;
-        let config = file.described().config.clone();
-        let holding = kind.map(|kind| Holding::new(&config, kind));
-        let weights = file.tensors().read(device, holding.as_ref())?;
-        let (described, tensors) = file.into_parts();
-        described.with_weights(weights, Some(tensors))
+    open(path)?.load(device, kind)
+}
+
+/// Opens a model without reading its tensors.
+///
+/// # Errors
+/// `Io`, `Malformed` or `Unsupported`; see `load`.
+pub fn open(path: &Path) -> Result<Opened, LoadError> {
+    let opened = if is_gguf(path)? {
+        let (described, tensors) = gguf::open_raw(path)?.into_parts();
+        Opened { described, files: ModelFiles::Gguf(tensors) }
     } else {
-        hf::load(path, device, kind)?
+        let described = hf::describe(path)?;
+        let files = SafetensorsFiles::open(&described.config, &described.source.weight_files)?;
+        Opened { described, files: ModelFiles::Directory(files) }
     };
-    check_shapes(path, &loaded.config, &loaded.weights)?;
-    Ok(loaded)
+    check_shapes(path, &opened.described.config, &opened.files)?;
+    Ok(opened)
 }
 
 /// Reads everything but the weights.
@@ -169,23 +196,21 @@ fn is_gguf(path: &Path) -> Result<bool, LoadError> {
 
 /// Checks that all backbone parameters exist with the shapes of the configuration, and that an untied language model
 /// has its output layer.
-fn check_shapes(path: &Path, config: &ModelConfig, weights: &Weights) -> Result<(), LoadError> {
+fn check_shapes(path: &Path, config: &ModelConfig, files: &ModelFiles) -> Result<(), LoadError> {
     for (name, shape) in names::backbone(config) {
-        match weights.get(&name) {
+        match files.shape(&name) {
             None => return Err(LoadError::malformed(path, format!("tensor {name} is missing"))),
-            Some(tensor) if hold::is_held(tensor) && hold::fits(config, &shape, tensor) => {}
-            Some(tensor) if tensor.dims() != shape => {
-                let message =
-                    format!("tensor {name} has shape {:?}, the configuration asks for {shape:?}", tensor.dims());
+            Some(found) if found != shape => {
+                let message = format!("tensor {name} has shape {found:?}, the configuration asks for {shape:?}");
                 return Err(LoadError::malformed(path, message));
             }
             Some(_) => {}
         }
     }
     let decoder = !config.is_encoder();
-    let other_head = ["score.weight", "classifier.weight"].iter().any(|name| weights.contains_key(*name));
+    let other_head = ["score.weight", "classifier.weight"].iter().any(|name| files.shape(name).is_some());
     if decoder && !config.tie_embeddings && !other_head {
-        let found = weights.get("lm_head.weight").map(|t| t.dims().to_vec());
+        let found = files.shape("lm_head.weight");
         if found != Some(vec![config.vocab_size, config.hidden_size]) {
             let message = format!("embeddings are not tied, and lm_head.weight is {found:?}");
             return Err(LoadError::malformed(path, message));

@@ -21,7 +21,7 @@ import { LabelState } from './state.js';
 import { inOtherTabs } from './tabs.js';
 import { Work } from './work.js';
 
-const MOST_OPEN = 1000; // the server counts no further
+const MOST_OPEN = 100; // the server counts no further
 const PREFETCH_AFTER = 1200;
 const ARRIVAL_TIMEOUT = 3000;
 

@@ -1,10 +1,10 @@
 //! GGUF files: vocabularies, exported models, a real file.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
 use instructd::model::gguf::export::{GgufFormat, export};
-use instructd::model::{self, Arch, Decoder, Loaded, PackedBatch, Purpose};
+use instructd::model::{self, Arch, Decoder, PackedBatch, Purpose};
 use instructd::ops::linear::WeightFormat;
 use instructd::tokenizer::Tokenizer;
 use instructd::tokenizer::gguf::Vocabulary;
@@ -219,16 +219,15 @@ fn every_family_is_exported_and_read_again() {
             let size = tensor.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap();
             assert!(far <= size / 1000.0 + 1e-6, "{name} {key}: {far} of {size}");
         }
-        let serve = |loaded: &Loaded, format| logits(&Decoder::serve(loaded, format).unwrap());
+        let serve = |path: &Path, format| logits(&Decoder::serve(&model::open(path).unwrap(), format).unwrap());
         let want = logits(&Decoder::new(&loaded.config, &loaded.weights, Purpose::Serve).unwrap());
         for (format, most) in [(WeightFormat::F32, 0.005), (WeightFormat::File, 0.005)] {
-            let far = distance(&serve(&again, format), &want);
+            let far = distance(&serve(&out, format), &want);
             assert!(far < most, "{name} {}: {far}", format.as_str());
         }
         let blocks = dir.path().join("blocks.gguf");
         export(&loaded, &name, &blocks, GgufFormat::Q4K).unwrap();
-        let again = model::load(&blocks, &cpu).unwrap();
-        let far = distance(&serve(&again, WeightFormat::File), &serve(&again, WeightFormat::F32));
+        let far = distance(&serve(&blocks, WeightFormat::File), &serve(&blocks, WeightFormat::F32));
         assert!(far < 0.05, "{name} as its blocks are: {far}");
         std::fs::remove_file(&blocks).unwrap();
     }
@@ -272,7 +271,8 @@ fn every_format_is_written_with_its_tokenizer() {
         let sha = export(&loaded, "tiny", &out, format).unwrap();
         assert_eq!(sha, instructd::domain::hash::of_file(&out).unwrap().0);
         let again = model::load(&out, &Device::Cpu).unwrap();
-        let far = distance(&logits(&Decoder::serve(&again, WeightFormat::F32).unwrap()), &exact);
+        let served = Decoder::serve(&model::open(&out).unwrap(), WeightFormat::F32).unwrap();
+        let far = distance(&logits(&served), &exact);
         assert!(far < most, "{}: {far}", format.as_str());
         assert_eq!(again.chat_template, loaded.chat_template);
         let text = "the <|end|> 12 é";
@@ -298,7 +298,7 @@ fn gemma_3_gives_the_reference_values() {
     let reference = read("gemma3-270m.json");
     let loaded = model::load(&path, &Device::Cpu).unwrap();
     let tokenizer = loaded.tokenizer.clone().unwrap();
-    let decoder = Decoder::serve(&loaded, WeightFormat::F32).unwrap();
+    let decoder = Decoder::serve(&model::open(&path).unwrap(), WeightFormat::F32).unwrap();
     for row in reference["rows"].as_array().unwrap() {
         let text = row["input"].as_str().unwrap();
         let mut ids = tokenizer.encode(text, true, false).unwrap();

@@ -5,7 +5,7 @@ use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};
 use instructd::model::decoder::kv_cache::{CachedSequence, KvCache, StepRows};
 use instructd::model::gguf::write::{self, Meta};
-use instructd::model::{Decoder, Loaded, PackedBatch, Purpose, load};
+use instructd::model::{Decoder, Loaded, Opened, PackedBatch, Purpose, load, open};
 use instructd::ops::blocks::BlockType;
 use instructd::ops::linear::WeightFormat;
 
@@ -13,6 +13,10 @@ use crate::support::fixtures;
 
 fn tiny(name: &str) -> Loaded {
     load(&fixtures().join(name), &Device::Cpu).unwrap()
+}
+
+fn opened(name: &str) -> Opened {
+    open(&fixtures().join(name)).unwrap()
 }
 
 fn sequences() -> Vec<Vec<u32>> {
@@ -47,7 +51,7 @@ fn every_format_is_within_its_bound_of_f32() {
             (WeightFormat::Q8_0, 0.04, 1e-4),
             (WeightFormat::Q4_1, 0.4, 1e-3),
         ] {
-            let far = distance(&logits(&Decoder::serve(&loaded, format).unwrap(), &sequences()), &exact);
+            let far = distance(&logits(&Decoder::serve(&opened(name), format).unwrap(), &sequences()), &exact);
             assert!((least..=most).contains(&far), "{name} {}: {far}", format.as_str());
         }
     }
@@ -58,7 +62,7 @@ fn every_format_is_batch_invariant_and_cacheable() {
     let loaded = tiny("llama-tiny");
     let sequences = sequences();
     for format in WeightFormat::ALL {
-        let decoder = Decoder::serve(&loaded, format).unwrap();
+        let decoder = Decoder::serve(&opened("llama-tiny"), format).unwrap();
         let together = flat(&decoder.forward(&PackedBatch::new(&sequences)).unwrap());
         let alone: Vec<f32> = sequences
             .iter()
@@ -178,10 +182,10 @@ fn every_type_of_a_gguf_file_is_served_as_it_is() {
         for odd in ["", "blk.0.attn_v.weight"] {
             let path = dir.path().join("model.gguf");
             std::fs::write(&path, gguf(kind, odd)).unwrap();
-            let loaded = load(&path, &Device::Cpu).unwrap();
+            let opened = open(&path).unwrap();
             // What the file's numbers give exactly, and what rounding activations to eight bits costs alone.
-            let exact = logits(&Decoder::serve(&loaded, WeightFormat::F32).unwrap(), &sequences());
-            let decoder = Decoder::serve(&loaded, WeightFormat::File).unwrap();
+            let exact = logits(&Decoder::serve(&opened, WeightFormat::F32).unwrap(), &sequences());
+            let decoder = Decoder::serve(&opened, WeightFormat::File).unwrap();
             let served = logits(&decoder, &sequences());
             let far = distance(&served, &exact);
             let most = if kind.quantised() || !odd.is_empty() { 0.02 } else { 1e-6 };

@@ -234,7 +234,10 @@ pub(super) fn load(decoder: &Decoder, device: &mut dyn Device, element: Element)
     let mut loader = Loader { device, element };
     let zeros = loader.place(widest(&decoder.config))?;
     loader.put(zeros, 0, &vec![0.0; widest(&decoder.config)])?;
-    let embed = loader.tensor(&decoder.embed)?;
+    let Some(words) = decoder.embed.tensor() else {
+        return Err(GpuError::Launch("the word vectors are in the model's file, not in memory".into()));
+    };
+    let embed = loader.tensor(words)?;
     let positions = decoder.positions.as_ref().map(|t| loader.tensor(t)).transpose()?;
     let blocks = decoder.layers.iter().map(|layer| loader.block(layer, zeros)).collect::<Result<Vec<_>, _>>()?;
     let final_norm = loader.norm(&decoder.final_norm, zeros)?;
