@@ -10,6 +10,7 @@ mod database;
 mod files;
 mod identity;
 mod lists;
+mod loading;
 mod long;
 mod markdown;
 mod memory;

@@ -84,41 +84,54 @@ fn every_format_is_batch_invariant_and_cacheable() {
     }
 }
 
+/// Sizes of a Llama with four heads.
+#[derive(Clone, Copy)]
+pub(crate) struct Sizes {
+    /// Channels, a multiple of 256.
+    pub d: usize,
+    /// Channels inside the feed-forward network.
+    pub inner: usize,
+    pub vocab: usize,
+    pub blocks: usize,
+}
+
 /// A Llama of one block whose matrices are stored as `kind`, except `odd`, stored as Q5_0.
 fn gguf(kind: BlockType, odd: &str) -> Vec<u8> {
-    let (d, inner, vocab) = (256usize, 256usize, 96usize);
-    let shapes: [(&str, &[usize]); 11] = [
-        ("token_embd.weight", &[vocab, d]),
-        ("output_norm.weight", &[d]),
-        ("blk.0.attn_norm.weight", &[d]),
-        ("blk.0.ffn_norm.weight", &[d]),
-        ("blk.0.attn_q.weight", &[d, d]),
-        ("blk.0.attn_k.weight", &[d / 2, d]),
-        ("blk.0.attn_v.weight", &[d / 2, d]),
-        ("blk.0.attn_output.weight", &[d, d]),
-        ("blk.0.ffn_gate.weight", &[inner, d]),
-        ("blk.0.ffn_up.weight", &[inner, d]),
-        ("blk.0.ffn_down.weight", &[d, inner]),
-    ];
+    llama(Sizes { d: 256, inner: 256, vocab: 96, blocks: 1 }, kind, odd)
+}
+
+/// A GGUF file of a Llama whose matrices are noise stored as `kind`, except the tensor `odd`, stored as Q5_0.
+pub(crate) fn llama(Sizes { d, inner, vocab, blocks }: Sizes, kind: BlockType, odd: &str) -> Vec<u8> {
+    let mut shapes = vec![("token_embd.weight".to_owned(), vec![vocab, d]), ("output_norm.weight".to_owned(), vec![d])];
+    for block in 0..blocks {
+        let parts: [(&str, &[usize]); 9] = [
+            ("attn_norm", &[d]),
+            ("ffn_norm", &[d]),
+            ("attn_q", &[d, d]),
+            ("attn_k", &[d / 2, d]),
+            ("attn_v", &[d / 2, d]),
+            ("attn_output", &[d, d]),
+            ("ffn_gate", &[inner, d]),
+            ("ffn_up", &[inner, d]),
+            ("ffn_down", &[d, inner]),
+        ];
+        shapes.extend(parts.map(|(name, shape)| (format!("blk.{block}.{name}.weight"), shape.to_vec())));
+    }
     let kind_of = |name: &str, shape: &[usize]| match shape.len() {
         1 => BlockType::F32,
         _ if name == odd => BlockType::Q5_0,
         _ => kind,
     };
     let table: Vec<write::Tensor> = shapes
-        .iter()
-        .map(|(name, shape)| write::Tensor {
-            name: (*name).to_owned(),
-            kind: kind_of(name, shape),
-            shape: shape.to_vec(),
-        })
+        .into_iter()
+        .map(|(name, shape)| write::Tensor { kind: kind_of(&name, &shape), name, shape })
         .collect();
     let count = |key: &str, n: usize| (format!("llama.{key}"), Meta::U32(n as u32));
     let metadata = [
         ("general.architecture".to_owned(), Meta::Str("llama".into())),
         count("embedding_length", d),
         count("feed_forward_length", inner),
-        count("block_count", 1),
+        count("block_count", blocks),
         count("attention.head_count", 4),
         count("attention.head_count_kv", 2),
         count("context_length", 64),

@@ -4,7 +4,7 @@ mod attention_maps;
 mod choice_eval;
 mod devices;
 mod eval;
-mod formats;
+pub(crate) mod formats;
 mod further;
 mod importance;
 mod models;

@@ -1,0 +1,34 @@
+//! Memory of a model that is served as its file holds it.
+
+use instructd::ops::blocks::BlockType;
+
+use super::place;
+use crate::crash::server::Server;
+use crate::numerics::formats::{Sizes, llama};
+
+/// As f32 the model would take 3.8 times its file. The peak may exceed that of a server with a tiny model by 1.6 times
+/// the file: the packed weights, the largest tensor while it is packed, and the pages of the file that are mapped
+/// meanwhile.
+#[tokio::test]
+async fn a_quantised_model_is_never_in_memory_as_f32() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut peaks = Vec::new();
+    let sizes = [
+        Sizes { d: 256, inner: 256, vocab: 96, blocks: 1 },
+        Sizes { d: 512, inner: 2048, vocab: 16_000, blocks: 10 },
+    ];
+    let mut bytes = 0;
+    for (i, sizes) in sizes.into_iter().enumerate() {
+        let file = dir.path().join(format!("model-{i}.gguf"));
+        let data = llama(sizes, BlockType::Q8_0, "");
+        bytes = data.len();
+        std::fs::write(&file, data).unwrap();
+        let mut place = place(&dir.path().join(i.to_string())).with("INSTRUCTD_WEIGHTS", "file");
+        place.model = file;
+        let server = Server::start(&place).await;
+        peaks.push(server.memory().1);
+    }
+    let grown = peaks[1].saturating_sub(peaks[0]);
+    assert!(bytes > 40 << 20, "a model of {bytes} bytes is too small to tell");
+    assert!(grown < bytes * 8 / 5, "peaks of {peaks:?} bytes for a file of {bytes}");
+}
