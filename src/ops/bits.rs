@@ -167,22 +167,16 @@ impl<F: BlockLayout> ServedMatrix for Packed<F> {
     fn matmul(&self, x: &[f32], y: &mut [f32], n: usize) {
         assert!(x.len() == n * self.k && y.len() == n * self.m, "matmul sizes");
         let rows = Activations::quantize(x, n, self.k);
-        let first_half_sums = first_half_sums(&rows);
+        let half_sums = half_sums(&rows);
         over_tiles(y, (n, self.m), n * self.m * self.k / 4, |p, r0, count, tile| {
             let (lines, scales) = self.panel(p);
-            tile_rows::<F>(
-                dot_kernel(),
-                &Panel { lines, scales, rows: &rows, first_half_sums: &first_half_sums },
-                r0,
-                count,
-                tile,
-            );
+            tile_rows::<F>(dot_kernel(), &Panel { lines, scales, rows: &rows, half_sums: &half_sums }, r0, count, tile);
         });
     }
 }
 
 /// Σ q of the first half of each block.
-fn first_half_sums(rows: &Activations) -> Vec<i32> {
+fn half_sums(rows: &Activations) -> Vec<i32> {
     rows.q.as_chunks::<BLOCK>().0.iter().map(|q| q[..BLOCK / 2].iter().map(|v| i32::from(*v)).sum()).collect()
 }
 
@@ -191,13 +185,13 @@ struct Panel<'a> {
     lines: &'a [Line],
     scales: &'a [[f16; PANEL]],
     rows: &'a Activations,
-    first_half_sums: &'a [i32],
+    half_sums: &'a [i32],
 }
 
 fn tile_rows<F: BlockLayout>(kind: Dot, panel: &Panel<'_>, r0: usize, count: usize, tile: &mut Tile) {
     let blocks = panel.rows.blocks;
     assert!(panel.lines.len() == blocks * F::FACTS.lines() && panel.scales.len() == blocks * F::FACTS.rows());
-    assert!(count <= MAX_R && panel.first_half_sums.len() >= (r0 + count) * blocks);
+    assert!(count <= MAX_R && panel.half_sums.len() >= (r0 + count) * blocks);
     #[cfg(target_arch = "x86_64")]
     // SAFETY: `dot_kernel` has checked the features, the assertions the panel; rows r0..r0 + count exist.
     unsafe {
@@ -209,18 +203,18 @@ fn tile_rows<F: BlockLayout>(kind: Dot, panel: &Panel<'_>, r0: usize, count: usi
     }
     for (i, out) in tile.iter_mut().enumerate().take(count) {
         let (q, xs, sums) = panel.rows.row(r0 + i);
-        let first_half_sums = &panel.first_half_sums[(r0 + i) * blocks..(r0 + i + 1) * blocks];
-        plain_row(F::FACTS, panel.lines, panel.scales, q, xs, sums, first_half_sums, out);
+        let half_sums = &panel.half_sums[(r0 + i) * blocks..(r0 + i + 1) * blocks];
+        plain_row(F::FACTS, panel.lines, panel.scales, q, xs, sums, half_sums, out);
     }
 }
 
 multiversion! {
     #[expect(clippy::too_many_arguments, reason = "the macro takes no patterns")]
-    fn plain_row(facts: Facts, lines: &[Line], scales: &[[f16; PANEL]], q: &[i8], xs: &[f32], sums: &[i32], first_half_sums: &[i32], out: &mut [f32; PANEL]) {
+    fn plain_row(facts: Facts, lines: &[Line], scales: &[[f16; PANEL]], q: &[i8], xs: &[f32], sums: &[i32], half_sums: &[i32], out: &mut [f32; PANEL]) {
         out.fill(0.0);
         let per = lines.chunks_exact(facts.lines()).zip(scales.chunks_exact(facts.rows()));
         for (b, ((lines, scales), q)) in per.zip(q.chunks_exact(BLOCK)).enumerate() {
-            let sum = [first_half_sums[b], sums[b] - first_half_sums[b]];
+            let sum = [half_sums[b], sums[b] - half_sums[b]];
             let offset = if facts.steps { 0 } else { facts.offset };
             let mut acc = sum.map(|sum| [-offset * sum; PANEL]);
             for l in 0..LOW {
@@ -293,7 +287,7 @@ mod x86 {
                 let mut acc = [[_mm512_setzero_si512(); 2]; R];
                 for r in 0..R {
                     let at = (r0 + r) * rows.blocks + b;
-                    let first = *panel.first_half_sums.get_unchecked(at);
+                    let first = *panel.half_sums.get_unchecked(at);
                     acc[r][0] = _mm512_set1_epi32(-facts.offset * first);
                     acc[r][1] = _mm512_set1_epi32(-facts.offset * (*rows.sums.get_unchecked(at) - first));
                 }
@@ -455,8 +449,8 @@ impl Panel<'_> {
         let at = r * self.rows.blocks + b;
         match half {
             None => self.rows.sums[at],
-            Some(0) => self.first_half_sums[at],
-            Some(_) => self.rows.sums[at] - self.first_half_sums[at],
+            Some(0) => self.half_sums[at],
+            Some(_) => self.rows.sums[at] - self.half_sums[at],
         }
     }
 
@@ -508,7 +502,7 @@ mod tests {
             blocks::dequantize(&bytes, kind, &mut w);
             let packed = Packed::<F>::new(&bytes, kind, m, k);
             let rows = Activations::quantize(&x, n, k);
-            let first_half_sums = first_half_sums(&rows);
+            let half_sums = half_sums(&rows);
             let mut y = vec![f32::NAN; n * m];
             packed.matmul(&x, &mut y, n);
             for r in 0..n {
@@ -518,13 +512,7 @@ mod tests {
                 for dot in kernels() {
                     let mut tile = Tile::default();
                     let (lines, scales) = packed.panel(0);
-                    tile_rows::<F>(
-                        dot,
-                        &Panel { lines, scales, rows: &rows, first_half_sums: &first_half_sums },
-                        r,
-                        1,
-                        &mut tile,
-                    );
+                    tile_rows::<F>(dot, &Panel { lines, scales, rows: &rows, half_sums: &half_sums }, r, 1, &mut tile);
                     assert_eq!(tile[0][..m.min(PANEL)], alone[..m.min(PANEL)], "{kind:?} {dot:?} has the same bits");
                 }
                 // The values of the file times the quantised activations: the error is that of rounding scales to f16.
