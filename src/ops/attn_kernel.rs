@@ -1,22 +1,22 @@
 //! Scaled dot-product attention for a few query rows that share one key/value head.
 //!
-//! Keys come in blocks of 16 laid out `[head_dim][16]`, so scores of 16 keys are one vector without any
-//! horizontal sum; values lie `[16][head_dim]`. A row's result is one fixed chain per element: it is the
-//! same for any grouping of rows, any chunking of a prompt, training or serving.
+//! Keys are in blocks of 16 with the layout `[head_dim][16]`, so that the scores of 16 keys are one vector without
+//! horizontal sums; blocks of values are `[16][head_dim]`. Every element is one fixed chain of operations, so a row's
+//! result is the same for any grouping of rows and any chunking of a prompt, in training and in serving.
 
 use std::ops::Range;
 
 use super::simd::{LANES, exp, max, multiversion, sum};
 
-/// Most query rows handled at once.
+/// Maximum number of query rows of one call.
 pub const MAX_ROWS: usize = 24;
 
-/// head_dim rounded up to full vectors; layouts are padded with zeros.
+/// head_dim rounded up to full vectors. Layouts are padded with zeros.
 pub fn padded(head_dim: usize) -> usize {
     head_dim.div_ceil(LANES) * LANES
 }
 
-/// Scratch of one worker: scores of all rows and the padded queries and outputs.
+/// Scratch memory of one task: the scores of all rows, and the padded queries and outputs.
 #[derive(Default)]
 pub struct Scratch {
     pub scores: Vec<f32>,
@@ -24,14 +24,14 @@ pub struct Scratch {
     pub out: Vec<f32>,
 }
 
-/// `out[r] = softmax(q[r]·Kᵀ)·V` for `q` [rows, hd] (already scaled), row r seeing the keys of `seen[r]`; with `cap`,
-/// scores become cap · tanh(score / cap) first. `k_blocks(b)` is `[hd][16]` and `v_blocks(b)` `[16][hd]` for keys
-/// 16b…16b+15, both with hd padded; blocks that no row sees are not asked for. On return `scores` holds the
-/// probabilities of the blocks that any row sees, `stride` apart, zero out of sight.
+/// `out[r] = softmax(q[r]·Kᵀ)·V` for q `[rows, hd]`, already scaled. Row r attends to the keys `visible[r]`. With
+/// `cap`, scores become cap · tanh(score / cap). `k_blocks(b)` is `[hd][16]` and `v_blocks(b)` `[16][hd]` for keys
+/// 16b…16b+15, with hd padded; they are called only for blocks with visible keys. On return `scores` has the
+/// probabilities of these blocks, rows `stride` apart, with zeros for masked keys.
 #[expect(clippy::too_many_arguments, reason = "a kernel's plain inputs")]
 pub fn attend<'a>(
     q: &[f32],
-    seen: &[Range<usize>],
+    visible: &[Range<usize>],
     cap: Option<f32>,
     hd: usize,
     k_blocks: impl Fn(usize) -> &'a [f32],
@@ -40,20 +40,20 @@ pub fn attend<'a>(
     stride: usize,
     out: &mut [f32],
 ) {
-    assert_eq!(out.len(), q.len(), "a row for every query");
-    let blocks = probabilities(q, seen, cap, hd, k_blocks, scores, stride, None);
+    assert_eq!(out.len(), q.len(), "size of the output");
+    let blocks = probabilities(q, visible, cap, hd, k_blocks, scores, stride, None);
     out.fill(0.0);
     for b in blocks {
         mix_block(scores, v_blocks(b), hd, b * LANES, stride, out);
     }
 }
 
-/// The first half of `attend`: `scores` become the probabilities. Returns the blocks that any row sees. `slopes`
-/// takes what the cap does to a gradient, laid out as the scores.
+/// Computes the probabilities of `attend` in `scores`. Returns the blocks with visible keys. `slopes` receives the
+/// derivatives of the cap, in the layout of the scores.
 #[expect(clippy::too_many_arguments, reason = "a kernel's plain inputs")]
 pub fn probabilities<'a>(
     q: &[f32],
-    seen: &[Range<usize>],
+    visible: &[Range<usize>],
     cap: Option<f32>,
     hd: usize,
     k_blocks: impl Fn(usize) -> &'a [f32],
@@ -61,9 +61,9 @@ pub fn probabilities<'a>(
     stride: usize,
     mut slopes: Option<&mut Vec<f32>>,
 ) -> Range<usize> {
-    let rows = seen.len();
-    let first = seen.iter().map(|s| s.start).min().unwrap_or(0) / LANES;
-    let blocks = first..seen.iter().map(|s| s.end).max().unwrap_or(0).div_ceil(LANES);
+    let rows = visible.len();
+    let first = visible.iter().map(|s| s.start).min().unwrap_or(0) / LANES;
+    let blocks = first..visible.iter().map(|s| s.end).max().unwrap_or(0).div_ceil(LANES);
     assert!(rows <= MAX_ROWS && stride >= blocks.end * LANES && q.len() == rows * hd, "sizes");
     scores.resize(rows * stride, 0.0);
     for b in blocks.clone() {
@@ -73,7 +73,7 @@ pub fn probabilities<'a>(
         slopes.resize(rows * stride, 0.0);
     }
     let start = blocks.start * LANES;
-    for (r, see) in seen.iter().enumerate() {
+    for (r, keys) in visible.iter().enumerate() {
         let span = r * stride + start..r * stride + blocks.end * LANES;
         if let Some(cap) = cap {
             soft_cap(&mut scores[span.clone()], cap, 1.0);
@@ -81,13 +81,13 @@ pub fn probabilities<'a>(
                 soft_cap_slopes(&scores[span.clone()], cap, &mut slopes[span.clone()]);
             }
         }
-        softmax(&mut scores[span], see.start - start, see.end - start);
+        softmax(&mut scores[span], keys.start - start, keys.end - start);
     }
     blocks
 }
 
 multiversion! {
-    /// x becomes cap · tanh(factor · x / cap).
+    /// Replaces x by cap · tanh(factor · x / cap).
     pub fn soft_cap(x: &mut [f32], cap: f32, factor: f32) {
         for v in x.iter_mut() {
             // tanh(z) = 1 − 2/(e^{2z} + 1) saturates correctly at both ends.
@@ -97,7 +97,7 @@ multiversion! {
 }
 
 multiversion! {
-    /// The derivative of `soft_cap` with factor 1, from what it gave.
+    /// The derivative of `soft_cap` with factor 1, from its result.
     pub fn soft_cap_slopes(capped: &[f32], cap: f32, slopes: &mut [f32]) {
         for i in 0..slopes.len() {
             let t = capped[i] / cap;
@@ -144,11 +144,11 @@ multiversion! {
 }
 
 multiversion! {
-    /// In-place softmax over the entries from `from` to `visible`; the rest become exactly 0.
-    fn softmax(scores: &mut [f32], from: usize, visible: usize) {
-        let max = max(&scores[from..visible]);
+    /// In-place softmax over the entries `from..to`; the others become exactly 0.
+    fn softmax(scores: &mut [f32], from: usize, to: usize) {
+        let max = max(&scores[from..to]);
         scores[..from].fill(f32::NEG_INFINITY);
-        scores[visible..].fill(f32::NEG_INFINITY);
+        scores[to..].fill(f32::NEG_INFINITY);
         for s in scores.iter_mut() {
             *s = exp(*s - max);
         }
@@ -159,11 +159,11 @@ multiversion! {
     }
 }
 
-/// Columns of a tile, in vectors.
+/// Width of a tile, in vectors.
 const WIDE: usize = 4;
 
-/// out[a][0..16·V] += Σ_i weights[a·across + i·along] · rows[i][0..16·V] for R rows of out, in order of i; rows of
-/// out and `rows` are `hd` apart.
+/// out[a][0..16·V] += Σ_i weights[a·across + i·along] · rows[i][0..16·V] for R rows of out, with i ascending. The rows
+/// of out and of `rows` are `hd` apart.
 #[inline(always)]
 fn add_tile<const R: usize, const V: usize>(
     out: &mut [f32],
@@ -194,8 +194,8 @@ fn add_tile<const R: usize, const V: usize>(
     }
 }
 
-/// `add_tile` for `m` rows of `hd` columns, a multiple of 16: tiles of four rows, so that what is read of `rows`
-/// serves four sums.
+/// `add_tile` for m rows of `hd` columns, a multiple of 16. Tiles have four rows, so that each value of `rows` is read
+/// for four sums.
 #[inline(always)]
 fn add_product(out: &mut [f32], m: usize, weights: &[f32], at: (usize, usize), n: usize, rows: &[f32], hd: usize) {
     let mut a = 0;
@@ -221,7 +221,7 @@ fn add_product(out: &mut [f32], m: usize, weights: &[f32], at: (usize, usize), n
 }
 
 multiversion! {
-    /// `out[r]` += Σ_j `p[r][at + j]` · `rows[j]`, for the 16 rows of one block, in key order.
+    /// `out[r]` += Σ_j `p[r][at + j]` · `rows[j]` over the 16 rows of one block, in the order of the keys.
     pub fn mix_block(p: &[f32], rows: &[f32], hd: usize, at: usize, stride: usize, out: &mut [f32]) {
         let m = out.len() / hd;
         add_product(out, m, &p[at..], (stride, 1), LANES, rows, hd);
@@ -229,7 +229,7 @@ multiversion! {
 }
 
 multiversion! {
-    /// `rows[j]` += Σ_r `p[r][at + j]` · `x[r]`: the transposed product, for gradients of keys and values.
+    /// `rows[j]` += Σ_r `p[r][at + j]` · `x[r]`: the transposed product, for the gradients of keys and values.
     pub fn spread_block(p: &[f32], x: &[f32], hd: usize, at: usize, stride: usize, rows: &mut [f32]) {
         add_product(rows, LANES, &p[at..], (1, stride), x.len() / hd, x, hd);
     }

@@ -60,11 +60,11 @@ impl Purpose {
     pub(in crate::model) fn prepare(self, w: &Tensor, layout: WeightLayout) -> Result<Weight> {
         match self {
             Self::Train => Weight::new(w, layout, true),
-            Self::TrainOverBf16 => Weight::half(w, layout, true),
+            Self::TrainOverBf16 => Weight::bf16(w, layout, true),
             Self::TrainOverHeld if w.track_op() => Ok(Weight::Dense(w.clone(), layout)),
             Self::TrainOverHeld => Ok(Weight::Dense(w.detach(), layout)),
             Self::Score => Ok(Weight::Dense(w.detach(), layout)),
-            Self::ScoreInBf16 => Weight::half(&w.detach(), layout, false),
+            Self::ScoreInBf16 => Weight::bf16(&w.detach(), layout, false),
             Self::Serve => Weight::new(&w.detach(), layout, false),
             Self::ServeAs(format) => Weight::served(w, layout, format),
         }
@@ -84,7 +84,7 @@ pub struct Decoder {
     long_from: Option<usize>,
     /// The activations that the backward pass recomputes.
     pub recompute: Recompute,
-    /// Whether gradients of variables are summed by `ops::grad::collecting` instead of candle's store.
+    /// Whether gradients of variables are summed by `ops::grad::accumulate` instead of candle's store.
     collected: bool,
 }
 
@@ -207,7 +207,7 @@ impl Decoder {
         Ok(other)
     }
 
-    /// Enables the fused backward pass; gradients must then be computed inside `ops::grad::collecting`.
+    /// Enables the fused backward pass; gradients must then be computed inside `ops::grad::accumulate`.
     pub fn collected(self) -> Self {
         Self { collected: true, ..self }
     }
@@ -330,7 +330,7 @@ impl Decoder {
 
     /// The output matrix [vocab, d] in the file's layout. Fails when it is packed.
     pub(super) fn head_tensor(&self) -> Result<Tensor> {
-        let Some(weight) = self.head.weight()?.natural() else { candle_core::bail!("the output matrix is packed") };
+        let Some(weight) = self.head.weight()?.unpacked() else { candle_core::bail!("the output matrix is packed") };
         Ok(weight.clone())
     }
 

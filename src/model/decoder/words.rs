@@ -7,7 +7,7 @@ use candle_core::{Result, Tensor};
 use crate::model::Purpose;
 use crate::model::layers::{Builder, Parameters};
 use crate::model::load::files::StoredRows;
-use crate::ops::embedding::{self, embedding_but};
+use crate::ops::embedding::{self, embedding_with_padding};
 use crate::ops::read;
 
 #[derive(Clone, Debug)]
@@ -71,7 +71,7 @@ impl WordTable {
     /// When an id has no row, or the file of the table cannot be read any more.
     pub fn rows(&self, ids: &Arc<Vec<u32>>, padding: Option<u32>) -> Result<Tensor> {
         match self {
-            Self::Tensor(table) => embedding_but(table, ids, padding),
+            Self::Tensor(table) => embedding_with_padding(table, ids, padding),
             Self::Stored(rows) => {
                 let mut y = vec![0f32; ids.len() * rows.shape().1];
                 rows.gather(ids, &mut y)?;

@@ -13,10 +13,10 @@ use crate::model::families::NormKind;
 use crate::model::gguf::GgufTensors;
 use crate::model::load::ModelFiles;
 use crate::model::{ModelConfig, Purpose, Weights, hold};
-use crate::ops::held::Held;
 use crate::ops::linear::{Weight, WeightFormat, WeightLayout, linear};
-use crate::ops::low_rank::{Beside, LowRank};
+use crate::ops::low_rank::{LowRank, LowRankUpdate};
 use crate::ops::product::{Dims, column_sums, product_transposed};
+use crate::ops::quantized::QuantizedMatrix;
 use crate::ops::{self, grad};
 
 /// Where a model's parameters come from.
@@ -158,9 +158,9 @@ impl Builder<'_> {
 
     pub fn linear(&self, module: &str, out: usize, input: usize, bias: bool) -> Result<Linear> {
         let name = format!("{module}.weight");
-        let held = self.parameters.held(&name).and_then(|w| Held::of(w, input)).filter(|held| held.m == out);
-        let weight = match held {
-            Some(held) => Weight::Held(held),
+        let held = self.parameters.held(&name).and_then(|w| QuantizedMatrix::from_blocks(w, input));
+        let weight = match held.filter(|held| held.m == out) {
+            Some(held) => Weight::Quantized(held),
             None => self.weight(&name, (out, input), self.config.family().layout)?,
         };
         let bias = if bias { Some(self.tensor(&format!("{module}.bias"), &[out])?) } else { None };
@@ -293,7 +293,7 @@ impl Linear {
     /// The layer's tensors in the file's layout, adapter included, without weights that were packed for serving.
     pub fn tensors(&self) -> impl Iterator<Item = &Tensor> {
         let adapter = self.lora.iter().flat_map(|l| [&l.a, &l.b]);
-        self.weight.natural().into_iter().chain(&self.bias).chain(adapter)
+        self.weight.unpacked().into_iter().chain(&self.bias).chain(adapter)
     }
 
     /// Whether `run` and `back` apply.
@@ -313,7 +313,9 @@ impl Linear {
             None => self.weight.forward(x, y, n, None)?,
             Some(adapter) => {
                 low = vec![0f32; n * adapter.rank()?];
-                adapter.with_term(|term| self.weight.forward(x, y, n, Some(Beside { term, inner: &mut low })))?;
+                adapter.with_term(|term| {
+                    self.weight.forward(x, y, n, Some(LowRankUpdate { factors: term, projected: &mut low }))
+                })?;
             }
         }
         if let Some(bias) = &self.bias {
@@ -352,14 +354,20 @@ impl Linear {
         let (term, mut glow) = (adapter.term(WeightLayout::InOut)?, vec![0f32; n * adapter.rank()?]);
         match gx {
             Some((gx, add)) => {
-                self.weight.backward_input(gy, gx, n, add, Some(Beside { term: &term, inner: &mut glow }))?;
+                self.weight.backward_input(
+                    gy,
+                    gx,
+                    n,
+                    add,
+                    Some(LowRankUpdate { factors: &term, projected: &mut glow }),
+                )?;
             }
-            None => term.inner(gy, &mut glow),
+            None => term.project(gy, &mut glow),
         }
         Ok(glow)
     }
 
-    /// Adds to the gradients of the layer's variables, inside `ops::grad::collecting`. `low` is what `run` returned for
+    /// Adds to the gradients of the layer's variables, inside `ops::grad::accumulate`. `low` is what `run` returned for
     /// `x`,
     /// `glow` what `back_input` did for `gy`.
     pub fn back_weights(&self, x: &[f32], low: &[f32], gy: &[f32], glow: &[f32], n: usize) -> Result<()> {
