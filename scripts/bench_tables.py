@@ -128,7 +128,7 @@ def qlora(data):
     base = data["rows"][0]
     rows = []
     for r in data["rows"]:
-        first, last = r["heldout_loss"][0], r["heldout_loss"][-1]
+        half, last = r["heldout_loss"]
         rows.append(
             [
                 f"`{r['kind']}`",
@@ -136,12 +136,12 @@ def qlora(data):
                 f"{r['gb'] / base['gb']:.2f}×",
                 f"{r['seconds']:.2f} s",
                 f"{base['seconds'] / r['seconds']:.2f}×",
-                f"{first:.3f}",
+                f"{half:.3f}",
                 f"{last:.3f}",
             ]
         )
     head = ["`frozen_precision`", "peak memory", "relative memory", "one step (median)", "relative speed"]
-    head += ["held-out loss before", f"after {data['steps']} steps"]
+    head += [f"held-out loss after {data['steps'] // 2} steps", f"after {data['steps']}"]
     return table(head, rows) + "\n\n" + data["what"] + ". " + source(data)
 
 
