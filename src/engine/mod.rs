@@ -322,6 +322,11 @@ pub trait Generator: Send + Sync + 'static {
     async fn load(&self, version: &ModelVersion) -> Result<Arc<ServedModel>, EngineError>;
     /// Makes a loaded version the active one between two steps; requests in flight keep theirs.
     async fn activate(&self, version: &ModelVersionId) -> Result<(), EngineError>;
+    /// A version that is not active gets no further requests, so what serves it may be used otherwise. Unknown versions and
+    /// the active one are passed over.
+    async fn release(&self, version: &ModelVersionId) {
+        let _ = version;
+    }
     /// Text ↔ token ids; `None` where only text goes in and out.
     fn tokens(&self) -> Option<&dyn Tokens> {
         None
