@@ -8,7 +8,7 @@ use super::statistics::solve;
 const DEPTH: usize = 8;
 /// Longest extrapolation, in sizes of the last change.
 const FARTHEST: f64 = 100.0;
-/// A change of more than so many times the smallest one is a failed extrapolation.
+/// A change of more than so many times the last one is a failed extrapolation.
 const WORSE: f64 = 2.0;
 
 /// Largest absolute value.
@@ -22,8 +22,8 @@ pub fn minus(a: &[f64], b: &[f64]) -> Vec<f64> {
 }
 
 /// Iterates `map` from `start` until no value changes by `tolerance`, at most `rounds` times, and returns the last point
-/// that `map` was applied to. Where an extrapolated step makes the change larger, it goes back to the best point, takes the
-/// map's own step and extrapolates less far from then on, so it converges where plain iteration does.
+/// that `map` was applied to. Where the change at an extrapolated point is much larger than before, the map's own step is
+/// taken instead and extrapolation reaches less far from then on, so it converges where plain iteration does.
 pub fn fixed_point(
     start: Vec<f64>,
     tolerance: f64,
@@ -31,12 +31,13 @@ pub fn fixed_point(
     mut map: impl FnMut(&[f64]) -> Vec<f64>,
 ) -> Vec<f64> {
     let mut x = start;
-    let mut best: Option<(f64, Vec<f64>)> = None;
-    let mut previous: Option<(Vec<f64>, Vec<f64>)> = None;
+    // Point, image and change of the last round that was not given up.
+    let mut last: Option<(Vec<f64>, Vec<f64>, Vec<f64>)> = None;
     // Differences of successive points and of successive changes.
     let mut history: VecDeque<(Vec<f64>, Vec<f64>)> = VecDeque::new();
     // Longest extrapolation, in sizes of the last change.
     let mut reach = FARTHEST;
+    let mut is_extrapolated = false;
     for _ in 0..rounds {
         let image = map(&x);
         let change = minus(&image, &x);
@@ -44,17 +45,17 @@ pub fn fixed_point(
         if size < tolerance {
             break;
         }
-        if let Some((_, image_of_best)) = best.take_if(|(least, _)| !size.is_finite() || size > WORSE * *least) {
-            (history, previous) = (VecDeque::new(), None);
-            reach = (reach / 4.0).max(1.0);
-            x = image_of_best;
-            continue;
-        }
-        reach = (reach * 1.5).min(FARTHEST);
-        if best.as_ref().is_none_or(|(least, _)| size < *least) {
-            best = Some((size, image.clone()));
-        }
-        if let Some((last_x, last_change)) = previous.take() {
+        if let Some((last_x, last_image, last_change)) = last.take() {
+            let is_worse = !size.is_finite() || size > WORSE * largest(&last_change);
+            if is_extrapolated && is_worse {
+                history.clear();
+                reach = (reach / 4.0).max(1.0);
+                is_extrapolated = false;
+                x.clone_from(&last_image);
+                last = Some((last_x, last_image, last_change));
+                continue;
+            }
+            reach = (reach * 1.5).min(FARTHEST);
             history.push_back((minus(&x, &last_x), minus(&change, &last_change)));
             if history.len() > DEPTH {
                 history.pop_front();
@@ -63,7 +64,8 @@ pub fn fixed_point(
         let extra = extrapolation(&change, &history);
         let scale = (reach * size / largest(&extra)).min(1.0);
         let next = image.iter().zip(&extra).map(|(value, extra)| value + scale * extra).collect();
-        previous = Some((std::mem::replace(&mut x, next), change));
+        is_extrapolated = !history.is_empty();
+        last = Some((std::mem::replace(&mut x, next), image, change));
     }
     x
 }
