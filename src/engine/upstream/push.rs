@@ -11,6 +11,8 @@ use crate::domain::ModelVersionId;
 
 /// What the probe completes, with one token.
 const PROBE: &str = "The quick brown fox jumps over the lazy";
+/// Variables of this program's environment that a command gets.
+const PASSED_ON: &[&str] = &["PATH", "HOME", "USER", "LANG", "LC_ALL", "TMPDIR", "TZ"];
 /// Most characters of a command's error output in a message.
 const MAX_WORDS: usize = 300;
 
@@ -203,6 +205,9 @@ impl PushOptions {
         let [program, arguments @ ..] = command else { return Err("upstream.push_command is empty".to_owned()) };
         let mut running = Command::new(fill(program));
         running.args(arguments.iter().map(fill)).kill_on_drop(true).stdin(std::process::Stdio::null());
+        // The environment of this program holds its keys.
+        let passed_on = PASSED_ON.iter().filter_map(|name| Some((name, std::env::var_os(name)?)));
+        running.env_clear().envs(passed_on);
         let done = match tokio::time::timeout(self.timeout, running.output()).await {
             Ok(done) => done.map_err(|e| format!("the command {program} cannot be run: {e}"))?,
             Err(_) => return Err(format!("the command {program} took longer than {} s", self.timeout.as_secs())),

@@ -198,7 +198,8 @@ async fn a_command_loads_versions() {
     let calls = tempfile::tempdir().unwrap();
     let log = calls.path().join("log").display().to_string();
     // Fails for versions named `bad`; otherwise it notes what it was called with.
-    let script = format!("[ $1 = bad ] && {{ echo out of memory >&2; exit 3; }}; echo \"$1 $2 $3\" >> {log}");
+    let script =
+        format!("[ $1 = bad ] && {{ echo out of memory >&2; exit 3; }}; echo \"$1 $2 $3\" >> {log}; env >> {log}");
     let command: Vec<String> =
         ["sh", "-c", &script, "load", "{name}", "{url}", "{path}"].map(str::to_owned).into_iter().collect();
     let server = behind(&replicas, "command", |c| c.upstream.push_command = command).await;
@@ -209,6 +210,10 @@ async fn a_command_loads_versions() {
     assert!(refused.contains("out of memory") && refused.contains("exit status: 3"), "{refused}");
     assert_eq!(active(&server).await, "tuned");
     let noted = std::fs::read_to_string(Path::new(&log)).unwrap();
+    // What is passed on, and what a shell sets itself.
+    let expected = ["PATH", "HOME", "USER", "LANG", "LC_ALL", "TMPDIR", "TZ", "PWD", "OLDPWD", "SHLVL", "_"];
+    let variables: Vec<&str> = noted.lines().filter_map(|line| Some(line.split_once('=')?.0)).collect();
+    assert!(variables.contains(&"PATH") && variables.iter().all(|name| expected.contains(name)), "{variables:?}");
     for replica in &replicas {
         let line = format!("tuned {} {}", replica.url, files(&server, "tuned"));
         assert!(noted.lines().any(|noted| noted == line), "{line} is not in {noted}");
