@@ -8,9 +8,10 @@ use serde_json::json;
 
 use crate::artifacts::Artifacts;
 use crate::domain::{ModelKind, ModelState, ModelVersion, ModelVersionId, STAGE_UPSTREAM, hash};
+use crate::engine::upstream::push::{Loader, PushOptions};
 use crate::engine::upstream::wire::Kind;
 use crate::engine::upstream::{DiscoverError, Discovered, Upstream};
-use crate::engine::{Generator, UpstreamOptions};
+use crate::engine::{EngineError, Generator, UpstreamOptions};
 use crate::hub::pull;
 use crate::service::register::{self, version_name};
 use crate::service::{Services, configured};
@@ -38,9 +39,37 @@ pub async fn start(services: &Arc<Services>) -> Result<Arc<dyn Generator>> {
     };
     let version = register(services, &discovered).await?;
     register_local(services).await?;
-    services.store.models().activate(&version.id, services.now()).await?;
+    let pushes = services.config.upstream.push.is_some();
+    let discovered = Discovered { path: known_path(&version).or(discovered.path), ..discovered };
     tracing::info!(model.name = %version.name, model.upstream = %discovered.model, "serving from upstream");
-    Ok(upstream.serve(version, discovered))
+    let engine = upstream.serve(version.clone(), discovered).await;
+    match services.store.models().active(ModelKind::Policy).await? {
+        // It was loaded there before this server was started again.
+        Some(active) if pushes && active.stage != STAGE_UPSTREAM => {
+            if let Err(error) = follow(&*engine, &active).await {
+                let name = &active.name;
+                tracing::warn!(%error, model.name = %name, "the active version is not loaded at the upstream servers");
+            }
+        }
+        _ => {
+            services.store.models().activate(&version.id, services.now()).await?;
+            if pushes && let Err(error) = follow(&*engine, &version).await {
+                tracing::warn!(%error, model.name = %version.name, "some upstream servers serve another version");
+            }
+        }
+    }
+    Ok(engine)
+}
+
+/// Makes the servers serve the version that is active in the database.
+async fn follow(engine: &dyn Generator, active: &ModelVersion) -> Result<(), EngineError> {
+    engine.load(active).await?;
+    engine.activate(&active.id).await
+}
+
+/// Where the servers' own weights are for them, as recorded when they were first seen: later they may serve others.
+fn known_path(version: &ModelVersion) -> Option<String> {
+    version.metrics["path"].as_str().map(str::to_owned)
 }
 
 fn options(services: &Services) -> Result<UpstreamOptions> {
@@ -51,8 +80,24 @@ fn options(services: &Services) -> Result<UpstreamOptions> {
     })?;
     let mut urls = vec![upstream.url.clone().context("upstream.url is missing: set the address of the server")?];
     urls.extend(upstream.replicas.iter().cloned());
+    let push = match upstream.push.as_deref() {
+        None => None,
+        Some(name) => Some(PushOptions {
+            loader: Loader::parse(name, &upstream.push_command).with_context(|| {
+                format!(
+                    "upstream.push: '{name}' is not a known way of loading, or upstream.push_command is empty; \
+                     use one of {}",
+                    Loader::NAMES
+                )
+            })?,
+            path: upstream.push_path.clone(),
+            timeout: Duration::from_secs(upstream.push_timeout_seconds),
+            tolerance: upstream.push_tolerance,
+        }),
+    };
     Ok(UpstreamOptions {
         urls,
+        push,
         kind,
         api_key: upstream.api_key.clone(),
         connect_timeout: Duration::from_secs(upstream.connect_timeout_seconds),
@@ -100,7 +145,7 @@ async fn register(services: &Services, discovered: &Discovered) -> Result<ModelV
                     job_id: None,
                     artifact_uri: format!("upstream:{}", discovered.model),
                     sha256,
-                    metrics: json!({}),
+                    metrics: discovered.path.as_ref().map_or(json!({}), |path| json!({"path": path})),
                     state: ModelState::Candidate,
                     created: services.now(),
                 };

@@ -424,6 +424,7 @@ impl Config {
             ("upstream.response_timeout_seconds", self.upstream.response_timeout_seconds as usize),
             ("upstream.max_running", self.upstream.max_running),
             ("upstream.breaker_failures", self.upstream.breaker_failures as usize),
+            ("upstream.push_timeout_seconds", self.upstream.push_timeout_seconds as usize),
             ("labeling.max_tokens", self.labeling.max_tokens),
             ("labeling.lease_seconds", self.labeling.lease_seconds.max(0) as usize),
             ("labeling.overlap", self.labeling.overlap.max(0) as usize),

@@ -38,6 +38,21 @@ pub struct UpstreamConfig {
     pub breaker_failures: u32,
     /// Seconds without requests after repeated failures; then one request is tried.
     pub breaker_pause_seconds: u64,
+    /// How a promoted version of this server is loaded at the upstream servers: `vllm`, `sglang`, `llama.cpp` or
+    /// `command`; `None` = versions of this server cannot be promoted.
+    #[serde(deserialize_with = "optional_text")]
+    pub push: Option<String>,
+    /// Where the upstream servers find the files of a version. `{path}` is their path on this machine, `{id}` and `{name}`
+    /// are those of the version.
+    #[serde(deserialize_with = "text")]
+    pub push_path: String,
+    /// With `push = "command"`: program and arguments, run once for each server. `{url}` is the server's base address,
+    /// `{path}` the result of `push_path`; exit code 0 means that the server serves the version.
+    pub push_command: Vec<String>,
+    /// Longest time for loading a version at one server, and for its running requests to end before that, in seconds.
+    pub push_timeout_seconds: u64,
+    /// Largest difference between servers in the log-prob of the first token after a version was loaded.
+    pub push_tolerance: f64,
 }
 
 impl Default for UpstreamConfig {
@@ -55,6 +70,11 @@ impl Default for UpstreamConfig {
             max_running: 64,
             breaker_failures: 5,
             breaker_pause_seconds: 15,
+            push: None,
+            push_path: "{path}".to_owned(),
+            push_command: Vec::new(),
+            push_timeout_seconds: 300,
+            push_tolerance: 0.2,
         }
     }
 }

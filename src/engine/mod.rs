@@ -326,6 +326,11 @@ pub trait Generator: Send + Sync + 'static {
     async fn load(&self, version: &ModelVersion) -> Result<Arc<ServedModel>, EngineError>;
     /// Makes a loaded version the active one between two steps. Requests in flight keep their version.
     async fn activate(&self, version: &ModelVersionId) -> Result<(), EngineError>;
+    /// Frees what serves a version that gets no further requests. Has no effect on the active version and on unknown
+    /// ones.
+    async fn release(&self, version: &ModelVersionId) {
+        let _ = version;
+    }
     /// Conversion between text and token ids; `None` for generators that take text.
     fn tokens(&self) -> Option<&dyn Tokens> {
         None

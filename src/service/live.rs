@@ -13,7 +13,7 @@ use super::{Result, ServiceError, Services, bad_input, uncancelled};
 use crate::config::Config;
 use crate::domain::time::DAY;
 use crate::domain::{Micros, ModelKind, ModelState, ModelVersionId};
-use crate::engine::ServedModel;
+use crate::engine::{EngineError, ServedModel};
 use crate::store::{RequestCounts, Setting, VersionUse};
 
 /// Name under which the canary is stored among the settings.
@@ -93,7 +93,13 @@ pub async fn refresh(services: &Services) -> Result<()> {
         let version = services.store.models().get(&canary.model_version_id).await?;
         engine.load(&version).await?;
     }
+    let former = services.live().canary.clone();
+    let is_over = |former: &&Canary| live.canary.as_ref().is_none_or(|c| c.model_version_id != former.model_version_id);
+    let over = former.as_ref().filter(is_over).map(|former| former.model_version_id.clone());
     services.set_live(live);
+    if let (Some(over), Ok(engine)) = (over, services.engine()) {
+        engine.release(&over).await;
+    }
     Ok(())
 }
 
@@ -130,7 +136,18 @@ pub async fn start_canary(services: &Arc<Services>, by: &Actor, model: &str, sha
     if version.kind != ModelKind::Policy || version.state != ModelState::Candidate {
         return Err(bad_input("model", format!("{} is not a candidate policy", version.name)));
     }
-    services.engine()?.load(&version).await?;
+    let engine = services.engine()?;
+    engine.load(&version).await.map_err(|e| match e {
+        EngineError::Failed(why) => ServiceError::Conflict(format!("{} cannot be served: {why}", version.name)),
+        other => other.into(),
+    })?;
+    if !engine.loaded().iter().any(|m| m.version.id == version.id) {
+        let message = format!(
+            "{} cannot be served beside the active version: a canary needs a second server in upstream.replicas",
+            version.name
+        );
+        return Err(ServiceError::Conflict(message));
+    }
     let now = services.now();
     // A new share for the same candidate keeps the start of its figures.
     let since = match services.live().canary.as_ref() {

@@ -71,11 +71,18 @@ async fn switch(
             let engine = services.engine()?;
             let former = engine.active().map(|m| m.version.id.clone());
             // Damaged files are an error of the version, not of the server.
-            engine.load(&version).await.map_err(|e| match e {
+            let refused = |e: EngineError| match e {
                 EngineError::Failed(why) => ServiceError::Conflict(format!("{} cannot be served: {why}", version.name)),
                 other => other.into(),
-            })?;
-            engine.activate(&version.id).await?;
+            };
+            engine.load(&version).await.map_err(refused)?;
+            if let Err(error) = engine.activate(&version.id).await {
+                // A candidate keeps what serves it; of others nothing stays loaded.
+                if services.live().canary.as_ref().is_none_or(|canary| canary.model_version_id != version.id) {
+                    engine.release(&version.id).await;
+                }
+                return Err(refused(error));
+            }
             former
         } else {
             None

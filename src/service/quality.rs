@@ -11,7 +11,7 @@ use crate::domain::{GivenRating, Micros, ModelVersionId, RubricDefinition, SetKi
 use crate::eval::quality::bradley_terry::{self, Cell, Options, Standing};
 use crate::eval::quality::facts::Author;
 use crate::eval::quality::ratings::{self, DimensionFigures};
-use crate::eval::quality::{self, Facts, Figure, Report, Resampling, SetConsensus};
+use crate::eval::quality::{self, Facts, FactsBuilder, Figure, Report, Resampling, SetConsensus};
 
 /// Default number of bootstrap replicates: enough for two stable digits of a 95 % bound.
 const REPLICATES: usize = 1000;
@@ -39,14 +39,14 @@ impl Scope {
     }
 }
 
-/// The judgments in scope, with dense indices.
+/// The judgments in scope, with dense indices. Each is added as the database sends it, which takes microseconds.
 pub(super) async fn facts(services: &Services, scope: &Scope) -> Result<Facts> {
     let since = scope.days.map(|days| time::before(services.now(), days, time::DAY));
-    let judged = services.store.sets().judged(scope.kind, since).await?;
-    let gold = services.store.sets().all_gold().await?;
     let labelers = services.store.people().list().await?;
-    let kind = scope.kind.unwrap_or(SetKind::Normal);
-    blocking(move || Facts::new(&judged, &gold, &labelers).of(kind)).await
+    let mut builder = FactsBuilder::new(&labelers);
+    services.store.sets().each_judged(scope.kind, since, |judgment| builder.add(&judgment)).await?;
+    let gold = services.store.sets().all_gold().await?;
+    Ok(builder.finish(&gold).of(scope.kind.unwrap_or(SetKind::Normal)))
 }
 
 /// Runs a computation on a blocking thread.

@@ -1,32 +1,29 @@
-//! Judgments as the quality figures read them: all of them in one query, without texts.
+//! Judgments as the quality figures read them: all of them by one statement, without texts.
 
 use super::judgments::current;
-use super::rows::{Conn, args};
+use super::rows::{Conn, Row, args};
 use super::{Result, rubrics};
 use crate::domain::*;
 
-pub(super) async fn judged_sets(
-    conn: &mut Conn,
-    kind: Option<SetKind>,
-    since: Option<Micros>,
-) -> Result<Vec<JudgedSet>> {
-    judged(conn, kind, since, None).await
+/// The judgments whose figures are computed.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Which<'a> {
+    pub kind: Option<SetKind>,
+    pub since: Option<Micros>,
+    /// Only sets that this labeler judged.
+    pub with: Option<&'a LabelerId>,
 }
 
-pub(super) async fn judged_with(conn: &mut Conn, labeler: &LabelerId) -> Result<Vec<JudgedSet>> {
-    judged(conn, None, None, Some(labeler)).await
-}
-
-async fn judged(
+/// Passes judgments to `take` one by one, ordered by id. Rows are not kept: one judgment is in memory.
+pub(super) async fn each_judged(
     conn: &mut Conn,
-    kind: Option<SetKind>,
-    since: Option<Micros>,
-    with: Option<&LabelerId>,
-) -> Result<Vec<JudgedSet>> {
-    let rows = conn
-        .all(
-            concat!(
-                "SELECT j.id AS judgment_id, j.set_id, j.labeler_id, j.outcome, j.active_ms, j.assignment_id, j.created,
+    which: Which<'_>,
+    mut take: impl FnMut(JudgedSet) + Send,
+) -> Result<()> {
+    let mut current: Option<JudgedSet> = None;
+    conn.each(
+        concat!(
+            "SELECT j.id AS judgment_id, j.set_id, j.labeler_id, j.outcome, j.active_ms, j.assignment_id, j.created,
                     s.prompt_id, s.kind, i.completion_id, i.tier, i.shown_position, c.model_version_id, c.origin,
                     CAST(LENGTH(c.text) AS BIGINT) AS length
              FROM judgments j
@@ -36,40 +33,55 @@ async fn judged(
              WHERE ($1 IS NULL OR s.kind = $1) AND ($2 IS NULL OR j.created >= $2)
                AND ($3 IS NULL OR j.set_id IN (SELECT set_id FROM judgments WHERE labeler_id = $3))
                AND ",
-                current!(),
-                " ORDER BY j.id, i.completion_id"
-            ),
-            args![kind.map(SetKind::as_str), since, with.map(LabelerId::as_str)],
-        )
-        .await?;
-    let mut judged: Vec<JudgedSet> = Vec::new();
-    for row in &rows {
-        let id: JudgmentId = row.text("judgment_id")?.into();
-        if judged.last().is_none_or(|last| last.judgment_id != id) {
-            judged.push(JudgedSet {
-                judgment_id: id,
-                set_id: row.text("set_id")?.into(),
-                prompt_id: row.text("prompt_id")?.into(),
-                labeler_id: row.text("labeler_id")?.into(),
-                kind: row.name("kind", SetKind::parse)?,
-                outcome: row.name("outcome", Outcome::parse)?,
-                active_ms: row.int("active_ms")?,
-                leased: row.opt_text("assignment_id")?.is_some(),
-                created: row.int("created")?,
-                items: Vec::new(),
-            });
-        }
-        if let (Some(completion_id), Some(last)) = (row.opt_text("completion_id")?, judged.last_mut()) {
-            last.items.push(JudgedItem {
-                completion_id: completion_id.into(),
-                model_version_id: row.opt_text("model_version_id")?.map(Into::into),
-                origin: row.name("origin", CompletionOrigin::parse)?,
-                length: row.int("length")?,
-                tier: row.int("tier")?,
-                shown_position: row.int("shown_position")?,
-            });
-        }
-    }
+            current!(),
+            " ORDER BY j.id, i.completion_id"
+        ),
+        args![which.kind.map(SetKind::as_str), which.since, which.with.map(LabelerId::as_str)],
+        |row| {
+            let id: JudgmentId = row.text("judgment_id")?.into();
+            if current.as_ref().is_none_or(|judgment| judgment.judgment_id != id)
+                && let Some(complete) = current.replace(judged_set(row, id)?)
+            {
+                take(complete);
+            }
+            if let (Some(completion_id), Some(judgment)) = (row.opt_text("completion_id")?, &mut current) {
+                judgment.items.push(JudgedItem {
+                    completion_id: completion_id.into(),
+                    model_version_id: row.opt_text("model_version_id")?.map(Into::into),
+                    origin: row.name("origin", CompletionOrigin::parse)?,
+                    length: row.int("length")?,
+                    tier: row.int("tier")?,
+                    shown_position: row.int("shown_position")?,
+                });
+            }
+            Ok(true)
+        },
+    )
+    .await?;
+    current.into_iter().for_each(take);
+    Ok(())
+}
+
+/// The judgment of a row, without items.
+fn judged_set(row: &Row, judgment_id: JudgmentId) -> Result<JudgedSet> {
+    Ok(JudgedSet {
+        judgment_id,
+        set_id: row.text("set_id")?.into(),
+        prompt_id: row.text("prompt_id")?.into(),
+        labeler_id: row.text("labeler_id")?.into(),
+        kind: row.name("kind", SetKind::parse)?,
+        outcome: row.name("outcome", Outcome::parse)?,
+        active_ms: row.int("active_ms")?,
+        leased: row.opt_text("assignment_id")?.is_some(),
+        created: row.int("created")?,
+        items: Vec::new(),
+    })
+}
+
+pub(super) async fn judged_with(conn: &mut Conn, labeler: &LabelerId) -> Result<Vec<JudgedSet>> {
+    let mut judged = Vec::new();
+    let which = Which { with: Some(labeler), ..Which::default() };
+    each_judged(conn, which, |judgment| judged.push(judgment)).await?;
     Ok(judged)
 }
 

@@ -1,5 +1,5 @@
-//! A circuit breaker: after several failures in a row, calls are refused for a while; then one trial call decides. Time is
-//! an argument.
+//! A circuit breaker: after several failures in a row, calls are refused for a while; then one trial call decides. Time
+//! is an argument.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ enum BreakerState {
     Closed { failures: u32 },
     /// No call passes before `until`; then one does.
     Open { until: Instant },
-    /// The trial is under way.
+    /// The trial call is running.
     HalfOpen,
 }
 
@@ -21,7 +21,8 @@ pub struct Breaker {
     pause: Duration,
 }
 
-/// Leave to make one call. Dropped without a verdict (the client left), it counts neither way.
+/// Permission for one call. Dropped without an outcome (the client left), it counts neither as a success nor as a
+/// failure.
 pub struct Pass {
     breaker: Arc<Breaker>,
     settled: bool,
@@ -44,7 +45,7 @@ impl Breaker {
             BreakerState::Closed { .. } => {}
             BreakerState::Open { until } if now >= until => *state = BreakerState::HalfOpen,
             BreakerState::Open { until } => return Err(until - now),
-            // The trial's end is not known; callers may look again soon.
+            // When the trial ends is not known; callers may try again soon.
             BreakerState::HalfOpen => return Err(Duration::from_secs(1)),
         }
         Ok(Pass { breaker: self.clone(), settled: false })
@@ -64,7 +65,7 @@ impl Breaker {
             BreakerState::Closed { failures } if failures + 1 < self.threshold => {
                 BreakerState::Closed { failures: failures + 1 }
             }
-            // A late failure of a call from before does not lengthen the pause.
+            // A failure of a call that began before the pause does not lengthen it.
             BreakerState::Open { until } => BreakerState::Open { until },
             _ => BreakerState::Open { until: now + self.pause },
         };
@@ -72,7 +73,8 @@ impl Breaker {
 }
 
 impl Pass {
-    /// The server answers: others need not wait for this call's end. A failure still opens the breaker again.
+    /// The server has begun to answer, so further calls are admitted before this one ends. A failure still opens the
+    /// breaker.
     pub fn answered(&self) {
         let mut state = self.breaker.state();
         if *state == BreakerState::HalfOpen {
@@ -83,7 +85,7 @@ impl Pass {
     pub fn succeeded(mut self) {
         self.settled = true;
         let mut state = self.breaker.state();
-        // A call from before the pause says nothing about now.
+        // The call began before the pause, so its success says nothing about the present state.
         if !matches!(*state, BreakerState::Open { .. }) {
             *state = BreakerState::Closed { failures: 0 };
         }
@@ -99,7 +101,7 @@ impl Drop for Pass {
     fn drop(&mut self) {
         let mut state = self.breaker.state();
         if !self.settled && *state == BreakerState::HalfOpen {
-            // The trial went away undecided: the next failure opens it again.
+            // The trial ended without an outcome: the next failure opens the breaker again.
             *state = BreakerState::Closed { failures: self.breaker.threshold - 1 };
         }
     }

@@ -1,8 +1,9 @@
-//! The servers that write the text: one, or several replicas of the same model. A request goes to the replica with the
-//! fewest samples under way; one that fails is passed over, and a call that was not begun is made at the next one.
+//! The servers that generate the text: one, or several replicas. A request goes to the replica with the fewest running
+//! samples among those that hold its model version. A replica that fails is skipped, and a call that was not begun is
+//! made at the next one.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Weak};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use backon::{BackoffBuilder, ExponentialBuilder};
@@ -12,25 +13,72 @@ use serde_json::Value;
 use super::breaker::{Breaker, Pass};
 use super::http::{self, Failure, Http};
 use super::{DiscoverError, Discovered, UpstreamOptions, record_outcome, resting};
+use crate::domain::ModelVersionId;
+use crate::engine::EngineError;
 
 /// Longest wait between two attempts: a client waits meanwhile.
 const MAX_WAIT: Duration = Duration::from_secs(5);
+/// Interval at which a replica is looked at until its requests have ended.
+const IDLE_CHECK: Duration = Duration::from_millis(20);
 
 /// One server.
 pub struct Replica {
-    /// Host and port, for logs and metrics.
-    name: String,
+    /// Host and port, for logs, metrics and messages.
+    pub name: String,
     pub http: Http,
     breaker: Arc<Breaker>,
+    /// Samples that run there.
     running: AtomicUsize,
     /// The last check found the model there.
     healthy: AtomicBool,
+    /// Takes no new requests, because a version is being loaded there.
+    paused: AtomicBool,
+    /// The versions that it serves, and those that it is to serve.
+    holds: Mutex<Vec<ModelVersionId>>,
+    assigned: Mutex<Vec<ModelVersionId>>,
 }
 
-/// All servers of the model.
+impl Replica {
+    pub fn holds(&self) -> MutexGuard<'_, Vec<ModelVersionId>> {
+        self.holds.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn has(&self, version: &ModelVersionId) -> bool {
+        self.holds().contains(version)
+    }
+
+    pub fn assigned(&self) -> Vec<ModelVersionId> {
+        self.assigned.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// It serves these versions from now on.
+    pub fn assign(&self, versions: Vec<ModelVersionId>) {
+        *self.holds() = versions.clone();
+        *self.assigned.lock().unwrap_or_else(PoisonError::into_inner) = versions;
+    }
+
+    pub fn pause(&self, paused: bool) {
+        self.paused.store(paused, SeqCst);
+    }
+
+    /// Waits until no sample runs there.
+    ///
+    /// # Errors
+    /// How many still run after `limit`.
+    pub async fn idle(&self, limit: Duration) -> Result<(), usize> {
+        let idle = async {
+            while self.running.load(SeqCst) > 0 {
+                tokio::time::sleep(IDLE_CHECK).await;
+            }
+        };
+        tokio::time::timeout(limit, idle).await.map_err(|_| self.running.load(SeqCst))
+    }
+}
+
+/// All servers that generate text.
 pub struct Fleet {
-    replicas: Vec<Arc<Replica>>,
-    /// Where the next request begins among replicas that are equally busy.
+    pub replicas: Vec<Arc<Replica>>,
+    /// Position of the replica that the next request tries first among equally busy ones.
     turn: AtomicUsize,
     backoff: ExponentialBuilder,
 }
@@ -40,7 +88,7 @@ struct Busy(Arc<Replica>, usize);
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.0.running.fetch_sub(self.1, Relaxed);
+        self.0.running.fetch_sub(self.1, SeqCst);
     }
 }
 
@@ -67,10 +115,17 @@ impl Seat {
     }
 }
 
-/// Calls of one request: path and body of each.
-pub type Calls = [(&'static str, Value)];
+/// What one request asks a replica for.
+pub struct Calls<'a> {
+    /// Path and body of each call.
+    pub calls: &'a [(&'static str, Value)],
+    pub samples: usize,
+    pub version: &'a ModelVersionId,
+    /// The parameter that a refusal without one is about.
+    pub blame: &'static str,
+}
 
-/// Leave to call a replica, and whether its last answer was a failure of its own.
+/// Permission to call a replica, and whether its last answer was a failure of the server.
 type Admitted = Option<(Pass, bool)>;
 
 impl Fleet {
@@ -85,6 +140,9 @@ impl Fleet {
                 breaker: Arc::new(Breaker::new(options.breaker_failures, options.breaker_pause)),
                 running: AtomicUsize::new(0),
                 healthy: AtomicBool::new(true),
+                paused: AtomicBool::new(false),
+                holds: Mutex::default(),
+                assigned: Mutex::default(),
             }))
         };
         let backoff = ExponentialBuilder::default()
@@ -109,7 +167,7 @@ impl Fleet {
         for replica in &self.replicas {
             match find(&replica.http, wanted, self.backoff).await {
                 Ok(found) => return Ok(found),
-                // A replica that is away may have it.
+                // A replica that does not answer may have it.
                 Err(error) if !matches!(worst, DiscoverError::Away(_)) => worst = error,
                 Err(_) => {}
             }
@@ -117,11 +175,17 @@ impl Fleet {
         Err(worst)
     }
 
-    /// Replicas in the order in which a request tries them: those that the last check found healthy, and of them the least
-    /// busy first.
-    fn order(&self) -> Vec<usize> {
+    /// How many replicas hold the version.
+    pub fn holders(&self, version: &ModelVersionId) -> usize {
+        self.replicas.iter().filter(|replica| replica.has(version)).count()
+    }
+
+    /// Replicas that hold the version, in the order in which a request tries them: those that the last check found
+    /// healthy first, and of them the least busy first.
+    fn order(&self, version: &ModelVersionId) -> Vec<usize> {
         let (count, turn) = (self.replicas.len(), self.turn.fetch_add(1, Relaxed));
-        let mut order: Vec<usize> = (0..count).map(|i| (turn.wrapping_add(i)) % count).collect();
+        let takes = |i: &usize| !self.replicas[*i].paused.load(Relaxed) && self.replicas[*i].has(version);
+        let mut order: Vec<usize> = (0..count).map(|i| (turn.wrapping_add(i)) % count).filter(takes).collect();
         order.sort_by_key(|&i| {
             let replica = &self.replicas[i];
             (!replica.healthy.load(Relaxed), replica.running.load(Relaxed))
@@ -129,16 +193,16 @@ impl Fleet {
         order
     }
 
-    /// Opens all calls of a request of `samples` samples at one replica. Where a replica cannot have begun, the next one is
-    /// asked; when none is left, all are asked again after a pause.
+    /// Opens all calls of a request at one replica. Where a replica cannot have begun, the next one is asked; when none
+    /// is left, all are asked again after a pause.
     ///
     /// # Errors
     /// The last refusal or failure.
-    pub async fn open(&self, calls: &Calls, samples: usize, blame: &'static str) -> Result<Opened, Failure> {
+    pub async fn open(&self, request: &Calls<'_>) -> Result<Opened, Failure> {
         let mut waits = self.backoff.build();
         let mut admitted: Vec<Admitted> = self.replicas.iter().map(|_| None).collect();
         loop {
-            let failure = match self.round(&mut admitted, calls, samples, blame).await {
+            let failure = match self.round(&mut admitted, request).await {
                 Ok(opened) => {
                     settle(admitted);
                     return Ok(opened);
@@ -156,16 +220,10 @@ impl Fleet {
     }
 
     /// Asks each replica once, until one takes the request.
-    async fn round(
-        &self,
-        admitted: &mut [Admitted],
-        calls: &Calls,
-        samples: usize,
-        blame: &'static str,
-    ) -> Result<Opened, Failure> {
+    async fn round(&self, admitted: &mut [Admitted], request: &Calls<'_>) -> Result<Opened, Failure> {
         let mut last: Option<Failure> = None;
         let mut rest: Option<Duration> = None;
-        for i in self.order() {
+        for i in self.order(request.version) {
             let replica = &self.replicas[i];
             if admitted[i].is_none() {
                 match replica.breaker.admit(Instant::now()) {
@@ -179,9 +237,14 @@ impl Fleet {
             if last.is_some() {
                 metrics::counter!("instructd_upstream_failovers_total").increment(1);
             }
-            replica.running.fetch_add(samples, Relaxed);
-            let busy = Busy(replica.clone(), samples);
-            let opening = calls.iter().map(|(path, body)| replica.http.open(path, body, blame));
+            replica.running.fetch_add(request.samples, SeqCst);
+            let busy = Busy(replica.clone(), request.samples);
+            // A version may have been replaced since the order was made; from here on the replica is not idle.
+            if replica.paused.load(SeqCst) || !replica.has(request.version) {
+                admitted[i] = None;
+                continue;
+            }
+            let opening = request.calls.iter().map(|(path, body)| replica.http.open(path, body, request.blame));
             match futures::future::try_join_all(opening).await {
                 Ok(responses) => {
                     if let Some((pass, _)) = admitted[i].take() {
@@ -199,7 +262,13 @@ impl Fleet {
                 }
             }
         }
-        Err(last.unwrap_or_else(|| Failure::refused(resting(rest.unwrap_or_default()))))
+        Err(last.unwrap_or_else(|| match rest {
+            Some(rest) => Failure::refused(resting(rest)),
+            None => {
+                let message = "no upstream server has this model version now: versions are being switched".to_owned();
+                Failure::refused(EngineError::Unavailable { message, retry_after_s: 2 }).unstarted()
+            }
+        }))
     }
 
     /// # Errors
@@ -212,27 +281,22 @@ impl Fleet {
         }
     }
 
-    /// Looks every `period` whether each replica lists `model`, as long as the fleet is in use.
-    pub async fn watch(fleet: Weak<Self>, model: String, period: Duration) {
-        loop {
-            let Some(alive) = fleet.upgrade() else { return };
-            let looks = alive.replicas.iter().map(|replica| async {
-                let found = tokio::time::timeout(period, replica.http.models()).await;
-                let healthy = matches!(&found, Ok(Ok(listing)) if listing.data.iter().any(|m| m.id == model));
-                if replica.healthy.swap(healthy, Relaxed) != healthy {
-                    tracing::warn!(replica = %replica.name, healthy, "an upstream replica changed");
-                }
-                let up = if healthy { 1.0 } else { 0.0 };
-                metrics::gauge!("instructd_upstream_replica_up", "replica" => replica.name.clone()).set(up);
-            });
-            futures::future::join_all(looks).await;
-            drop(alive);
-            tokio::time::sleep(period).await;
-        }
+    /// Checks whether each replica lists `model`, within `limit`.
+    pub async fn check(&self, model: &str, limit: Duration) {
+        let checks = self.replicas.iter().map(|replica| async {
+            let found = tokio::time::timeout(limit, replica.http.models()).await;
+            let healthy = matches!(&found, Ok(Ok(listing)) if listing.data.iter().any(|m| m.id == model));
+            if replica.healthy.swap(healthy, Relaxed) != healthy {
+                tracing::warn!(replica = %replica.name, healthy, "an upstream replica changed");
+            }
+            let up = if healthy { 1.0 } else { 0.0 };
+            metrics::gauge!("instructd_upstream_replica_up", "replica" => replica.name.clone()).set(up);
+        });
+        futures::future::join_all(checks).await;
     }
 }
 
-/// Says how the calls that led nowhere ended.
+/// Records the outcomes of calls that opened no stream.
 fn settle(admitted: Vec<Admitted>) {
     for (pass, broken) in admitted.into_iter().flatten() {
         record_outcome(pass, broken);
@@ -257,5 +321,5 @@ async fn find(http: &Http, wanted: Option<&str>, backoff: ExponentialBuilder) ->
             DiscoverError::NoSuchModel { wanted: wanted.to_owned(), known: known.join(", ") }
         })?,
     };
-    Ok(Discovered { model: listed.id.clone(), max_context: listed.max_context() })
+    Ok(Discovered { model: listed.id.clone(), max_context: listed.max_context(), path: None })
 }

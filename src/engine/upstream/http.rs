@@ -11,7 +11,7 @@ use super::UpstreamOptions;
 use super::wire::{self, Listing};
 use crate::engine::EngineError;
 
-/// Most bytes read of an answer that is no stream.
+/// Most bytes that are read of an answer that is not a stream.
 const MAX_ANSWER: usize = 8 << 20;
 /// Longest wait between two attempts: a client waits meanwhile.
 const MAX_WAIT: Duration = Duration::from_secs(5);
@@ -20,18 +20,18 @@ const MAX_WAIT: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct Failure {
     pub error: EngineError,
-    /// The server is to blame, not the request: counts for the circuit breaker.
+    /// The failure is the server's, not the request's: it counts for the circuit breaker.
     pub broken: bool,
-    /// Nothing was begun: asking again is harmless.
+    /// The server has not begun the call, so it may be repeated.
     pub unstarted: bool,
-    /// Nothing runs there any more: another replica may be asked.
+    /// Nothing of the call runs there any more, so it may be made at another replica.
     pub elsewhere: bool,
-    /// The server's own wish.
+    /// The `Retry-After` of the server's answer.
     wait: Option<Duration>,
 }
 
 impl Failure {
-    /// The server does not work; `why` is for the log, clients learn that it is away.
+    /// The server does not work. `why` is logged; clients are told that the server is unavailable.
     pub fn broken(why: impl std::fmt::Display) -> Self {
         tracing::warn!(error = %why, "the upstream server failed");
         let message = "the upstream server of this model does not answer as it should".to_owned();
@@ -39,12 +39,13 @@ impl Failure {
         Self { error, broken: true, unstarted: false, elsewhere: false, wait: None }
     }
 
-    /// An answer that the request is to blame for.
+    /// The server refuses the request.
     pub fn refused(error: EngineError) -> Self {
         Self { error, broken: false, unstarted: false, elsewhere: false, wait: None }
     }
 
-    fn unstarted(self) -> Self {
+    /// The failure of a call that was not begun.
+    pub fn unstarted(self) -> Self {
         Self { unstarted: true, elsewhere: true, ..self }
     }
 
@@ -53,6 +54,16 @@ impl Failure {
     }
 }
 
+/// Where a call that is no request for text goes.
+#[derive(Clone, Copy, Debug)]
+pub enum Address {
+    /// Below the base address, beside `completions`.
+    Api(&'static str),
+    /// Below the server's root: the base address without its `/v1`.
+    Root(&'static str),
+}
+
+/// The client of one upstream server.
 pub struct Http {
     client: Client,
     base: String,
@@ -64,7 +75,7 @@ impl Http {
     /// When address or key cannot be used.
     pub fn new(url: &str, options: &UpstreamOptions) -> Result<Self, String> {
         let base = url.trim_end_matches('/').to_owned();
-        let url = reqwest::Url::parse(&base).map_err(|e| format!("'{base}' is no URL: {e}"))?;
+        let url = reqwest::Url::parse(&base).map_err(|e| format!("'{base}' is not a URL: {e}"))?;
         if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none() {
             return Err(format!("'{base}' must be http://… or https://…"));
         }
@@ -80,18 +91,57 @@ impl Http {
             .user_agent(concat!("instructd/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(options.connect_timeout)
             .redirect(reqwest::redirect::Policy::none())
-            // What the configuration names is where requests go.
+            // Requests go to the configured address and not through a proxy of the environment.
             .no_proxy()
             .build()
             .map_err(|e| e.to_string())?;
         Ok(Self { client, base, response_timeout: options.response_timeout })
     }
 
-    /// Host and port, without what an address may hold beside them.
+    /// Host and port of the address, without credentials and path.
     pub fn host(&self) -> String {
         let url = reqwest::Url::parse(&self.base).ok();
         let host = url.as_ref().and_then(|url| Some(format!("{}:{}", url.host_str()?, url.port_or_known_default()?)));
         host.unwrap_or_default()
+    }
+
+    /// The base address.
+    pub fn base(&self) -> &str {
+        &self.base
+    }
+
+    /// The answer to a POST of `body`, or to a GET without one. An answer that is not JSON is returned as a string, an
+    /// empty one as null.
+    ///
+    /// # Errors
+    /// Why there is no answer within `limit`, or what the server says with a status that is not a success.
+    pub async fn ask(&self, at: Address, body: Option<Value>, limit: Duration) -> Result<Value, String> {
+        let url = match at {
+            Address::Api(path) => format!("{}/{path}", self.base),
+            Address::Root(path) => format!("{}/{path}", self.base.strip_suffix("/v1").unwrap_or(&self.base)),
+        };
+        let request = match &body {
+            Some(body) => self.client.post(&url).json(body),
+            None => self.client.get(&url),
+        };
+        let calling = async {
+            let answer = request.send().await.map_err(|e| format!("no answer from {}: {e}", self.host()))?;
+            let status = answer.status();
+            let body = self.body(answer).await.map_err(|failure| failure.error.to_string())?;
+            Ok::<_, String>((status, body))
+        };
+        let (status, body) = match tokio::time::timeout(limit, calling).await {
+            Ok(called) => called?,
+            Err(_) => return Err(format!("no answer to {url} within {} s", limit.as_secs())),
+        };
+        if !status.is_success() {
+            return Err(format!("status {} of {url}: {}", status.as_u16(), wire::words(&body)));
+        }
+        if body.is_empty() {
+            return Ok(Value::Null);
+        }
+        let text = |body: &[u8]| Value::String(String::from_utf8_lossy(body).into_owned());
+        Ok(serde_json::from_slice(&body).unwrap_or_else(|_| text(&body)))
     }
 
     /// The server's models.
@@ -119,9 +169,9 @@ impl Http {
         let answer = match tokio::time::timeout(self.response_timeout, request.send()).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(e)) if e.is_connect() => return Err(Failure::broken(format!("no connection: {e}")).unstarted()),
-            // The connection is gone, and with it what was asked on it.
+            // The connection is closed, and with it the request.
             Ok(Err(e)) => return Err(Failure::broken(e).over()),
-            // It may well be at work on it: a second request would double the load.
+            // The server may be computing the answer: a second request would double the load.
             Err(_) => return Err(Failure::broken("no answer in time")),
         };
         let status = answer.status();
@@ -142,7 +192,7 @@ impl Http {
             StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE => {
                 Err(Failure { wait, ..Failure::broken(format!("status {status}")).unstarted() })
             }
-            // 401, 403 and 404 are faults of this server's configuration: nothing the client could mend.
+            // 401, 403 and 404 are errors of this server's configuration, which a client cannot correct.
             _ => Err(Failure::broken(format!("status {status}")).over()),
         }
     }
@@ -159,7 +209,8 @@ impl Http {
     }
 }
 
-/// The server's `Retry-After` where it is longer than the backoff; no retry at all where it asks too much.
+/// The wait before the next attempt: the longer of `backoff` and the server's `Retry-After`. `None` = no further
+/// attempt, also where the server asks for more than `MAX_WAIT`.
 pub fn wait(failure: &Failure, backoff: Option<Duration>) -> Option<Duration> {
     match (failure.wait, backoff) {
         (Some(asked), Some(_)) if asked > MAX_WAIT => None,

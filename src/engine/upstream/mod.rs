@@ -1,12 +1,16 @@
-//! A generator that asks other OpenAI-compatible servers (vLLM, SGLang, llama.cpp, instructd): one model,
-//! named in the configuration, at one server or at several replicas. What it cannot do (token ids, log-probs, tokenizing) it refuses.
+//! A generator that asks other OpenAI-compatible servers (vLLM, SGLang, llama.cpp, instructd): the model that they were
+//! started with, and versions that are loaded there ([`push`]). Token ids, log-probs and tokenizing are refused.
 
 mod breaker;
 mod fleet;
 mod http;
+pub mod push;
+mod rollout;
 mod sse;
+mod switch;
 pub mod wire;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
 use std::time::{Duration, Instant};
@@ -16,17 +20,20 @@ use tokio::sync::mpsc::{self, UnboundedSender};
 use tokio_util::sync::CancellationToken;
 
 use self::breaker::Pass;
-use self::fleet::{Fleet, Opened, Seat};
+use self::fleet::{Calls, Fleet, Opened, Seat};
 use self::http::{Failure, Http};
+use self::push::{Loader, PushOptions, Target};
+use self::switch::{Known, Switch};
 use self::wire::{Chunk, Kind, Usage};
 use super::rewards::RewardModels;
 use super::{
     EngineError, EngineStats, FinishReason, GenEvent, GenerateRequest, Generation, Generator, ModelFiles, RewardScorer,
     ServedModel, TextPrompt,
 };
-use crate::domain::{Message, ModelVersion, ModelVersionId, RewardScore};
+use crate::domain::{Message, ModelVersion, ModelVersionId, RewardScore, STAGE_UPSTREAM};
+use crate::model::adapters::peft;
 
-/// Where and how to ask.
+/// Addresses of the upstream servers, and limits of calls.
 #[derive(Clone, Debug)]
 pub struct UpstreamOptions {
     /// Base addresses of the replicas as OpenAI clients take them, with `/v1`; at least one.
@@ -36,17 +43,19 @@ pub struct UpstreamOptions {
     pub connect_timeout: Duration,
     /// Longest silence: until the answer begins, and between its pieces.
     pub response_timeout: Duration,
-    /// Further attempts where nothing was begun.
+    /// Further attempts of calls that a server has not begun to answer.
     pub retries: usize,
-    /// Requests under way; more are refused with `Overloaded`.
+    /// Most samples that run at a time; more are refused with `Overloaded`.
     pub max_running: usize,
     /// Failures in a row that open the circuit breaker, and for how long.
     pub breaker_failures: u32,
     pub breaker_pause: Duration,
-    /// How often each of several replicas is asked whether it has the model; zero = never.
+    /// Interval at which each of several replicas is asked whether it has the model; zero = never.
     pub health_period: Duration,
     pub jitter_seed: u64,
-    /// Where reward models are, which are scored here.
+    /// How versions of this server are loaded there; `None` = they are not.
+    pub push: Option<PushOptions>,
+    /// Where the files of versions are: reward models are scored here, policies are loaded at the upstream servers.
     pub files: Arc<dyn ModelFiles>,
 }
 
@@ -55,6 +64,8 @@ pub struct UpstreamOptions {
 pub struct Discovered {
     pub model: String,
     pub max_context: Option<usize>,
+    /// Where its weights are for the server, if they can be replaced there and it says so.
+    pub path: Option<String>,
 }
 
 /// The connection before its model is known.
@@ -63,7 +74,7 @@ pub struct Upstream {
     fleet: Fleet,
 }
 
-/// Why the server's models are no use.
+/// Why no model can be served.
 #[derive(Debug, thiserror::Error)]
 pub enum DiscoverError {
     #[error(transparent)]
@@ -86,18 +97,30 @@ impl Upstream {
     /// # Errors
     /// `Away` when asking again later may help.
     pub async fn discover(&self, wanted: Option<&str>) -> Result<Discovered, DiscoverError> {
-        self.fleet.discover(wanted).await
+        let mut found = self.fleet.discover(wanted).await?;
+        if let Some(push) = &self.options.push {
+            for replica in &self.fleet.replicas {
+                if found.path.is_none()
+                    && let Ok(path) = push.model_path(&replica.http).await
+                {
+                    found.path = path;
+                }
+            }
+        }
+        Ok(found)
     }
 
     /// Serves `version`, which stands for the upstream's `model`.
-    pub fn serve(self, version: ModelVersion, discovered: Discovered) -> Arc<UpstreamEngine> {
+    pub async fn serve(self, version: ModelVersion, discovered: Discovered) -> Arc<UpstreamEngine> {
         let Self { options, fleet } = self;
-        let fleet = Arc::new(fleet);
-        if options.urls.len() > 1 && !options.health_period.is_zero() {
-            let (model, weak) = (discovered.model.clone(), Arc::downgrade(&fleet));
-            tokio::spawn(Fleet::watch(weak, model, options.health_period));
-        }
-        let served = ServedModel {
+        let target = Target {
+            version: version.id.clone(),
+            version_name: version.name.clone(),
+            model: discovered.model.clone(),
+            path: discovered.path.unwrap_or_default(),
+            is_base: true,
+        };
+        let served = Arc::new(ServedModel {
             version,
             vocab_size: 0,
             max_context: discovered.max_context.unwrap_or(usize::MAX),
@@ -107,18 +130,23 @@ impl Upstream {
             parameters: 0,
             has_chat_template: true,
             before_text: Vec::new(),
-        };
+        });
+        let base = Known { served, target };
+        let switch = Arc::new(Switch::new(fleet, options.push.clone(), base.clone()).await);
+        if (options.urls.len() > 1 || options.push.is_some()) && !options.health_period.is_zero() {
+            let watch = Switch::watch(Arc::downgrade(&switch), discovered.model, options.health_period);
+            tokio::spawn(watch);
+        }
         Arc::new(UpstreamEngine {
             shared: Arc::new(Shared {
-                fleet,
+                switch,
                 running: AtomicUsize::new(0),
                 prompt_tokens: AtomicU64::new(0),
                 generated: AtomicU64::new(0),
                 stop: CancellationToken::new(),
             }),
             rewards: RewardModels::new(),
-            served: Arc::new(served),
-            model: discovered.model,
+            base,
             draining: AtomicBool::new(false),
             options,
         })
@@ -126,11 +154,11 @@ impl Upstream {
 }
 
 struct Shared {
-    fleet: Arc<Fleet>,
+    switch: Arc<Switch>,
     running: AtomicUsize,
     prompt_tokens: AtomicU64,
     generated: AtomicU64,
-    /// The drain's deadline has passed.
+    /// Cancelled when the deadline of the drain has passed.
     stop: CancellationToken,
 }
 
@@ -138,9 +166,8 @@ struct Shared {
 pub struct UpstreamEngine {
     shared: Arc<Shared>,
     rewards: RewardModels,
-    served: Arc<ServedModel>,
-    /// The model's name there.
-    model: String,
+    /// The model that the servers were started with.
+    base: Known,
     draining: AtomicBool,
     options: UpstreamOptions,
 }
@@ -167,36 +194,93 @@ fn no_ids<T>(param: &'static str) -> Result<T, EngineError> {
 }
 
 impl UpstreamEngine {
-    fn find(&self, version: Option<&ModelVersionId>) -> Result<(), EngineError> {
+    fn find(&self, version: Option<&ModelVersionId>) -> Result<Known, EngineError> {
         match version {
-            Some(id) if *id != self.served.version.id => Err(EngineError::UnknownModel(id.to_string())),
-            _ => Ok(()),
+            Some(id) => self.shared.switch.known(id).ok_or_else(|| EngineError::UnknownModel(id.to_string())),
+            None => Ok(self.shared.switch.active()),
         }
     }
 
+    /// The version as the upstream servers are told of it.
+    ///
+    /// # Errors
+    /// `BadRequest` for versions that cannot be loaded there, `Failed` when the files are missing or damaged.
+    async fn known(&self, version: &ModelVersion) -> Result<Known, EngineError> {
+        if let Some(known) = self.shared.switch.known(&version.id) {
+            return Ok(known);
+        }
+        let refused = |message| EngineError::BadRequest { param: "model", message };
+        let Some(push) = self.options.push.as_ref().filter(|_| version.stage != STAGE_UPSTREAM) else {
+            return Err(refused(format!(
+                "this server's text comes from an upstream server: '{}' cannot be served here; set upstream.push so \
+                 that versions are loaded there, or start a server with its weights, without [upstream]",
+                version.name
+            )));
+        };
+        let mut path = self.options.files.path(version).await.map_err(EngineError::Failed)?;
+        let mut model = self.base.target.model.clone();
+        if push.loader == Loader::Vllm {
+            // A version trained with LoRA has its adapter beside the merged weights.
+            path = adapter(&path).ok_or_else(|| {
+                refused(format!("'{}' has no LoRA adapter, and vLLM is only told to load adapters", version.name))
+            })?;
+            model = format!("{}-{}", version.name, version.id);
+        }
+        let path = push.path.replace("{path}", &path.to_string_lossy());
+        let target = Target {
+            version: version.id.clone(),
+            version_name: version.name.clone(),
+            model,
+            path: path.replace("{id}", version.id.as_str()).replace("{name}", &version.name),
+            is_base: false,
+        };
+        let served = ServedModel { version: version.clone(), ..(*self.base.served).clone() };
+        Ok(Known { served: Arc::new(served), target })
+    }
+
     /// Opens the streams of all samples; the first refusal refuses the request.
-    async fn open(&self, request: &GenerateRequest, prompt: &TextPrompt) -> Result<(Vec<Stream>, Seat), EngineError> {
+    async fn open(
+        &self,
+        known: &Known,
+        request: &GenerateRequest,
+        prompt: &TextPrompt,
+    ) -> Result<(Vec<Stream>, Seat), EngineError> {
         let kind = self.options.kind;
         let parts: Vec<(usize, usize)> =
             if kind.takes_n() { vec![(0, request.n)] } else { (0..request.n).map(|i| (i, 1)).collect() };
         let blame = if matches!(prompt, TextPrompt::Raw(_)) { "prompt" } else { "messages" };
         let calls = parts
             .iter()
-            .map(|(first, n)| wire::call(kind, &self.model, request, prompt, *first, *n))
+            .map(|(first, n)| wire::call(kind, &known.target.model, request, prompt, *first, *n))
             .collect::<Result<Vec<_>, EngineError>>()?;
-        let opened = self.shared.fleet.open(&calls, request.n, blame).await;
+        let calls = Calls { calls: &calls, samples: request.n, version: &known.target.version, blame };
+        let opened = self.shared.switch.fleet.open(&calls).await;
         let Opened { responses, seat } = opened.map_err(|failure| failure.error)?;
         let streams = parts.into_iter().zip(responses).map(|((first, n), response)| Stream { response, first, n });
         Ok((streams.collect(), seat))
     }
 }
 
+/// Runs a change of the servers in its own task, so that a client that leaves does not stop it halfway.
+async fn completely<T: Send + 'static>(
+    change: impl Future<Output = Result<T, EngineError>> + Send + 'static,
+) -> Result<T, EngineError> {
+    tokio::spawn(change).await.map_err(|e| EngineError::Failed(format!("the change of the upstream servers: {e}")))?
+}
+
+/// The directory of a version's LoRA adapter, if it has one.
+fn adapter(path: &Path) -> Option<std::path::PathBuf> {
+    [path.join(peft::FOLDER), path.to_owned()].into_iter().find(|dir| dir.join("adapter_config.json").is_file())
+}
+
 fn resting(left: Duration) -> EngineError {
-    let message = "the upstream server of this model failed several times; it is given a pause".to_owned();
+    let message =
+        "the upstream server of this model failed several times in a row; no requests are sent to it for a while"
+            .to_owned();
     EngineError::Unavailable { message, retry_after_s: left.as_secs() + 1 }
 }
 
-/// A refusal shows that the server works.
+/// Records whether a call failed by the server's fault. A refusal of the request is no such failure.
 fn record_outcome(pass: Pass, broken: bool) {
     let outcome = if broken { "failed" } else { "answered" };
     metrics::counter!("instructd_upstream_calls_total", "outcome" => outcome).increment(1);
@@ -204,7 +288,7 @@ fn record_outcome(pass: Pass, broken: bool) {
 }
 
 impl Shared {
-    /// Passes on what the streams say until they end, the client leaves, or the drain's deadline passes.
+    /// Forwards the streams' text until they end, the client leaves, or the deadline of the drain passes.
     async fn follow(&self, streams: Vec<Stream>, seat: Seat, events: &UnboundedSender<GenEvent>) {
         let following = streams.into_iter().map(|s| follow_one(seat.http(), s, &seat.pass, events));
         let all = futures::future::try_join_all(following);
@@ -225,7 +309,7 @@ impl Shared {
                 let (usages, finishes): (Vec<Option<Usage>>, Vec<_>) = ends.into_iter().unzip();
                 let usages: Vec<Usage> = usages.into_iter().flatten().collect();
                 if let Some(first) = usages.first() {
-                    // Samples asked for one by one share their prompt.
+                    // Samples that are requested one by one share their prompt.
                     let prompt_tokens = first.prompt_tokens;
                     let completion_tokens = usages.iter().map(|u| u.completion_tokens).sum::<usize>();
                     self.prompt_tokens.fetch_add(prompt_tokens as u64, Relaxed);
@@ -240,7 +324,7 @@ impl Shared {
     }
 }
 
-/// Counts and ends of one stream; its deltas are sent as they come.
+/// Forwards the text of one stream as it arrives. Returns its token counts and the finish reason of each sample.
 async fn follow_one(
     http: &Http,
     stream: Stream,
@@ -259,12 +343,12 @@ async fn follow_one(
             }
             let chunk: Chunk = serde_json::from_str(&data).map_err(|e| Failure::broken(format!("a chunk: {e}")))?;
             if let Some(error) = chunk.error.filter(|e| !e.is_null()) {
-                return Err(Failure::broken(format!("in mid-stream: {error}")));
+                return Err(Failure::broken(format!("an error in the stream: {error}")));
             }
             usage = chunk.usage.or(usage);
             for mut choice in chunk.choices {
                 let Some(finish) = finishes.get_mut(choice.index) else {
-                    return Err(Failure::broken(format!("a choice {} that nobody asked for", choice.index)));
+                    return Err(Failure::broken(format!("choice {} of {n} requested ones", choice.index)));
                 };
                 let (index, text) = (first + choice.index, choice.take_text());
                 if !text.is_empty() {
@@ -277,7 +361,7 @@ async fn follow_one(
         }
     }
     let ended: Option<Vec<FinishReason>> = finishes.into_iter().collect();
-    let ended = ended.ok_or_else(|| Failure::broken("the stream ended before its text"))?;
+    let ended = ended.ok_or_else(|| Failure::broken("the stream ended before its samples"))?;
     Ok((usage, ended.into_iter().enumerate().map(|(i, reason)| (first + i, reason)).collect()))
 }
 
@@ -291,45 +375,54 @@ impl Generator for UpstreamEngine {
         if self.draining.load(SeqCst) {
             return Err(EngineError::Draining);
         }
-        self.find(request.version.as_ref())?;
+        let known = self.find(request.version.as_ref())?;
         let slot = Slot(self.shared.clone(), request.n);
         if self.shared.running.fetch_add(request.n, SeqCst) + request.n > self.options.max_running {
             return Err(EngineError::Overloaded { retry_after_s: 1 });
         }
-        let (streams, seat) = self.open(&request, &prompt).await?;
+        let (streams, seat) = self.open(&known, &request, &prompt).await?;
         let (sender, events) = mpsc::unbounded_channel();
         tokio::spawn(async move {
             slot.0.follow(streams, seat, &sender).await;
         });
-        Ok(Generation { version: self.served.clone(), prompt_tokens: 0, events })
+        Ok(Generation { version: known.served, prompt_tokens: 0, events })
     }
 
     fn ready(&self) -> Result<(), EngineError> {
-        self.shared.fleet.ready().map_err(resting)
+        self.shared.switch.fleet.ready().map_err(resting)
     }
 
     fn active(&self) -> Option<Arc<ServedModel>> {
-        Some(self.served.clone())
+        Some(self.shared.switch.active().served)
     }
 
     fn loaded(&self) -> Vec<Arc<ServedModel>> {
-        vec![self.served.clone()]
+        self.shared.switch.loaded()
     }
 
     async fn load(&self, version: &ModelVersion) -> Result<Arc<ServedModel>, EngineError> {
-        if version.id == self.served.version.id {
-            return Ok(self.served.clone());
+        let known = self.known(version).await?;
+        if self.shared.switch.push().is_none() {
+            return Ok(known.served);
         }
-        let message = format!(
-            "this server's text comes from an upstream server: '{}' cannot be served here; start one with \
-             its weights, without [upstream]",
-            version.name
-        );
-        Err(EngineError::BadRequest { param: "model", message })
+        let switch = self.shared.switch.clone();
+        completely(async move { switch.load(known).await }).await
     }
 
     async fn activate(&self, version: &ModelVersionId) -> Result<(), EngineError> {
-        self.find(Some(version))
+        let (switch, version) = (self.shared.switch.clone(), version.clone());
+        completely(async move { switch.activate(&version).await }).await
+    }
+
+    async fn release(&self, version: &ModelVersionId) {
+        let (switch, version) = (self.shared.switch.clone(), version.clone());
+        let released = completely(async move {
+            switch.release(&version).await;
+            Ok(())
+        });
+        if let Err(error) = released.await {
+            tracing::warn!(%error, "a version is not released at the upstream servers");
+        }
     }
 
     fn rewards(&self) -> Option<&dyn RewardScorer> {

@@ -1,6 +1,6 @@
-//! Server-sent events out of arbitrary pieces of bytes: only `data` fields matter here.
+//! Parses server-sent events from pieces of bytes that are cut anywhere. Only `data` fields are read.
 
-/// Bytes of one event that are more than any chunk of a completion can be.
+/// Most bytes of one event: more than a chunk of a completion can have.
 const MAX_EVENT: usize = 4 << 20;
 
 #[derive(Default)]
@@ -11,13 +11,13 @@ pub struct Events {
     after_return: bool,
 }
 
-/// The stream is no text, or an event never ends.
+/// The stream is not UTF-8, or an event is too long.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the stream is not server-sent events")]
 pub struct NotEvents;
 
 impl Events {
-    /// The data of the events that end in `bytes`.
+    /// Returns the data of the events that end in `bytes`.
     ///
     /// # Errors
     /// When a line is not UTF-8 or an event is over-long.

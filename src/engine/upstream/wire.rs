@@ -8,7 +8,7 @@ use crate::engine::{
     Constraint, ConstraintKind, EngineError, FinishReason, GenerateRequest, SamplingParams, TextPrompt,
 };
 
-/// Which server answers; they differ in what they take beyond OpenAI's own parameters.
+/// Kind of an upstream server. The kinds differ in the parameters that they accept beyond OpenAI's own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     OpenAi,
@@ -32,7 +32,7 @@ impl Kind {
         }
     }
 
-    /// Whether one call may ask for several samples.
+    /// Whether one call can request several samples.
     pub fn takes_n(self) -> bool {
         self != Self::LlamaCpp
     }
@@ -151,7 +151,7 @@ fn sampling(kind: Kind, params: &SamplingParams, body: &mut Map<String, Value>) 
     Ok(())
 }
 
-/// A form as this kind of server is asked for it.
+/// The parameter that requests the form from this kind of server.
 fn form(kind: Kind, constraint: &Constraint) -> Result<(&'static str, Value), EngineError> {
     let ours = matches!(kind, Kind::Vllm | Kind::Instructd);
     Ok(match &constraint.kind {
@@ -218,12 +218,12 @@ pub fn finish(reason: &str) -> FinishReason {
     match reason {
         "stop" => FinishReason::Stop,
         "length" => FinishReason::Length,
-        // content_filter, abort, …: the text ends where the model did not want it to.
+        // content_filter, abort, …: the model did not end the text.
         _ => FinishReason::Abort,
     }
 }
 
-/// What an error body says about the request: the field, if it is one of ours, and the words.
+/// The error of a refused request: the parameter, if it is one of ours, and the server's message.
 pub fn refusal(body: &[u8], fallback: &'static str) -> EngineError {
     const FIELDS: &[&str] = &[
         "prompt",
@@ -248,15 +248,21 @@ pub fn refusal(body: &[u8], fallback: &'static str) -> EngineError {
     let error = value.get("error").filter(|e| e.is_object()).unwrap_or(&value);
     let given = error["param"].as_str().unwrap_or_default();
     let param = FIELDS.iter().copied().find(|f| *f == given).unwrap_or(fallback);
-    let words = error["message"].as_str().or_else(|| value["error"].as_str()).unwrap_or("the request was refused");
-    let words: String = words.chars().filter(|c| !c.is_control()).take(400).collect();
-    let message = format!("the upstream server says: {words}");
+    let message = format!("the upstream server says: {}", words(body));
     // OpenAI's name of the case, and llama.cpp's.
     let named = [&error["code"], &error["type"]].map(|name| name.as_str().unwrap_or_default());
     match named.iter().any(|name| matches!(*name, "context_length_exceeded" | "exceed_context_size_error")) {
         true => EngineError::TooLong { param, message },
         false => EngineError::BadRequest { param, message },
     }
+}
+
+/// The message of an error body, without control characters.
+pub fn words(body: &[u8]) -> String {
+    let value: Value = serde_json::from_slice(body).unwrap_or_default();
+    let error = value.get("error").filter(|e| e.is_object()).unwrap_or(&value);
+    let words = error["message"].as_str().or_else(|| value["error"].as_str()).unwrap_or("the request was refused");
+    words.chars().filter(|c| !c.is_control()).take(400).collect()
 }
 
 /// A server's list of models.
@@ -276,7 +282,7 @@ pub struct Listed {
 }
 
 impl Listed {
-    /// Tokens the context holds, where the server says so.
+    /// Length of the context in tokens, where the server reports it.
     pub fn max_context(&self) -> Option<usize> {
         let inside = |v: &Option<Value>, key: &str| v.as_ref().and_then(|v| v[key].as_u64()).map(|n| n as usize);
         let found = self.max_model_len.or_else(|| inside(&self.meta, "n_ctx_train"));

@@ -4,11 +4,12 @@
 //! The unit is a pair of completions of one set; a rating is the labeler's preference or a tie: three ordered
 //! categories. Missing ratings are the normal case.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use serde::Serialize;
 
-use super::statistics::{Figure, Resampling, bootstrap, figure, of_few};
+use super::bootstrap::{Groups, MAX_GROUPS, Sums, bootstrap_sums};
+use super::statistics::{Figure, Resampling, figure, of_few};
 
 /// Second preferred, tie, first preferred.
 pub const CATEGORIES: usize = 3;
@@ -16,6 +17,9 @@ pub const CATEGORIES: usize = 3;
 pub const TIE: usize = 1;
 /// Pairs of labelers are listed for the most shared units first, up to this many.
 const MAX_LABELER_PAIRS: usize = 100;
+/// Above this number of sets that two labelers share, groups of sets are drawn. Smaller than [`MAX_GROUPS`]: there are
+/// many pairs, and those with equally many groups share their draws.
+const MAX_PAIR_GROUPS: usize = 250;
 
 type Table = [[f64; CATEGORIES]; CATEGORIES];
 
@@ -67,7 +71,7 @@ pub struct Cohen {
 }
 
 /// Additive sums from which every figure is computed, so that a resampled set only changes its weight.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 struct Tally {
     coincidences: Table,
     pairs: f64,
@@ -81,36 +85,48 @@ struct Tally {
 }
 
 impl Tally {
-    fn add(&mut self, other: &Self, weight: f64) {
-        for (row, more) in self.coincidences.iter_mut().zip(&other.coincidences) {
-            for (cell, more) in row.iter_mut().zip(more) {
-                *cell += weight * more;
-            }
+    const WIDTH: usize = CATEGORIES * CATEGORIES + 6 + CATEGORIES;
+
+    /// Adds the tally to `WIDTH` sums.
+    fn add_to(&self, sums: &mut [f64]) {
+        let rest = [self.pairs, self.same, self.strict, self.strict_same, self.fleiss_units, self.fleiss_sum];
+        let (table, tail) = sums.split_at_mut(CATEGORIES * CATEGORIES);
+        let (middle, ratings) = tail.split_at_mut(rest.len());
+        add_table(&self.coincidences, table);
+        for (sum, more) in middle.iter_mut().zip(rest) {
+            *sum += more;
         }
-        self.pairs += weight * other.pairs;
-        self.same += weight * other.same;
-        self.strict += weight * other.strict;
-        self.strict_same += weight * other.strict_same;
-        self.fleiss_units += weight * other.fleiss_units;
-        self.fleiss_sum += weight * other.fleiss_sum;
-        for (cell, more) in self.fleiss_ratings.iter_mut().zip(&other.fleiss_ratings) {
-            *cell += weight * more;
+        for (sum, more) in ratings.iter_mut().zip(self.fleiss_ratings) {
+            *sum += more;
+        }
+    }
+
+    /// The tally whose sums are `sums`.
+    fn of_sums(sums: &[f64]) -> Self {
+        let (table, rest) = sums.split_at(CATEGORIES * CATEGORIES);
+        let mut fleiss_ratings = [0.0; CATEGORIES];
+        fleiss_ratings.copy_from_slice(&rest[6..]);
+        Self {
+            coincidences: table_of(table),
+            pairs: rest[0],
+            same: rest[1],
+            strict: rest[2],
+            strict_same: rest[3],
+            fleiss_units: rest[4],
+            fleiss_sum: rest[5],
+            fleiss_ratings,
         }
     }
 
     fn count(&mut self, unit: &Unit, fleiss_raters: usize) {
         let m = unit.ratings.len();
-        if m < 2 {
-            return;
-        }
-        let given: Vec<usize> = unit.ratings.iter().map(|rating| rating.1).collect();
-        add_coincidences(&mut self.coincidences, &given);
+        let each = 1.0 / (m as f64 - 1.0);
         let mut by_category = [0.0; CATEGORIES];
-        for category in &given {
-            by_category[*category] += 1.0;
-        }
-        for (i, a) in given.iter().enumerate() {
-            for b in &given[i + 1..] {
+        for (i, (_, a)) in unit.ratings.iter().enumerate() {
+            by_category[*a] += 1.0;
+            for (_, b) in &unit.ratings[i + 1..] {
+                self.coincidences[*a][*b] += each;
+                self.coincidences[*b][*a] += each;
                 self.pairs += 1.0;
                 self.same += f64::from(a == b);
                 if *a != TIE && *b != TIE {
@@ -146,6 +162,22 @@ impl Tally {
         (self.fleiss_units > 0.0 && chance < 1.0)
             .then(|| (self.fleiss_sum / self.fleiss_units - chance) / (1.0 - chance))
     }
+}
+
+/// Adds a table, row after row, to as many sums.
+fn add_table(table: &Table, sums: &mut [f64]) {
+    for (sum, more) in sums.iter_mut().zip(table.iter().flatten()) {
+        *sum += more;
+    }
+}
+
+/// The table whose rows are one after the other in `sums`.
+fn table_of(sums: &[f64]) -> Table {
+    let mut table = Table::default();
+    for (cell, sum) in table.iter_mut().flatten().zip(sums) {
+        *cell = *sum;
+    }
+    table
 }
 
 /// Adds one unit to a coincidence matrix: each ordered pair of its m ratings weighs 1 / (m − 1).
@@ -185,9 +217,9 @@ pub(super) fn alpha<R: AsRef<[f64]>>(coincidences: &[R], distance: Distance) -> 
 
 /// Cohen's κ of a confusion table, unweighted or with linear weights.
 fn kappa(table: &Table, linear: bool) -> Option<f64> {
-    let rows: Vec<f64> = table.iter().map(|row| row.iter().sum()).collect();
+    let rows: [f64; CATEGORIES] = std::array::from_fn(|i| table[i].iter().sum());
     let n: f64 = rows.iter().sum();
-    let columns: Vec<f64> = (0..CATEGORIES).map(|j| table.iter().map(|row| row[j]).sum()).collect();
+    let columns: [f64; CATEGORIES] = std::array::from_fn(|j| table.iter().map(|row| row[j]).sum());
     let (mut observed, mut expected) = (0.0, 0.0);
     for (i, row) in table.iter().enumerate() {
         for (j, cell) in row.iter().enumerate() {
@@ -199,40 +231,44 @@ fn kappa(table: &Table, linear: bool) -> Option<f64> {
     (expected > 0.0).then(|| 1.0 - observed / expected)
 }
 
-/// All figures over `units`; clusters are numbered below `clusters`.
-pub fn agreement(units: &[Unit], clusters: usize, resampling: Resampling) -> Agreement {
-    let shared: Vec<&Unit> = units.iter().filter(|u| u.ratings.len() >= 2).collect();
+/// All figures over `units`.
+pub fn agreement(units: &[Unit], resampling: Resampling) -> Agreement {
+    let mut shared: Vec<&Unit> = units.iter().filter(|u| u.ratings.len() >= 2).collect();
+    shared.sort_by_key(|u| u.cluster);
     let mut sizes: BTreeMap<usize, usize> = BTreeMap::new();
     for unit in &shared {
         *sizes.entry(unit.ratings.len()).or_default() += 1;
     }
     let fleiss_raters = sizes.iter().max_by_key(|(_, count)| **count).map(|(size, _)| *size);
-    let mut tallies = vec![Tally::default(); clusters];
-    for unit in &shared {
-        tallies[unit.cluster].count(unit, fleiss_raters.unwrap_or(0));
-    }
     // Sets without a shared unit are not resampled.
-    tallies.retain(|t| t.pairs > 0.0);
-    let sum = |counts: &dyn Fn(usize) -> f64| {
-        let mut all = Tally::default();
-        for (i, tally) in tallies.iter().enumerate() {
-            all.add(tally, counts(i));
+    let sets = shared.chunk_by(|a, b| a.cluster == b.cluster).count();
+    let groups = Groups::new(sets, MAX_GROUPS, resampling);
+    let mut sums = Sums::new(groups.count(), Tally::WIDTH);
+    let (mut strict_sets, mut fleiss_sets) = (0, 0);
+    for (i, of_set) in shared.chunk_by(|a, b| a.cluster == b.cluster).enumerate() {
+        let mut tally = Tally::default();
+        for unit in of_set {
+            tally.count(unit, fleiss_raters.unwrap_or(0));
         }
-        all
-    };
-    let whole = sum(&|_| 1.0);
-    let values = whole.figures();
-    let intervals = bootstrap(tallies.len(), values.len(), resampling, |counts| sum(&|i| counts[i]).figures());
-    let mut labelers: Vec<usize> = shared.iter().flat_map(|u| u.ratings.iter().map(|r| r.0)).collect();
-    labelers.sort_unstable();
-    labelers.dedup();
-    let sets = |says: &dyn Fn(&Tally) -> f64| tallies.iter().filter(|t| says(t) > 0.0).count();
-    let n = [sets(&|t| t.pairs), sets(&|t| t.strict), tallies.len(), tallies.len(), sets(&|t| t.fleiss_units)];
+        strict_sets += usize::from(tally.strict > 0.0);
+        fleiss_sets += usize::from(tally.fleiss_units > 0.0);
+        tally.add_to(sums.row(groups.of(i)));
+    }
+    let values = Tally::of_sums(&sums.total()).figures();
+    let intervals = bootstrap_sums(&sums, values.len(), resampling, |sums| Tally::of_sums(sums).figures());
+    let mut is_labeler = Vec::new();
+    for (labeler, _) in shared.iter().flat_map(|unit| &unit.ratings) {
+        if is_labeler.len() <= *labeler {
+            is_labeler.resize(labeler + 1, false);
+        }
+        is_labeler[*labeler] = true;
+    }
+    let n = [sets, strict_sets, sets, sets, fleiss_sets];
     let of = |i: usize| of_few(figure(values[i], intervals[i], n[i]), n[i], i < 2);
     Agreement {
         units: shared.len(),
-        sets: tallies.len(),
-        labelers: labelers.len(),
+        sets,
+        labelers: is_labeler.into_iter().filter(|is| *is).count(),
         pairwise: of(0),
         pairwise_without_ties: of(1),
         alpha_ordinal: of(2),
@@ -243,49 +279,90 @@ pub fn agreement(units: &[Unit], clusters: usize, resampling: Resampling) -> Agr
     }
 }
 
+/// The units that two labelers share.
+#[derive(Default)]
+struct SharedUnits {
+    units: usize,
+    sets: usize,
+    /// The set of the last unit that was counted.
+    last: Option<usize>,
+}
+
+impl SharedUnits {
+    /// Counts a unit; units come set by set. Returns the number of its set among those of the pair.
+    fn count(&mut self, cluster: usize) -> usize {
+        self.units += 1;
+        if self.last != Some(cluster) {
+            self.last = Some(cluster);
+            self.sets += 1;
+        }
+        self.sets - 1
+    }
+}
+
+/// κ of the pairs of labelers with the most shared units. `units` are ordered by set.
 fn cohen(units: &[&Unit], resampling: Resampling) -> Vec<Cohen> {
-    // By pair of labelers: one confusion table per set.
-    let mut tables: BTreeMap<(usize, usize), BTreeMap<usize, Table>> = BTreeMap::new();
+    let mut shared: HashMap<(usize, usize), SharedUnits> = HashMap::new();
     for unit in units {
-        for (i, (first, a)) in unit.ratings.iter().enumerate() {
-            for (second, b) in &unit.ratings[i + 1..] {
-                let (pair, cell) =
-                    if first < second { ((*first, *second), (*a, *b)) } else { ((*second, *first), (*b, *a)) };
-                let table = tables.entry(pair).or_default().entry(unit.cluster).or_default();
-                table[cell.0][cell.1] += 1.0;
+        for (pair, _) in labeler_pairs(unit) {
+            shared.entry(pair).or_default().count(unit.cluster);
+        }
+    }
+    let mut most_shared: Vec<((usize, usize), SharedUnits)> = shared.into_iter().collect();
+    most_shared.sort_by_key(|(pair, shared)| (std::cmp::Reverse(shared.units), *pair));
+    most_shared.truncate(MAX_LABELER_PAIRS);
+    // Pairs with as many groups as others are drawn together: their tables are columns of the same sums.
+    let mut columns: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    let groups: Vec<Groups> =
+        most_shared.iter().map(|(_, shared)| Groups::new(shared.sets, MAX_PAIR_GROUPS, resampling)).collect();
+    for (i, groups) in groups.iter().enumerate() {
+        columns.entry(groups.count()).or_default().push(i);
+    }
+    let mut place = vec![0; groups.len()];
+    for pairs in columns.values() {
+        pairs.iter().enumerate().for_each(|(column, i)| place[*i] = column * CATEGORIES * CATEGORIES);
+    }
+    let width = |pairs: &Vec<usize>| pairs.len() * CATEGORIES * CATEGORIES;
+    let mut sums: BTreeMap<usize, Sums> =
+        columns.iter().map(|(count, pairs)| (*count, Sums::new(*count, width(pairs)))).collect();
+    let rank: HashMap<(usize, usize), usize> =
+        most_shared.iter().enumerate().map(|(i, (pair, _))| (*pair, i)).collect();
+    let mut counted: Vec<SharedUnits> = most_shared.iter().map(|_| SharedUnits::default()).collect();
+    for unit in units {
+        for (pair, (a, b)) in labeler_pairs(unit) {
+            let Some(i) = rank.get(&pair).copied() else { continue };
+            let set = counted[i].count(unit.cluster);
+            if let Some(sums) = sums.get_mut(&groups[i].count()) {
+                sums.row(groups[i].of(set))[place[i] + a * CATEGORIES + b] += 1.0;
             }
         }
     }
-    let count = |t: &Table| t.iter().flatten().sum::<f64>();
-    let mut most_shared: Vec<_> =
-        tables.into_iter().map(|(pair, sets)| (pair, sets.values().map(count).sum::<f64>() as usize, sets)).collect();
-    most_shared.sort_by_key(|(pair, shared, _)| (std::cmp::Reverse(*shared), *pair));
-    most_shared.truncate(MAX_LABELER_PAIRS);
-    let sum = |tables: &[&Table], weight: &dyn Fn(usize) -> f64| {
-        let mut all = Table::default();
-        for (i, table) in tables.iter().enumerate() {
-            for (row, more) in all.iter_mut().zip(*table) {
-                for (cell, more) in row.iter_mut().zip(more) {
-                    *cell += weight(i) * more;
-                }
-            }
+    let mut found: Vec<Option<Cohen>> = most_shared.iter().map(|_| None).collect();
+    for (count, pairs) in &columns {
+        let sums = &sums[count];
+        let whole: Vec<Table> = sums.total().chunks(CATEGORIES * CATEGORIES).map(table_of).collect();
+        let intervals = bootstrap_sums(sums, pairs.len(), resampling, |sums| {
+            sums.chunks(CATEGORIES * CATEGORIES).map(|table| kappa(&table_of(table), false)).collect()
+        });
+        for ((i, table), interval) in pairs.iter().zip(&whole).zip(intervals) {
+            let sets = most_shared[*i].1.sets;
+            found[*i] = Some(Cohen {
+                pair: most_shared[*i].0,
+                kappa: of_few(figure(kappa(table, false), interval, sets), sets, false),
+                weighted_kappa: kappa(table, true),
+            });
         }
-        all
-    };
-    most_shared
-        .into_iter()
-        .map(|(pair, _, sets)| {
-            let tables: Vec<&Table> = sets.values().collect();
-            let whole = sum(&tables, &|_| 1.0);
-            let interval =
-                bootstrap(tables.len(), 1, resampling, |counts| vec![kappa(&sum(&tables, &|i| counts[i]), false)]);
-            Cohen {
-                pair,
-                kappa: of_few(figure(kappa(&whole, false), interval[0], tables.len()), tables.len(), false),
-                weighted_kappa: kappa(&whole, true),
-            }
+    }
+    found.into_iter().flatten().collect()
+}
+
+/// Each pair of labelers of a unit, the lower index first, with their categories.
+fn labeler_pairs(unit: &Unit) -> impl Iterator<Item = ((usize, usize), (usize, usize))> {
+    unit.ratings.iter().enumerate().flat_map(move |(i, (first, a))| {
+        unit.ratings[i + 1..].iter().map(move |(second, b)| {
+            if first < second { ((*first, *second), (*a, *b)) } else { ((*second, *first), (*b, *a)) }
         })
-        .collect()
+    })
 }
 
 #[cfg(test)]
@@ -302,7 +379,7 @@ mod tests {
     #[test]
     fn perfect_and_chance_agreement() {
         let perfect: Vec<_> = (0..30).map(|i| unit(i, &[i % 3; 3])).collect();
-        let a = agreement(&perfect, 30, QUICK);
+        let a = agreement(&perfect, QUICK);
         for figure in [a.pairwise, a.alpha_ordinal, a.alpha_nominal, a.fleiss_kappa, a.cohen[0].kappa] {
             let figure = figure.unwrap();
             assert_eq!((figure.value, figure.low, figure.high), (1.0, Some(1.0), Some(1.0)));
@@ -310,18 +387,18 @@ mod tests {
         assert_eq!((a.units, a.sets, a.labelers, a.fleiss_raters, a.cohen.len()), (30, 30, 3, Some(3), 3));
         // Always the opposite: worse than chance.
         let opposite: Vec<_> = (0..20).map(|i| unit(i, &[0, 2])).collect();
-        let a = agreement(&opposite, 20, QUICK);
+        let a = agreement(&opposite, QUICK);
         assert_eq!(a.pairwise.unwrap().value, 0.0);
         assert!(a.alpha_ordinal.unwrap().value < -0.9);
     }
 
     #[test]
     fn nothing_to_compare_is_no_figure() {
-        let a = agreement(&[unit(0, &[1]), unit(1, &[])], 2, QUICK);
+        let a = agreement(&[unit(0, &[1]), unit(1, &[])], QUICK);
         assert_eq!((a.pairwise, a.alpha_ordinal, a.fleiss_kappa, a.cohen.len()), (None, None, None, 0));
         // All the same answer: agreement is whole, but chance would give it too.
         let same: Vec<_> = (0..5).map(|i| unit(i, &[2, 2])).collect();
-        let a = agreement(&same, 5, QUICK);
+        let a = agreement(&same, QUICK);
         assert_eq!((a.pairwise.unwrap().value, a.alpha_nominal, a.fleiss_kappa), (1.0, None, None));
     }
 
@@ -330,11 +407,11 @@ mod tests {
         // The same twenty units, in twenty sets or in two: the second interval must be wider.
         let rows: Vec<[usize; 2]> =
             (0..20).map(|i| [if i % 3 == 0 { 0 } else { 2 }, if i < 10 { 0 } else { 2 }]).collect();
-        let of = |cluster: &dyn Fn(usize) -> usize, n| {
+        let of = |cluster: &dyn Fn(usize) -> usize| {
             let units: Vec<_> = rows.iter().enumerate().map(|(i, r)| unit(cluster(i), r)).collect();
-            agreement(&units, n, QUICK).pairwise.unwrap()
+            agreement(&units, QUICK).pairwise.unwrap()
         };
-        let (apart, together) = (of(&|i| i, 20), of(&|i| i / 10, 2));
+        let (apart, together) = (of(&|i| i), of(&|i| i / 10));
         assert_eq!(apart.value, together.value);
         let width = |f: Figure| f.high.unwrap() - f.low.unwrap();
         assert!(width(together) > 0.0 && width(apart) > 0.0);
@@ -346,7 +423,7 @@ mod tests {
     fn few_sets_do_not_pose_as_many_pairs() {
         // Four sets of three answers, ranked by two people who agree on one set: 12 pairs, 25 %.
         let units: Vec<_> = (0..12).map(|i| unit(i / 3, if i < 3 { &[2, 2] } else { &[2, 0] })).collect();
-        let a = agreement(&units, 4, QUICK);
+        let a = agreement(&units, QUICK);
         let figure = a.pairwise.unwrap();
         assert_eq!((a.units, figure.n, figure.value), (12, 4, 0.25));
         let four = share(1.0, 4).unwrap();

@@ -5,12 +5,15 @@
 //! observed ties ν is 0 and the model is Bradley and Terry's own. A Gaussian prior keeps strengths finite when a thing
 //! always won; strengths have mean 0.
 
+use std::collections::HashMap;
+
 use serde::Serialize;
 
-use super::statistics::{Curvature, Figure, Resampling, bootstrap, figure, maximise};
+use super::bootstrap::{Groups, Intervals, MAX_GROUPS, Sums, bootstrap, bootstrap_sums};
+use super::statistics::{Curvature, Figure, Resampling, figure, maximise, solve};
 
 /// Result of one comparison, for `a`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Won {
     A,
     B,
@@ -66,85 +69,192 @@ impl Fit {
     }
 }
 
-/// `scale[cluster]` multiplies the weights of a cluster's matches (the bootstrap's counts).
-fn fit(matches: &[Match], things: usize, options: Options, scale: Option<&[f64]>, start: Option<&[f64]>) -> Vec<f64> {
-    let ties = matches.iter().any(|m| m.won == Won::Tie);
-    let tie_at = things;
-    let covariate_at = things + usize::from(ties);
-    let size = covariate_at + usize::from(options.covariate);
-    let ridge = 1.0 / (options.prior_sd * options.prior_sd);
-    let start = start.map_or_else(|| vec![0.0; size], <[f64]>::to_vec);
-    maximise(start, |p| {
+/// The parameters of a fit: a strength for each thing, ln ν if anything tied, β if asked for.
+#[derive(Clone, Copy)]
+struct Layout {
+    things: usize,
+    ties: bool,
+    covariate: bool,
+    /// Precision of the prior.
+    ridge: f64,
+}
+
+impl Layout {
+    fn new(matches: &[Match], things: usize, options: Options) -> Self {
+        let ties = matches.iter().any(|m| m.won == Won::Tie);
+        Self { things, ties, covariate: options.covariate, ridge: 1.0 / (options.prior_sd * options.prior_sd) }
+    }
+
+    fn size(self) -> usize {
+        self.covariate_at() + usize::from(self.covariate)
+    }
+
+    fn covariate_at(self) -> usize {
+        self.things + usize::from(self.ties)
+    }
+
+    fn prior(self, p: &[f64]) -> Curvature {
+        let size = self.size();
         let mut at = Curvature {
-            value: -0.5 * ridge * p.iter().map(|x| x * x).sum::<f64>(),
-            gradient: p.iter().map(|x| -ridge * x).collect(),
+            value: -0.5 * self.ridge * p.iter().map(|x| x * x).sum::<f64>(),
+            gradient: p.iter().map(|x| -self.ridge * x).collect(),
             information: vec![0.0; size * size],
         };
         for i in 0..size {
-            at.information[i * size + i] = ridge;
-        }
-        for m in matches {
-            let weight = m.weight * scale.map_or(1.0, |s| s[m.cluster]);
-            if weight == 0.0 {
-                continue;
-            }
-            let x = if options.covariate { m.x } else { 0.0 };
-            let beta = if options.covariate { p[covariate_at] } else { 0.0 };
-            let half = (p[m.a] - p[m.b] + beta * x) / 2.0;
-            let log_tie = if ties { p[tie_at] } else { f64::NEG_INFINITY };
-            let top = half.abs().max(log_tie);
-            let (win, lose, tie) = ((half - top).exp(), (-half - top).exp(), (log_tie - top).exp());
-            let total = win + lose + tie;
-            let (win, lose, tie) = (win / total, lose / total, tie / total);
-            let chosen = match m.won {
-                Won::A => half,
-                Won::B => -half,
-                Won::Tie => log_tie,
-            };
-            at.value += weight * (chosen - top - total.ln());
-            // The exponents are linear in (half, ln ν): moments of those two carry over to all parameters.
-            let mean = win - lose;
-            let pull = match m.won {
-                Won::A => 1.0,
-                Won::B => -1.0,
-                Won::Tie => 0.0,
-            } - mean;
-            let spread = win + lose - mean * mean;
-            let parts = [(m.a, 0.5), (m.b, -0.5), (covariate_at, 0.5 * x)];
-            let parts = &parts[..if options.covariate { 3 } else { 2 }];
-            for (i, zi) in parts {
-                at.gradient[*i] += weight * pull * zi;
-                for (j, zj) in parts {
-                    at.information[i * size + j] += weight * spread * zi * zj;
-                }
-                if ties {
-                    let with_tie = -weight * mean * tie * zi;
-                    at.information[i * size + tie_at] += with_tie;
-                    at.information[tie_at * size + i] += with_tie;
-                }
-            }
-            if ties {
-                at.gradient[tie_at] += weight * (f64::from(m.won == Won::Tie) - tie);
-                at.information[tie_at * size + tie_at] += weight * tie * (1.0 - tie);
-            }
+            at.information[i * size + i] = self.ridge;
         }
         at
-    })
+    }
+
+    /// Adds a match to the log-likelihood at `p`: its value, which is returned, and its derivatives.
+    fn add(self, m: &Match, weight: f64, p: &[f64], gradient: &mut [f64], information: &mut [f64]) -> f64 {
+        let (size, tie_at, covariate_at) = (self.size(), self.things, self.covariate_at());
+        let x = if self.covariate { m.x } else { 0.0 };
+        let beta = if self.covariate { p[covariate_at] } else { 0.0 };
+        let half = (p[m.a] - p[m.b] + beta * x) / 2.0;
+        let log_tie = if self.ties { p[tie_at] } else { f64::NEG_INFINITY };
+        let top = half.abs().max(log_tie);
+        let (win, lose, tie) = ((half - top).exp(), (-half - top).exp(), (log_tie - top).exp());
+        let total = win + lose + tie;
+        let (win, lose, tie) = (win / total, lose / total, tie / total);
+        let (chosen, sign) = match m.won {
+            Won::A => (half, 1.0),
+            Won::B => (-half, -1.0),
+            Won::Tie => (log_tie, 0.0),
+        };
+        // The exponents are linear in (half, ln ν): moments of those two carry over to all parameters.
+        let mean = win - lose;
+        let pull = sign - mean;
+        let spread = win + lose - mean * mean;
+        let parts = [(m.a, 0.5), (m.b, -0.5), (covariate_at, 0.5 * x)];
+        let parts = &parts[..if self.covariate { 3 } else { 2 }];
+        for (i, zi) in parts {
+            gradient[*i] += weight * pull * zi;
+            for (j, zj) in parts {
+                information[i * size + j] += weight * spread * zi * zj;
+            }
+            if self.ties {
+                let with_tie = -weight * mean * tie * zi;
+                information[i * size + tie_at] += with_tie;
+                information[tie_at * size + i] += with_tie;
+            }
+        }
+        if self.ties {
+            gradient[tie_at] += weight * (f64::from(m.won == Won::Tie) - tie);
+            information[tie_at * size + tie_at] += weight * tie * (1.0 - tie);
+        }
+        weight * (chosen - top - total.ln())
+    }
+
+    /// The most probable parameters, from `start` on. `weight(i, match)` is the weight of each match.
+    fn fit(self, matches: &[Match], start: Vec<f64>, weight: impl Fn(usize, &Match) -> f64) -> Vec<f64> {
+        maximise(start, |p| {
+            let mut at = self.prior(p);
+            for (i, m) in matches.iter().enumerate() {
+                let weight = weight(i, m);
+                if weight != 0.0 {
+                    at.value += self.add(m, weight, p, &mut at.gradient, &mut at.information);
+                }
+            }
+            at
+        })
+    }
+
+    fn read(self, p: &[f64]) -> Fit {
+        let strengths = &p[..self.things];
+        let mean = strengths.iter().sum::<f64>() / self.things.max(1) as f64;
+        Fit {
+            strengths: strengths.iter().map(|s| s - mean).collect(),
+            log_tie: self.ties.then(|| p[self.things]),
+            covariate: self.covariate.then(|| p[self.covariate_at()]),
+        }
+    }
 }
 
-fn read(p: &[f64], matches: &[Match], things: usize, options: Options) -> Fit {
-    let mean = p[..things].iter().sum::<f64>() / things.max(1) as f64;
-    let ties = matches.iter().any(|m| m.won == Won::Tie);
-    Fit {
-        strengths: p[..things].iter().map(|s| s - mean).collect(),
-        log_tie: ties.then(|| p[things]),
-        covariate: options.covariate.then(|| p[things + usize::from(ties)]),
+/// Matches with the same things and result as one, in the order in which they first occur; and which of them each match
+/// is part of. The covariate is left out.
+fn merged(matches: &[Match]) -> (Vec<Match>, Vec<usize>) {
+    let mut place: HashMap<(usize, usize, Won), usize> = HashMap::new();
+    let mut merged: Vec<Match> = Vec::new();
+    let mut part_of = Vec::with_capacity(matches.len());
+    for m in matches {
+        let at = *place.entry((m.a, m.b, m.won)).or_insert(merged.len());
+        if at == merged.len() {
+            merged.push(Match { weight: 0.0, x: 0.0, ..m.clone() });
+        }
+        merged[at].weight += m.weight;
+        part_of.push(at);
     }
+    (merged, part_of)
 }
 
 /// Fits the model to all matches of `things` things.
 pub fn bradley_terry(matches: &[Match], things: usize, options: Options) -> Fit {
-    read(&fit(matches, things, options, None, None), matches, things, options)
+    let layout = Layout::new(matches, things, options);
+    layout.read(&fit_all(layout, matches))
+}
+
+/// The most probable parameters of all matches.
+fn fit_all(layout: Layout, matches: &[Match]) -> Vec<f64> {
+    let plain = Layout { covariate: false, ..layout };
+    let (merged, _) = merged(matches);
+    let mut p = plain.fit(&merged, vec![0.0; plain.size()], |_, m| m.weight);
+    if layout.covariate {
+        // From the fit of a part, whose steps are cheaper, one or two are left for all matches.
+        p.push(0.0);
+        let part = &matches[matches.len() - matches.len() / 32..];
+        p = layout.fit(part, p, |_, m| m.weight);
+        p = layout.fit(matches, p, |_, m| m.weight);
+    }
+    p
+}
+
+/// Passes the parameters of each replicate to `collect` and returns the intervals of what that returns. `p` are those
+/// of all matches; a replicate started from them needs three or four steps.
+///
+/// Without the covariate a replicate fits the weights of its results. With it, a replicate of up to [`MAX_GROUPS`]
+/// prompts fits its matches; of more, it takes one Newton step from `p`, whose error is small of the order 1 /
+/// clusters.
+fn resample(
+    layout: Layout,
+    matches: &[Match],
+    p: &[f64],
+    clusters: usize,
+    resampling: Resampling,
+    mut collect: impl FnMut(Fit) -> Vec<Option<f64>>,
+) -> Intervals {
+    let groups = Groups::new(clusters, MAX_GROUPS, resampling);
+    let figures = layout.things + 1;
+    if !layout.covariate {
+        let (merged, part_of) = merged(matches);
+        let mut sums = Sums::new(groups.count(), merged.len());
+        for (m, part) in matches.iter().zip(&part_of) {
+            sums.row(groups.of(m.cluster))[*part] += m.weight;
+        }
+        return bootstrap_sums(&sums, figures, resampling, |weights| {
+            collect(layout.read(&layout.fit(&merged, p.to_vec(), |i, _| weights[i])))
+        });
+    }
+    if !groups.are_merged() {
+        return bootstrap(clusters, figures, resampling, |counts| {
+            collect(layout.read(&layout.fit(matches, p.to_vec(), |_, m| m.weight * counts[m.cluster])))
+        });
+    }
+    let size = layout.size();
+    let mut sums = Sums::new(groups.count(), size + size * size);
+    for m in matches {
+        let (gradient, information) = sums.row(groups.of(m.cluster)).split_at_mut(size);
+        layout.add(m, m.weight, p, gradient, information);
+    }
+    bootstrap_sums(&sums, figures, resampling, |sums| {
+        let mut at = layout.prior(p);
+        at.gradient.iter_mut().zip(&sums[..size]).for_each(|(sum, more)| *sum += more);
+        at.information.iter_mut().zip(&sums[size..]).for_each(|(sum, more)| *sum += more);
+        match solve(at.information, at.gradient) {
+            Some(step) => collect(layout.read(&p.iter().zip(&step).map(|(p, step)| p + step).collect::<Vec<_>>())),
+            None => vec![None; figures],
+        }
+    })
 }
 
 /// One thing's row of the table.
@@ -195,13 +305,12 @@ pub fn table(
     if things < 2 || matches.is_empty() {
         return None;
     }
-    let p = fit(matches, things, options, None, None);
-    let whole = read(&p, matches, things, options);
+    let layout = Layout::new(matches, things, options);
+    let p = fit_all(layout, matches);
+    let whole = layout.read(&p);
     let mut first = vec![0usize; things];
     let mut replicates = 0;
-    let intervals = bootstrap(clusters, things + 1, resampling, |counts| {
-        // Started from the fit of the whole data, a replicate needs three or four steps.
-        let drawn = read(&fit(matches, things, options, Some(counts), Some(&p)), matches, things, options);
+    let intervals = resample(layout, matches, &p, clusters, resampling, |drawn| {
         let best = (0..things).max_by(|a, b| drawn.strengths[*a].total_cmp(&drawn.strengths[*b]));
         if let Some(best) = best {
             first[best] += 1;

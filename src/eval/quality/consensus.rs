@@ -4,14 +4,21 @@
 //! probability γ_k σ(s_i − s_j) + (1 − γ_k) q_k. γ_k is the labeler's attention (with probability 1 − γ_k the answer is
 //! independent of the items), q_k the probability of then choosing the first. A tie is half a vote for each. Priors: s
 //! ~ N(0, 2²), γ ~ Beta(8, 2), q ~ Beta(5, 5); they keep a labeler with few judgments near the average and scores
-//! finite. The maximum is found by EM over the hidden attention of each vote; every step increases the objective.
+//! finite. The maximum is found by EM over the hidden attention of each vote, with the scores at their maximum for the
+//! labelers' parameters in every round.
 
-use super::statistics::{Curvature, log_sigmoid, maximise, sigmoid};
+mod profile;
+
+use self::profile::{Expected, Parameters, Profile};
+use super::fixed_point::{fixed_point, largest, minus};
+use super::statistics::sigmoid;
 
 pub const SCORE_SD: f64 = 2.0;
 pub const ATTENTION_PRIOR: (f64, f64) = (8.0, 2.0);
 pub const FIRST_PRIOR: (f64, f64) = (5.0, 5.0);
 const MAX_ROUNDS: usize = 2000;
+/// Votes of each labeler in the sample, where there are very many.
+const SAMPLE_VOTES: usize = 300;
 
 /// A vote: labeler `by`, shown `first` before `second`, preferred one of them, with a weight.
 #[derive(Clone, Debug, PartialEq)]
@@ -56,147 +63,83 @@ pub fn log_prior(c: &Consensus) -> f64 {
     scores + attention + c.first.iter().map(|q| beta(*q, FIRST_PRIOR)).sum::<f64>()
 }
 
-/// Half of a vote: the preferred item and its part of the vote's weight.
-struct Half {
-    vote: usize,
-    /// +1: the first was preferred.
-    sign: f64,
-    weight: f64,
-    /// Probability that the labeler was attentive.
-    looked: f64,
-}
-
 /// Fits the model to votes of `labelers` labelers on `items` items.
 pub fn consensus(votes: &[Vote], items: usize, labelers: usize) -> Consensus {
-    let mean = |(a, b): (f64, f64)| (a - 1.0) / (a + b - 2.0);
-    let mut c = Consensus {
-        scores: vec![0.0; items],
-        attention: vec![mean(ATTENTION_PRIOR); labelers],
-        first: vec![mean(FIRST_PRIOR); labelers],
+    let mut profile = Profile::new(votes, items, labelers);
+    let sample = profile.sample(SAMPLE_VOTES);
+    let x = if sample.len() * 4 < profile.components() {
+        fit_by_sample(&mut profile, &sample, start(labelers))
+    } else {
+        fit_all(&mut profile, start(labelers))
     };
-    let mut halves: Vec<Half> = Vec::new();
-    for (vote, w) in votes.iter().enumerate() {
-        for (sign, part) in [(1.0, w.preferred_first), (-1.0, 1.0 - w.preferred_first)] {
-            if part > 0.0 {
-                halves.push(Half { vote, sign, weight: part * w.weight, looked: 0.0 });
-            }
-        }
-    }
-    let components = components(votes, &halves, items);
-    for _ in 0..MAX_ROUNDS {
-        for half in &mut halves {
-            let w = &votes[half.vote];
-            let gamma = c.attention[w.by];
-            let looked = gamma * sigmoid(half.sign * (c.scores[w.first] - c.scores[w.second]));
-            let q = if half.sign > 0.0 { c.first[w.by] } else { 1.0 - c.first[w.by] };
-            half.looked = looked / (looked + (1.0 - gamma) * q);
-        }
-        let mut moved: f64 = 0.0;
-        for component in &components {
-            moved = moved.max(rescore(votes, &halves, component, &mut c.scores));
-        }
-        let (mut looked, mut all, mut blind_first, mut blind) =
-            (vec![0.0; labelers], vec![0.0; labelers], vec![0.0; labelers], vec![0.0; labelers]);
-        for half in &halves {
-            let by = votes[half.vote].by;
-            looked[by] += half.weight * half.looked;
-            all[by] += half.weight;
-            blind[by] += half.weight * (1.0 - half.looked);
-            if half.sign > 0.0 {
-                blind_first[by] += half.weight * (1.0 - half.looked);
-            }
-        }
-        let posterior = |hits: f64, n: f64, (a, b): (f64, f64)| (hits + a - 1.0) / (n + a + b - 2.0);
-        for (k, (gamma, q)) in c.attention.iter_mut().zip(&mut c.first).enumerate() {
-            let attention = posterior(looked[k], all[k], ATTENTION_PRIOR);
-            let first = posterior(blind_first[k], blind[k], FIRST_PRIOR);
-            moved = moved.max((attention - *gamma).abs()).max((first - *q).abs());
-            (*gamma, *q) = (attention, first);
-        }
-        if moved < 1e-9 {
-            break;
-        }
-    }
-    c
+    let Parameters { attention, first } = parameters(&x);
+    Consensus { scores: profile.scores(items), attention, first }
 }
 
-/// Items connected by votes, each with its half-votes.
-struct Component {
-    items: Vec<usize>,
-    halves: Vec<usize>,
+/// The coordinates of the priors' modes.
+fn start(labelers: usize) -> Vec<f64> {
+    let mean = |(a, b): (f64, f64)| logit((a - 1.0) / (a + b - 2.0));
+    [vec![mean(ATTENTION_PRIOR); labelers], vec![mean(FIRST_PRIOR); labelers]].concat()
 }
 
-fn components(votes: &[Vote], halves: &[Half], items: usize) -> Vec<Component> {
-    let mut root: Vec<usize> = (0..items).collect();
-    fn find(root: &mut [usize], mut i: usize) -> usize {
-        while root[i] != i {
-            root[i] = root[root[i]];
-            i = root[i];
-        }
-        i
-    }
-    for w in votes {
-        let (a, b) = (find(&mut root, w.first), find(&mut root, w.second));
-        root[a] = b;
-    }
-    let mut by_root: std::collections::BTreeMap<usize, Component> = Default::default();
-    for i in 0..items {
-        let r = find(&mut root, i);
-        by_root.entry(r).or_insert_with(|| Component { items: vec![], halves: vec![] }).items.push(i);
-    }
-    for (h, half) in halves.iter().enumerate() {
-        let r = find(&mut root, votes[half.vote].first);
-        if let Some(component) = by_root.get_mut(&r) {
-            component.halves.push(h);
-        }
-    }
-    by_root.into_values().filter(|c| !c.halves.is_empty()).collect()
+/// The labelers' coordinates that EM over all votes converges to.
+fn fit_all(profile: &mut Profile, start: Vec<f64>) -> Vec<f64> {
+    fixed_point(start, 1e-9, MAX_ROUNDS, |x| em_step(profile, x))
 }
 
-/// Maximises the component's expected log-likelihood over its scores; returns the largest move.
-fn rescore(votes: &[Vote], halves: &[Half], component: &Component, scores: &mut [f64]) -> f64 {
-    let size = component.items.len();
-    // A component has few items (one prompt's completions), so a linear search is faster than a map.
-    let local = |item: usize| component.items.iter().position(|i| *i == item).unwrap_or(0);
-    let pulls: Vec<(usize, usize, f64)> = component
-        .halves
-        .iter()
-        .map(|h| {
-            let half = &halves[*h];
-            let (first, second) = (local(votes[half.vote].first), local(votes[half.vote].second));
-            let (up, down) = if half.sign > 0.0 { (first, second) } else { (second, first) };
-            (up, down, half.weight * half.looked)
-        })
-        .collect();
-    let ridge = 1.0 / (SCORE_SD * SCORE_SD);
-    let start: Vec<f64> = component.items.iter().map(|i| scores[*i]).collect();
-    let best = maximise(start, |s| {
-        let mut at = Curvature {
-            value: -0.5 * ridge * s.iter().map(|x| x * x).sum::<f64>(),
-            gradient: s.iter().map(|x| -ridge * x).collect(),
-            information: vec![0.0; size * size],
-        };
-        for i in 0..size {
-            at.information[i * size + i] = ridge;
+/// Fits very many votes. Rounds of EM over all of them are few, because most rounds read a sample: the map of EM on the
+/// sample is shifted so that it agrees with the map on all votes at the current point, and its fixed point is the next
+/// point. The fixed point of that is the fixed point on all votes.
+fn fit_by_sample(profile: &mut Profile, sample: &[usize], start: Vec<f64>) -> Vec<f64> {
+    const CLOSE: f64 = 1e-6;
+    const MAX_CYCLES: usize = 30;
+    // How many times as many votes each labeler has as in the sample.
+    let weights = profile.weights(None).into_iter().zip(profile.weights(Some(sample)));
+    let scale: Vec<f64> = weights.map(|(all, sampled)| if sampled > 0.0 { all / sampled } else { 1.0 }).collect();
+    let sample_step = |profile: &mut Profile, x: &[f64]| {
+        let mut expected = profile.expect(Some(sample), &parameters(x));
+        for sums in [&mut expected.all, &mut expected.attentive, &mut expected.blind_first] {
+            sums.iter_mut().zip(&scale).for_each(|(sum, scale)| *sum *= scale);
         }
-        for (up, down, weight) in &pulls {
-            let p = sigmoid(s[*up] - s[*down]);
-            at.value += weight * log_sigmoid(s[*up] - s[*down]);
-            at.gradient[*up] += weight * (1.0 - p);
-            at.gradient[*down] -= weight * (1.0 - p);
-            let spread = weight * p * (1.0 - p);
-            for (i, j, sign) in [(up, up, 1.0), (down, down, 1.0), (up, down, -1.0), (down, up, -1.0)] {
-                at.information[i * size + j] += sign * spread;
-            }
-        }
-        at
+        coordinates(&expected)
+    };
+    // More digits would be those of the sample alone.
+    let x = fixed_point(start, 1e-3, MAX_ROUNDS, |x| sample_step(profile, x));
+    let mut last = f64::INFINITY;
+    let x = fixed_point(x, 10.0 * CLOSE, MAX_CYCLES, |x| {
+        let change = minus(&em_step(profile, x), x);
+        last = largest(&change);
+        let shift = minus(&minus(&sample_step(profile, x), x), &change);
+        let tolerance = (last * 1e-2).max(CLOSE * 1e-2);
+        fixed_point(x.to_vec(), tolerance, MAX_ROUNDS, |x| minus(&sample_step(profile, x), &shift))
     });
-    let mut moved: f64 = 0.0;
-    for (item, new) in component.items.iter().zip(best) {
-        moved = moved.max((scores[*item] - new).abs());
-        scores[*item] = new;
-    }
-    moved
+    if last < CLOSE { x } else { fixed_point(x, CLOSE, MAX_ROUNDS, |x| em_step(profile, x)) }
+}
+
+/// One round of EM over all votes: from the labelers' coordinates to the next ones. The scores are at their maximum for
+/// the given coordinates afterwards.
+fn em_step(profile: &mut Profile, x: &[f64]) -> Vec<f64> {
+    coordinates(&profile.expect(None, &parameters(x)))
+}
+
+/// The log-odds of γ, then of q, that are most probable given the expected votes.
+fn coordinates(expected: &Expected) -> Vec<f64> {
+    let posterior = |hits: f64, n: f64, (a, b): (f64, f64)| logit((hits + a - 1.0) / (n + a + b - 2.0));
+    let labelers = expected.all.len();
+    let attention = (0..labelers).map(|k| posterior(expected.attentive[k], expected.all[k], ATTENTION_PRIOR));
+    let blind = |k: usize| expected.all[k] - expected.attentive[k];
+    let first = (0..labelers).map(|k| posterior(expected.blind_first[k], blind(k), FIRST_PRIOR));
+    attention.chain(first).collect()
+}
+
+fn parameters(x: &[f64]) -> Parameters {
+    let (attention, first) = x.split_at(x.len() / 2);
+    let probabilities = |x: &[f64]| x.iter().map(|x| sigmoid(*x)).collect();
+    Parameters { attention: probabilities(attention), first: probabilities(first) }
+}
+
+fn logit(p: f64) -> f64 {
+    (p / (1.0 - p)).ln()
 }
 
 #[cfg(test)]
@@ -255,5 +198,34 @@ mod tests {
         }
         // A tie is hardly a preference: only what the labeler's liking for the first side explains away.
         assert!((c.scores[3] - c.scores[4]).abs() < 0.01);
+    }
+    #[test]
+    fn a_sample_leads_to_the_same_maximum() {
+        // 4000 pairs, ranked by two of four labelers, of whom one hardly looks.
+        let mut votes = Vec::new();
+        let mut state = 1u64;
+        let mut random = || {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (state >> 11) as f64 / (1u64 << 53) as f64
+        };
+        for pair in 0..4000 {
+            let quality = 2.0 * random() - 1.0;
+            for by in [pair % 4, (pair / 4 + 1 + pair) % 4] {
+                let attentive = random() < [0.9, 0.8, 0.7, 0.3][by];
+                let preferred_first = f64::from(random() < if attentive { sigmoid(quality) } else { 0.7 });
+                votes.push(Vote { by, first: 2 * pair, second: 2 * pair + 1, preferred_first, weight: 1.0 });
+            }
+        }
+        let mut profile = Profile::new(&votes, 8000, 4);
+        let sample = profile.sample(SAMPLE_VOTES);
+        assert!(sample.len() * 4 < profile.components(), "{}", sample.len());
+        let by_sample = parameters(&fit_by_sample(&mut profile, &sample, start(4)));
+        let plain = parameters(&fit_all(&mut Profile::new(&votes, 8000, 4), start(4)));
+        for (a, b) in by_sample.attention.iter().zip(&plain.attention) {
+            assert!((a - b).abs() < 1e-5, "{:?} {:?}", by_sample.attention, plain.attention);
+        }
+        for (a, b) in by_sample.first.iter().zip(&plain.first) {
+            assert!((a - b).abs() < 1e-5, "{:?} {:?}", by_sample.first, plain.first);
+        }
     }
 }

@@ -7,7 +7,9 @@ use super::agreement::Unit;
 use super::bradley_terry::{Match, Won};
 use super::consensus::Vote;
 use super::length::Preference;
-use crate::domain::{CompletionId, CompletionOrigin, JudgedSet, Labeler, LabelerId, Outcome, PromptId, SetId, SetKind};
+use crate::domain::{
+    CompletionId, CompletionOrigin, JudgedItem, JudgedSet, Labeler, LabelerId, Outcome, PromptId, SetId, SetKind,
+};
 
 /// A labeler; its index is its position.
 #[derive(Clone, Debug)]
@@ -99,19 +101,30 @@ pub struct Facts {
 /// Assigns consecutive indices to keys.
 struct Numbers<K>(HashMap<K, usize>);
 
-impl<K: std::hash::Hash + Eq> Numbers<K> {
-    fn of(&mut self, key: K) -> (usize, bool) {
+impl<K: std::hash::Hash + Eq + Clone> Numbers<K> {
+    fn of(&mut self, key: &K) -> (usize, bool) {
         let next = self.0.len();
-        let number = *self.0.entry(key).or_insert(next);
+        // A copy of the key is cheaper than hashing it twice.
+        let number = *self.0.entry(key.clone()).or_insert(next);
         (number, number == next)
     }
 }
 
-impl Facts {
-    /// `gold` holds (set, completion, expected tier) of every set with a known answer.
-    pub fn new(judged: &[JudgedSet], gold: &[(SetId, CompletionId, i64)], labelers: &[Labeler]) -> Self {
-        let mut facts = Self {
-            people: Vec::new(),
+/// Builds [`Facts`] from judgments that come one by one, so that they are never all in memory with their ids.
+pub struct FactsBuilder {
+    facts: Facts,
+    people: HashMap<LabelerId, usize>,
+    prompts: Numbers<PromptId>,
+    sets: Numbers<SetId>,
+    items: Numbers<CompletionId>,
+}
+
+impl FactsBuilder {
+    pub fn new(labelers: &[Labeler]) -> Self {
+        let person =
+            |l: &Labeler| Person { id: l.id.clone(), name: l.name.clone(), role: l.role.as_str(), active: l.active };
+        let facts = Facts {
+            people: labelers.iter().map(person).collect(),
             sets: Vec::new(),
             items: Vec::new(),
             authors: Vec::new(),
@@ -119,64 +132,88 @@ impl Facts {
             judged: Vec::new(),
             compared: SetKind::Normal,
         };
-        let mut people = Numbers(HashMap::<&LabelerId, usize>::new());
-        for l in labelers {
-            people.of(&l.id);
-            let role = l.role.as_str();
-            facts.people.push(Person { id: l.id.clone(), name: l.name.clone(), role, active: l.active });
+        Self {
+            facts,
+            people: labelers.iter().enumerate().map(|(i, l)| (l.id.clone(), i)).collect(),
+            prompts: Numbers(HashMap::new()),
+            sets: Numbers(HashMap::new()),
+            items: Numbers(HashMap::new()),
         }
-        let mut prompts = Numbers(HashMap::<&PromptId, usize>::new());
-        let mut sets = Numbers(HashMap::<&SetId, usize>::new());
-        let mut items = Numbers(HashMap::<&CompletionId, usize>::new());
-        let mut authors = Numbers(HashMap::<Author, usize>::new());
-        for j in judged {
-            let (prompt, _) = prompts.of(&j.prompt_id);
-            let (set, new) = sets.of(&j.set_id);
-            if new {
-                let set = Set { id: j.set_id.clone(), kind: j.kind, prompt, items: vec![], expected: BTreeMap::new() };
-                facts.sets.push(set);
-            }
-            let mut ranked = Vec::with_capacity(j.items.len());
-            for i in &j.items {
-                let (item, new) = items.of(&i.completion_id);
-                if new {
-                    let author = match (&i.model_version_id, i.origin) {
-                        (Some(id), _) => Some(Author::Version(id.clone())),
-                        (None, CompletionOrigin::Human) => Some(Author::Human),
-                        (None, _) => None,
-                    };
-                    let author = author.map(|author| {
-                        let (number, new) = authors.of(author.clone());
-                        if new {
-                            facts.authors.push(author);
-                        }
-                        number
-                    });
-                    facts.items.push(Item { id: i.completion_id.clone(), author, length: i.length as f64 });
-                }
-                ranked.push((item, i.tier, i.shown_position));
-                if let Err(at) = facts.sets[set].items.binary_search(&item) {
-                    facts.sets[set].items.insert(at, item);
-                }
-            }
-            ranked.sort_unstable();
-            let Some(labeler) = people.0.get(&j.labeler_id).copied() else { continue };
-            facts.judged.push(Judged {
-                set,
-                labeler,
-                outcome: j.outcome,
-                active_ms: j.active_ms,
-                leased: j.leased,
-                items: ranked,
+    }
+
+    /// Adds a judgment; its set and completions count even if its labeler is not known.
+    pub fn add(&mut self, judgment: &JudgedSet) {
+        let (set, is_new) = self.sets.of(&judgment.set_id);
+        if is_new {
+            let (prompt, _) = self.prompts.of(&judgment.prompt_id);
+            let (id, kind) = (judgment.set_id.clone(), judgment.kind);
+            self.facts.sets.push(Set { id, kind, prompt, items: vec![], expected: BTreeMap::new() });
+        }
+        let mut ranked = Vec::with_capacity(judgment.items.len());
+        for item in &judgment.items {
+            ranked.push((self.item(set, item), item.tier, item.shown_position));
+        }
+        ranked.sort_unstable();
+        let Some(labeler) = self.people.get(&judgment.labeler_id).copied() else { return };
+        self.facts.judged.push(Judged {
+            set,
+            labeler,
+            outcome: judgment.outcome,
+            active_ms: judgment.active_ms,
+            leased: judgment.leased,
+            items: ranked,
+        });
+    }
+
+    /// The index of a completion, which belongs to the set from now on.
+    fn item(&mut self, set: usize, item: &JudgedItem) -> usize {
+        let (items, sets) = (&mut self.facts.items, &mut self.facts.sets);
+        // Most judgments are of a set that others judged: a look at its few completions spares the hash.
+        if let Some(known) = sets[set].items.iter().find(|known| items[**known].id == item.completion_id) {
+            return *known;
+        }
+        let (number, is_new) = self.items.of(&item.completion_id);
+        if is_new {
+            let author = match (&item.model_version_id, item.origin) {
+                (Some(id), _) => Some(Author::Version(id.clone())),
+                (None, CompletionOrigin::Human) => Some(Author::Human),
+                (None, _) => None,
+            };
+            // There are few authors.
+            let authors = &mut self.facts.authors;
+            let author = author.map(|author| {
+                authors.iter().position(|known| *known == author).unwrap_or_else(|| {
+                    authors.push(author);
+                    authors.len() - 1
+                })
             });
+            items.push(Item { id: item.completion_id.clone(), author, length: item.length as f64 });
         }
+        if let Err(at) = sets[set].items.binary_search(&number) {
+            sets[set].items.insert(at, number);
+        }
+        number
+    }
+
+    /// The facts; `gold` holds (set, completion, expected tier) of every set with a known answer.
+    pub fn finish(self, gold: &[(SetId, CompletionId, i64)]) -> Facts {
+        let mut facts = self.facts;
         for (set, completion, tier) in gold {
-            if let (Some(set), Some(item)) = (sets.0.get(set), items.0.get(completion)) {
+            if let (Some(set), Some(item)) = (self.sets.0.get(set), self.items.0.get(completion)) {
                 facts.sets[*set].expected.insert(*item, *tier);
             }
         }
-        facts.prompts = prompts.0.len();
+        facts.prompts = self.prompts.0.len();
         facts
+    }
+}
+
+impl Facts {
+    /// `gold` holds (set, completion, expected tier) of every set with a known answer.
+    pub fn new(judged: &[JudgedSet], gold: &[(SetId, CompletionId, i64)], labelers: &[Labeler]) -> Self {
+        let mut builder = FactsBuilder::new(labelers);
+        judged.iter().for_each(|judgment| builder.add(judgment));
+        builder.finish(gold)
     }
 
     /// Restricts the compared judgments to sets of `kind`.
@@ -189,38 +226,54 @@ impl Facts {
         self.judged.iter().filter(|j| self.sets[j.set].kind == self.compared)
     }
 
-    /// Ratings of each pair of each set.
+    /// The compared judgments, ordered by set.
+    pub fn by_set(&self) -> Vec<&Judged> {
+        let mut judged: Vec<&Judged> = self.compared().collect();
+        judged.sort_by_key(|j| j.set);
+        judged
+    }
+
+    /// Ratings of each pair of each set, ordered by set and pair.
     pub fn units(&self) -> Vec<Unit> {
-        let mut units: BTreeMap<(usize, usize, usize), Vec<(usize, usize)>> = BTreeMap::new();
-        for judged in self.compared() {
-            for (a, b, order) in judged.pairs() {
-                let category = match order {
-                    Ordering::Greater => 0,
-                    Ordering::Equal => 1,
-                    Ordering::Less => 2,
-                };
-                units.entry((judged.set, a, b)).or_default().push((judged.labeler, category));
+        let mut units = Vec::new();
+        let mut ratings: Vec<((usize, usize), (usize, usize))> = Vec::new();
+        for of_set in self.by_set().chunk_by(|a, b| a.set == b.set) {
+            ratings.clear();
+            for judged in of_set {
+                for (a, b, order) in judged.pairs() {
+                    let category = match order {
+                        Ordering::Greater => 0,
+                        Ordering::Equal => 1,
+                        Ordering::Less => 2,
+                    };
+                    ratings.push(((a, b), (judged.labeler, category)));
+                }
+            }
+            ratings.sort_by_key(|(pair, _)| *pair);
+            for of_pair in ratings.chunk_by(|a, b| a.0 == b.0) {
+                let ratings = of_pair.iter().map(|(_, rating)| *rating).collect();
+                units.push(Unit { cluster: of_set[0].set, ratings });
             }
         }
-        units.into_iter().map(|((cluster, _, _), ratings)| Unit { cluster, ratings }).collect()
+        units
     }
 
     /// Votes for the consensus. A ranking of K has K − 1 independent comparisons, so each of its K (K − 1) / 2 pairs
     /// has weight 2 / K.
     pub fn votes(&self) -> Vec<Vote> {
         let mut votes = Vec::new();
-        for judged in self.compared() {
-            let shown: HashMap<usize, i64> = judged.items.iter().map(|i| (i.0, i.2)).collect();
+        for judged in self.compared().filter(|j| j.outcome == Outcome::Ranked) {
             let weight = 2.0 / judged.items.len().max(2) as f64;
-            for (a, b, order) in judged.pairs() {
-                let (first, second, order) =
-                    if shown[&a] <= shown[&b] { (a, b, order) } else { (b, a, order.reverse()) };
-                let preferred_first = match order {
-                    Ordering::Less => 1.0,
-                    Ordering::Equal => 0.5,
-                    Ordering::Greater => 0.0,
-                };
-                votes.push(Vote { by: judged.labeler, first, second, preferred_first, weight });
+            for (i, a) in judged.items.iter().enumerate() {
+                for b in &judged.items[i + 1..] {
+                    let (first, second) = if a.2 <= b.2 { (a, b) } else { (b, a) };
+                    let preferred_first = match first.1.cmp(&second.1) {
+                        Ordering::Less => 1.0,
+                        Ordering::Equal => 0.5,
+                        Ordering::Greater => 0.0,
+                    };
+                    votes.push(Vote { by: judged.labeler, first: first.0, second: second.0, preferred_first, weight });
+                }
             }
         }
         votes

@@ -1,11 +1,12 @@
 //! Figures of each labeler: pace, ties, skips, position bias, accuracy on known answers and agreement with others.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::facts::{Facts, Judged};
-use super::statistics::{Figure, median, share};
+use super::facts::{Facts, Judged, Set};
+use super::statistics::{Figure, quantile, share};
 use crate::domain::{LabelerId, Outcome, SetKind};
 
 /// One labeler's row. Shares carry Jeffreys' intervals; `None` if there is nothing to count.
@@ -55,86 +56,133 @@ pub fn met<K: Ord>(expected: &BTreeMap<K, i64>, tiers: &[(K, i64)]) -> Option<f6
     (pairs > 0.0).then(|| hits / pairs)
 }
 
-/// Rows without names, in the order of the facts' labelers.
-pub fn figures(facts: &Facts, attention: &[Option<f64>]) -> Vec<LabelerFigures> {
-    // (set, pair) → (preferring the first, preferring the second) of all labelers.
-    let mut votes: BTreeMap<(usize, usize, usize), (usize, usize)> = BTreeMap::new();
-    for judged in facts.compared() {
-        for (a, b, order) in judged.pairs() {
-            let vote = votes.entry((judged.set, a, b)).or_default();
-            match order {
-                std::cmp::Ordering::Less => vote.0 += 1,
-                std::cmp::Ordering::Greater => vote.1 += 1,
-                std::cmp::Ordering::Equal => {}
-            }
+/// What one labeler's row is computed from.
+#[derive(Clone, Default)]
+struct Tally {
+    judgments: usize,
+    skips: usize,
+    unrankable: usize,
+    all_bad: usize,
+    /// Times at work, ms.
+    pace: Vec<f64>,
+    /// Σ of the share of tied pairs, and number of rankings.
+    ties: f64,
+    rankings: usize,
+    /// Σ of the share of pairs that agree with the majority of the others, and number of sets.
+    agrees: f64,
+    agreeing_sets: usize,
+    /// Rankings in which the completion shown first was preferred to the last, and those in which they differ.
+    first: usize,
+    sides: usize,
+    /// Σ of the accuracy on known answers, and number of sets.
+    gold: f64,
+    gold_sets: usize,
+}
+
+impl Tally {
+    fn add(&mut self, judged: &Judged, set: &Set) {
+        self.judgments += 1;
+        match judged.outcome {
+            Outcome::Skip => self.skips += 1,
+            Outcome::Unrankable => self.unrankable += 1,
+            Outcome::AllBad => self.all_bad += 1,
+            Outcome::Ranked => {}
+        }
+        // The time of judgments by the API or of duels in the chat is unknown, not 0.
+        if judged.leased && judged.active_ms > 0 {
+            self.pace.push(judged.active_ms as f64);
+        }
+        if judged.leased
+            && set.kind == SetKind::Normal
+            && let Some(first) = judged.first_against_last()
+        {
+            self.sides += 1;
+            self.first += usize::from(first);
+        }
+        if judged.outcome == Outcome::Ranked
+            && !set.expected.is_empty()
+            && let Some(accuracy) = met(&set.expected, &judged.tiers())
+        {
+            self.gold += accuracy;
+            self.gold_sets += 1;
         }
     }
-    let row = |(k, labeler): (usize, &super::facts::Person)| {
-        let own: Vec<&Judged> = facts.judged.iter().filter(|j| j.labeler == k).collect();
-        let of = |outcome: Outcome| own.iter().filter(|j| j.outcome == outcome).count() as f64;
-        // The time of judgments by the API or of duels in the chat is unknown, not 0.
-        let timed = own.iter().filter(|j| j.leased && j.active_ms > 0);
-        let mut pace: Vec<f64> = timed.map(|j| j.active_ms as f64).collect();
-        pace.sort_unstable_by(f64::total_cmp);
-        // The pairs of one ranking are not independent: each judgment counts once, by the share of its pairs.
-        let (mut ties, mut ranked) = (0.0, 0);
-        let (mut agrees, mut met_others) = (0.0, 0);
-        for judged in own.iter().filter(|j| facts.sets[j.set].kind == facts.compared) {
-            let (mut tied, mut pairs) = (0.0, 0);
-            let (mut same, mut others) = (0.0, 0);
-            for (a, b, order) in judged.pairs() {
-                pairs += 1;
-                if order.is_eq() {
-                    tied += 1.0;
-                    continue;
-                }
-                let (mut first, mut second) = votes.get(&(judged.set, a, b)).copied().unwrap_or_default();
-                if order.is_lt() {
-                    first -= 1
-                } else {
-                    second -= 1
-                }
-                if first != second {
-                    others += 1;
-                    same += f64::from((first > second) == order.is_lt());
-                }
+
+    /// Adds a ranking of a compared set. `votes` has those of all its labelers, by pair: preferring the first,
+    /// preferring the second. The pairs of one ranking are not independent: each counts once, by the share of its
+    /// pairs.
+    fn compare(&mut self, judged: &Judged, votes: &BTreeMap<(usize, usize), (usize, usize)>) {
+        let (mut tied, mut pairs) = (0.0, 0);
+        let (mut same, mut others) = (0.0, 0);
+        for (a, b, order) in judged.pairs() {
+            pairs += 1;
+            if order.is_eq() {
+                tied += 1.0;
+                continue;
             }
-            if pairs > 0 {
-                ties += tied / f64::from(pairs);
-                ranked += 1;
+            let (mut first, mut second) = votes.get(&(a, b)).copied().unwrap_or_default();
+            if order.is_lt() {
+                first -= 1;
+            } else {
+                second -= 1;
             }
-            if others > 0 {
-                agrees += same / f64::from(others);
-                met_others += 1;
+            if first != second {
+                others += 1;
+                same += f64::from((first > second) == order.is_lt());
             }
         }
-        let sides: Vec<bool> = own
-            .iter()
-            .filter(|j| j.leased && facts.sets[j.set].kind == SetKind::Normal)
-            .filter_map(|j| j.first_against_last())
-            .collect();
-        let gold: Vec<f64> = own
-            .iter()
-            .filter(|j| j.outcome == Outcome::Ranked)
-            .filter_map(|j| met(&facts.sets[j.set].expected, &j.tiers()))
-            .collect();
+        if pairs > 0 {
+            self.ties += tied / f64::from(pairs);
+            self.rankings += 1;
+        }
+        if others > 0 {
+            self.agrees += same / f64::from(others);
+            self.agreeing_sets += 1;
+        }
+    }
+}
+
+/// Rows in the order of the facts' labelers.
+pub fn figures(facts: &Facts, attention: &[Option<f64>]) -> Vec<LabelerFigures> {
+    let mut tallies = vec![Tally::default(); facts.people.len()];
+    for judged in &facts.judged {
+        tallies[judged.labeler].add(judged, &facts.sets[judged.set]);
+    }
+    for of_set in facts.by_set().chunk_by(|a, b| a.set == b.set) {
+        let mut votes: BTreeMap<(usize, usize), (usize, usize)> = BTreeMap::new();
+        for (a, b, order) in of_set.iter().flat_map(|judged| judged.pairs()) {
+            let vote = votes.entry((a, b)).or_default();
+            match order {
+                Ordering::Less => vote.0 += 1,
+                Ordering::Greater => vote.1 += 1,
+                Ordering::Equal => {}
+            }
+        }
+        for judged in of_set {
+            tallies[judged.labeler].compare(judged, &votes);
+        }
+    }
+    let row = |(k, mut tally): (usize, Tally)| {
+        let labeler = &facts.people[k];
+        let of_all = |count: usize| share(count as f64, tally.judgments);
+        tally.pace.sort_unstable_by(f64::total_cmp);
         LabelerFigures {
             labeler_id: labeler.id.clone(),
             name: labeler.name.clone(),
             role: labeler.role,
             active: labeler.active,
-            judgments: own.len(),
-            skip_rate: share(of(Outcome::Skip), own.len()),
-            unrankable_rate: share(of(Outcome::Unrankable), own.len()),
-            all_bad_rate: share(of(Outcome::AllBad), own.len()),
-            tie_rate: share(ties, ranked),
-            p90_active_ms: super::statistics::quantile(&pace, 0.9),
-            median_active_ms: median(pace),
-            left_bias: share(sides.iter().filter(|first| **first).count() as f64, sides.len()),
-            gold_accuracy: share(gold.iter().sum(), gold.len()),
-            agreement_with_others: share(agrees, met_others),
+            judgments: tally.judgments,
+            skip_rate: of_all(tally.skips),
+            unrankable_rate: of_all(tally.unrankable),
+            all_bad_rate: of_all(tally.all_bad),
+            tie_rate: share(tally.ties, tally.rankings),
+            median_active_ms: quantile(&tally.pace, 0.5),
+            p90_active_ms: quantile(&tally.pace, 0.9),
+            left_bias: share(tally.first as f64, tally.sides),
+            gold_accuracy: share(tally.gold, tally.gold_sets),
+            agreement_with_others: share(tally.agrees, tally.agreeing_sets),
             attention: attention.get(k).copied().flatten(),
         }
     };
-    facts.people.iter().enumerate().map(row).collect()
+    tallies.into_iter().enumerate().map(row).collect()
 }

@@ -2,7 +2,8 @@
 
 use serde::Serialize;
 
-use super::statistics::{Figure, Resampling, bootstrap, figure, of_few, sigmoid};
+use super::bootstrap::{Groups, MAX_GROUPS, Sums, bootstrap, bootstrap_sums};
+use super::statistics::{Figure, Resampling, figure, of_few, sigmoid};
 
 /// One preference: lengths in characters of the preferred and the other text.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -36,20 +37,33 @@ fn doublings(p: &Preference) -> f64 {
 /// A prior variance of 100 keeps the slope finite when the longer text always wins.
 const RIDGE: f64 = 0.01;
 
-fn slope(preferences: &[(f64, f64)]) -> Option<f64> {
-    if preferences.iter().all(|(x, w)| *x == 0.0 || *w == 0.0) {
+/// Derivative of the log-likelihood of (doublings, weight) by β, and its negated second derivative; without the prior.
+fn derivatives(preferences: impl Iterator<Item = (f64, f64)>, beta: f64) -> (f64, f64) {
+    let (mut gradient, mut information) = (0.0, 0.0);
+    for (x, w) in preferences {
+        let p = sigmoid(beta * x);
+        let pull = w * (1.0 - p) * x;
+        gradient += pull;
+        information += pull * p * x;
+    }
+    (gradient, information)
+}
+
+/// A Newton step from β with the prior. The likelihood is concave but flat far out: a bounded step cannot overshoot
+/// into the flat.
+fn step(beta: f64, gradient: f64, information: f64) -> f64 {
+    ((gradient - RIDGE * beta) / (information + RIDGE)).clamp(-1.0, 1.0)
+}
+
+/// The most probable β, from `start` on.
+fn slope(preferences: impl Iterator<Item = (f64, f64)> + Clone, start: f64) -> Option<f64> {
+    if preferences.clone().all(|(x, w)| x == 0.0 || w == 0.0) {
         return None;
     }
-    let mut beta = 0.0f64;
+    let mut beta = start;
     for _ in 0..100 {
-        let (mut gradient, mut information) = (-RIDGE * beta, RIDGE);
-        for (x, w) in preferences {
-            let p = sigmoid(beta * x);
-            gradient += w * (1.0 - p) * x;
-            information += w * p * (1.0 - p) * x * x;
-        }
-        // The likelihood is concave but flat far out: a bounded step cannot overshoot into the flat.
-        let step = (gradient / information).clamp(-1.0, 1.0);
+        let (gradient, information) = derivatives(preferences.clone(), beta);
+        let step = step(beta, gradient, information);
         beta += step;
         if step.abs() < 1e-12 {
             break;
@@ -59,20 +73,40 @@ fn slope(preferences: &[(f64, f64)]) -> Option<f64> {
 }
 
 /// The report over preferences whose clusters are numbered below `clusters`.
+///
+/// Up to [`MAX_GROUPS`] clusters, each replicate fits the slope again. Of more, groups are drawn and a replicate takes
+/// one Newton step from the slope of all data, whose error is small of the order 1 / clusters.
 pub fn length_bias(preferences: &[Preference], clusters: usize, resampling: Resampling) -> LengthBias {
     let x: Vec<f64> = preferences.iter().map(doublings).collect();
-    let of = |counts: Option<&[f64]>| {
-        let weight = |p: &Preference| p.weight * counts.map_or(1.0, |c| c[p.cluster]);
-        let (mut longer, mut unequal) = (0.0, 0.0);
-        for (p, x) in preferences.iter().zip(&x).filter(|(_, x)| **x != 0.0) {
-            unequal += weight(p);
-            longer += if *x > 0.0 { weight(p) } else { 0.0 };
-        }
-        let weighted: Vec<(f64, f64)> = preferences.iter().zip(&x).map(|(p, x)| (*x, weight(p))).collect();
-        vec![(unequal > 0.0).then(|| longer / unequal), slope(&weighted)]
+    let weighted = |from: usize| preferences.iter().zip(&x).skip(from).map(|(p, x)| (*x, p.weight));
+    // Newton's steps are cheaper on a part of the data, and one or two more are enough on all of it.
+    let start = slope(weighted(preferences.len() - preferences.len() / 32), 0.0).unwrap_or(0.0);
+    let beta = slope(weighted(0), start);
+    let groups = Groups::new(clusters, MAX_GROUPS, resampling);
+    // Of each group: weights of longer and of unequal texts, derivatives at β.
+    let mut sums = Sums::new(groups.count(), 4);
+    let at = beta.unwrap_or(0.0);
+    for (p, x) in preferences.iter().zip(&x).filter(|(_, x)| **x != 0.0) {
+        let (gradient, information) = derivatives(std::iter::once((*x, p.weight)), at);
+        let row = sums.row(groups.of(p.cluster));
+        row[0] += if *x > 0.0 { p.weight } else { 0.0 };
+        row[1] += p.weight;
+        row[2] += gradient;
+        row[3] += information;
+    }
+    let longer = |sums: &[f64]| (sums[1] > 0.0).then(|| sums[0] / sums[1]);
+    let intervals = if groups.are_merged() {
+        bootstrap_sums(&sums, 2, resampling, |sums| {
+            vec![longer(sums), (sums[1] > 0.0).then(|| at + step(at, sums[2], sums[3]))]
+        })
+    } else {
+        let share = bootstrap_sums(&sums, 1, resampling, |sums| vec![longer(sums)]);
+        let slopes = bootstrap(clusters, 1, resampling, |counts| {
+            let drawn = preferences.iter().zip(&x).map(|(p, x)| (*x, p.weight * counts[p.cluster]));
+            vec![slope(drawn, at)]
+        });
+        vec![share[0], slopes[0]]
     };
-    let whole = of(None);
-    let intervals = bootstrap(clusters, 2, resampling, |counts| of(Some(counts)));
     let n = x.iter().filter(|x| **x != 0.0).count();
     let mut about: Vec<usize> = preferences.iter().map(|p| p.cluster).collect();
     about.sort_unstable();
@@ -85,8 +119,8 @@ pub fn length_bias(preferences: &[Preference], clusters: usize, resampling: Resa
     LengthBias {
         preferences: preferences.len(),
         prompts,
-        longer_wins: of_few(figure(whole[0], intervals[0], n), prompts, true),
-        per_doubling: of_few(figure(whole[1], intervals[1], n), prompts, false),
+        longer_wins: of_few(figure(longer(&sums.total()), intervals[0], n), prompts, true),
+        per_doubling: of_few(figure(beta, intervals[1], n), prompts, false),
         mean_preferred: mean(&|p| p.preferred),
         mean_other: mean(&|p| p.other),
     }

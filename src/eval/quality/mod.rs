@@ -2,9 +2,11 @@
 //! judgments and a seed.
 
 pub mod agreement;
+pub mod bootstrap;
 pub mod bradley_terry;
 pub mod consensus;
 pub mod facts;
+mod fixed_point;
 pub mod labelers;
 pub mod length;
 pub mod ratings;
@@ -14,7 +16,7 @@ pub mod statistics;
 use serde::Serialize;
 
 pub use agreement::Agreement;
-pub use facts::Facts;
+pub use facts::{Facts, FactsBuilder};
 pub use labelers::LabelerFigures;
 pub use length::LengthBias;
 pub use statistics::{Figure, Resampling};
@@ -40,16 +42,16 @@ pub struct Report {
 pub fn attention(facts: &Facts) -> (consensus::Consensus, Vec<Option<f64>>) {
     let votes = facts.votes();
     let fitted = consensus::consensus(&votes, facts.items.len(), facts.people.len());
-    let mut spoke = vec![false; facts.people.len()];
-    for word in &votes {
-        spoke[word.by] = true;
+    let mut voted = vec![false; facts.people.len()];
+    for vote in &votes {
+        voted[vote.by] = true;
     }
-    let attention = fitted.attention.iter().zip(spoke).map(|(a, spoke)| spoke.then_some(*a)).collect();
+    let attention = fitted.attention.iter().zip(voted).map(|(a, voted)| voted.then_some(*a)).collect();
     (fitted, attention)
 }
 
 pub fn report(facts: &Facts, resampling: Resampling) -> Report {
-    let agreement = agreement::agreement(&facts.units(), facts.sets.len(), resampling);
+    let agreement = agreement::agreement(&facts.units(), resampling);
     let name = |k: usize| (facts.people[k].id.clone(), facts.people[k].name.clone());
     Report {
         judgments: facts.compared().count(),

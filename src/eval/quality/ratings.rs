@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Serialize;
 
 use super::agreement::{Distance, add_coincidences, alpha};
-use super::statistics::{Figure, Resampling, bootstrap, figure, of_few};
+use super::bootstrap::{Groups, MAX_GROUPS, Sums, bootstrap_sums};
+use super::statistics::{Figure, Resampling, figure, of_few};
 use crate::domain::{CompletionId, Dimension, DimensionKind, GivenRating, LabelerId, RatingValue, SetId};
 
 /// Tags are listed up to this many.
@@ -40,58 +41,42 @@ pub struct TagCount {
     pub n: usize,
 }
 
-/// Sums of one set; additive, so that a resampled set only changes its weight.
-#[derive(Clone)]
-struct Tally {
-    ratings: f64,
-    sum: f64,
-    /// Of values, both orders of each pair of ratings of a completion.
-    coincidences: Vec<Vec<f64>>,
-    pairs: f64,
-    same: f64,
+/// Where the sums of a set are, after the coincidences of values (both orders of each pair of ratings of a completion).
+struct Layout {
+    categories: usize,
 }
 
-impl Tally {
-    fn new(categories: usize) -> Self {
-        let coincidences = vec![vec![0.0; categories]; categories];
-        Self { ratings: 0.0, sum: 0.0, coincidences, pairs: 0.0, same: 0.0 }
-    }
+impl Layout {
+    const RATINGS: usize = 0;
+    const SUM: usize = 1;
+    const PAIRS: usize = 2;
+    const SAME: usize = 3;
 
-    fn add(&mut self, other: &Self, weight: f64) {
-        if weight == 0.0 {
-            return;
-        }
-        self.ratings += weight * other.ratings;
-        self.sum += weight * other.sum;
-        self.pairs += weight * other.pairs;
-        self.same += weight * other.same;
-        // Most sets have one labeler, and nothing here.
-        if other.pairs > 0.0 {
-            for (row, more) in self.coincidences.iter_mut().zip(&other.coincidences) {
-                for (cell, more) in row.iter_mut().zip(more) {
-                    *cell += weight * more;
-                }
-            }
-        }
+    fn width(&self) -> usize {
+        self.categories * self.categories + 4
     }
 
     /// Adds the categories that labelers gave one completion; `worth` is what each category adds to the mean.
-    fn count(&mut self, given: &[usize], worth: impl Fn(usize) -> f64) {
-        add_coincidences(&mut self.coincidences, given);
+    fn count(&self, sums: &mut [f64], given: &[usize], worth: impl Fn(usize) -> f64) {
+        let (coincidences, rest) = sums.split_at_mut(self.categories * self.categories);
+        let mut rows: Vec<&mut [f64]> = coincidences.chunks_mut(self.categories.max(1)).collect();
+        add_coincidences(&mut rows, given);
         for (i, a) in given.iter().enumerate() {
-            self.ratings += 1.0;
-            self.sum += worth(*a);
+            rest[Self::RATINGS] += 1.0;
+            rest[Self::SUM] += worth(*a);
             for b in &given[i + 1..] {
-                self.pairs += 1.0;
-                self.same += f64::from(a == b);
+                rest[Self::PAIRS] += 1.0;
+                rest[Self::SAME] += f64::from(a == b);
             }
         }
     }
 
     /// Mean, α and the share of equal pairs.
-    fn figures(&self, distance: Distance) -> Vec<Option<f64>> {
-        let ratio = |a: f64, b: f64| (b > 0.0).then(|| a / b);
-        vec![ratio(self.sum, self.ratings), alpha(&self.coincidences, distance), ratio(self.same, self.pairs)]
+    fn figures(&self, sums: &[f64], distance: Distance) -> Vec<Option<f64>> {
+        let (coincidences, rest) = sums.split_at(self.categories * self.categories);
+        let rows: Vec<&[f64]> = coincidences.chunks(self.categories.max(1)).collect();
+        let ratio = |a: usize, b: usize| (rest[b] > 0.0).then(|| rest[a] / rest[b]);
+        vec![ratio(Self::SUM, Self::RATINGS), alpha(&rows, distance), ratio(Self::SAME, Self::PAIRS)]
     }
 }
 
@@ -133,25 +118,23 @@ pub fn figures(dimension: &Dimension, given: &[&GivenRating], resampling: Resamp
         found.counts[category] += 1;
         by_completion.entry((&one.set_id, &one.rating.completion_id)).or_default().push(category);
     }
-    let mut by_set: BTreeMap<&SetId, Tally> = BTreeMap::new();
-    for ((set, _), values) in &by_completion {
-        let tally = by_set.entry(set).or_insert_with(|| Tally::new(categories));
-        tally.count(values, |c| first + c as f64);
-    }
-    let tallies: Vec<Tally> = by_set.into_values().collect();
-    let sum = |counts: &dyn Fn(usize) -> f64| {
-        let mut all = Tally::new(categories);
-        for (i, tally) in tallies.iter().enumerate() {
-            all.add(tally, counts(i));
+    let by_completion: Vec<((&SetId, &CompletionId), Vec<usize>)> = by_completion.into_iter().collect();
+    let by_set: Vec<_> = by_completion.chunk_by(|a, b| a.0.0 == b.0.0).collect();
+    let sets = by_set.len();
+    let groups = Groups::new(sets, MAX_GROUPS, resampling);
+    let layout = Layout { categories };
+    let mut sums = Sums::new(groups.count(), layout.width());
+    for (i, of_set) in by_set.iter().enumerate() {
+        for (_, values) in *of_set {
+            layout.count(sums.row(groups.of(i)), values, |c| first + c as f64);
         }
-        all
-    };
-    let values = sum(&|_| 1.0).figures(distance);
-    let intervals = bootstrap(tallies.len(), values.len(), resampling, |counts| sum(&|i| counts[i]).figures(distance));
-    let shared = tallies.iter().filter(|t| t.pairs > 0.0).count();
+    }
+    let shared = by_set.iter().filter(|of_set| of_set.iter().any(|(_, values)| values.len() > 1)).count();
+    let values = layout.figures(&sums.total(), distance);
+    let intervals = bootstrap_sums(&sums, values.len(), resampling, |sums| layout.figures(sums, distance));
     let is_flag = dimension.kind == DimensionKind::Flag;
     let of = |i: usize, n: usize, is_share: bool| of_few(figure(values[i], intervals[i], n), n, is_share);
-    found.mean = of(0, tallies.len(), is_flag);
+    found.mean = of(0, sets, is_flag);
     found.alpha = of(1, shared, false);
     found.same = of(2, shared, true);
     found

@@ -1,8 +1,6 @@
-//! Statistics shared by the quality figures: intervals of shares, a cluster bootstrap, quantiles,
-//! and Newton's method for concave likelihoods. Randomness comes from a given seed.
+//! Statistics shared by the quality figures: intervals of shares, quantiles, and Newton's method for concave
+//! likelihoods.
 
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 use statrs::distribution::{Beta, ContinuousCDF};
 
@@ -52,42 +50,6 @@ pub fn median(mut values: Vec<f64>) -> Option<f64> {
     quantile(&values, 0.5)
 }
 
-/// Percentile bootstrap over whole clusters (sets or prompts), because judgments of one text are not
-/// independent. `statistics` gets how often each cluster was drawn and returns its figures, `None` for those that a
-/// replicate does not allow. Returns one 95 % interval for each figure; `None` if fewer than nine in ten replicates
-/// gave it, or for fewer than two clusters.
-pub fn bootstrap(
-    clusters: usize,
-    figures: usize,
-    resampling: Resampling,
-    mut statistics: impl FnMut(&[f64]) -> Vec<Option<f64>>,
-) -> Vec<Option<(f64, f64)>> {
-    if clusters < 2 || resampling.replicates == 0 {
-        return vec![None; figures];
-    }
-    let mut rng = ChaCha8Rng::seed_from_u64(resampling.seed);
-    let mut drawn: Vec<Vec<f64>> = vec![Vec::with_capacity(resampling.replicates); figures];
-    let mut counts = vec![0.0; clusters];
-    for _ in 0..resampling.replicates {
-        counts.fill(0.0);
-        for _ in 0..clusters {
-            // The bias of the modulus is below 2^-40 for any number of clusters that fits in memory.
-            counts[(rng.next_u64() % clusters as u64) as usize] += 1.0;
-        }
-        for (values, value) in drawn.iter_mut().zip(statistics(&counts)) {
-            values.extend(value.filter(|v| v.is_finite()));
-        }
-    }
-    let interval = |mut values: Vec<f64>| {
-        if values.len() * 10 < resampling.replicates * 9 {
-            return None;
-        }
-        values.sort_unstable_by(f64::total_cmp);
-        Some((quantile(&values, 0.025)?, quantile(&values, 0.975)?))
-    };
-    drawn.into_iter().map(interval).collect()
-}
-
 /// A value with its bootstrap interval.
 pub fn figure(value: Option<f64>, interval: Option<(f64, f64)>, n: usize) -> Option<Figure> {
     value.map(|value| Figure { value, low: interval.map(|i| i.0), high: interval.map(|i| i.1), n })
@@ -120,17 +82,23 @@ pub fn of_few(figure: Option<Figure>, clusters: usize, is_share: bool) -> Option
 /// Solves `a x = b` for a symmetric positive definite `a` (row-major, n × n) by Cholesky's factors.
 /// `None` when `a` is not positive definite.
 pub fn solve(mut a: Vec<f64>, mut b: Vec<f64>) -> Option<Vec<f64>> {
+    solve_in_place(&mut a, &mut b).then_some(b)
+}
+
+/// Solves `a x = b` as [`solve`] does, and leaves x in `b`; `a` is overwritten. False when `a` is not positive
+/// definite.
+pub fn solve_in_place(a: &mut [f64], b: &mut [f64]) -> bool {
     let n = b.len();
     for j in 0..n {
         for k in 0..j {
-            let (left, right) = (a[j * n + k], k);
+            let left = a[j * n + k];
             for i in j..n {
-                a[i * n + j] -= a[i * n + right] * left;
+                a[i * n + j] -= a[i * n + k] * left;
             }
         }
         let pivot = a[j * n + j];
         if !(pivot > 0.0 && pivot.is_finite()) {
-            return None;
+            return false;
         }
         let root = pivot.sqrt();
         for i in j..n {
@@ -149,7 +117,7 @@ pub fn solve(mut a: Vec<f64>, mut b: Vec<f64>) -> Option<Vec<f64>> {
         }
         b[i] /= a[i * n + i];
     }
-    Some(b)
+    true
 }
 
 /// A concave function at a point: value, gradient, and the negated Hessian (row-major, positive definite).
@@ -163,14 +131,18 @@ pub struct Curvature {
 pub fn maximise(start: Vec<f64>, mut at: impl FnMut(&[f64]) -> Curvature) -> Vec<f64> {
     const STEPS: usize = 100;
     const HALVINGS: usize = 30;
+    /// Relative gain that ends the search.
+    const GAIN: f64 = 1e-14;
     let mut x = start;
     let mut here = at(&x);
     for _ in 0..STEPS {
-        let steepest = here.gradient.iter().fold(0.0, |m: f64, g| m.max(g.abs()));
-        if steepest < 1e-10 {
+        let Some(step) = solve(std::mem::take(&mut here.information), here.gradient.clone()) else { break };
+        let gain = 0.5 * here.gradient.iter().zip(&step).map(|(g, s)| g * s).sum::<f64>();
+        if gain <= GAIN * (1.0 + here.value.abs()) {
+            // The value would change in its last bits only. The last step squares the error.
+            x.iter_mut().zip(&step).for_each(|(x, s)| *x += s);
             break;
         }
-        let Some(step) = solve(std::mem::take(&mut here.information), here.gradient.clone()) else { break };
         let mut scale = 1.0;
         let mut moved = None;
         for _ in 0..HALVINGS {
@@ -193,11 +165,6 @@ pub fn sigmoid(x: f64) -> f64 {
     if x >= 0.0 { 1.0 / (1.0 + (-x).exp()) } else { x.exp() / (1.0 + x.exp()) }
 }
 
-/// ln σ(x), without overflow.
-pub fn log_sigmoid(x: f64) -> f64 {
-    x.min(0.0) - (-x.abs()).exp().ln_1p()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -218,21 +185,5 @@ mod tests {
         assert_eq!(median(vec![3.0, 1.0, 2.0]), Some(2.0));
         assert_eq!(median(vec![4.0, 1.0]), Some(2.5));
         assert_eq!((median(vec![]), quantile(&[7.0], 0.3)), (None, Some(7.0)));
-    }
-
-    #[test]
-    fn the_bootstrap_is_seeded_and_covers_the_mean() {
-        let values: Vec<f64> = (0..100).map(f64::from).collect();
-        let mean = |counts: &[f64]| {
-            let total: f64 = counts.iter().sum();
-            vec![Some(counts.iter().zip(&values).map(|(c, v)| c * v).sum::<f64>() / total)]
-        };
-        let draw = |seed| bootstrap(100, 1, Resampling { replicates: 500, seed }, mean)[0].unwrap();
-        let (low, high) = draw(1);
-        assert_eq!((low, high), draw(1));
-        assert_ne!((low, high), draw(2));
-        // The standard error of the mean is 28.9 / 10: the interval is about ±5.7 around 49.5.
-        assert!((42.0..46.0).contains(&low) && (53.0..57.0).contains(&high), "{low} {high}");
-        assert_eq!(bootstrap(1, 1, Resampling { replicates: 10, seed: 1 }, mean), [None]);
     }
 }

@@ -90,10 +90,15 @@ impl Sets<'_> {
         write!(self.0, set_id = set_id.clone(), policy = policy.to_owned() => |tx| draws::extend_set(tx, &set_id, &policy, score))
     }
 
-    /// Latest revisions of every outcome without texts, of sets of `kind` (all when absent), created since
-    /// `since`; ordered by judgment id.
-    pub async fn judged(self, kind: Option<SetKind>, since: Option<Micros>) -> Result<Vec<JudgedSet>> {
-        read!(self.0, |c| quality::judged_sets(c, kind, since))
+    /// Passes latest revisions of every outcome without texts to `take`, of sets of `kind` (all when absent), created
+    /// since `since`; ordered by judgment id. They are read one by one, so `take` must not wait.
+    pub async fn each_judged(
+        self,
+        kind: Option<SetKind>,
+        since: Option<Micros>,
+        take: impl FnMut(JudgedSet) + Send,
+    ) -> Result<()> {
+        read!(self.0, |c| quality::each_judged(c, quality::Which { kind, since, with: None }, take))
     }
 
     /// Latest revisions of all labelers on every set that this labeler judged; ordered by judgment id.

@@ -392,7 +392,7 @@ async fn judged_sets_carry_what_figures_need(store: Arc<Store>) {
     let (ada, set, last) = adas_records(&store).await;
     let gold = gold_set(&store, "gold", SetKind::Gold).await;
     store.judgments().submit(submit(judgment(&gold, &"admin".into(), None, "g"), None, T0)).await.unwrap();
-    let all = store.sets().judged(None, None).await.unwrap();
+    let all = judged(&store, None, None).await;
     assert_eq!(all.len(), 2);
     let first = all.iter().find(|j| j.set_id == set.id).unwrap();
     assert_eq!(
@@ -402,8 +402,8 @@ async fn judged_sets_carry_what_figures_need(store: Arc<Store>) {
     let mut items: Vec<_> = first.items.iter().map(|i| (i.tier, i.length)).collect();
     items.sort_unstable();
     assert_eq!(items, [(0, 1), (1, 1)]);
-    assert_eq!(store.sets().judged(Some(SetKind::Gold), None).await.unwrap().len(), 1);
-    assert_eq!(store.sets().judged(None, Some(T0 + 1)).await.unwrap(), []);
+    assert_eq!(judged(&store, Some(SetKind::Gold), None).await.len(), 1);
+    assert_eq!(judged(&store, None, Some(T0 + 1)).await, []);
     assert_eq!(store.sets().judged_with(&ada).await.unwrap(), vec![first.clone()]);
     assert_eq!(store.sets().all_gold().await.unwrap().len(), 2);
 }

@@ -190,6 +190,13 @@ pub fn model(name: &str, kind: ModelKind) -> ModelVersion {
     }
 }
 
+/// The judgments that `each_judged` passes on.
+pub async fn judged(store: &Store, kind: Option<SetKind>, since: Option<Micros>) -> Vec<JudgedSet> {
+    let mut judged = Vec::new();
+    store.sets().each_judged(kind, since, |judgment| judged.push(judgment)).await.unwrap();
+    judged
+}
+
 pub fn page(limit: i64) -> Page {
     Page { after: None, limit }
 }

@@ -130,7 +130,7 @@ async fn judgments_remember_what_was_known(store: Arc<Store>) {
         found[0].judgment_id.clone()
     };
     assert_eq!((latest(false).await, latest(true).await), (first.id.clone(), second.id.clone()));
-    let judged = store.sets().judged(None, None).await.unwrap();
+    let judged = judged(&store, None, None).await;
     assert_eq!(judged.iter().map(|j| &j.judgment_id).collect::<Vec<_>>(), [&first.id]);
     assert_eq!(store.sets().get(&set.id).await.unwrap().status, SetStatus::Done);
     // Where the reviewer is the one who knew, the settling word counts.
