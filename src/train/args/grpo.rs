@@ -1,5 +1,5 @@
-//! Arguments of `grpo`. Defaults are DAPO's (2503.14476) for the normalisation of the loss and the upper clip range, and
-//! GRPO's (2402.03300) for the rest; options that cost time or need long responses are off.
+//! Arguments of `grpo`. Defaults are DAPO's (2503.14476) for the normalisation of the loss and the upper clip range,
+//! and GRPO's (2402.03300) for the rest; options that cost time or need long responses are off.
 
 use super::rl::{EnsembleReward, MissingEos, Numerics, REQUIRED, RewardSpec, RlCommon, SamplerCorrection, rl_args};
 use super::{RecipeArgs, ensure, recipe_args};
@@ -38,12 +38,12 @@ rl_args!(
     }
 );
 
-/// Most attempts at groups with variance in one round.
-const MOST_ATTEMPTS: u64 = 100;
+/// Maximum number of attempts to replace groups without variance in one round.
+const MAX_ATTEMPTS: u64 = 100;
 
 impl RecipeArgs for GrpoArgs {
     const REQUIRED: &'static [&'static str] = REQUIRED;
-    const BEFORE: &'static [(&'static str, &'static str)] =
+    const EARLIER_DEFAULTS: &'static [(&'static str, &'static str)] =
         &[("cliprange_high", "null"), ("loss_normalization", "\"sequence\"")];
 
     fn check(&self) -> Result<(), ArgsError> {
@@ -56,9 +56,9 @@ impl RecipeArgs for GrpoArgs {
             "must be above 0, or null for the same as cliprange",
         )?;
         ensure(
-            self.dynamic_sampling <= MOST_ATTEMPTS,
+            self.dynamic_sampling <= MAX_ATTEMPTS,
             "dynamic_sampling",
-            &format!("must be at most {MOST_ATTEMPTS} attempts"),
+            &format!("must be at most {MAX_ATTEMPTS} attempts"),
         )?;
         ensure(self.entropy_coef.is_finite() && self.entropy_coef >= 0.0, "entropy_coef", "must be 0 or more")?;
         self.rl().check(self.group_size)

@@ -1,7 +1,7 @@
-//! Arguments of the recipes: one struct each, unknown keys refused, every range checked, errors name the field.
-//! The same structs give the JSON Schema that the admin form and `--help` show.
+//! The arguments of the recipes, a struct for each. Unknown keys are refused, ranges are checked, and errors name the
+//! field. The structs also define the JSON Schema that the admin form and `--help` show.
 
-mod before;
+mod earlier_defaults;
 mod external;
 mod grpo;
 mod preference;
@@ -23,7 +23,7 @@ use super::schedule::Decay;
 use crate::model::Recompute;
 use crate::ops::blocks::BlockType;
 
-pub use before::{made_with, parse_for_run};
+pub use earlier_defaults::{parse_for_run, with_earlier_defaults};
 pub use external::{DataKind, ExternalArgs};
 pub use grpo::GrpoArgs;
 pub use preference::{DpoArgs, KtoArgs, OrpoArgs, SimpoArgs};
@@ -79,8 +79,8 @@ pub enum FrozenPrecision {
     F32,
     /// Inputs and weights rounded to bfloat16, sums in f32, as mixed-precision training does.
     Bf16,
-    /// Matrices of the blocks in blocks of 32 with 8 bits a weight and a scale: a quarter of the memory of f32. Computed
-    /// in f32.
+    /// Matrices of the blocks in blocks of 32 with 8 bits a weight and a scale: a quarter of the memory of f32.
+    /// Computed in f32.
     #[serde(rename = "q8_0")]
     Q8_0,
     /// The same with 4 bits a weight, a scale and a minimum: a sixth (QLoRA).
@@ -88,7 +88,7 @@ pub enum FrozenPrecision {
 }
 
 impl FrozenPrecision {
-    /// In what blocks the frozen matrices are held, if in any.
+    /// The block type of quantised frozen matrices.
     pub fn blocks(self) -> Option<BlockType> {
         match self {
             Self::F32 | Self::Bf16 => None,
@@ -98,7 +98,7 @@ impl FrozenPrecision {
     }
 }
 
-/// What every recipe takes, gathered from its own struct.
+/// The arguments that all recipes share.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Common {
     pub model: String,
@@ -188,8 +188,8 @@ macro_rules! recipe_args {
             pub freeze_embeddings: bool,
             /// Keep the first so many blocks as they are.
             pub freeze_layers: usize,
-            /// Longest sequence in tokens, prompt included; longer prompts lose their beginning. Absent = from the data:
-            /// what 99 of 100 sequences have at most, within the model's context (blocks of raw text: 1024).
+            /// Longest sequence in tokens, prompt included; longer prompts lose their beginning. Absent = from the
+            /// data: what 99 of 100 sequences have at most, within the model's context (blocks of raw text: 1024).
             pub max_length: Option<usize>,
             /// Checkpoint after this many steps; 0 = only on a stop.
             pub checkpoint_every: u64,
@@ -274,18 +274,18 @@ macro_rules! recipe_args {
 }
 pub(crate) use recipe_args;
 
-/// Arguments that know their own rules.
+/// The arguments of a recipe, which can be checked.
 pub trait RecipeArgs: DeserializeOwned + Serialize + Default + schemars::JsonSchema {
     /// Fields without a usable default.
     const REQUIRED: &'static [&'static str];
-    /// What runs did before an argument existed, as JSON, where its default is something else. A checkpoint that does
-    /// not know the argument was made with this value.
-    const BEFORE: &'static [(&'static str, &'static str)] = &[];
+    /// Values (as JSON) that describe the behaviour before an argument existed, if its default is another one. A
+    /// checkpoint without the argument was written with this value.
+    const EARLIER_DEFAULTS: &'static [(&'static str, &'static str)] = &[];
 
     fn check(&self) -> Result<(), ArgsError>;
 }
 
-/// JSON → checked arguments.
+/// Parses and checks arguments.
 ///
 /// # Errors
 /// Unknown keys, wrong types and values out of range, with the path of the field.
@@ -311,7 +311,7 @@ pub fn parse<T: RecipeArgs>(value: &Value) -> Result<T, ArgsError> {
     Ok(args)
 }
 
-/// Serde's message about a name that is not known, with the names that are near before the list of all.
+/// Adds similar names to serde's message about an unknown name.
 fn with_nearest(message: String) -> String {
     let names: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
     let Some((name, known)) = names.split_first().filter(|_| message.starts_with("unknown ")) else { return message };
@@ -342,13 +342,13 @@ pub(crate) fn ensure(holds: bool, field: &str, message: &str) -> Result<(), Args
 }
 
 impl Common {
-    /// For recipes that have no choice about what trains: an option without effect is refused.
+    /// Refuses options to freeze parameters, for recipes in which they would have no effect.
     pub(crate) fn check_unfrozen(&self) -> Result<(), ArgsError> {
         ensure(!self.freeze_embeddings, "freeze_embeddings", "is not for this recipe")?;
         ensure(self.freeze_layers == 0, "freeze_layers", "is not for this recipe")
     }
 
-    /// What only the CPU's kernels do is refused on a GPU, where it would have no effect.
+    /// Refuses options of the CPU's kernels, which have no effect on a GPU.
     pub(crate) fn check_gpu(&self) -> Result<(), ArgsError> {
         let plain = self.recompute == Recompute::None;
         ensure(
@@ -364,7 +364,7 @@ impl Common {
         )
     }
 
-    /// Ranges of the common arguments.
+    /// Checks the ranges of the common arguments.
     pub(crate) fn check(&self) -> Result<(), ArgsError> {
         ensure(self.learning_rate.is_finite() && self.learning_rate > 0.0, "learning_rate", "must be above 0")?;
         ensure(self.weight_decay.is_finite() && self.weight_decay >= 0.0, "weight_decay", "must be 0 or more")?;
@@ -379,7 +379,7 @@ impl Common {
         ensure(self.micro_batch_tokens >= 1, "micro_batch_tokens", "must be at least 1")?;
         ensure(self.max_steps != Some(0), "max_steps", "must be at least 1, or null for no limit")?;
         ensure(!self.resume || self.checkpoint_dir.is_some(), "resume", "needs checkpoint_dir")?;
-        // Without adapters, reference and policy would begin apart.
+        // Without adapters the reference would differ from the policy at the start.
         let exact = self.frozen_precision == FrozenPrecision::F32;
         let message = "another precision than f32 needs lora: without it nothing is frozen";
         ensure(exact || self.lora.is_some(), "frozen_precision", message)?;

@@ -2,7 +2,7 @@
 
 use super::supervised::check_data;
 use super::{RecipeArgs, ensure, recipe_args};
-use crate::objective::dpo::{DpoLoss, MOST_NOISE};
+use crate::objective::dpo::{DpoLoss, MAX_NOISE};
 use crate::train::ArgsError;
 
 recipe_args!(
@@ -88,10 +88,11 @@ fn check_beta(beta: f64) -> Result<(), ArgsError> {
 }
 
 fn check_smoothing(epsilon: f64) -> Result<(), ArgsError> {
-    ensure((0.0..=MOST_NOISE).contains(&epsilon), "label_smoothing", &format!("must be 0 to {MOST_NOISE}"))
+    ensure((0.0..=MAX_NOISE).contains(&epsilon), "label_smoothing", &format!("must be 0 to {MAX_NOISE}"))
 }
 
-/// Whether a loss can have this smoothing. `measured`: whether another one will be found in the data, where it can be.
+/// Checks that a loss supports this smoothing. `measured` is whether the smoothing will be measured from the data, for
+/// recipes that can.
 pub(super) fn check_dpo_loss(loss: DpoLoss, label_smoothing: f64, measured: Option<bool>) -> Result<(), ArgsError> {
     check_smoothing(label_smoothing)?;
     let smoothed = label_smoothing > 0.0 || measured == Some(true);

@@ -66,8 +66,8 @@ pub enum RewardSpec {
         #[serde(default = "sixty_four")]
         batch: usize,
     },
-    /// Grades by a language model, which reads the rubric, the prompt, the completion, and the prompt's `answer` where it
-    /// has one. The model is `judge_model`, or the one that a host of the configuration's `[judges]` serves.
+    /// Grades by a language model, which reads the rubric, the prompt, the completion, and the prompt's `answer` where
+    /// it has one. The model is `judge_model`, or the one that a host of the configuration's `[judges]` serves.
     Judge {
         /// What a good answer is, in words for the model.
         #[serde(default = "helpful_and_harmless")]
@@ -162,7 +162,7 @@ impl RewardSpec {
         }
     }
 
-    /// Every reward that is not a sum of others.
+    /// All rewards that are not sums.
     fn leaves(&self) -> Vec<&Self> {
         match self {
             Self::Sum { terms } => terms.iter().flat_map(|term| term.reward.leaves()).collect(),
@@ -170,7 +170,7 @@ impl RewardSpec {
         }
     }
 
-    /// Names of the configuration's judges that it asks.
+    /// Names of the configuration's judges that it uses.
     pub fn judge_hosts(&self) -> Vec<&str> {
         let leaves = self.leaves().into_iter();
         let hosts = leaves.filter_map(|leaf| match leaf {
@@ -180,8 +180,8 @@ impl RewardSpec {
         hosts.collect()
     }
 
-    /// Whether it asks the run's own `judge_model`.
-    pub fn asks_judge_model(&self) -> bool {
+    /// Whether it uses the run's `judge_model`.
+    pub fn uses_judge_model(&self) -> bool {
         self.leaves().iter().any(|leaf| matches!(leaf, Self::Judge { host: None, .. }))
     }
 
@@ -191,8 +191,8 @@ impl RewardSpec {
     }
 }
 
-/// Names of the configuration's judges that a recipe's arguments name, with the argument. What is no reward is left to the
-/// check of the arguments.
+/// The configuration's judges that a recipe's arguments name, as (argument, name). Invalid rewards are ignored; the
+/// check of the arguments refuses them.
 pub fn named_judges(args: &Value) -> Vec<(&'static str, String)> {
     let of = |field: &'static str| {
         let spec = args.get(field).and_then(|spec| RewardSpec::deserialize(spec).ok());

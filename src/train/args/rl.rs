@@ -1,4 +1,5 @@
-//! Arguments of the recipes that learn from their own samples: what all of them take, and those of ppo, reinforce and rloo.
+//! Arguments of the recipes that learn from their own samples: what all of them take, and those of ppo, reinforce and
+//! rloo.
 
 use serde::{Deserialize, Serialize};
 
@@ -118,8 +119,8 @@ macro_rules! rl_args {
                 ensemble_reward: EnsembleReward = EnsembleReward::Mean,
                 /// Standard deviations of the heads that `lower_bound` subtracts from their mean.
                 ensemble_doubt: f64 = 1.0,
-                /// By which weights responses are sampled: `exact` by those that updates compute with, `fast` by weights
-                /// rounded to bfloat16, with the losses corrected (`sampler_correction`).
+                /// By which weights responses are sampled: `exact` by those that updates compute with, `fast` by
+                /// weights rounded to bfloat16, with the losses corrected (`sampler_correction`).
                 numerics: Numerics = Numerics::Exact,
                 /// How losses are weighted where the sampler's log-probs are not the trainer's: by the ratio of their
                 /// probabilities, of whole responses or of tokens; beyond the cap the weight is 0 (`…_mask`) or the cap
@@ -172,7 +173,7 @@ macro_rules! rl_args {
     };
 }
 
-/// What every reinforcement-learning recipe takes.
+/// The arguments that all reinforcement-learning recipes share.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RlCommon {
     pub common: Common,
@@ -313,7 +314,7 @@ impl RlCommon {
         ensure(
             self.numerics == Numerics::Exact || self.common.frozen_precision.blocks().is_none(),
             "numerics",
-            "fast is for frozen_precision f32 and bf16: a base in fewer bits is sampled as it is held",
+            "fast is for frozen_precision f32 and bf16: quantised matrices are always sampled exactly",
         )?;
         ensure(
             self.numerics == Numerics::Exact || self.common.device != DeviceArg::Cuda,
@@ -328,19 +329,19 @@ impl RlCommon {
     }
 }
 
-/// A judge that is asked is there, and can compare where it is asked to.
+/// Checks that the judges of the rewards are given, and that responses can be compared.
 fn check_judge(args: &RlCommon, group: usize) -> Result<(), ArgsError> {
     let specs = || args.reward.iter().chain(&args.gold_reward);
-    let asked = specs().any(RewardSpec::asks_judge_model);
+    let asked = specs().any(RewardSpec::uses_judge_model);
     ensure(
         args.judge_model.is_some() || !asked,
         "judge_model",
-        "is required: a reward of kind judge names no host; give a model here, or `host` there",
+        "is required, because a reward of kind judge has no `host`; give a model here, or `host` there",
     )?;
     ensure(
         args.judge_model.is_none() || asked,
         "judge_model",
-        "is not asked: give a reward of kind judge without `host`, or leave the model out",
+        "has no effect: give a reward of kind judge without `host`, or leave the model out",
     )?;
     ensure(
         group >= 2 || !specs().any(RewardSpec::compares),
@@ -349,7 +350,7 @@ fn check_judge(args: &RlCommon, group: usize) -> Result<(), ArgsError> {
     )
 }
 
-/// A held-out signal that is the reward itself measures nothing.
+/// Refuses a held-out reward that equals the reward.
 fn check_gold(args: &RlCommon) -> Result<(), ArgsError> {
     let place = |path: &str| std::fs::canonicalize(path).unwrap_or_else(|_| std::path::PathBuf::from(path));
     if let (Some(reward), Some(gold)) = (&args.reward_model, &args.gold_reward_model) {
@@ -359,7 +360,7 @@ fn check_gold(args: &RlCommon) -> Result<(), ArgsError> {
             "is the reward model that the policy is trained on; a held-out reward must be another one, or none",
         )?;
     }
-    // The gold reward is a sum like the reward: equal parts make it the same number.
+    // Both are sums of a reward model and a rule: with equal parts they are equal.
     let same = args.gold_reward.is_some()
         && args.gold_reward == args.reward
         && args.gold_reward_model.is_none()

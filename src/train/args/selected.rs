@@ -12,8 +12,8 @@ rl_args!(
     OnlineDpoArgs (learning_rate = 5e-6, kl_coef = 0.1, passes = 1) {
         /// Samples per prompt; the best and the worst are learned from.
         group_size: usize = 2,
-        /// `sigmoid` (DPO; cDPO with `label_smoothing`), `ipo`, or `robust` (rDPO, which needs `label_smoothing`); their β is
-        /// `kl_coef`.
+        /// `sigmoid` (DPO; cDPO with `label_smoothing`), `ipo`, or `robust` (rDPO, which needs `label_smoothing`);
+        /// their β is `kl_coef`.
         loss: DpoLoss = DpoLoss::Sigmoid,
         /// Share of the preferences taken to be turned around, from 0 to 0.45.
         label_smoothing: f64 = 0.0,
@@ -59,7 +59,7 @@ impl RecipeArgs for RaftArgs {
     }
 }
 
-/// A round gives at most one pair or one best sample for each prompt.
+/// Checks the number of minibatches: a round has at most one pair or one best sample for each prompt.
 fn check_minibatches(minibatches: usize, responses: usize, group: usize) -> Result<(), ArgsError> {
     ensure(
         minibatches <= responses / group,
