@@ -34,7 +34,8 @@ pub use selected::{OnlineDpoArgs, RaftArgs};
 pub use supervised::{NormalizeOn, RewardArgs, SftArgs};
 pub use sweep::{Cell, SweepArgs, check, run_args, sweep_of};
 
-/// Low-rank adapters instead of full parameters; merged into the weights when the run ends.
+/// Low-rank adapters (arXiv 2106.09685) instead of all parameters. They are merged into the weights at the end of the
+/// run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LoraArgs {
@@ -59,7 +60,7 @@ impl LoraArgs {
     }
 }
 
-/// Where to compute.
+/// The device of a run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum DeviceArg {
@@ -70,20 +71,21 @@ pub enum DeviceArg {
     Cuda,
 }
 
-/// How frozen matrices are held and multiplied on the CPU. A GPU takes f32 only.
+/// The format of frozen matrices on the CPU. On a GPU only f32 is possible.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum FrozenPrecision {
-    /// Exactly.
+    /// Exact.
     #[default]
     F32,
     /// Inputs and weights rounded to bfloat16, sums in f32, as mixed-precision training does.
     Bf16,
-    /// Matrices of the blocks in blocks of 32 with 8 bits a weight and a scale: a quarter of the memory of f32.
-    /// Computed in f32.
+    /// Block matrices quantised in groups of 32 with 8 bits per weight and a scale: a quarter of the memory of f32.
+    /// Products are computed in f32.
     #[serde(rename = "q8_0")]
     Q8_0,
-    /// The same with 4 bits a weight, a scale and a minimum: a sixth (QLoRA).
+    /// Block matrices quantised in groups of 32 with 4 bits per weight, a scale and a minimum: a sixth of the memory of
+    /// f32, as in QLoRA (arXiv 2305.14314). Products are computed in f32.
     Q4,
 }
 
@@ -145,26 +147,26 @@ macro_rules! recipe_args {
             pub model: String,
             /// Where the trained model directory is written.
             pub output_dir: String,
-            /// Where checkpoints go; without it the run cannot resume.
+            /// Directory of checkpoints. Without it the run cannot resume.
             pub checkpoint_dir: Option<String>,
-            /// Where metrics.jsonl, samples.jsonl and TensorBoard event files go; without it none are written.
+            /// Directory of metrics.jsonl, samples.jsonl and TensorBoard event files. Without it none are written.
             pub log_dir: Option<String>,
-            /// Go on from the newest checkpoint, if there is one.
+            /// Resume from the newest checkpoint, if there is one.
             pub resume: bool,
-            /// Every random choice follows from it.
+            /// Seed of all random choices.
             pub seed: u64,
-            /// Stop after this many steps (RL: iterations), whatever the rest says.
+            /// Maximum number of steps (RL: iterations); null = no limit.
             pub max_steps: Option<u64>,
-            /// Tokens in one forward and backward pass; smaller needs less memory and changes no result.
+            /// Number of tokens per forward and backward pass. Smaller values need less memory; results do not change.
             pub micro_batch_tokens: usize,
-            /// What backward passes recompute instead of keeping: `none` (fastest), `mlp` (about half the memory of
+            /// What backward passes recompute instead of storing: `none` (fastest), `mlp` (about half the memory of
             /// activations, less extra time than `block`) or `block` (least memory, about a fifth more time).
             pub recompute: crate::model::Recompute,
             /// Peak learning rate.
             pub learning_rate: f64,
-            /// Optimizer steps of linear warm-up.
+            /// Number of optimizer steps of linear warm-up.
             pub warmup_steps: u64,
-            /// What the rate does after the warm-up.
+            /// Schedule of the learning rate after the warm-up.
             pub lr_schedule: super::super::schedule::Decay,
             /// Decoupled weight decay of matrices.
             pub weight_decay: f64,
@@ -174,30 +176,30 @@ macro_rules! recipe_args {
             pub adam_beta2: f64,
             /// Adam's ε.
             pub adam_eps: f64,
-            /// Where ε sits: PyTorch's form or TensorFlow's.
+            /// Position of ε: PyTorch's form or TensorFlow's.
             pub adam_form: super::super::optim::AdamForm,
-            /// How Adam's moments are kept: `f32`, or `8bit` in a quarter of the memory (rounded in blocks of 256).
+            /// Format of Adam's moments: `f32`, or `8bit` (rounded in blocks of 256) in a quarter of the memory.
             pub adam_states: super::super::optim::AdamStates,
             /// Low-rank adapters; null = all parameters are trained.
             pub lora: Option<super::LoraArgs>,
-            /// How matrices that do not train are held (those under adapters): `f32` (exact), `bf16` (about twice as
-            /// fast where the processor multiplies bfloat16; reward models too), `q8_0` or `q4` (QLoRA: a quarter or a
-            /// sixth of the memory). Adapters are always f32.
+            /// Format of matrices that are not trained, such as those with adapters: `f32` (exact), `bf16` (about twice
+            /// as fast if the processor multiplies bfloat16; also for reward models), or `q8_0` and `q4` (QLoRA: a
+            /// quarter and a sixth of the memory). Adapters are always f32.
             pub frozen_precision: super::FrozenPrecision,
-            /// Keep the embeddings as they are (with tied embeddings the output matrix too).
+            /// Do not train the embeddings (nor the output matrix, if it is tied to them).
             pub freeze_embeddings: bool,
-            /// Keep the first so many blocks as they are.
+            /// Number of blocks, from the first, that are not trained.
             pub freeze_layers: usize,
-            /// Longest sequence in tokens, prompt included; longer prompts lose their beginning. Absent = from the
-            /// data: what 99 of 100 sequences have at most, within the model's context (blocks of raw text: 1024).
+            /// Maximum length of a sequence in tokens, including the prompt. Longer prompts are truncated at the start.
+            /// null = the 99th percentile of the data's lengths, at most the model's context (raw text: 1024).
             pub max_length: Option<usize>,
-            /// Checkpoint after this many steps; 0 = only on a stop.
+            /// Number of steps between checkpoints; 0 = only on a stop.
             pub checkpoint_every: u64,
-            /// Evaluate and sample after this many steps; 0 = only at the end.
+            /// Number of steps between evaluations; 0 = only at the end.
             pub eval_every: u64,
-            /// Where to compute.
+            /// The device for the computation.
             pub device: super::DeviceArg,
-            /// Run a grid over arguments and several seeds instead of once; the best model is published, with a table.
+            /// Run a grid of arguments with several seeds. The best model and a table are published.
             pub sweep: Option<super::SweepArgs>,
             $($(#[$doc])* pub $field: $ty,)*
         }

@@ -1,4 +1,4 @@
-//! The argument `sweep`: several runs of a recipe in place of one, over a grid of arguments and several seeds.
+//! The argument `sweep`: several runs of a recipe instead of one, over a grid of arguments and several seeds.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use crate::train::ArgsError;
 /// Maximum number of runs of a sweep.
 const MAX_RUNS: u64 = 64;
 
-/// Several runs in place of one: every combination of the grid with every seed.
+/// Several runs instead of one: every combination of the grid with every seed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SweepArgs {
@@ -20,11 +20,11 @@ pub struct SweepArgs {
     /// 16]}`.
     #[serde(default)]
     pub grid: BTreeMap<String, Vec<Value>>,
-    /// Runs of each combination: with `seed`, `seed` + 1, and so on.
+    /// Number of runs per combination, with the seeds `seed`, `seed` + 1, and so on.
     #[serde(default = "three")]
     pub seeds: u64,
-    /// The figure by which the best combination is found, such as `heldout_accuracy` or `last.reward`; null = the first
-    /// held-out figure that the recipe has.
+    /// The figure by which the best combination is chosen, such as `heldout_accuracy` or `last.reward`; null = the
+    /// recipe's first held-out figure.
     #[serde(default)]
     pub by: Option<String>,
 }
@@ -73,7 +73,7 @@ impl SweepArgs {
     }
 }
 
-/// The sweep that a recipe's arguments ask for, if they do.
+/// The sweep of a recipe's arguments, if there is one.
 ///
 /// # Errors
 /// If it is not a valid sweep, is too large, or changes an argument that cannot be swept.
