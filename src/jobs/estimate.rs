@@ -13,7 +13,7 @@ use crate::domain::{JobState, Message, ModelKind};
 use crate::model::{ModelConfig, describe, presets};
 use crate::store::{Page, Store, StoreError, find_version};
 use crate::train::Recipe;
-use crate::train::estimate::{DataSize, Planned, Seconds, available_memory, need, seconds};
+use crate::train::estimate::{DataSize, PlannedRun, Seconds, available_memory, need, seconds};
 use crate::train::fit::percentile_99;
 
 /// Response of `POST /admin/jobs/estimate`.
@@ -114,7 +114,7 @@ pub async fn estimate(
     let gold = config_of(store, data_dir, &args, "gold_reward_model").await?;
     let judge = config_of(store, data_dir, &args, "judge_model").await?;
     let data = data_size(store, recipe, &checked).await?;
-    let planned = Planned {
+    let planned = PlannedRun {
         recipe: kind,
         args: &args,
         model: &model,

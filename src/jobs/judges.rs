@@ -91,7 +91,7 @@ impl HttpJudge {
 }
 
 impl Judge for HttpJudge {
-    fn masses(&self, questions: &[Question], choices: &[&str]) -> Result<Vec<Vec<f64>>> {
+    fn probabilities(&self, questions: &[Question], choices: &[&str]) -> Result<Vec<Vec<f64>>> {
         self.runtime.block_on(async {
             let answers = futures::stream::iter(questions.iter().map(|question| self.ask(question, choices)));
             answers.buffered(self.config.max_running).try_collect().await
@@ -149,12 +149,12 @@ fn read(body: &[u8], choices: &[&str], logprobs: bool) -> Result<Vec<f64>> {
     Ok(of_tokens(&tokens, choices))
 }
 
-/// The probabilities of the choices from the tokens of an answer and their alternatives. A token that is a choice and the
-/// beginning of another one ("1" of "10") counts for both as far as the tokens behind it were reported, which is where it
-/// was drawn; else, unless the longer choice is a token of its own, it counts for neither.
+/// The probabilities of the choices from the tokens of an answer and their alternatives. A token that is a choice and
+/// the beginning of another one ("1" of "10") counts for both as far as the tokens behind it were reported, which is
+/// where it was drawn; else, unless the longer choice is a token of its own, it counts for neither.
 fn of_tokens(tokens: &[Token], choices: &[&str]) -> Vec<f64> {
-    let mut masses = vec![0.0; choices.len()];
-    let Some(at) = tokens.iter().position(|token| !token.token.trim().is_empty()) else { return masses };
+    let mut probabilities = vec![0.0; choices.len()];
+    let Some(at) = tokens.iter().position(|token| !token.token.trim().is_empty()) else { return probabilities };
     let (drawn, following) = (tokens[at].token.trim(), tokens.get(at + 1));
     let place = |text: &str| choices.iter().position(|choice| *choice == text);
     let is_token = |choice: &str| tokens[at].top_logprobs.iter().any(|a| a.token.trim() == choice);
@@ -168,7 +168,7 @@ fn of_tokens(tokens: &[Token], choices: &[&str]) -> Vec<f64> {
             .collect();
         if longer.is_empty() {
             if let Some(i) = place(text) {
-                masses[i] += mass;
+                probabilities[i] += mass;
             }
             continue;
         }
@@ -177,14 +177,14 @@ fn of_tokens(tokens: &[Token], choices: &[&str]) -> Vec<f64> {
         for (i, ending) in longer {
             let share: f64 =
                 next.top_logprobs.iter().filter(|a| a.token.trim_end() == ending).map(|a| a.logprob.exp()).sum();
-            masses[i] += mass * share;
+            probabilities[i] += mass * share;
             rest -= mass * share;
         }
         if let Some(i) = place(text) {
-            masses[i] += rest.max(0.0);
+            probabilities[i] += rest.max(0.0);
         }
     }
-    masses
+    probabilities
 }
 
 /// All probability on the choice that `{"answer": …}`, or the bare text, names; none where it names no choice.

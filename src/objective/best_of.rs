@@ -1,8 +1,8 @@
-//! Which of a prompt's samples are learned from: the best and the worst as a pair (online DPO, 2402.04792), or the best
-//! alone (best-of-n distillation: RAFT, 2304.06767).
+//! Selection among a prompt's samples: the best and the worst as a pair (online DPO, arXiv 2402.04792), or the best
+//! alone (best-of-n distillation: RAFT, arXiv 2304.06767).
 
-/// The best and the worst sample of every group of `group` consecutive `scores`, as indices into `scores`; of equals the
-/// first. Groups whose scores are all the same contain no preference and are left out.
+/// The best and the worst sample of every group of `group` consecutive `scores`, as indices into `scores`; the first of
+/// equal ones. Groups with equal scores contain no preference and are left out.
 pub fn extremes(scores: &[f64], group: usize) -> Vec<[usize; 2]> {
     let of = |(g, scores): (usize, &[f64])| {
         let (best, worst) = (first_extreme(scores, |a, b| a > b)?, first_extreme(scores, |a, b| a < b)?);
@@ -11,11 +11,11 @@ pub fn extremes(scores: &[f64], group: usize) -> Vec<[usize; 2]> {
     scores.chunks_exact(group).enumerate().filter_map(of).collect()
 }
 
-/// The best sample of every group of `group` consecutive `scores`, as an index into `scores`; of equals the first.
+/// The best sample of every group of `group` consecutive `scores`, as an index into `scores`; the first of equal ones.
 ///
-/// `least`: the best must have at least this score. Without it, groups whose scores are all the same are left out, because
-/// their best is any of them. `share` (0 to 1): only so many of the remaining ones, those with the highest scores, rounded
-/// up to a whole number; the indices stay in order.
+/// With `least`, the best must have at least this score; without it, groups with equal scores are left out. `share` (0
+/// to 1) keeps the remaining samples with the highest scores, rounded up to a whole number. Indices are in ascending
+/// order.
 pub fn best(scores: &[f64], group: usize, least: Option<f64>, share: f64) -> Vec<usize> {
     let varies = |scores: &[f64]| scores.iter().any(|score| *score != scores[0]);
     let of = |(g, scores): (usize, &[f64])| {
@@ -24,14 +24,14 @@ pub fn best(scores: &[f64], group: usize, least: Option<f64>, share: f64) -> Vec
         counts.then_some(g * group + best)
     };
     let mut found: Vec<usize> = scores.chunks_exact(group).enumerate().filter_map(of).collect();
-    let kept = (found.len() as f64 * share).ceil() as usize;
+    let count = (found.len() as f64 * share).ceil() as usize;
     found.sort_by(|a, b| scores[*b].total_cmp(&scores[*a]).then(a.cmp(b)));
-    found.truncate(kept);
+    found.truncate(count);
     found.sort_unstable();
     found
 }
 
-/// The first index that no other beats.
+/// The first index whose score no other score beats.
 fn first_extreme(scores: &[f64], beats: impl Fn(f64, f64) -> bool) -> Option<usize> {
     (0..scores.len()).reduce(|best, i| if beats(scores[i], scores[best]) { i } else { best })
 }

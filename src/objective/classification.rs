@@ -1,11 +1,11 @@
-//! Cross-entropy of class scores, and how many were right.
+//! Cross-entropy of class scores, and accuracy.
 
 use candle_core::{Result, Tensor};
 
 use super::{Stats, logprobs::log_softmax, sum_f64};
 
-/// `logits [n, classes]`, one class per row → −Σ log p / `total` of the global batch, with `classification_loss`
-/// and `accuracy`.
+/// `logits [n, classes]`, one class per row, `total` rows of the whole batch → −Σ log p / `total`. Stats:
+/// `classification_loss`, `accuracy`.
 pub fn loss(logits: &Tensor, classes: &[u32], total: f64) -> Result<(Tensor, Stats)> {
     let index = Tensor::new(classes, logits.device())?.unsqueeze(1)?;
     let picked = log_softmax(logits)?.gather(&index, 1)?.squeeze(1)?;

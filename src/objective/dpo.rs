@@ -1,12 +1,12 @@
-//! Direct preference optimisation (DPO, 2305.18290) on summed sequence log-probs, with label smoothing (cDPO,
-//! <https://ericmitchell.ai/cdpo.pdf>), IPO (2310.12036), and the robust form of `robust_dpo`.
+//! Direct preference optimisation (DPO, arXiv 2305.18290) on summed sequence log-probs, with label smoothing (cDPO,
+//! <https://ericmitchell.ai/cdpo.pdf>), IPO (arXiv 2310.12036), and the robust form of `robust_dpo`.
 
 use candle_core::{Result, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::{Stats, log_sigmoid, robust_dpo, sum_f64};
 
-/// How a log-ratio margin h becomes a loss. ε is the share of preferences taken to be turned around.
+/// How a log-ratio margin h becomes a loss. ε is the assumed share of flipped preferences.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum DpoLoss {
@@ -15,20 +15,20 @@ pub enum DpoLoss {
     Sigmoid,
     /// (h − 1/(2β))², on per-sequence sums.
     Ipo,
-    /// DPO's loss without the bias that noise in the labels brings (rDPO).
+    /// DPO's loss without the bias of noisy labels (rDPO).
     Robust,
 }
 
-/// Which loss, and its constants.
+/// The loss and its constants.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Settings {
     pub kind: DpoLoss,
     pub beta: f64,
-    /// ε, from 0 to below ½. IPO takes none.
+    /// ε, from 0 to below ½. IPO ignores it.
     pub label_smoothing: f64,
 }
 
-/// Sequence log-probs, all `[m]`: policy with gradient, reference without.
+/// Summed log-probs of sequences, all `[m]`: those of the policy with a gradient, those of the reference without.
 pub struct Logps<'a> {
     pub policy_chosen: &'a Tensor,
     pub policy_rejected: &'a Tensor,
@@ -36,17 +36,18 @@ pub struct Logps<'a> {
     pub ref_rejected: &'a Tensor,
 }
 
-/// −(1 − ε)·log σ(x) − ε·log σ(−x) at every x.
+/// −(1 − ε)·log σ(x) − ε·log σ(−x), element-wise.
 pub(super) fn smoothed(x: &Tensor, epsilon: f64) -> Result<Tensor> {
-    let kept = log_sigmoid(x)?.neg()?;
+    let plain = log_sigmoid(x)?.neg()?;
     if epsilon == 0.0 {
-        return Ok(kept);
+        return Ok(plain);
     }
-    (kept * (1.0 - epsilon))? - (log_sigmoid(&x.neg()?)? * epsilon)?
+    (plain * (1.0 - epsilon))? - (log_sigmoid(&x.neg()?)? * epsilon)?
 }
 
-/// h = (π_c − ref_c) − (π_r − ref_r). `weights [m]` (1/#pairs of a set, or ones) and their global sum.
-/// Stats: `loss`, `accuracy` (h > 0), `margin` (β·h), `chosen_reward`, `rejected_reward`.
+/// The weighted mean loss of margins h = (π_c − ref_c) − (π_r − ref_r), with `weights [m]` (1/#pairs of a set, or ones)
+/// and their sum over the whole batch. Stats: `loss`, `accuracy` (h > 0), `margin` (β·h), `chosen_reward`,
+/// `rejected_reward`.
 pub fn loss(logps: &Logps<'_>, weights: &Tensor, settings: &Settings, total_weight: f64) -> Result<(Tensor, Stats)> {
     let &Settings { kind, beta, label_smoothing } = settings;
     let chosen = (logps.policy_chosen - logps.ref_chosen)?;
@@ -69,13 +70,13 @@ pub fn loss(logps: &Logps<'_>, weights: &Tensor, settings: &Settings, total_weig
     Ok(((terms.sum_all()? / total_weight)?, stats))
 }
 
-/// The share ε of judgments that are turned around, where two people agree on a share `agreement` of pairs: if each is
-/// wrong with probability ε, independently, they agree with probability (1 − ε)² + ε². At most `MOST_NOISE`; agreement
-/// of ½ or less says that the labels carry nothing.
+/// The share ε of flipped judgments, if two people agree on a share `agreement` of pairs: if each judgment is wrong
+/// with probability ε, independently, they agree with probability (1 − ε)² + ε². At most `MAX_NOISE`, also for an
+/// agreement of ½ or less.
 pub fn noise_from_agreement(agreement: f64) -> f64 {
     let signal = (2.0 * agreement - 1.0).clamp(0.0, 1.0).sqrt();
-    (0.5 * (1.0 - signal)).min(MOST_NOISE)
+    (0.5 * (1.0 - signal)).min(MAX_NOISE)
 }
 
-/// Above it the robust loss divides by almost nothing.
-pub const MOST_NOISE: f64 = 0.45;
+/// Maximum ε: the robust loss divides by 1 − 2ε.
+pub const MAX_NOISE: f64 = 0.45;

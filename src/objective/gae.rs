@@ -1,4 +1,4 @@
-//! Generalised advantage estimation (1506.02438) over ragged sequences; the value after the end is 0.
+//! Generalised advantage estimation (arXiv 1506.02438) over sequences of any lengths; the value after the end is 0.
 
 /// Per-token advantages and returns (advantage + value), in the layout of the input.
 #[derive(Clone, Debug, PartialEq)]
@@ -7,8 +7,8 @@ pub struct Gae {
     pub returns: Vec<f64>,
 }
 
-/// `rewards` and `values` hold the response tokens of all sequences end to end, `lengths` their counts.
-/// δ_t = r_t + γ V_{t+1} − V_t ; A_t = δ_t + γλ A_{t+1}.
+/// δ_t = r_t + γ V_{t+1} − V_t; A_t = δ_t + γλ A_{t+1}. `rewards` and `values` have the concatenated response tokens of
+/// all sequences, `lengths` their counts.
 pub fn gae(rewards: &[f64], values: &[f64], lengths: &[usize], gamma: f64, lambda: f64) -> Gae {
     debug_assert_eq!(rewards.len(), values.len());
     debug_assert_eq!(rewards.len(), lengths.iter().sum::<usize>());

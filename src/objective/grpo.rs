@@ -1,26 +1,26 @@
-//! Group-relative policy optimisation (GRPO, 2402.03300) and the forms that came after it: the normalisations of
-//! DAPO (2503.14476) and Dr. GRPO (2503.20783), asymmetric clipping (DAPO), ratios of whole sequences (GSPO,
-//! 2507.18071) and clipped importance weights (CISPO, 2506.13585).
+//! Group-relative policy optimisation (GRPO, arXiv 2402.03300) and its variants: the normalisations of DAPO (arXiv
+//! 2503.14476) and Dr. GRPO (arXiv 2503.20783), asymmetric clipping (DAPO), ratios of whole sequences (GSPO, arXiv
+//! 2507.18071) and clipped importance weights (CISPO, arXiv 2506.13585).
 
 use candle_core::{Result, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::{Stats, kl, logprobs, ppo, sum_f64};
 
-/// What the centred rewards of a group are divided by. TRL's `scale_rewards`.
+/// The divisor of the centred rewards of a group. TRL's `scale_rewards`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ScaleRewards {
-    /// The standard deviation of its group (GRPO).
+    /// The standard deviation of the group (GRPO).
     #[default]
     Group,
-    /// The standard deviation of all rewards of the round (2508.08221).
+    /// The standard deviation of all rewards of the round (arXiv 2508.08221).
     Batch,
-    /// Nothing (Dr. GRPO): easy and hard prompts weigh the same.
+    /// 1 (Dr. GRPO): easy and hard prompts have the same weight.
     None,
 }
 
-/// How the terms of tokens become one loss. TRL's names are values of its `loss_type`.
+/// How the losses of tokens are averaged. TRL's names are values of its `loss_type`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum LossNormalization {
@@ -44,7 +44,7 @@ impl LossNormalization {
         }
     }
 
-    /// What the weighted sum is divided by: the responses of the global batch, or its tokens that count.
+    /// The divisor of the weighted sum: the number of responses of the whole batch, or of its tokens that count.
     pub fn total(self, sequences: usize, tokens: usize) -> f64 {
         match self {
             Self::Sequence | Self::Constant => sequences as f64,
@@ -53,14 +53,14 @@ impl LossNormalization {
     }
 }
 
-/// What a probability ratio is taken of. TRL's `importance_sampling_level`.
+/// The unit of a probability ratio. TRL's `importance_sampling_level`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum RatioLevel {
     /// Each token.
     #[default]
     Token,
-    /// The whole response: e to the mean of its log-ratios (GSPO).
+    /// The whole response: e^(mean log-ratio of its tokens) (GSPO).
     Sequence,
 }
 
@@ -75,9 +75,9 @@ pub enum Surrogate {
     Cispo,
 }
 
-/// (r − mean of its group) / (population standard deviation + eps) of consecutive groups of rewards; the deviation is
-/// that of `scale`, and `None` divides by nothing.
-/// Returns `None` when a group has fewer than two samples or is not full: its advantage would always be 0.
+/// (r − mean of its group) / (population standard deviation + eps) for consecutive groups of rewards, with the
+/// deviation that `scale` specifies; `ScaleRewards::None` does not divide. `None` if `group` is less than two or the
+/// last group is not full.
 pub fn advantages(rewards: &[f64], group: usize, scale: ScaleRewards, eps: f64) -> Option<Vec<f64>> {
     if group < 2 || !rewards.len().is_multiple_of(group) {
         return None;
@@ -86,22 +86,22 @@ pub fn advantages(rewards: &[f64], group: usize, scale: ScaleRewards, eps: f64) 
     let mut out = Vec::with_capacity(rewards.len());
     for samples in rewards.chunks(group) {
         let (mean, variance) = super::whiten::moments(samples);
-        let by = match scale {
+        let divisor = match scale {
             ScaleRewards::Group => variance.sqrt() + eps,
             ScaleRewards::Batch => of_batch + eps,
             ScaleRewards::None => 1.0,
         };
-        out.extend(samples.iter().map(|r| (r - mean) / by));
+        out.extend(samples.iter().map(|r| (r - mean) / divisor));
     }
     Some(out)
 }
 
-/// Which consecutive groups of rewards have no variance, and so no advantage but 0.
+/// For each consecutive group of rewards, whether it has no variance, so that its advantages are 0.
 pub fn without_variance(rewards: &[f64], group: usize) -> Vec<bool> {
     rewards.chunks(group.max(1)).map(|samples| samples.iter().all(|r| *r == samples[0])).collect()
 }
 
-/// How the loss is taken.
+/// Constants of the loss.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Settings {
     /// ε_low: ratios below 1 − ε_low are clipped.
@@ -110,18 +110,18 @@ pub struct Settings {
     pub clip_high: f64,
     pub level: RatioLevel,
     pub surrogate: Surrogate,
-    /// β of k3.
+    /// Weight β of the KL estimate k3.
     pub beta: f64,
 }
 
-/// The numbers that the loss is taken against; all `[n]`, without gradient.
+/// Per-token inputs of the loss, all `[n]` and without a gradient.
 pub struct Targets<'a> {
     pub old: &'a Tensor,
     pub reference: &'a Tensor,
     pub advantages: &'a Tensor,
     /// The factor of every token; 0 leaves the token out.
     pub weights: &'a Tensor,
-    /// Tokens of each response.
+    /// Number of tokens of each response.
     pub lengths: &'a [usize],
 }
 
@@ -140,13 +140,13 @@ pub fn loss(new: &Tensor, targets: &Targets<'_>, settings: &Settings, total: f64
         Surrogate::Clip => {
             let unclipped = (&ratio * targets.advantages)?.neg()?;
             let clipped = (ratio.detach().clamp(low, high)? * targets.advantages)?.neg()?;
-            // Where the clipped term is the larger one the ratio is out of range and has no gradient.
+            // If the clipped term is larger, the ratio is out of range and has no gradient.
             let is_clipped = clipped.gt(&unclipped.detach())?;
             (is_clipped.where_cond(&clipped, &unclipped)?, is_clipped)
         }
         Surrogate::Cispo => {
-            let held = ratio.detach().minimum(high)?;
-            (((held * targets.advantages)? * new)?.neg()?, ratio.detach().gt(high)?)
+            let capped = ratio.detach().minimum(high)?;
+            (((capped * targets.advantages)? * new)?.neg()?, ratio.detach().gt(high)?)
         }
     };
     let k3 = kl::k3_tensor(new, targets.reference)?;

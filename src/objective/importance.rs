@@ -1,11 +1,12 @@
-//! Importance weights of responses that other kernels or weights sampled than those that learn: the ratio of the
-//! trainer's probability to the sampler's, held below a cap. The formulas are TRL's (`vllm_importance_sampling_mode`).
+//! Importance weights of responses that were sampled with other kernels or weights than those of the trainer: the ratio
+//! of the trainer's probability to the sampler's, limited by a cap. The formulas are TRL's
+//! (`vllm_importance_sampling_mode`).
 
 use serde::{Deserialize, Serialize};
 
 use super::logprobs::sequence_sums;
 
-/// What a ratio is taken of, and what happens to one beyond the cap. TRL's names.
+/// The unit of a ratio, and the handling of ratios above the cap. TRL's names.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum SamplerCorrection {
@@ -25,11 +26,11 @@ pub enum SamplerCorrection {
 pub struct ImportanceWeights {
     /// The weight of every token `[n]`.
     pub tokens: Vec<f64>,
-    /// Least, mean and greatest weight; every response counts once in the modes of whole responses.
+    /// Minimum, mean and maximum of the weights; of responses in the modes of whole responses, else of tokens.
     pub least: f64,
     pub mean: f64,
     pub greatest: f64,
-    /// The share of ratios that were beyond the cap.
+    /// The share of ratios above the cap.
     pub beyond: f64,
 }
 
@@ -48,7 +49,7 @@ pub fn weights(
     let logs = if by_sequence { sequence_sums(&differences, lengths) } else { differences };
     let ratios: Vec<f64> = logs.iter().map(|log| log.exp()).collect();
     let beyond = ratios.iter().filter(|ratio| **ratio > cap).count() as f64 / ratios.len().max(1) as f64;
-    let held: Vec<f64> = ratios
+    let capped: Vec<f64> = ratios
         .into_iter()
         .map(|ratio| match (ratio > cap, masks) {
             (false, _) => ratio,
@@ -56,12 +57,12 @@ pub fn weights(
             (true, false) => cap,
         })
         .collect();
-    let mean = held.iter().sum::<f64>() / held.len().max(1) as f64;
+    let mean = capped.iter().sum::<f64>() / capped.len().max(1) as f64;
     let (least, greatest) =
-        (held.iter().copied().fold(f64::INFINITY, f64::min), held.iter().copied().fold(0.0, f64::max));
+        (capped.iter().copied().fold(f64::INFINITY, f64::min), capped.iter().copied().fold(0.0, f64::max));
     let tokens = match by_sequence {
-        true => held.iter().zip(lengths).flat_map(|(weight, n)| std::iter::repeat_n(*weight, *n)).collect(),
-        false => held,
+        true => capped.iter().zip(lengths).flat_map(|(weight, n)| std::iter::repeat_n(*weight, *n)).collect(),
+        false => capped,
     };
     ImportanceWeights { tokens, least, mean, greatest, beyond }
 }

@@ -1,45 +1,44 @@
-//! Scores from a language model's answers to questions with a few choices: the expected grade (G-Eval, 2303.16634) and the
-//! preference between two answers that were shown in both orders (2306.05685). Plain numbers only.
+//! Scores from a language model's probabilities of a few choices: the expected grade (G-Eval, arXiv 2303.16634) and the
+//! preference between two answers that were shown in both orders (arXiv 2306.05685). Plain numbers only.
 
-/// An answer whose choices have less probability than this in total gives no score.
+/// Minimum total probability of the choices for a score.
 const LEAST: f64 = 1e-12;
 
 /// The probability of each of several texts, from `logprobs`: of text i, the log-prob of an answer that begins with it.
-/// `extends[i]` is the longest other text that text i begins with ("10" extends "1"): what is on the longer text is taken
-/// from the shorter one.
-pub fn masses(logprobs: &[f64], extends: &[Option<usize>]) -> Vec<f64> {
-    let mut masses: Vec<f64> = logprobs.iter().map(|logprob| logprob.exp()).collect();
+/// `extends[i]` is the longest other text that text i begins with ("10" extends "1"): what is on the longer text is
+/// taken from the shorter one.
+pub fn probabilities(logprobs: &[f64], extends: &[Option<usize>]) -> Vec<f64> {
+    let mut probabilities: Vec<f64> = logprobs.iter().map(|logprob| logprob.exp()).collect();
     for (i, shorter) in extends.iter().enumerate() {
         if let Some(shorter) = shorter {
-            masses[*shorter] -= logprobs[i].exp();
+            probabilities[*shorter] -= logprobs[i].exp();
         }
     }
-    // The difference of two roundings may be just below 0.
-    masses.into_iter().map(|mass| mass.max(0.0)).collect()
+    // Rounding may make a difference slightly negative.
+    probabilities.into_iter().map(|mass| mass.max(0.0)).collect()
 }
 
-/// The mean of the grades 1, 2, …, n under probabilities proportional to `masses`, of shape `[n]`; `None` where nothing is
-/// on any grade.
-pub fn expected_grade(masses: &[f64]) -> Option<f64> {
-    let total: f64 = masses.iter().sum();
-    let weighted: f64 = masses.iter().enumerate().map(|(i, mass)| (i + 1) as f64 * mass).sum();
+/// The mean of the grades 1, 2, …, n under probabilities proportional to `probabilities` `[n]`; `None` if all are 0.
+pub fn expected_grade(probabilities: &[f64]) -> Option<f64> {
+    let total: f64 = probabilities.iter().sum();
+    let weighted: f64 = probabilities.iter().enumerate().map(|(i, mass)| (i + 1) as f64 * mass).sum();
     (total.is_finite() && total > LEAST).then(|| weighted / total)
 }
 
 /// A judge's preference between two answers.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Preference {
-    /// That the first answer is better: the mean over both orders.
+    /// Probability that the first answer is better: the mean over both orders.
     pub probability: f64,
-    /// 1 where both orders name the same answer, 0 where they name the same place, ½ where one of them names none.
+    /// 1 if both orders prefer the same answer, 0 if they prefer the same position, ½ if one of them has no preference.
     pub consistency: f64,
-    /// Mean probability of the answer that was shown first; ½ without a bias towards a place.
+    /// Mean probability of the answer that was shown first; ½ without position bias.
     pub first_place: f64,
 }
 
-/// The preference between answers a and b. `ab` are the probabilities that the answer in the first and in the second place
-/// is better where a was shown first, `ba` the same where b was; neither needs to add up to 1. `None` where one of the two
-/// has no probability on the choices.
+/// The preference between answers a and b. `ab` are the probabilities that the answer in the first and in the second
+/// place is better where a was shown first, `ba` the same where b was; neither needs to add up to 1. `None` where one
+/// of the two has no probability on the choices.
 pub fn preference(ab: [f64; 2], ba: [f64; 2]) -> Option<Preference> {
     let first = |[first, second]: [f64; 2]| {
         let total = first + second;
@@ -55,15 +54,15 @@ pub fn preference(ab: [f64; 2], ba: [f64; 2]) -> Option<Preference> {
         0.5
     };
     Some(Preference {
-        // In this form equal answers give exactly ½: a rounding would make a preference of a tie.
+        // This formula gives exactly ½ for equal answers, without a rounding error.
         probability: 0.5 + (a_of_ab - b_of_ba) / 2.0,
         consistency,
         first_place: (a_of_ab + b_of_ba) / 2.0,
     })
 }
 
-/// For each of `n` answers the mean probability that it is better than another one, from that of every pair (i, j), i < j,
-/// in the order (0, 1), (0, 2), …, (1, 2), …; ½ for a single answer. The means of a group add up to n/2.
+/// For each of `n` answers the mean probability that it is better than another one, from that of every pair (i, j), i <
+/// j, in the order (0, 1), (0, 2), …, (1, 2), …; ½ for a single answer. The means of a group add up to n/2.
 pub fn win_rates(n: usize, pairs: &[f64]) -> Vec<f64> {
     if n < 2 {
         return vec![0.5; n];
@@ -94,7 +93,7 @@ mod tests {
         assert!(close(expected_grade(&[0.1; 10]).unwrap(), 5.5));
         assert_eq!(expected_grade(&[0.0; 10]), None);
         assert_eq!(expected_grade(&[f64::NAN, 1.0]), None);
-        // Softmax of log-probs: a constant factor of all masses changes nothing.
+        // Softmax of log-probs: a constant factor of all probabilities changes nothing.
         let logprobs = [-3.0f64, -1.0, -2.0];
         let grade = |shift: f64| expected_grade(&logprobs.map(|lp| (lp + shift).exp())).unwrap();
         assert!(close(grade(0.0), grade(-4.0)));
@@ -103,12 +102,12 @@ mod tests {
     #[test]
     fn a_longer_text_takes_its_probability_from_the_one_it_extends() {
         // "1" is read in 0.5 of the answers; in 0.6 of these "0" follows.
-        let masses = masses(&[0.5f64.ln(), 0.2f64.ln(), (0.5f64 * 0.6).ln()], &[None, None, Some(0)]);
-        for (mass, expected) in masses.iter().zip([0.2, 0.2, 0.3]) {
-            assert!(close(*mass, expected), "{masses:?}");
+        let probabilities = probabilities(&[0.5f64.ln(), 0.2f64.ln(), (0.5f64 * 0.6).ln()], &[None, None, Some(0)]);
+        for (mass, expected) in probabilities.iter().zip([0.2, 0.2, 0.3]) {
+            assert!(close(*mass, expected), "{probabilities:?}");
         }
         // Rounding never makes a probability negative.
-        let all = super::masses(&[-0.1, -0.1 + 1e-16], &[None, Some(0)]);
+        let all = super::probabilities(&[-0.1, -0.1 + 1e-16], &[None, Some(0)]);
         assert!(all[0] >= 0.0 && all[1] > 0.9);
     }
 

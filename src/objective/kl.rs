@@ -1,4 +1,5 @@
-//! KL between policy and reference: per-token estimators, KL-shaped rewards, and the coefficient's controller.
+//! KL divergence between policy and reference: per-token estimators (<http://joschu.net/blog/kl-approx.html>), rewards
+//! with a KL penalty, and the controller of the coefficient.
 
 use candle_core::{Result, Tensor};
 use serde::{Deserialize, Serialize};
@@ -13,14 +14,14 @@ pub fn k3(logprobs: &[f64], reference: &[f64]) -> Vec<f64> {
     logprobs.iter().zip(reference).map(|(p, r)| (r - p).exp_m1() - (r - p)).collect()
 }
 
-/// `logprobs [n]` (with gradient), `reference [n]` → k3 per token `[n]`, with gradient.
+/// `logprobs [n]` with a gradient, `reference [n]` → k3 per token `[n]`, with a gradient.
 pub fn k3_tensor(logprobs: &Tensor, reference: &Tensor) -> Result<Tensor> {
     let d = (reference - logprobs)?;
     (d.exp()? - 1.0)? - d
 }
 
-/// r_t = −β·k1_t, and the score of a sequence added at its last token.
-/// `kl` holds all response tokens end to end; every length must be at least 1 for its score to land.
+/// r_t = −β·k1_t, plus the score of a sequence at its last token. `kl` has the concatenated response tokens. The score
+/// of an empty sequence is ignored.
 pub fn shaped_rewards(kl: &[f64], lengths: &[usize], scores: &[f64], coef: f64) -> Vec<f64> {
     debug_assert_eq!(lengths.len(), scores.len());
     let mut rewards: Vec<f64> = kl.iter().map(|k| -coef * k).collect();
@@ -34,22 +35,25 @@ pub fn shaped_rewards(kl: &[f64], lengths: &[usize], scores: &[f64], coef: f64) 
     rewards
 }
 
-/// β, fixed or adaptive (Ziegler et al.): β ← β·(1 + clip(KL/target − 1, ±0.2)·n/horizon).
+/// β, fixed or adaptive (arXiv 1909.08593, section 2.2): β ← β·(1 + clip(KL/target − 1, ±0.2)·n/horizon).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct KlController {
     pub coef: f64,
-    /// Nats per sequence to aim for, and the number of episodes over which to correct; `None` = fixed.
+    /// `None` means a fixed β.
     pub adaptive: Option<AdaptiveKl>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AdaptiveKl {
+    /// KL in nats per sequence.
     pub target: f64,
+    /// Number of episodes over which β is corrected.
     pub horizon: f64,
 }
 
 impl KlController {
-    /// `kl` = mean over sequences of the sum of k1, `n` = sequences seen since the last update.
+    /// Updates an adaptive β. `kl` is the mean over sequences of their sums of k1, `n` the number of sequences since
+    /// the last update.
     pub fn update(&mut self, kl: f64, n: usize) {
         if let Some(AdaptiveKl { target, horizon }) = self.adaptive {
             let error = (kl / target - 1.0).clamp(-0.2, 0.2);

@@ -1,4 +1,4 @@
-//! Kahneman-Tversky optimisation (KTO, 2402.01306): single responses that somebody liked or did not, no pairs.
+//! Kahneman-Tversky optimisation (KTO, arXiv 2402.01306): single responses with a thumb up or down, instead of pairs.
 
 use candle_core::{Result, Tensor};
 
@@ -10,22 +10,21 @@ pub struct Settings {
     pub beta: f64,
     /// λ_D, the weight of liked responses.
     pub desirable_weight: f64,
-    /// λ_U, the weight of the others.
+    /// λ_U, the weight of other responses.
     pub undesirable_weight: f64,
 }
 
-/// z₀ = max(0, mean of log π − log π_ref) over responses behind prompts that they do not belong to: the KL of the policy
-/// to the reference against which a response gains or loses. It carries no gradient. 0 of nothing.
+/// The reference point z₀ = max(0, mean of log π − log π_ref) over responses to mismatched prompts, an estimate of the
+/// KL of the policy to the reference, without a gradient. 0 for empty inputs.
 pub fn reference_point(policy: &[f64], reference: &[f64]) -> f64 {
     debug_assert_eq!(policy.len(), reference.len());
     let log_ratios: Vec<f64> = policy.iter().zip(reference).map(|(p, r)| p - r).collect();
     super::whiten::moments(&log_ratios).0.max(0.0)
 }
 
-/// Summed log-probs `[m]`, the policy's with gradient; `liked [m]`; z₀; the responses of the global batch →
-/// Σ λ·(1 − σ(±β·(r − z₀))) / total with r = log π − log π_ref, + and λ_D where liked, − and λ_U where not.
-/// Stats: `loss`, `accuracy` (r on the right side of z₀), `chosen_reward` and `rejected_reward` (β·r of the liked and of
-/// the others).
+/// Summed log-probs `[m]`, the policy's with gradient; `liked [m]`; z₀; the responses of the global batch → Σ λ·(1 −
+/// σ(±β·(r − z₀))) / total with r = log π − log π_ref, + and λ_D where liked, − and λ_U where not. Stats: `loss`,
+/// `accuracy` (r on the right side of z₀), `chosen_reward` and `rejected_reward` (β·r of the liked and of the others).
 pub fn loss(
     policy: &Tensor,
     reference: &Tensor,

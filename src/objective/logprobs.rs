@@ -1,9 +1,9 @@
-//! Log-probabilities of chosen tokens from logits: the plain form with a backward, in the dtype of the logits.
-//! Training uses the fused `ops` twin; this is the definition it is tested against.
+//! Log-probs of target tokens from logits, built from differentiable operations, in the dtype of the logits. Training
+//! uses the fused operation of `ops`, which is tested against this definition.
 
 use candle_core::{D, Result, Tensor};
 
-/// `logits [n, V]` → log-softmax over the last axis, `[n, V]`. Built from operations with a backward.
+/// `logits [n, V]` → log-softmax over the last axis, `[n, V]`.
 pub fn log_softmax(logits: &Tensor) -> Result<Tensor> {
     let shifted = logits.broadcast_sub(&logits.detach().max_keepdim(D::Minus1)?)?;
     shifted.broadcast_sub(&shifted.exp()?.sum_keepdim(D::Minus1)?.log()?)
@@ -17,7 +17,7 @@ pub fn token_logprobs(logits: &Tensor, targets: &Tensor, temperature: f64) -> Re
 /// `logits [n, V]` → entropy of each row's distribution in nats, `[n]`.
 pub fn entropy(logits: &Tensor, temperature: f64) -> Result<Tensor> {
     let logp = log_softmax(&(logits / temperature)?)?;
-    // A token of probability zero contributes zero; −inf · 0 would be NaN.
+    // A token with probability 0 contributes 0, not −inf · 0 = NaN.
     let p = logp.exp()?;
     let term = (&p * &logp)?;
     p.gt(0.0)?.where_cond(&term, &term.zeros_like()?)?.sum(D::Minus1)?.neg()
@@ -37,7 +37,7 @@ pub fn sequence_sums(values: &[f64], lengths: &[usize]) -> Vec<f64> {
         .collect()
 }
 
-/// The run that each entry belongs to.
+/// For each entry the index of its run.
 fn owners(values: &Tensor, lengths: &[usize]) -> Result<Tensor> {
     let owner: Vec<u32> = (0u32..).zip(lengths).flat_map(|(i, &n)| std::iter::repeat_n(i, n)).collect();
     Tensor::new(owner, values.device())

@@ -1,4 +1,4 @@
-//! BERT's masked language model: which tokens to hide, and the loss on those tokens only.
+//! BERT's masked language model (arXiv 1810.04805): the masking of tokens, and the loss on masked tokens.
 
 use candle_core::{Result, Tensor};
 
@@ -14,7 +14,7 @@ pub struct Masked {
 
 /// Chooses each token that `maskable` allows with probability `rate` (0.15 in the paper); of the chosen,
 /// 80 % become `mask_id`, 10 % a uniform random id below `vocab_size`, 10 % stay.
-/// `uniform` yields numbers in [0, 1); two to three are drawn per token.
+/// `uniform` returns numbers in [0, 1).
 pub fn mask_tokens(
     ids: &[u32],
     maskable: impl Fn(usize) -> bool,
@@ -40,7 +40,8 @@ pub fn mask_tokens(
     masked
 }
 
-/// `logprobs [n]` of the original tokens at the chosen rows → mean −log p over `total_tokens` chosen globally.
+/// `logprobs [n]` of the original tokens at the masked rows → −Σ log p / `total_tokens` masked tokens of the whole
+/// batch.
 pub fn loss(logprobs: &Tensor, total_tokens: f64) -> Result<(Tensor, Stats)> {
     super::causal_lm::loss(logprobs, total_tokens)
 }

@@ -1,10 +1,10 @@
-//! Objectives: pure functions from tensors (or plain numbers) to a loss and its statistics, one per file.
-//! No model, optimizer or configuration in here.
+//! Objectives: pure functions from tensors or numbers to a loss and its statistics, one per file, without models,
+//! optimizers and configuration.
 //!
-//! Everything is *ragged*: the response tokens of a batch lie end to end in one row `[n]` (`lengths` says
-//! where sequences end), so there is no padding that a mask could forget. Losses are sums over their rows
-//! divided by the count of the *global* batch, so the losses of micro-batches add up to that of the batch.
-//! Losses keep the dtype of their input (f32 in training, f64 in the tests against reference values).
+//! Inputs are packed: the response tokens of a batch are concatenated to `[n]`, and `lengths` are the lengths of the
+//! sequences, so there is no padding. A loss is a sum divided by a count of the whole batch, so the losses of
+//! micro-batches add up to that of the batch. Losses have the dtype of their input (f32 in training, f64 in tests
+//! against reference values).
 
 pub mod best_of;
 pub mod causal_lm;
@@ -33,7 +33,7 @@ use std::collections::BTreeMap;
 
 use candle_core::{Result, Tensor};
 
-/// Weighted means of named statistics; micro-batches merge into the exact mean of their batch.
+/// Weighted means of named statistics. Those of micro-batches merge to the exact means of the batch.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Stats {
     /// name → (weighted sum, weight)
@@ -60,7 +60,7 @@ impl Stats {
         self
     }
 
-    /// The mean of a statistic, `None` when nothing was added to it.
+    /// The mean of a statistic; `None` if nothing was added to it.
     pub fn mean(&self, name: &str) -> Option<f64> {
         self.sums.get(name).filter(|(_, weight)| *weight > 0.0).map(|(sum, weight)| sum / weight)
     }
@@ -71,9 +71,9 @@ impl Stats {
     }
 }
 
-/// log σ(x), exact in value and gradient for every finite x (also at 0, where `min`/`abs` forms are not).
+/// log σ(x), exact in value and gradient for every finite x, including 0, where formulas with `min` or `abs` are not.
 pub fn log_sigmoid(x: &Tensor) -> Result<Tensor> {
-    // log σ(x) = x − log(e^x + e^0); the shift is a constant of the graph and cancels.
+    // log σ(x) = x − log(e^x + e^0). The shift is constant in the graph and cancels.
     let shift = x.detach().relu()?;
     let sum = ((x - &shift)?.exp()? + shift.neg()?.exp()?)?;
     x - (shift + sum.log()?)?

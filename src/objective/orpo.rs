@@ -1,24 +1,25 @@
-//! ORPO (2403.07691): the language-model loss of the preferred response and the odds ratio of both, without a reference.
+//! ORPO (arXiv 2403.07691): the language-model loss of the preferred response and the odds ratio of both, without a
+//! reference.
 
 use candle_core::{Result, Tensor};
 
 use super::{Stats, log_sigmoid, sum_f64};
 
-/// A mean log-prob above −this counts as −this: the odds of a certain response are infinite.
+/// Mean log-probs are limited to −this, because the odds of a response with probability 1 are infinite.
 const CERTAIN: f64 = 1e-7;
 
-/// log(p / (1 − p)) of p = e^x for x ≤ 0, with gradient.
+/// log(p / (1 − p)) for p = e^x and x ≤ 0, with a gradient.
 fn log_odds(x: &Tensor) -> Result<Tensor> {
     let x = x.minimum(-CERTAIN)?;
-    // 1 − e^x = −2t / (1 − t) with t = tanh(x/2), which keeps all digits near 0 where 1 − e^x loses them.
+    // 1 − e^x = −2t / (1 − t) with t = tanh(x/2), which is accurate near 0, where 1 − e^x is not.
     let t = (&x * 0.5)?.tanh()?;
     let rest = ((&t * -2.0)?.log()? - (1.0 - t)?.log()?)?;
     x - rest
 }
 
-/// Mean log-probs per token `[m]` with gradient, `weights [m]` and their global sum →
-/// Σ weight·(−chosen − λ·log σ(log odds(chosen) − log odds(rejected))) / total. λ is TRL's `beta`. Stats: `loss`,
-/// `nll_loss` (−chosen), `accuracy`, `margin`, `log_odds_ratio`, `chosen_reward`, `rejected_reward` (λ · mean log-prob).
+/// Mean log-probs per token `[m]` with gradient, `weights [m]` and their global sum → Σ weight·(−chosen − λ·log σ(log
+/// odds(chosen) − log odds(rejected))) / total. λ is TRL's `beta`. Stats: `loss`, `nll_loss` (−chosen), `accuracy`,
+/// `margin`, `log_odds_ratio`, `chosen_reward`, `rejected_reward` (λ · mean log-prob).
 pub fn loss(
     chosen: &Tensor,
     rejected: &Tensor,

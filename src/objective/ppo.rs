@@ -1,14 +1,14 @@
-//! Proximal policy optimisation (1707.06347): clipped policy loss and clipped value loss.
+//! Proximal policy optimisation (arXiv 1707.06347): clipped policy loss and clipped value loss.
 
 use candle_core::{Result, Tensor};
 
 use super::{Stats, sum_f64};
 
-/// Log-ratios are held within ± this. Beyond it e^x overflows f32, and the infinity of a branch that was not even
-/// chosen would come back as NaN through its gradient.
+/// Log-ratios are limited to ± this. Beyond it e^x overflows f32, and the infinity of a branch that was not selected
+/// would give a NaN gradient.
 const LOG_RATIO_LIMIT: f64 = 60.0;
 
-/// log π_new − log π_old, bounded.
+/// log π_new − log π_old, limited.
 pub(super) fn log_ratio(new: &Tensor, old: &Tensor) -> Result<Tensor> {
     (new - old)?.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
 }
@@ -27,7 +27,7 @@ pub fn policy_loss(
     let ratio = log_ratio.exp()?;
     let unclipped = (&ratio * advantages)?.neg()?;
     let clipped = (ratio.detach().clamp(1.0 - clip, 1.0 + clip)? * advantages)?.neg()?;
-    // Where the clipped term is the larger one the ratio is out of range and has no gradient.
+    // If the clipped term is larger, the ratio is out of range and has no gradient.
     let is_clipped = clipped.gt(&unclipped.detach())?;
     let terms = is_clipped.where_cond(&clipped, &unclipped)?;
 
@@ -62,7 +62,7 @@ pub fn value_loss(
     Ok(((terms.sum_all()? / total_tokens)?, stats))
 }
 
-/// 1 − Var(returns − values) / Var(returns); 0 when the returns do not vary.
+/// 1 − Var(returns − values) / Var(returns); 0 if the returns have no variance.
 pub fn explained_variance(values: &[f64], returns: &[f64]) -> f64 {
     let residuals: Vec<f64> = returns.iter().zip(values).map(|(r, v)| r - v).collect();
     let (_, total) = super::whiten::moments(returns);

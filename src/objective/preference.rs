@@ -1,10 +1,10 @@
 //! How well scores predict preferences: pair accuracy, margin, log loss, calibration.
 
-/// Over pairs given as score differences (preferred minus other).
+/// Metrics of pairs, from score differences (preferred minus other).
 #[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize)]
 pub struct PairMetrics {
     pub pairs: usize,
-    /// Share of pairs with the preferred one scored higher; an equal score counts half.
+    /// Share of pairs whose preferred completion has the higher score; equal scores count half.
     pub accuracy: f64,
     /// Mean score difference.
     pub margin: f64,
@@ -14,7 +14,7 @@ pub struct PairMetrics {
     pub ece: f64,
 }
 
-/// `None` of no pairs.
+/// The metrics of score differences; `None` without pairs.
 pub fn pair_metrics(differences: &[f64]) -> Option<PairMetrics> {
     if differences.is_empty() {
         return None;
@@ -45,8 +45,8 @@ pub fn pair_metrics(differences: &[f64]) -> Option<PairMetrics> {
     Some(metrics)
 }
 
-/// How often a number of `above` is larger than one of `below`, over all pairs of both; an equal one counts half. This is
-/// the area under the ROC curve. `None` where one side is empty.
+/// The area under the ROC curve: the share of pairs of both sides in which the number of `above` is larger than that of
+/// `below`; equal numbers count half. `None` if one side is empty.
 pub fn ranked_above(above: &[f64], below: &[f64]) -> Option<f64> {
     let mut sorted = below.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -58,15 +58,15 @@ pub fn ranked_above(above: &[f64], below: &[f64]) -> Option<f64> {
     (pairs > 0.0).then(|| wins.sum::<f64>() / pairs)
 }
 
-/// Accuracy of some of the pairs.
+/// Accuracy of a part of the pairs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize)]
 pub struct Share {
     pub pairs: usize,
     pub accuracy: f64,
 }
 
-/// Accuracy by whether the preferred completion is the longer one: a model that has learned "longer is
-/// better" is right on the first kind and wrong on the last.
+/// Accuracy by whether the preferred completion is the longer one. A model that prefers longer completions is right for
+/// `longer` and wrong for `shorter`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize)]
 pub struct LengthMetrics {
     pub longer: Share,
@@ -75,7 +75,7 @@ pub struct LengthMetrics {
     pub shorter: Share,
 }
 
-/// Score differences and length differences in tokens (preferred minus other) of the same pairs.
+/// The accuracy by length, from score differences and length differences in tokens (preferred minus other).
 pub fn by_length(differences: &[f64], lengths: &[f64]) -> LengthMetrics {
     let share = |holds: &dyn Fn(f64) -> bool| {
         let chosen: Vec<f64> =
@@ -90,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn accuracy_by_length_tells_a_length_bias() {
+    fn accuracy_by_length_shows_a_length_bias() {
         // Scores that are lengths: right when the preferred one is longer, wrong when it is shorter.
         let lengths = [5.0, 9.0, 1.0, -4.0];
         let m = by_length(&lengths, &lengths);
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn counts_and_calibration() {
+    fn pair_metrics_have_exact_counts_loss_and_calibration_error() {
         assert_eq!(pair_metrics(&[]), None);
         let m = pair_metrics(&[2.0, -1.0, 0.0, 3.0]).unwrap();
         assert_eq!((m.pairs, m.accuracy, m.margin), (4, 2.5 / 4.0, 1.0));

@@ -1,4 +1,4 @@
-//! REINFORCE with a baseline: −A·Σ_t log π, mean over sequences. RLOO shares the loss.
+//! REINFORCE with a baseline: the mean over sequences of −A·Σ_t log π. RLOO uses the same loss.
 
 use candle_core::{Result, Tensor};
 use serde::{Deserialize, Serialize};
@@ -19,20 +19,20 @@ pub fn loss(
     Ok(((terms.sum_all()? / total_sequences)?, stats))
 }
 
-/// Subtracts the mean of the batch from every return.
+/// Returns minus the mean of the batch.
 pub fn centered(returns: &[f64]) -> Vec<f64> {
     let (mean, _) = super::whiten::moments(returns);
     returns.iter().map(|r| r - mean).collect()
 }
 
-/// Exponential running mean of returns, the classical baseline. The first batch sets it.
+/// An exponential moving average of returns as the baseline. The first batch initialises it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct RunningBaseline {
     pub mean: Option<f64>,
 }
 
 impl RunningBaseline {
-    /// Advantages against the mean *before* this batch (unbiased), then moves the mean by `rate`.
+    /// Returns minus the mean before this batch, which is unbiased. Then updates the mean with `rate`.
     pub fn advantages(&mut self, returns: &[f64], rate: f64) -> Vec<f64> {
         let (batch, _) = super::whiten::moments(returns);
         let baseline = self.mean.unwrap_or(batch);

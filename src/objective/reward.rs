@@ -9,14 +9,13 @@ use super::{Stats, log_sigmoid, sum_f64};
 pub struct Pair {
     pub winner: u32,
     pub loser: u32,
-    /// 1 / (number of pairs of its set): every set counts the same.
+    /// 1 / (number of pairs of the set), so that every set has the same weight.
     pub weight: f64,
-    /// The score difference below which the pair still counts as too close; 0 = none.
+    /// The margin that is subtracted from the score difference.
     pub margin: f64,
 }
 
-/// All pairs (a, b) with tier a < tier b of one set whose first completion is score `first`.
-/// Ties give no pair; a set of ties only gives none.
+/// All pairs (a, b) of a set with tier a < tier b. `first` is the index of the set's first completion among the scores.
 pub fn pairs_of_set(tiers: &[i64], first: usize, margin: f64) -> Vec<Pair> {
     let mut pairs = Vec::new();
     for (a, tier_a) in tiers.iter().enumerate() {
@@ -39,7 +38,7 @@ pub fn pairs_of_set(tiers: &[i64], first: usize, margin: f64) -> Vec<Pair> {
 pub fn loss(scores: &Tensor, pairs: &[Pair], total_sets: f64) -> Result<(Tensor, Stats)> {
     let (device, dtype) = (scores.device(), scores.dtype());
     if pairs.is_empty() {
-        // Keeps the graph connected, so that a batch of ties is a zero gradient and not an error.
+        // A loss that is connected to the graph, so that a batch of ties has a zero gradient.
         return Ok(((scores.sum_all()? * 0.0)?, Stats::default()));
     }
     let column = |f: &dyn Fn(&Pair) -> f64| -> Result<Tensor> {

@@ -1,4 +1,4 @@
-//! RLOO (2402.14740): the baseline of a sample is the mean return of the other samples of its prompt.
+//! RLOO (arXiv 2402.14740): the baseline of a sample is the mean return of the other samples of its prompt.
 
 /// `returns` of consecutive groups of `group` samples → leave-one-out advantages.
 /// `None` when there is no other sample (group < 2) or the groups are not full.

@@ -1,5 +1,5 @@
-//! SimPO (2405.14734): the reward is the mean log-prob of a response's tokens, which needs no reference and does not
-//! grow with length; the preferred one must lead by a margin.
+//! SimPO (arXiv 2405.14734): the reward is the mean log-prob of a response's tokens, without a reference and
+//! independent of the length, and the preferred response must have a larger reward by a margin.
 
 use candle_core::{Result, Tensor};
 

@@ -1,7 +1,6 @@
-//! Whitening over the valid tokens of a batch: biased variance + 1e-8, as in LMHP and TRL.
+//! Whitening over the tokens of a batch, with the biased variance + 1e-8, as in lm-human-preferences and TRL.
 
-/// Mean 0 (or the old mean, if `keep_mean`) and variance 1. There is no padding to leak into the moments:
-/// pass valid tokens only.
+/// Normalises `values` to variance 1 and mean 0, or with `keep_mean` to their previous mean.
 pub fn whiten(values: &mut [f64], keep_mean: bool) {
     if values.is_empty() {
         return;
@@ -13,7 +12,7 @@ pub fn whiten(values: &mut [f64], keep_mean: bool) {
     }
 }
 
-/// Mean and biased variance; (0, 0) of nothing.
+/// Mean and biased variance; (0, 0) for an empty slice.
 pub fn moments(values: &[f64]) -> (f64, f64) {
     if values.is_empty() {
         return (0.0, 0.0);

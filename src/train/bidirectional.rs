@@ -12,7 +12,7 @@ pub struct TrainableEncoder {
 }
 
 impl TrainableEncoder {
-    /// All `weights` become variables (copied).
+    /// Copies all `weights` to variables.
     pub fn new(config: &ModelConfig, weights: &Weights) -> Result<Self> {
         let params = weights.iter().map(|(name, t)| Ok((name.clone(), Var::from_tensor(t)?)));
         let params = params.collect::<Result<Params>>()?;
@@ -25,13 +25,13 @@ impl TrainableEncoder {
         &self.encoder
     }
 
-    /// A copy of the weights as they are now; later updates do not reach it.
+    /// A copy of the current weights.
     pub fn weights(&self) -> Result<Weights> {
         self.params.iter().map(|(name, var)| Ok((name.clone(), var.as_tensor().copy()?.detach()))).collect()
     }
 
-    /// A forward-only encoder of the weights as they are now. It keeps natural layouts: the masked-LM head
-    /// joins its bias to the matrix.
+    /// A forward-only encoder with a copy of the current weights. They are not packed, because the masked-LM head joins
+    /// its bias to the matrix.
     pub fn frozen(&self) -> Result<Encoder> {
         Encoder::new(&self.config, &self.weights()?, Purpose::Train)
     }

@@ -1,5 +1,5 @@
-//! The model card that a run leaves beside the model: what it was made of and how, its held-out figures with intervals,
-//! the first and last value of every curve, and how far it moved. README.md, as the Hugging Face hub shows it.
+//! The model card (README.md, as the Hugging Face hub shows it): recipe, arguments and data, held-out figures with
+//! intervals, the first and last value of every metric, and how far the policy has moved.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 
 use crate::statistics::interval::wilson;
 
-/// Ends of one curve.
+/// The first and last value of a metric.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Curve {
     pub first: f64,
@@ -19,17 +19,18 @@ pub struct Curve {
     pub step: u64,
 }
 
-/// First and last values by name of the metric.
+/// The first and last values of metrics, by name.
 pub type Curves = BTreeMap<String, Curve>;
 
-/// What a card says.
+/// The contents of a model card.
 pub struct Card<'a> {
     pub recipe: &'a str,
-    /// The model that the run started from, by name.
+    /// Name of the model from which the run started.
     pub parent: &'a str,
     pub steps: u64,
-    /// Arguments, without paths, and what they are when nothing is said.
+    /// Arguments without paths.
     pub args: &'a Value,
+    /// Default values of the arguments.
     pub defaults: &'a Value,
     /// SHA-256 of every file that was read, by argument.
     pub data: &'a Value,
@@ -37,15 +38,15 @@ pub struct Card<'a> {
     pub curves: &'a Curves,
 }
 
-/// Curves that tell of the machine and not of the model.
-fn is_of_the_machine(name: &str) -> bool {
+/// Whether a metric describes the machine instead of the model.
+fn is_machine_metric(name: &str) -> bool {
     name.starts_with("seconds_")
         || name.ends_with("_seconds")
         || name.ends_with("_bytes")
         || name == "tokens_per_second"
 }
 
-/// What a change may have broken, where it was measured.
+/// Metrics of how far the policy has moved.
 const CHANGE: &[(&str, &str)] = &[
     ("kl", "KL to the start policy, nats per sequence"),
     ("entropy", "entropy, nats per token"),
@@ -59,7 +60,7 @@ impl Card<'_> {
     /// Writes README.md into the model's directory.
     ///
     /// # Errors
-    /// When it cannot be written.
+    /// If it cannot be written.
     pub fn write(&self, dir: &Path) -> std::io::Result<()> {
         std::fs::write(dir.join("README.md"), self.text())
     }
@@ -112,14 +113,14 @@ impl Card<'_> {
         }
 
         writeln!(out, "\n## Curves\n\n| metric | first | last | step |\n|---|---|---|---|")?;
-        for (key, curve) in self.curves.iter().filter(|(key, _)| !is_of_the_machine(key)) {
+        for (key, curve) in self.curves.iter().filter(|(key, _)| !is_machine_metric(key)) {
             writeln!(out, "| `{key}` | {:.6} | {:.6} | {} |", curve.first, curve.last, curve.step)?;
         }
         Ok(())
     }
 }
 
-/// An accuracy with its 95 % interval where it is known over how many pairs it was counted.
+/// A value; for an accuracy with a known number of pairs also its 95 % interval.
 fn with_interval(name: &str, value: f64, pairs: Option<f64>) -> String {
     match pairs.filter(|n| name == "heldout_accuracy" && *n > 0.0) {
         Some(n) => {
@@ -143,12 +144,12 @@ fn put_counts(out: &mut String, before: &str, value: &Value) -> std::fmt::Result
     Ok(())
 }
 
-/// A value without the addresses in it: a card may go further than the machine it was made on.
+/// A value without addresses, because a card may be published.
 fn without_addresses(value: &Value) -> Value {
     match value {
         Value::Object(map) => {
-            let kept = map.iter().filter(|(key, _)| *key != "url");
-            Value::Object(kept.map(|(key, value)| (key.clone(), without_addresses(value))).collect::<Map<_, _>>())
+            let entries = map.iter().filter(|(key, _)| *key != "url");
+            Value::Object(entries.map(|(key, value)| (key.clone(), without_addresses(value))).collect::<Map<_, _>>())
         }
         Value::Array(items) => items.iter().map(without_addresses).collect(),
         other => other.clone(),
@@ -162,7 +163,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_card_has_what_was_changed_and_measured_and_no_addresses() {
+    fn a_card_contains_arguments_and_metrics_and_no_addresses() {
         let curve = |first, last| Curve { first, last, step: 7 };
         let curves = Curves::from([
             ("heldout_accuracy".to_owned(), curve(0.5, 0.75)),

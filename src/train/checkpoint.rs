@@ -1,7 +1,8 @@
-//! Checkpoints that survive a crash at any instant: written aside, synced, hashed, renamed; older ones kept.
+//! Checkpoints that survive a crash at any time: they are written to a temporary directory, synced, hashed and renamed,
+//! and an older one is kept.
 //!
-//! `ckpt-{step}-a{n}/` holds `*.safetensors`, `state.json` and `manifest.json` (size and SHA-256 of the rest).
-//! Loading verifies the manifest and falls back to the generation before, saying so.
+//! `ckpt-{step}-a{n}/` contains `*.safetensors`, `state.json` and `manifest.json`, which has the sizes and SHA-256 of
+//! the other files. Loading verifies the manifest, and falls back to the previous checkpoint with a warning.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -17,7 +18,7 @@ use sha2::{Digest, Sha256};
 /// Tensors of one file by name.
 pub type TensorFile = BTreeMap<String, Tensor>;
 
-/// Everything a run needs to go on as if it had never stopped.
+/// Everything that a run needs to continue as if it had not been interrupted.
 #[derive(Clone, Debug)]
 pub struct Checkpoint {
     pub step: u64,
@@ -45,12 +46,12 @@ const FORMAT: u32 = 1;
 /// The checkpoints of one run.
 pub struct CheckpointDir {
     dir: PathBuf,
-    /// Generations to keep beside the best.
+    /// Number of checkpoints to keep in addition to the best.
     keep: usize,
 }
 
 impl CheckpointDir {
-    /// Opens (and creates) `dir`; remains of a write that a crash cut off are removed.
+    /// Opens `dir`, creating it if necessary, and removes what interrupted writes have left.
     pub fn open(dir: &Path) -> Result<Self> {
         fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
         for entry in fs::read_dir(dir)? {
@@ -62,8 +63,7 @@ impl CheckpointDir {
         Ok(Self { dir: dir.to_owned(), keep: 2 })
     }
 
-    /// Writes `checkpoint` durably and drops generations no longer needed. `best` marks it as the best so far.
-    /// Nothing of older generations is touched unless the new one is complete on disk.
+    /// Writes `checkpoint` durably, then removes old ones. `best` marks it as the best so far.
     pub fn save(&self, checkpoint: &Checkpoint, best: bool) -> Result<PathBuf> {
         let attempt = self.generations()?.iter().filter(|g| g.step == checkpoint.step).map(|g| g.attempt).max();
         let name = format!("ckpt-{:08}-a{}", checkpoint.step, attempt.map_or(1, |n| n + 1));
@@ -73,7 +73,7 @@ impl CheckpointDir {
             sync_dir(&self.dir)
         });
         if let Err(error) = written {
-            // Free the space of a failed write (disk full); the error itself is what matters.
+            // Frees the space of a failed write, such as on a full disk. The first error is returned.
             let _ = fs::remove_dir_all(&tmp);
             return Err(error).with_context(|| format!("cannot write checkpoint {}", done.display()));
         }
@@ -87,11 +87,11 @@ impl CheckpointDir {
         Ok(done)
     }
 
-    /// The newest intact checkpoint, with a warning for every newer one that had to be passed over.
-    /// `None` when there is no checkpoint at all.
+    /// The newest intact checkpoint, with a warning for every newer one that is damaged. `None` if there is no
+    /// checkpoint.
     ///
     /// # Errors
-    /// There are checkpoints, but none is intact: starting over must be a person's decision.
+    /// If there are checkpoints and none is intact: the operator must decide to start again.
     pub fn load_latest(&self) -> Result<Option<(Checkpoint, Vec<String>)>> {
         let mut warnings = Vec::new();
         for generation in self.generations()?.into_iter().rev() {
@@ -106,8 +106,7 @@ impl CheckpointDir {
         bail!("no checkpoint in {} can be used:\n{}", self.dir.display(), warnings.join("\n"))
     }
 
-    /// The recipe state of the newest checkpoint whose state can be read; tensors are not looked at. `None` when there
-    /// is none.
+    /// The state of the newest checkpoint whose state can be read, without its tensors. `None` if there is none.
     pub fn newest_state(dir: &Path) -> Option<serde_json::Value> {
         let generations = Self { dir: dir.to_owned(), keep: 2 }.generations().ok()?;
         generations
@@ -116,7 +115,10 @@ impl CheckpointDir {
             .find_map(|generation| serde_json::from_slice(&fs::read(generation.path.join("state.json")).ok()?).ok())
     }
 
-    /// The checkpoint marked best, if it is still there and intact.
+    /// The checkpoint that is marked as the best.
+    ///
+    /// # Errors
+    /// If it is damaged.
     pub fn load_best(&self) -> Result<Option<Checkpoint>> {
         match self.best_name() {
             Some(name) => read_files(&self.dir.join(name)).map(Some),
@@ -219,7 +221,7 @@ fn entry_of(path: &Path) -> Result<FileEntry> {
     Ok(FileEntry { bytes, sha256 })
 }
 
-/// SHA-256 (hex) of names, shapes and f32 bits in name order: equal if and only if the weights are.
+/// SHA-256 (hex) of names, shapes and f32 bits, in the order of the names. Equal if and only if the weights are equal.
 pub fn weights_hash<'a>(tensors: impl IntoIterator<Item = (&'a String, &'a Tensor)>) -> Result<String> {
     let mut hasher = Sha256::new();
     for (name, tensor) in tensors {

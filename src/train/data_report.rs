@@ -1,5 +1,5 @@
-//! What a run is about to learn from, counted before it begins: lengths, repetitions, ties, agreement, what the longer
-//! answer wins, and texts that are on both sides of the split.
+//! Counts of the data of a run: lengths, repetitions, ties, agreement, how often the longer answer is preferred, and
+//! texts that are on both sides of the split.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,23 +14,26 @@ use crate::domain::Split;
 /// Counts of one file of data, filled line by line.
 #[derive(Default)]
 pub struct DataReport {
+    /// For training and held out, as the following arrays.
     rows: [usize; 2],
-    /// Prompts, and prompts with an answer, on the two sides of the split.
+    /// Hashes of prompts.
     prompts: [BTreeSet<Hash>; 2],
+    /// Hashes of prompts with an answer.
     answers: [BTreeSet<Hash>; 2],
-    /// How often the same prompt came with the same answers.
+    /// How often each prompt occurred with the same answers.
     seen: BTreeMap<Hash, usize>,
     labelers: BTreeSet<String>,
-    /// Tokens of answers.
+    /// Lengths of answers in tokens.
     lengths: Vec<usize>,
     pairs: usize,
     tied_pairs: usize,
-    /// Pairs of different lengths, and those of them whose longer answer is preferred.
+    /// Pairs of different lengths.
     unequal: usize,
+    /// Pairs of different lengths of which the longer answer is preferred.
     longer: usize,
 }
 
-/// Half of a SHA-256: texts of a large file need not be kept to be told apart.
+/// Half of a SHA-256. Hashes take less memory than the texts of a large file.
 type Hash = [u8; 16];
 
 fn hash<'t>(prompt: &PromptInput, texts: impl IntoIterator<Item = &'t str>) -> Hash {
@@ -55,13 +58,13 @@ impl DataReport {
         self.rows[of] += 1;
     }
 
-    /// A prompt and one answer of so many tokens.
+    /// Counts a prompt and an answer of `tokens` tokens.
     pub fn note_answer(&mut self, prompt: &PromptInput, text: &str, tokens: usize, side: Split) {
         self.note_texts(prompt, &[text], side);
         self.lengths.push(tokens);
     }
 
-    /// A ranked set with the tokens of its answers.
+    /// Counts a ranked set; `tokens` are the lengths of its answers.
     pub fn note_ranking(&mut self, comparison: &Comparison, tokens: &[usize], side: Split) {
         let texts: Vec<&str> = comparison.completions.iter().map(|c| c.text.as_str()).collect();
         self.note_texts(&comparison.prompt, &texts, side);
@@ -81,7 +84,7 @@ impl DataReport {
         }
     }
 
-    /// As JSON; `agreement` of two people where it is known.
+    /// The counts as JSON, with the agreement of two people if it is known.
     pub fn json(&self, agreement: Option<f64>) -> Value {
         let mut lengths = self.lengths.clone();
         lengths.sort_unstable();
@@ -109,31 +112,28 @@ impl DataReport {
         report
     }
 
-    /// Tells the run: an event `data` with a sentence for people and the counts, and a warning where a text is on both
-    /// sides of the split.
-    pub fn tell(&self, run: &mut Run<'_>, agreement: Option<f64>) {
+    /// Reports an event `data` with a message and the counts, and a warning if a prompt is on both sides of the split.
+    pub fn report(&self, run: &mut Run<'_>, agreement: Option<f64>) {
         let mut report = self.json(agreement);
-        let mut told = format!(
+        let mut message = format!(
             "{} to train on, {} held out; answers of {:.0} tokens on average",
             count(self.rows[0], "row", "rows"),
             self.rows[1],
             report["answer_tokens"]["mean"].as_f64().unwrap_or(0.0)
         );
         if let Some(longer) = report["longer_is_preferred"].as_f64() {
-            told += &format!("; the longer answer is preferred in {:.0} % of the pairs", 100.0 * longer);
+            message += &format!("; the longer answer is preferred in {:.0} % of the pairs", 100.0 * longer);
         }
         if let Some(agreement) = agreement {
-            told += &format!("; two people agree on {:.0} %", 100.0 * agreement);
+            message += &format!("; two people agree on {:.0} %", 100.0 * agreement);
         }
         run.data_report = Some(report.clone());
-        report["message"] = told.into();
+        report["message"] = message.into();
         run.reporter.event("data", report);
         let leaked = self.prompts[0].intersection(&self.prompts[1]).count();
         if leaked > 0 {
             let prompts = count(leaked, "prompt is", "prompts are");
-            run.warn(format!(
-                "{prompts} on both sides of the split: held-out figures say too much about what was learned by heart"
-            ));
+            run.warn(format!("{prompts} on both sides of the split: held-out figures also measure what was memorised"));
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What a run will need before it begins: memory, steps and time. Arithmetic over sizes; nothing is loaded.
+//! Estimates the memory, steps and time of a run from sizes, without loading a model.
 //!
 //! Memory is that of this program's own training: f32 weights, gradients and Adam moments, a copy of the weights for
 //! evaluation, activations of one micro-batch, and for reinforcement learning the reference, the reward model and the
@@ -13,31 +13,31 @@ use serde_json::Value;
 use super::args::sweep_of;
 use crate::model::{ModelConfig, families, hold, presets};
 
-/// What the program itself takes before a model is loaded.
+/// Memory of the program before a model is loaded.
 const PROGRAM_BYTES: f64 = 80e6;
 /// Bytes of activations for each token, channel and layer in f32: twice the 34 bytes in 16 bits of
 /// arXiv 2205.05198, without attention maps, which the fused kernel never writes.
 const ACTIVATION_BYTES: f64 = 68.0;
-/// The share of a plain matrix product's speed that whole training passes reach, at best and at worst. Attention,
-/// norms, the optimizer and small products are slower.
+/// The speed of training passes relative to that of a matrix product, at best and at worst. Attention, norms, the
+/// optimizer and small products are slower.
 const EFFICIENCY: (f64, f64) = (0.9, 0.2);
 
-/// The data that a run reads, as far as it is known.
+/// The size of the data that a run reads.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct DataSize {
     /// Training rows: demonstrations, sets of answers, prompts.
     pub rows: u64,
-    /// Sequences in one row: answers of a set.
+    /// Sequences in one row: the answers of a set.
     pub sequences_per_row: f64,
     /// Mean tokens of a sequence, prompt included.
     pub tokens: f64,
-    /// Tokens that 99 of 100 sequences have at most.
+    /// 99th percentile of the sequences' tokens.
     pub longest: f64,
 }
 
-/// A run to be estimated. `args` are the recipe's own; what is left out has its default.
+/// A run to estimate. `args` are the arguments of the recipe; missing ones have their defaults.
 #[derive(Debug)]
-pub struct Planned<'a> {
+pub struct PlannedRun<'a> {
     pub recipe: &'a str,
     pub args: &'a Value,
     pub model: &'a ModelConfig,
@@ -52,10 +52,11 @@ pub struct Planned<'a> {
 pub struct Need {
     pub memory_bytes: u64,
     pub steps: Option<u64>,
-    /// Tokens that are learned from, and floating-point operations of the whole run; unknown without data.
+    /// Number of tokens of the whole run; unknown without data.
     pub tokens: Option<f64>,
+    /// Floating-point operations of the whole run; unknown without data.
     pub flops: Option<f64>,
-    /// What the figures rest on.
+    /// The assumptions, for people.
     pub basis: String,
 }
 
@@ -81,7 +82,7 @@ impl Args<'_> {
 /// Parameters of the matrices that a token passes through.
 fn matrix_parameters(config: &ModelConfig) -> f64 {
     let all = presets::parameters(config) as f64;
-    // Of an embedding that is not the output matrix too, a token reads one row.
+    // A token reads only one row of an embedding that is not also the output matrix.
     let embedding = (config.vocab_size * config.hidden_size) as f64;
     if config.is_encoder() || !config.tie_embeddings { all - embedding } else { all }
 }
@@ -92,7 +93,7 @@ fn adapter_parameters(config: &ModelConfig, rank: f64) -> f64 {
 }
 
 /// The models that score responses.
-fn scorers<'a>(planned: &Planned<'a>) -> impl Iterator<Item = (&'static str, &'a ModelConfig)> {
+fn scorers<'a>(planned: &PlannedRun<'a>) -> impl Iterator<Item = (&'static str, &'a ModelConfig)> {
     let all = [
         ("a reward model", planned.reward_model),
         ("a reward model", planned.gold_reward_model),
@@ -102,14 +103,14 @@ fn scorers<'a>(planned: &Planned<'a>) -> impl Iterator<Item = (&'static str, &'a
 }
 
 /// Estimates a run.
-pub fn need(planned: &Planned<'_>) -> Need {
+pub fn need(planned: &PlannedRun<'_>) -> Need {
     let (args, model) = (Args(planned.args), planned.model);
     let parameters = presets::parameters(model) as f64;
     let lora = planned.args.get("lora").filter(|lora| !lora.is_null());
     let rank = lora.map(|lora| lora.get("rank").and_then(Value::as_f64).unwrap_or(16.0));
     let trained = rank.map_or(parameters, |rank| adapter_parameters(model, rank));
     let rl = matches!(planned.recipe, "ppo" | "reinforce" | "rloo" | "grpo" | "online_dpo" | "raft");
-    // Of a group, updates see all responses, a pair, or the best one.
+    // Updates learn from all responses of a group, from a pair, or from the best one.
     let learned = match planned.recipe {
         "online_dpo" => 2.0 / args.number("group_size", 2.0).max(1.0),
         "raft" => 1.0 / args.number("group_size", 4.0).max(1.0),
@@ -126,7 +127,7 @@ pub fn need(planned: &Planned<'_>) -> Need {
     let response = if rl { args.number("response_length", 48.0) } else { 0.0 };
     let chosen = planned.data.filter(|data| data.rows > 0).map(|data| data.longest + response);
     let given = planned.args.get("max_length").and_then(Value::as_f64);
-    // As `fit::length` finds it, from characters instead of tokens.
+    // As in `fit::length`.
     let round_up = |n: f64| (n / 16.0).ceil() * 16.0;
     let max_length = given.or(chosen.map(round_up)).unwrap_or(1024.0).min(positions);
     let in_batch = if rl { args.number("rollout_batch_size", 64.0) } else { args.number("batch_size", 16.0) };
@@ -137,7 +138,7 @@ pub fn need(planned: &Planned<'_>) -> Need {
         true => ((data.tokens + response).min(max_length), (longest + response).min(max_length)),
         false => (data.tokens.min(max_length), longest),
     };
-    // A set of answers is never divided; neither is a sequence.
+    // Neither a set of answers nor a sequence is divided.
     let together = if rl { 1.0 } else { data.sequences_per_row.max(1.0) };
     let batch_tokens = in_batch * together * if known { length } else { max_length };
     let micro = args.number("micro_batch_tokens", 1024.0).max(longest * together).min(batch_tokens.max(longest));
@@ -150,8 +151,8 @@ pub fn need(planned: &Planned<'_>) -> Need {
         _ => all_activations,
     };
     let logits = if planned.recipe == "reward" { 0.0 } else { micro * model.vocab_size as f64 * 8.0 };
-    // f32 weights; trained ones with gradient and two moments, and a copy for evaluation, samples and the file. Matrices
-    // in fewer bits are shared by all of these and written one by one.
+    // f32 weights; for trained ones also gradient, two moments, and a copy for evaluation, samples and the file.
+    // Quantised matrices are shared by all of these and written one at a time.
     let blocks = presets::block_parameters(model) as f64;
     let (frozen, copy) = match (rank, held) {
         (None, _) => (0.0, parameters * 8.0),
@@ -175,7 +176,7 @@ pub fn need(planned: &Planned<'_>) -> Need {
     if rl {
         let per_token = 2.0 * layers * (model.n_kv_heads * model.head_dim) as f64 * 4.0;
         let round = in_batch * (longest + response).min(model.max_positions as f64);
-        // The reference shares frozen weights; with all parameters trained it has its own.
+        // The reference shares frozen weights. If all parameters are trained, it has its own.
         memory += round * per_token + if rank.is_some() { 0.0 } else { parameters * 4.0 };
         for (what, other) in scorers(planned) {
             let size = presets::parameters(other) as f64;
@@ -199,7 +200,7 @@ pub fn need(planned: &Planned<'_>) -> Need {
         }
         _ => None,
     };
-    // Forward 2 operations a parameter and token, backward the same again for the inputs, and for trained weights.
+    // 2 operations per parameter and token forward, 2 backward for the inputs, and 2 for trained weights.
     let passes = if rank.is_some() { 2.2 } else { 3.0 };
     let (mut tokens, mut flops) = (None, None);
     if let Some(steps) = steps.filter(|_| known || rl) {
@@ -210,7 +211,7 @@ pub fn need(planned: &Planned<'_>) -> Need {
         let work = match rl {
             true => {
                 let judged: f64 = scorers(planned).map(|(_, m)| 2.0 * matrix_parameters(m)).sum();
-                // Sampling reads the weights for few tokens at a time: about twice its arithmetic.
+                // Sampling reads the weights for few tokens at a time and takes about twice as long as its arithmetic.
                 let (epochs, critic) =
                     (args.number("ppo_epochs", 1.0), if args.text("critic") == "separate" { 2.0 } else { 1.0 });
                 2.0 * forward + forward + judged + learned * epochs * passes * forward * critic
@@ -238,8 +239,8 @@ pub fn need(planned: &Planned<'_>) -> Need {
     }
 }
 
-/// The time of a run, and what it rests on. `measured`: tokens per second of earlier runs of this recipe on this
-/// machine, with the parameters of their models.
+/// The time of a run, and its basis for people. `measured` are (tokens per second, parameters) of earlier runs of this
+/// recipe on this machine.
 pub fn seconds(need: &Need, parameters: f64, measured: &[(f64, f64)]) -> Option<(Seconds, String)> {
     let (tokens, flops) = (need.tokens?, need.flops?);
     let mut rates: Vec<f64> = measured
@@ -259,18 +260,18 @@ pub fn seconds(need: &Need, parameters: f64, measured: &[(f64, f64)]) -> Option<
     let speed = product_speed()?;
     let (best, worst) = (flops / (speed * EFFICIENCY.0), flops / (speed * EFFICIENCY.1));
     let text =
-        format!("a matrix product measured here at {:.0} GFLOP/s; no earlier run of this recipe to go by", speed / 1e9);
+        format!("a matrix product measured here at {:.0} GFLOP/s; there is no earlier run of this recipe", speed / 1e9);
     Some((Seconds { low: best, high: worst }, text))
 }
 
-/// Floating-point operations per second of a matrix product of middling size on all threads; measured once.
+/// Floating-point operations per second of a matrix product of medium size on all threads. Measured once.
 fn product_speed() -> Option<f64> {
     static SPEED: std::sync::OnceLock<Option<f64>> = std::sync::OnceLock::new();
     const N: usize = 512;
     let measure = || -> candle_core::Result<f64> {
         let a = candle_core::Tensor::ones((N, N), candle_core::DType::F32, &candle_core::Device::Cpu)?;
         let mut best = f64::INFINITY;
-        // The first one warms up; the best of a few is not disturbed by what else runs.
+        // The first run warms up; the fastest of a few is least affected by other load.
         for _ in 0..4 {
             let start = Instant::now();
             a.matmul(&a)?;
@@ -281,7 +282,7 @@ fn product_speed() -> Option<f64> {
     *SPEED.get_or_init(|| measure().ok())
 }
 
-/// Memory that a new process can have: what is free, less where a control group allows less. Linux only.
+/// Memory in bytes that a new process can use: what is available, within the limit of the control group. Linux only.
 pub fn available_memory() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find(|line| line.starts_with("MemAvailable:"))?;
@@ -299,8 +300,8 @@ mod tests {
 
     use super::*;
 
-    fn alone(model: &ModelConfig) -> Planned<'_> {
-        Planned {
+    fn alone(model: &ModelConfig) -> PlannedRun<'_> {
+        PlannedRun {
             recipe: "ppo",
             args: &Value::Null,
             model,
@@ -313,17 +314,17 @@ mod tests {
 
     fn of(args: Value, data: Option<DataSize>) -> Need {
         let model = presets::find("smollm2-135m").expect("a preset").config;
-        need(&Planned { recipe: "sft", args: &args, data, ..alone(&model) })
+        need(&PlannedRun { recipe: "sft", args: &args, data, ..alone(&model) })
     }
 
     #[test]
-    fn adapters_and_recomputation_need_less_and_length_more() {
+    fn adapters_and_recomputation_reduce_memory_and_longer_batches_increase_it() {
         let data = Some(DataSize { rows: 1000, sequences_per_row: 1.0, tokens: 200.0, longest: 400.0 });
         let full = of(json!({}), data);
         let lora = of(json!({"lora": {"rank": 8}}), data);
         assert!(lora.memory_bytes < full.memory_bytes, "{lora:?} {full:?}");
         assert!(lora.flops.unwrap() < full.flops.unwrap());
-        // 16 bytes a parameter before anything else.
+        // At least 16 bytes per parameter.
         assert!(full.memory_bytes > 16 * 134_000_000);
         let rounded = of(json!({"adam_states": "8bit"}), data);
         assert!((full.memory_bytes - rounded.memory_bytes).abs_diff(6 * 134_515_008) <= 1, "2 bytes of moments, not 8");
@@ -343,11 +344,11 @@ mod tests {
     }
 
     #[test]
-    fn a_reward_model_and_iterations_count() {
+    fn a_reward_model_needs_memory_and_iterations_are_steps() {
         let model = presets::find("smollm2-135m").unwrap().config;
         let ask = |args: Value, reward: bool| {
             let reward_model = reward.then_some(&model);
-            need(&Planned { recipe: "ppo", args: &args, reward_model, ..alone(&model) })
+            need(&PlannedRun { recipe: "ppo", args: &args, reward_model, ..alone(&model) })
         };
         let alone = ask(json!({"lora": {"rank": 8}, "iterations": 7}), false);
         let judged = ask(json!({"lora": {"rank": 8}, "iterations": 7}), true);
@@ -357,10 +358,10 @@ mod tests {
     }
 
     #[test]
-    fn a_judge_counts_and_so_does_what_is_learned_from() {
+    fn a_judge_needs_memory_and_fewer_learned_responses_need_less_work() {
         let model = presets::find("smollm2-135m").unwrap().config;
         let args = json!({"group_size": 8});
-        let ask = |recipe, judge_model| need(&Planned { recipe, args: &args, judge_model, ..alone(&model) });
+        let ask = |recipe, judge_model| need(&PlannedRun { recipe, args: &args, judge_model, ..alone(&model) });
         let [all, pairs, best] = ["grpo", "online_dpo", "raft"].map(|recipe| ask(recipe, None));
         assert!(all.flops > pairs.flops && pairs.flops > best.flops, "{all:?} {pairs:?} {best:?}");
         assert!(ask("raft", Some(&model)).memory_bytes > best.memory_bytes + 4 * 134_000_000);
@@ -368,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn earlier_runs_decide_the_time() {
+    fn earlier_runs_determine_the_time() {
         let need = of(json!({}), Some(DataSize { rows: 1000, sequences_per_row: 1.0, tokens: 200.0, longest: 400.0 }));
         let (seconds, basis) = super::seconds(&need, 1e6, &[(100.0, 1e6), (50.0, 2e6)]).unwrap();
         // Both runs went at 100 tokens per second for this size.

@@ -1,4 +1,4 @@
-//! Fine-tuning a classifier, as in GPT-1 (task loss + λ · language-model loss) and BERT (pooled [CLS]).
+//! Fine-tuning of a classifier, as in GPT-1 (task loss + λ · language-model loss) and in BERT (on the pooled [CLS]).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -11,7 +11,7 @@ use super::args::{FinetuneArgs, parse_for_run};
 use super::bidirectional::TrainableEncoder;
 use super::fit::{Fit, count};
 use super::optim::Params;
-use super::run::{Plan, Run, before, device, file_hash, load_base};
+use super::run::{Run, TrainPlan, device, file_hash, load_base, report_phase};
 use super::step::{Accumulator, micro_batches};
 use super::trainable::{Trainable, normal_init};
 use super::{Reporter, TrainOutcome};
@@ -25,20 +25,20 @@ use crate::model::merged::Merged;
 use crate::model::{Decoder, Encoder, Loaded, PackedBatch};
 use crate::objective::{Stats, causal_lm, classification};
 
-/// Standard deviation of fresh heads, as in GPT-2 and BERT.
+/// Standard deviation of new heads, as in GPT-2 and BERT.
 const HEAD_STD: f64 = 0.02;
 
 pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let args: FinetuneArgs = parse_for_run(args)?;
-    before(reporter, "loading");
+    report_phase(reporter, "loading");
     let common = args.common();
     let loaded = load_base(&common, &device(&common)?)?;
-    before(reporter, "preparing");
+    report_phase(reporter, "preparing");
     let length = super::fit::length(common.max_length, loaded.config.max_positions, || lengths(&args, &loaded))?;
     let max_length = length.tokens;
     let data = Data::read(&args, &loaded, max_length)?;
-    let body = Learner::new(&args, &loaded, data.labels.len())?;
-    let plan = Plan {
+    let body = ClassifierTrainer::new(&args, &loaded, data.labels.len())?;
+    let plan = TrainPlan {
         recipe: "finetune",
         args: &args,
         steps: args.epochs * data.train.len().div_ceil(args.batch_size) as u64,
@@ -99,7 +99,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     Ok(TrainOutcome::Done { model_dir: run.common.output_dir.clone(), metrics })
 }
 
-/// Tokens of the texts, uncut.
+/// Lengths of the texts in tokens, without truncation.
 fn lengths(args: &FinetuneArgs, loaded: &Loaded) -> Result<Vec<usize>> {
     let tokenizer = loaded.tokenizer.as_ref().context("model: it has no tokenizer.json")?;
     let rows = labelled::read(Path::new(&args.labelled), &args.text_field, &args.label_field).context("labelled")?;
@@ -116,11 +116,11 @@ struct Example {
 }
 
 struct Data {
-    /// In order of their names; the index is the class.
+    /// Labels in alphabetical order; the index is the class.
     labels: Vec<String>,
     train: Vec<Example>,
     heldout: Vec<Example>,
-    /// How many texts lost their end.
+    /// Counts of truncated texts.
     fit: Fit,
 }
 
@@ -142,7 +142,7 @@ impl Data {
             data.fit.answers += 1;
             data.fit.answers_cut += usize::from(cut);
             let class = data.labels.partition_point(|known| known < label) as u32;
-            // By text: the same text is never on both sides.
+            // By text, so that equal texts are on the same side of the split.
             match split_of(&hash::of_bytes(text), args.heldout_fraction) {
                 Split::Train => data.train.push(Example { ids, class }),
                 Split::Heldout => data.heldout.push(Example { ids, class }),
@@ -158,27 +158,29 @@ fn groups<'e>(examples: &[&'e Example], max_tokens: usize) -> Vec<Vec<&'e Exampl
     micro_batches(&lengths, max_tokens).into_iter().map(|g| g.into_iter().map(|i| examples[i]).collect()).collect()
 }
 
+/// The model under the head.
 enum Kind {
     Decoder(Trainable),
     Encoder(TrainableEncoder),
 }
 
-struct Learner {
+/// A model with a classification head under training.
+struct ClassifierTrainer {
     kind: Kind,
     head: Var,
     bias: Option<Var>,
-    /// Everything that is trained.
+    /// All trained parameters.
     params: Params,
 }
 
-impl Learner {
+impl ClassifierTrainer {
     fn new(args: &FinetuneArgs, loaded: &Loaded, classes: usize) -> Result<Self> {
         let (common, d) = (args.common(), loaded.config.hidden_size);
         let device = loaded.weights.values().next().map_or(candle_core::Device::Cpu, |t| t.device().clone());
         let fresh = || normal_init((classes, d), HEAD_STD, common.seed, &device);
         let encoder = loaded.config.is_encoder();
         let name = if encoder { CLASSIFIER } else { SCORE };
-        // A classifier of the same task goes on from its head.
+        // A classifier with the same number of classes continues from its head.
         let head = match loaded.weights.get(name).filter(|head| head.dims() == [classes, d]) {
             Some(head) => head.clone(),
             None => fresh()?,
@@ -192,7 +194,10 @@ impl Learner {
             return Ok(Self { kind: Kind::Decoder(body), head, bias: None, params });
         }
         let whole = common.lora.is_none() && common.freeze_layers == 0 && !common.freeze_embeddings;
-        ensure!(whole, "lora, freeze_layers, freeze_embeddings: encoders are fine-tuned whole");
+        ensure!(
+            whole,
+            "lora, freeze_layers, freeze_embeddings: encoders are fine-tuned as a whole; leave these arguments out"
+        );
         let mut weights = body_weights(loaded);
         add_pooler(&loaded.config, &mut weights, || normal_init((d, d), HEAD_STD, common.seed ^ 1, &device))?;
         let bias = match loaded.weights.get(CLASSIFIER_BIAS).filter(|b| b.dims() == [classes]) {
@@ -206,7 +211,7 @@ impl Learner {
         Ok(Self { kind: Kind::Encoder(body), head, bias: Some(bias), params })
     }
 
-    /// The loss of some examples of a batch that has `examples` of them and `predicted` tokens.
+    /// The loss of a part of a batch that has `examples` examples and `predicted` predicted tokens.
     fn loss(&self, group: &[&Example], examples: f64, predicted: f64, lm_coef: f64) -> Result<(Tensor, Stats)> {
         let ids: Vec<&[u32]> = group.iter().map(|e| e.ids.as_slice()).collect();
         let classes: Vec<u32> = group.iter().map(|e| e.class).collect();
@@ -262,7 +267,7 @@ impl Learner {
         Ok(stats)
     }
 
-    /// Body and head for the file.
+    /// The weights of model and head, for the result.
     fn weights(&self) -> Result<Merged> {
         let mut weights = match &self.kind {
             Kind::Decoder(body) => body.published()?,

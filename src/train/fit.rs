@@ -1,56 +1,57 @@
-//! What did not fit into `max_length`: counted while data is read, reported once when the run begins.
+//! The longest sequence of a run, and counts of what did not fit into it: counted while data is read, and reported once
+//! at the start of the run.
 
 use serde_json::{Value, json};
 
 use super::run::Run;
 
-/// Blocks of raw text have this many tokens where `max_length` is not given and the context is not shorter.
+/// Tokens of a block of raw text, if `max_length` is not given and the context is not shorter.
 pub const BLOCK: usize = 1024;
 
-/// The longest sequence of a run, and how it was found.
+/// The longest sequence of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Length {
     pub tokens: usize,
-    /// For people, where the data decided.
-    pub told: Option<String>,
+    /// A message for the log, if the length was derived from the data.
+    pub message: Option<String>,
 }
 
-/// What `max_length` says, within the model's positions; where it says nothing, the length that 99 of 100 sequences
-/// have at most, rounded up to 16.
+/// `max_length`, or without it the 99th percentile of the sequences' lengths, rounded up to a multiple of 16; at most
+/// the model's positions.
 ///
 /// # Errors
-/// What reading the sequences says.
+/// Those of `sequences`.
 pub fn length(
     max_length: Option<usize>,
     positions: usize,
     sequences: impl FnOnce() -> anyhow::Result<Vec<usize>>,
 ) -> anyhow::Result<Length> {
     if let Some(given) = max_length {
-        return Ok(Length { tokens: given.min(positions), told: None });
+        return Ok(Length { tokens: given.min(positions), message: None });
     }
     let mut lengths = sequences()?;
     lengths.sort_unstable();
-    let most = percentile_99(&lengths).unwrap_or(positions);
-    let tokens = most.next_multiple_of(16).min(positions);
+    let p99 = percentile_99(&lengths).unwrap_or(positions);
+    let tokens = p99.next_multiple_of(16).min(positions);
     let of = count(lengths.len(), "sequence has", "sequences have");
     let longest = lengths.last().copied().unwrap_or(0);
-    let told = format!(
-        "max_length: {tokens} tokens, from the data: 99 % of {of} at most {most}, the longest {longest}; the model's \
+    let message = format!(
+        "max_length: {tokens} tokens, from the data: 99 % of {of} at most {p99}, the longest {longest}; the model's \
          context is {positions}"
     );
-    Ok(Length { tokens, told: Some(told) })
+    Ok(Length { tokens, message: Some(message) })
 }
 
-/// The smallest of the sorted numbers that 99 of 100 do not exceed.
+/// The 99th percentile of sorted numbers: the smallest that at least 99 % of them do not exceed.
 pub fn percentile_99(sorted: &[usize]) -> Option<usize> {
     sorted.get((sorted.len() * 99).div_ceil(100).saturating_sub(1)).copied()
 }
 
 impl Length {
-    /// An entry of the run's log, and a metric.
+    /// Reports the length to the run's log and as a metric.
     pub fn report(&self, run: &mut Run<'_>) {
-        if let Some(told) = &self.told {
-            run.tell(told.clone());
+        if let Some(message) = &self.message {
+            run.info(message.clone());
         }
         run.metrics([("max_length", self.tokens as f64)]);
     }
@@ -61,21 +62,21 @@ pub fn count(n: usize, one: &str, many: &str) -> String {
     format!("{n} {}", if n == 1 { one } else { many })
 }
 
-/// Counts of what was cut or left out of one file.
+/// Counts of what was truncated or left out of one file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Fit {
     pub max_length: usize,
     pub prompts: usize,
-    /// Prompts that lost their beginning.
+    /// Prompts whose beginning was cut off.
     pub prompts_cut: usize,
     pub answers: usize,
-    /// Ranked answers that lost their end, the end token included.
+    /// Ranked answers whose end was cut off, with the end token.
     pub answers_cut: usize,
-    /// Answers to be learned that do not fit: without their end they would teach to stop in mid-sentence.
+    /// Answers to learn that do not fit. Without their end, they would teach the model to stop in mid-sentence.
     pub answers_left_out: usize,
-    /// Pairs of a preferred and another answer whose tokens are the same: they say nothing.
+    /// Pairs of answers with the same tokens, which contain no preference.
     pub equal_pairs: usize,
-    /// Sets without any other pair.
+    /// Sets without any other pairs.
     pub equal_sets: usize,
 }
 
@@ -94,7 +95,7 @@ impl Fit {
         self.answers_cut += cut.iter().filter(|cut| **cut).count();
     }
 
-    /// What people should know, one sentence each.
+    /// Messages about what was cut off or left out.
     pub fn messages(&self) -> Vec<String> {
         let (length, mut all) = (self.max_length, Vec::new());
         if self.prompts_cut > 0 {
@@ -128,13 +129,13 @@ impl Fit {
         all
     }
 
-    /// For the end of an error message: why there is less than the file holds. Empty where everything fits.
+    /// The messages, for the end of an error message; empty if everything fits.
     pub fn reasons(&self) -> String {
         let all = self.messages();
         if all.is_empty() { String::new() } else { format!("; {}", all.join("; ")) }
     }
 
-    /// Warnings in the event log, and the counts as metrics.
+    /// Reports the messages as warnings, and the counts as metrics.
     pub fn report(&self, run: &mut Run<'_>) {
         for message in self.messages() {
             run.warn(message);
@@ -149,7 +150,7 @@ impl Fit {
         run.metrics(counts.into_iter().filter(|(_, n)| *n > 0).map(|(name, n)| (name, n as f64)));
     }
 
-    /// The counts, for a result.
+    /// The counts as JSON, for the result of the run.
     pub fn json(&self) -> Value {
         json!({
             "max_length": self.max_length,
@@ -165,18 +166,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_length_comes_from_the_data() {
+    fn without_max_length_the_length_is_derived_from_the_data() {
         let length =
             |given, positions, lengths: &[usize]| length(given, positions, || Ok(lengths.to_vec())).expect("one");
-        // One of two hundred is very long: it does not decide.
+        // One of two hundred is very long and does not matter.
         let mut lengths = vec![20; 199];
         lengths.push(900);
         let found = length(None, 1024, &lengths);
         assert_eq!(found.tokens, 32);
-        assert!(found.told.is_some_and(|t| t.contains("32 tokens") && t.contains("900") && t.contains("1024")));
+        assert!(found.message.is_some_and(|t| t.contains("32 tokens") && t.contains("900") && t.contains("1024")));
         assert_eq!(length(None, 1024, &[20, 30, 400]).tokens, 400, "few sequences: the longest fits");
         assert_eq!(length(None, 256, &[20, 30, 400]).tokens, 256, "within the context");
-        assert_eq!(length(Some(64), 256, &[400]), Length { tokens: 64, told: None });
+        assert_eq!(length(Some(64), 256, &[400]), Length { tokens: 64, message: None });
         assert_eq!(length(Some(640), 256, &[400]).tokens, 256);
         assert_eq!(length(None, 256, &[]).tokens, 256, "nothing to look at");
         assert_eq!(percentile_99(&(1..=100).collect::<Vec<_>>()), Some(99));
@@ -184,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn sentences_have_the_right_number() {
+    fn messages_use_the_singular_and_the_plural() {
         let one = Fit { max_length: 16, equal_pairs: 1, equal_sets: 1, ..Fit::default() };
         assert_eq!(
             one.messages(),

@@ -1,4 +1,5 @@
-//! Kahneman-Tversky optimisation: completions that somebody liked or did not teach the policy, against its own start.
+//! Kahneman-Tversky optimisation: learns from single completions with a thumb up or down, with the start policy as the
+//! reference.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -11,10 +12,10 @@ use super::args::{KtoArgs, parse_for_run};
 use super::data_report::DataReport;
 use super::fit::{self, Fit, count};
 use super::preference::sequence_logprobs;
-use super::run::{Plan, Run, before, device, file_hash, load_base};
+use super::run::{Run, TrainPlan, device, file_hash, load_base, report_phase};
 use super::samples::Samples;
 use super::sft::backbone_and_output;
-use super::step::{Accumulator, Picked, Sequence, micro_batches};
+use super::step::{Accumulator, PredictionBatch, Sequence, micro_batches};
 use super::trainable::Trainable;
 use super::{Reporter, TrainOutcome};
 use crate::data::{PromptInput, Thumbed, read_feedback};
@@ -25,28 +26,29 @@ use crate::objective::preference::ranked_above;
 use crate::objective::{Stats, kto};
 use crate::prompt::Texts;
 
-/// A completion and what was thought of it.
-struct Item {
+/// A completion with its feedback.
+struct FeedbackExample {
     sequence: Sequence,
     liked: bool,
-    /// Its prompt with the completion of another one: what the reference point is measured on.
+    /// The prompt with the completion of another prompt, for the estimate of the reference point.
     mismatched: Sequence,
-    /// The reference's log-probs of both.
+    /// The reference's summed log-prob of `sequence`.
     reference: f64,
+    /// The reference's summed log-prob of `mismatched`.
     mismatched_reference: f64,
 }
 
 pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let args: KtoArgs = parse_for_run(args)?;
-    before(reporter, "loading");
+    report_phase(reporter, "loading");
     let common = args.common();
     let mut loaded = load_base(&common, &device(&common)?)?;
-    before(reporter, "preparing");
+    report_phase(reporter, "preparing");
     let texts = Texts::new(&loaded)?;
-    let told = read_feedback(Path::new(&args.feedback)).context("feedback")?;
-    let length = fit::length(common.max_length, loaded.config.max_positions, || lengths(&told, &texts))?;
+    let feedback = read_feedback(Path::new(&args.feedback)).context("feedback")?;
+    let length = fit::length(common.max_length, loaded.config.max_positions, || lengths(&feedback, &texts))?;
     let max_length = length.tokens;
-    let mut data = Feedback::new(&told, &texts, max_length, args.heldout_fraction)?;
+    let mut data = Feedback::new(&feedback, &texts, max_length, args.heldout_fraction)?;
     let (liked, others) = data.counts();
     if liked == 0 || others == 0 {
         let reasons = data.fit.reasons();
@@ -58,7 +60,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
 
     let policy = Trainable::<Decoder>::for_run(&loaded.config, backbone_and_output(&loaded), &common)?
         .with_source(&loaded.source);
-    let plan = Plan {
+    let plan = TrainPlan {
         recipe: "kto",
         args: &args,
         steps: args.epochs * data.train.len().div_ceil(args.batch_size) as u64,
@@ -69,8 +71,8 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let mut run = Run::new(plan, reporter)?;
     length.report(&mut run);
     data.fit.report(&mut run);
-    data.report.tell(&mut run, None);
-    run.tell(format!(
+    data.report.report(&mut run, None);
+    run.info(format!(
         "{} liked, {} not; weights {:.3} and {:.3}",
         count(liked, "completion is", "completions are"),
         others,
@@ -79,11 +81,12 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     ));
     let tokens = run.common.micro_batch_tokens;
     run.progress("reference");
-    // The policy before any update (and before a resume) is the reference; its numbers are all that is kept.
+    // The reference is the policy before any update and before a resume. Only its log-probs are kept.
     let start = policy.reference(&loaded.weights)?;
     loaded.weights.clear();
     for items in [&mut data.train, &mut data.heldout] {
-        let of = |pick: fn(&Item) -> &Sequence| sums(&start, &items.iter().map(pick).collect::<Vec<_>>(), tokens);
+        let of =
+            |pick: fn(&FeedbackExample) -> &Sequence| sums(&start, &items.iter().map(pick).collect::<Vec<_>>(), tokens);
         let (own, mismatched) = (of(|item| &item.sequence)?, of(|item| &item.mismatched)?);
         for ((item, own), mismatched) in items.iter_mut().zip(own).zip(mismatched) {
             (item.reference, item.mismatched_reference) = (own, mismatched);
@@ -95,9 +98,9 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
 
     let (mut heldout, mut auc) = (Stats::default(), None);
     while run.step < run.total {
-        let batch: Vec<&Item> =
+        let batch: Vec<&FeedbackExample> =
             run.batch(data.train.len(), args.batch_size).into_iter().map(|i| &data.train[i]).collect();
-        // Of the whole batch, and before its gradients: the same for every micro-batch.
+        // Of the whole batch, so that it is the same for every micro-batch.
         let z0 = reference_point(policy.decoder(), &batch, tokens)?;
         let (mut sum, mut stats) = (Accumulator::default(), Stats::default());
         for group in in_groups(&batch, tokens) {
@@ -141,8 +144,8 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     Ok(TrainOutcome::Done { model_dir: run.common.output_dir.clone(), metrics })
 }
 
-/// Weights that were not given make liked and other completions weigh the same in all, the rarer side being raised: the
-/// lower end of the paper's range for λ_D·n_D / λ_U·n_U.
+/// The settings of the loss. Weights that are not given are such that liked and other completions have equal total
+/// weight, by raising that of the rarer side: the lower end of the paper's range for λ_D·n_D / λ_U·n_U.
 fn settings(args: &KtoArgs, liked: usize, others: usize) -> kto::Settings {
     let (liked, others) = (liked as f64, others as f64);
     let (desirable_weight, undesirable_weight) = match (args.desirable_weight, args.undesirable_weight) {
@@ -154,10 +157,10 @@ fn settings(args: &KtoArgs, liked: usize, others: usize) -> kto::Settings {
     kto::Settings { beta: args.beta, desirable_weight, undesirable_weight }
 }
 
-/// Tokens of prompts and completions, uncut.
-fn lengths(told: &[Thumbed], texts: &Texts) -> Result<Vec<usize>> {
-    let mut lengths = Vec::with_capacity(told.len());
-    for one in told {
+/// Lengths in tokens of prompts with their completions, without truncation.
+fn lengths(feedback: &[Thumbed], texts: &Texts) -> Result<Vec<usize>> {
+    let mut lengths = Vec::with_capacity(feedback.len());
+    for one in feedback {
         let answers = texts.answers(&one.prompt, &[&one.completion], usize::MAX)?;
         lengths.extend(answers.sequences.iter().map(|(ids, _)| ids.len()));
     }
@@ -165,8 +168,8 @@ fn lengths(told: &[Thumbed], texts: &Texts) -> Result<Vec<usize>> {
 }
 
 struct Feedback {
-    train: Vec<Item>,
-    heldout: Vec<Item>,
+    train: Vec<FeedbackExample>,
+    heldout: Vec<FeedbackExample>,
     /// Prompts for samples, held-out ones first.
     prompts: Vec<PromptInput>,
     fit: Fit,
@@ -174,10 +177,10 @@ struct Feedback {
 }
 
 impl Feedback {
-    fn new(told: &[Thumbed], texts: &Texts, max_length: usize, heldout_fraction: f64) -> Result<Self> {
+    fn new(feedback: &[Thumbed], texts: &Texts, max_length: usize, heldout_fraction: f64) -> Result<Self> {
         let (mut fit, mut report) = (Fit::new(max_length), DataReport::default());
         let (mut train, mut heldout) = (Vec::new(), Vec::new());
-        for one in told {
+        for one in feedback {
             let mut answers = texts.answers(&one.prompt, &[&one.completion], max_length)?;
             fit.note_prompt(answers.prompt_cut);
             fit.note_answers(&answers.cut);
@@ -191,23 +194,23 @@ impl Feedback {
         Ok(Self { train, heldout, prompts, fit, report })
     }
 
-    /// Completions to train on that were liked, and the others.
+    /// Numbers of training completions that were liked, and of the others.
     fn counts(&self) -> (usize, usize) {
         let liked = self.train.iter().filter(|item| item.liked).count();
         (liked, self.train.len() - liked)
     }
 }
 
-/// Gives every prompt the completion of the next other prompt beside its own (of the next completion, where there is no
-/// other prompt).
-fn mismatched(side: Vec<(&Thumbed, Sequence)>, texts: &Texts, max_length: usize) -> Result<Vec<Item>> {
+/// Pairs every prompt with the completion of the next other prompt, or with the next completion if there is no other
+/// prompt.
+fn mismatched(side: Vec<(&Thumbed, Sequence)>, texts: &Texts, max_length: usize) -> Result<Vec<FeedbackExample>> {
     let n = side.len();
     let mut items = Vec::with_capacity(n);
     for (i, (one, sequence)) in side.iter().enumerate() {
         let others = (1..n).map(|k| side[(i + k) % n].0);
         let other = others.clone().find(|other| other.prompt != one.prompt).or(others.clone().next()).unwrap_or(one);
         let (ids, start) = texts.conversation(&one.prompt, &other.completion, max_length)?;
-        items.push(Item {
+        items.push(FeedbackExample {
             sequence: sequence.clone(),
             liked: one.label,
             mismatched: Sequence { ids, start },
@@ -218,27 +221,27 @@ fn mismatched(side: Vec<(&Thumbed, Sequence)>, texts: &Texts, max_length: usize)
     Ok(items)
 }
 
-fn in_groups<'i>(items: &[&'i Item], tokens: usize) -> Vec<Vec<&'i Item>> {
+fn in_groups<'i>(items: &[&'i FeedbackExample], tokens: usize) -> Vec<Vec<&'i FeedbackExample>> {
     let lengths: Vec<usize> = items.iter().map(|item| item.sequence.ids.len()).collect();
     let groups = micro_batches(&lengths, tokens);
     groups.into_iter().map(|g| g.into_iter().map(|i| items[i]).collect()).collect()
 }
 
-/// Summed log-probs of the tails of sequences, in order and without gradient.
+/// The summed log-probs of the predicted tokens of each sequence, in order, without a gradient.
 fn sums(decoder: &Decoder, sequences: &[&Sequence], tokens: usize) -> Result<Vec<f64>> {
     let lengths: Vec<usize> = sequences.iter().map(|s| s.ids.len()).collect();
     let mut all = vec![0.0; sequences.len()];
     for group in micro_batches(&lengths, tokens) {
-        let picked = Picked::new(&group.iter().map(|&i| sequences[i]).collect::<Vec<_>>());
-        let hidden = picked.hidden_frozen(decoder)?;
-        let logprobs = picked.logprobs(decoder, &hidden, 1.0)?.logprobs.detach();
-        let sums: Vec<f32> = sequence_sums_tensor(&logprobs, &picked.lengths)?.to_vec1()?;
+        let packed = PredictionBatch::new(&group.iter().map(|&i| sequences[i]).collect::<Vec<_>>());
+        let hidden = packed.hidden_frozen(decoder)?;
+        let logprobs = packed.logprobs(decoder, &hidden, 1.0)?.logprobs.detach();
+        let sums: Vec<f32> = sequence_sums_tensor(&logprobs, &packed.lengths)?.to_vec1()?;
         group.into_iter().zip(sums).for_each(|(i, sum)| all[i] = f64::from(sum));
     }
     Ok(all)
 }
 
-fn reference_point(decoder: &Decoder, batch: &[&Item], tokens: usize) -> Result<f64> {
+fn reference_point(decoder: &Decoder, batch: &[&FeedbackExample], tokens: usize) -> Result<f64> {
     let now = sums(decoder, &batch.iter().map(|item| &item.mismatched).collect::<Vec<_>>(), tokens)?;
     let then: Vec<f64> = batch.iter().map(|item| item.mismatched_reference).collect();
     Ok(kto::reference_point(&now, &then))
@@ -246,8 +249,8 @@ fn reference_point(decoder: &Decoder, batch: &[&Item], tokens: usize) -> Result<
 
 type Loss = (Tensor, Stats, Vec<f64>);
 
-/// The loss, and log π − log π_ref of every item.
-fn loss(decoder: &Decoder, items: &[&Item], z0: f64, settings: &kto::Settings, total: f64) -> Result<Loss> {
+/// The loss, and log π − log π_ref of every completion.
+fn loss(decoder: &Decoder, items: &[&FeedbackExample], z0: f64, settings: &kto::Settings, total: f64) -> Result<Loss> {
     let policy = sequence_logprobs(decoder, &items.iter().map(|item| &item.sequence).collect::<Vec<_>>())?.0;
     let reference: Vec<f32> = items.iter().map(|item| item.reference as f32).collect();
     let reference = Tensor::new(reference, policy.device())?;
@@ -257,9 +260,15 @@ fn loss(decoder: &Decoder, items: &[&Item], z0: f64, settings: &kto::Settings, t
     Ok((loss, stats, ratios))
 }
 
-/// Statistics of held-out completions, and how often a liked one was raised more than another one.
-fn evaluate(now: &Decoder, items: &[Item], settings: &kto::Settings, tokens: usize) -> Result<(Stats, Option<f64>)> {
-    let all: Vec<&Item> = items.iter().collect();
+/// Statistics of held-out completions, and how often log π − log π_ref of a liked completion is larger than that of
+/// another one.
+fn evaluate(
+    now: &Decoder,
+    items: &[FeedbackExample],
+    settings: &kto::Settings,
+    tokens: usize,
+) -> Result<(Stats, Option<f64>)> {
+    let all: Vec<&FeedbackExample> = items.iter().collect();
     let z0 = reference_point(now, &all, tokens)?;
     let (mut stats, mut liked, mut others) = (Stats::default(), Vec::new(), Vec::new());
     for group in in_groups(&all, tokens) {

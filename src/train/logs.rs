@@ -1,7 +1,7 @@
-//! Curves and samples as files: `metrics.jsonl`, `samples.jsonl`, and a TensorBoard event file beside them.
+//! Log files of a run: `metrics.jsonl`, `samples.jsonl`, and a TensorBoard event file.
 //!
-//! The event format is two small things, written here rather than brought in by a crate: TFRecord framing
-//! (length and contents, each with a masked CRC-32C) around protobuf messages of four fields.
+//! An event file consists of TFRecords (length and contents, each with a masked CRC-32C) of protobuf messages with four
+//! fields.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use super::meter::unix_seconds;
 use crate::domain::Metric;
 
+/// The open log files of a run.
 pub struct Logs {
     dir: PathBuf,
     metrics: File,
@@ -19,20 +20,20 @@ pub struct Logs {
 }
 
 impl Logs {
-    /// Opens the logs of a run whose next point is at `step`. Points from there on, left by a run that was
-    /// cut off after its last checkpoint, are dropped: the resumed run writes them again.
+    /// Opens the logs of a run whose next metrics are of `step`. Entries of `step` and later, which an interrupted run
+    /// wrote after its last checkpoint, are removed, because the resumed run writes them again.
     pub fn open(dir: &Path, step: u64) -> std::io::Result<Self> {
         std::fs::create_dir_all(dir)?;
-        keep_before(&dir.join("samples.jsonl"), step)?;
+        truncate_from(&dir.join("samples.jsonl"), step)?;
         let metrics = dir.join("metrics.jsonl");
-        keep_before(&metrics, step)?;
+        truncate_from(&metrics, step)?;
         let name = format!("events.out.tfevents.{}.{}.step{step}", unix_seconds() as u64, std::process::id());
         let mut events = File::create(dir.join(name))?;
         events.write_all(&record(&event(unix_seconds(), 0, Body::Version("brain.Event:2"))))?;
         Ok(Self { dir: dir.to_owned(), metrics: append(&metrics)?, events })
     }
 
-    /// Adds the points of one step to both forms.
+    /// Adds the metrics of one step to both metric files.
     pub fn metrics(&mut self, step: u64, metrics: &[Metric]) -> std::io::Result<()> {
         let mut line = serde_json::Map::from_iter([("step".to_owned(), json!(step))]);
         line.extend(metrics.iter().map(|m| (m.name.clone(), json!(m.value))));
@@ -50,23 +51,23 @@ fn append(path: &Path) -> std::io::Result<File> {
     File::options().create(true).append(true).open(path)
 }
 
-/// Rewrites a JSONL file without the lines of `step` and later, and without a line that was cut off.
-fn keep_before(path: &Path, step: u64) -> std::io::Result<()> {
+/// Rewrites a JSONL file without the lines of `step` and later, and without incomplete lines.
+fn truncate_from(path: &Path, step: u64) -> std::io::Result<()> {
     let file = match File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(error),
     };
-    let mut kept = String::new();
+    let mut text = String::new();
     for line in BufReader::new(file).lines() {
         let line = line?;
         let at = serde_json::from_str::<Value>(&line).ok().and_then(|v| v["step"].as_u64());
         if at.is_some_and(|at| at < step) {
-            kept.push_str(&line);
-            kept.push('\n');
+            text.push_str(&line);
+            text.push('\n');
         }
     }
-    std::fs::write(path, kept)
+    std::fs::write(path, text)
 }
 
 enum Body<'a> {
@@ -122,7 +123,7 @@ fn masked_crc(data: &[u8]) -> u32 {
     crc32c(data).rotate_right(15).wrapping_add(0xa282_ead8)
 }
 
-/// Castagnoli's CRC, bit by bit: a few hundred bytes per step need no table.
+/// CRC-32C (Castagnoli), without a table: it is computed for a few hundred bytes per step.
 fn crc32c(data: &[u8]) -> u32 {
     let step = |crc: u32, byte: &u8| {
         (0..8).fold(crc ^ u32::from(*byte), |c, _| if c & 1 == 1 { c >> 1 ^ 0x82f6_3b78 } else { c >> 1 })
@@ -154,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn a_resumed_run_writes_its_last_steps_once() {
+    fn a_resumed_run_logs_every_step_once() {
         let dir = tempfile::tempdir().unwrap();
         let point = |step: u64| [Metric { step: step as i64, name: "loss".into(), value: step as f64 }];
         let mut logs = Logs::open(dir.path(), 1).unwrap();
@@ -162,7 +163,7 @@ mod tests {
             logs.metrics(step, &point(step)).unwrap();
             logs.sample(&json!({"step": step})).unwrap();
         }
-        // Cut off in the middle of a line; the last checkpoint was after step 2.
+        // Interrupted in the middle of a line; the last checkpoint was after step 2.
         std::fs::OpenOptions::new()
             .append(true)
             .open(dir.path().join("metrics.jsonl"))

@@ -1,8 +1,9 @@
-//! Speed, time left and memory for progress reports. The one place in training that reads the clock; no
-//! number from here enters a computation.
+//! Speed, remaining time and memory, for progress reports. The only place in training that reads the clock; no
+//! computation depends on it.
 
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+/// Measures speed and remaining time.
 pub struct Meter {
     started: Instant,
     first_step: u64,
@@ -17,12 +18,12 @@ impl Meter {
         Self { started: now, first_step, window: now, tokens: 0 }
     }
 
-    /// Books tokens that went through the model.
+    /// Counts tokens that the model has processed.
     pub fn add_tokens(&mut self, n: usize) {
         self.tokens += n as u64;
     }
 
-    /// Tokens per second since the last call; `None` when no token was booked.
+    /// Tokens per second since the last call; `None` without tokens.
     pub fn take_rate(&mut self) -> Option<f64> {
         let seconds = self.window.elapsed().as_secs_f64();
         let tokens = std::mem::take(&mut self.tokens);
@@ -30,19 +31,19 @@ impl Meter {
         (tokens > 0 && seconds > 0.0).then(|| tokens as f64 / seconds)
     }
 
-    /// Seconds of this process at work; a resumed run counts from 0 again.
+    /// Seconds since this process started the run. A resumed run starts again at 0.
     pub fn elapsed(&self) -> f64 {
         self.started.elapsed().as_secs_f64()
     }
 
-    /// Seconds left at the mean speed so far; `None` before the first step is done.
+    /// Remaining seconds at the mean speed so far; `None` before the first finished step.
     pub fn eta(&self, step: u64, total: u64) -> Option<f64> {
         let done = step.checked_sub(self.first_step).filter(|n| *n > 0)?;
         Some(self.started.elapsed().as_secs_f64() / done as f64 * total.saturating_sub(step) as f64)
     }
 }
 
-/// Seconds since it was made, for the phases of a step.
+/// Measures the phases of a step.
 pub struct Stopwatch(Instant);
 
 impl Stopwatch {
@@ -62,7 +63,7 @@ pub fn unix_seconds() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |t| t.as_secs_f64())
 }
 
-/// Resident memory of this process in bytes, where the system tells (Linux).
+/// Resident memory of this process in bytes; Linux only.
 pub fn resident_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find(|l| l.starts_with("VmRSS:"))?;

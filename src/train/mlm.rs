@@ -1,5 +1,5 @@
-//! BERT pretraining (arXiv 1810.04805): guess hidden tokens from both sides. No next-sentence task, as in
-//! RoBERTa (arXiv 1907.11692): one document piece per sequence, [CLS] and [SEP] around it.
+//! BERT pretraining (arXiv 1810.04805): predicts masked tokens from both sides. As in RoBERTa (arXiv 1907.11692) there
+//! is no next-sentence task: a sequence is a piece of one document between [CLS] and [SEP].
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use super::args::{MlmArgs, parse_for_run};
 use super::bidirectional::TrainableEncoder;
 use super::fit::BLOCK;
 use super::pretrain::{Cursor, batch_blocks, from_scratch, tokenizer};
-use super::run::{Plan, Run, before, device};
+use super::run::{Run, TrainPlan, device, report_phase};
 use super::step::{Accumulator, micro_batches};
 use super::{Reporter, TrainOutcome, rng};
 use crate::data::corpus::{Stream, TextFiles};
@@ -25,7 +25,7 @@ use crate::tokenizer::train::{Kind, TokenizerPlan};
 
 pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let args: MlmArgs = parse_for_run(args)?;
-    before(reporter, "loading");
+    report_phase(reporter, "loading");
     let common = args.common();
     let files = TextFiles {
         paths: args.texts.iter().map(PathBuf::from).collect(),
@@ -51,7 +51,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     ensure!(loaded.config.is_encoder(), "model: a masked language model needs an encoder (such as BERT)");
     let tokenizer = loaded.tokenizer.as_ref().context("model: it has no tokenizer.json")?;
     let masking = Masking::new(tokenizer, loaded.config.vocab_size, args.mask_rate, common.seed)?;
-    before(reporter, "preparing");
+    report_phase(reporter, "preparing");
     let corpus = files.read(tokenizer, None, None)?;
     let length = common.max_length.unwrap_or(BLOCK).min(loaded.config.max_positions) - 2;
     let blocks = corpus.train.n_blocks(length);
@@ -65,7 +65,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let model = TrainableEncoder::new(&loaded.config, &weights)?;
     ensure!(model.encoder().has_mlm_head(), "model: it has no masked-LM head");
 
-    let plan = Plan {
+    let plan = TrainPlan {
         recipe: "mlm",
         args: &args,
         steps: args.epochs * blocks.div_ceil(args.batch_size) as u64,
@@ -120,14 +120,15 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     Ok(TrainOutcome::Done { model_dir: run.common.output_dir.clone(), metrics })
 }
 
-/// Backbone and masked-LM head. The pooler learns nothing here, but classifiers start from it: it is kept.
+/// Whether a tensor belongs to the backbone, the masked-LM head or the pooler. The pooler gets no gradient here, but is
+/// kept for classifiers.
 fn is_trained(config: &ModelConfig, name: &str) -> bool {
     let family = config.family();
     let head = family.encoder_heads().is_some_and(|heads| heads.is_masked_lm(name) || heads.is_pooler(name));
     head || (name.starts_with(family.base) && !family.is_head(name))
 }
 
-/// How tokens are hidden.
+/// How tokens are masked.
 struct Masking {
     cls: u32,
     sep: u32,
@@ -153,7 +154,7 @@ impl Masking {
         })
     }
 
-    /// `[CLS] piece [SEP]` with some of the piece's tokens hidden; which, follows from (seed, draw).
+    /// `[CLS] piece [SEP]` with some tokens of the piece masked, which (seed, draw) determine.
     fn mask(&self, piece: &[u32], draw: u64) -> Masked {
         let mut rng = rng::rng(self.seed, rng::Stream::Mask, draw);
         let ids: Vec<u32> = [self.cls].into_iter().chain(piece.iter().copied()).chain([self.sep]).collect();
@@ -162,14 +163,14 @@ impl Masking {
     }
 }
 
-/// Sequences that go through together. Those in which nothing is hidden teach nothing.
+/// Groups of sequences for one pass each, without those in which nothing is masked.
 fn groups(batch: &[Masked], max_tokens: usize) -> Vec<Vec<&Masked>> {
     let useful: Vec<&Masked> = batch.iter().filter(|m| !m.rows.is_empty()).collect();
     let lengths: Vec<usize> = useful.iter().map(|m| m.ids.len()).collect();
     micro_batches(&lengths, max_tokens).into_iter().map(|g| g.into_iter().map(|i| useful[i]).collect()).collect()
 }
 
-/// log p of the hidden tokens, and how many tokens went through.
+/// Log-probs of the masked tokens, and the number of all tokens.
 fn logprobs(encoder: &Encoder, group: &[&Masked]) -> Result<(Tensor, usize)> {
     let ids: Vec<&[u32]> = group.iter().map(|m| m.ids.as_slice()).collect();
     let batch = PackedBatch::new(&ids);
@@ -183,7 +184,7 @@ fn logprobs(encoder: &Encoder, group: &[&Masked]) -> Result<(Tensor, usize)> {
     Ok((encoder.mlm_logprobs(&picked, &targets)?.logprobs, batch.len()))
 }
 
-/// Mean −log p of hidden tokens of the held-out documents, the same ones every time.
+/// Mean −log p of masked tokens of the held-out documents, with the same masks at every call.
 fn validate(
     encoder: &Encoder,
     heldout: &Stream,

@@ -1,6 +1,6 @@
-//! Recipes read top-down: `sft`, `reward`, `ppo`, … Each takes a JSON argument object with file paths,
-//! reports progress through `Reporter`, checkpoints, and leaves a Hugging Face model directory behind.
-//! No SQL and no HTTP in here: a job materialises its data into JSONL files first.
+//! The training recipes: `sft`, `reward`, `ppo`, … Each takes a JSON object of arguments with paths of files, reports
+//! its progress to a `Reporter`, writes checkpoints, and produces a Hugging Face model directory. Recipes use no SQL
+//! and no HTTP: a job writes its data to JSONL files first.
 
 pub mod args;
 mod bidirectional;
@@ -43,30 +43,31 @@ use serde::{Deserialize, Serialize};
 
 use crate::domain::{Metric, Progress};
 
-/// What a recipe says while it runs. The foreground CLI shows a bar, a job child writes JSON lines.
+/// Receives the reports of a running recipe. The command line shows a progress bar; the child process of a job writes
+/// JSON lines.
 pub trait Reporter: Send {
     fn progress(&mut self, progress: &Progress);
     fn metrics(&mut self, metrics: &[Metric]);
     /// `log`, `warning`, `sample`, `checkpoint`, …
     fn event(&mut self, kind: &str, data: serde_json::Value);
-    /// A client for reward services, where whoever runs the recipe allows any.
+    /// The client for reward services, if any are allowed.
     fn remote(&self) -> Option<std::sync::Arc<dyn remote::RemoteReward>> {
         None
     }
-    /// The client of the judge of this name, where whoever runs the recipe has one.
+    /// The client of the judge of this name, if it is configured.
     fn judge(&self, _name: &str) -> Option<std::sync::Arc<dyn judge::Judge>> {
         None
     }
-    /// The command of the trainer of this name, where whoever runs the recipe has one.
+    /// The command of the external trainer of this name, if it is configured.
     fn trainer(&self, _name: &str) -> Option<Vec<String>> {
         None
     }
-    /// True once cancel or shutdown was asked for; recipes look after every step, checkpoint and return
-    /// `Outcome::Stopped`.
+    /// Whether a cancellation or shutdown was requested. Recipes check after every step, write a checkpoint, and return
+    /// `TrainOutcome::Stopped`.
     fn should_stop(&self) -> bool;
 }
 
-/// How a recipe ended.
+/// The outcome of a recipe.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "status", rename_all = "lowercase")]
 pub enum TrainOutcome {
@@ -76,32 +77,32 @@ pub enum TrainOutcome {
     Stopped { checkpoint: Option<String> },
 }
 
-/// One recipe in the table that CLI, jobs, and the admin form share.
+/// A recipe of the table that the command line, jobs, and the admin form use.
 pub struct Recipe {
     pub name: &'static str,
     pub about: &'static str,
     /// JSON Schema of the arguments (schemars), with defaults and descriptions.
     pub schema: fn() -> serde_json::Value,
-    /// Parses and validates; the error names the field.
+    /// Parses and validates arguments; the error names the field.
     pub validate: fn(&serde_json::Value) -> Result<(), ArgsError>,
-    /// One run; `execute` knows sweeps.
+    /// A single run, without a sweep.
     pub run: fn(&serde_json::Value, &mut dyn Reporter) -> anyhow::Result<TrainOutcome>,
 }
 
 impl Recipe {
-    /// Runs once, or as often as the arguments' `sweep` asks for.
+    /// Runs once, or every run of the arguments' `sweep`.
     ///
     /// # Errors
-    /// A sweep that is not right; whatever a run ends with.
+    /// If the sweep is invalid, and those of the runs.
     pub fn execute(&self, args: &serde_json::Value, reporter: &mut dyn Reporter) -> anyhow::Result<TrainOutcome> {
         match args::sweep_of(args)? {
             None => (self.run)(args, reporter),
-            Some(asked) => sweep::run(self, args, &asked, reporter),
+            Some(sweep) => sweep::run(self, args, &sweep, reporter),
         }
     }
 }
 
-/// Bad recipe arguments; `field` is a JSON path such as `kl_coef`.
+/// An invalid argument of a recipe; `field` is a JSON path such as `kl_coef`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {message}")]
 pub struct ArgsError {
@@ -109,7 +110,7 @@ pub struct ArgsError {
     pub message: String,
 }
 
-/// All recipes: the road from raw text first, then in the order in which the loop uses them.
+/// All recipes: first those that train on raw text, then in the order in which the InstructGPT loop uses them.
 pub fn recipes() -> &'static [Recipe] {
     RECIPES
 }

@@ -1,5 +1,5 @@
-//! AdamW with public state, parameter groups and gradient clipping; fused and in place on CPU.
-//! Order is that of the parameter names, every entry is computed on its own: results do not depend on threads.
+//! AdamW (arXiv 1711.05101) with public state, parameter groups and gradient clipping; fused and in place on the CPU.
+//! Every entry is computed separately, so results do not depend on the number of threads.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Mutex;
@@ -8,34 +8,35 @@ use candle_core::{CpuStorage, DType, InplaceOp2, Layout, Result, Tensor, TensorI
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::optim_bytes::{BLOCK, Bytes, LEAST_ROUNDED, SIGNED, UNSIGNED};
+use super::optim_bytes::{BLOCK, MIN_QUANTIZED, QuantizedMoments, SIGNED, UNSIGNED};
 use crate::ops::simd::multiversion;
 
 /// Trainable parameters by name.
 pub type Params = BTreeMap<String, Var>;
-/// Gradients by parameter name; a parameter that a loss does not reach has none.
+/// Gradients by parameter name. A parameter that does not affect the loss has none.
 pub type Grads = BTreeMap<String, Tensor>;
 
-/// Where ε sits.
+/// The position of ε.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum AdamForm {
-    /// m̂ / (√v̂ + ε), as in the paper's Algorithm 1 and PyTorch.
+    /// m̂ / (√v̂ + ε), as in Algorithm 1 of the paper (arXiv 1412.6980) and in PyTorch.
     #[default]
     Torch,
-    /// lr·√(1−β₂ᵗ)/(1−β₁ᵗ) · m / (√v + ε): ε is not rescaled by the bias correction (LMHP, TensorFlow).
+    /// lr·√(1−β₂ᵗ)/(1−β₁ᵗ) · m / (√v + ε): ε is not rescaled by the bias correction, as in TensorFlow and in OpenAI's
+    /// lm-human-preferences.
     Tf,
 }
 
-/// How moments are kept between updates.
+/// The format of moments between updates.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub enum AdamStates {
-    /// Exactly: 8 bytes a parameter.
+    /// Exact: 8 bytes per parameter.
     #[default]
     #[serde(rename = "f32")]
     F32,
-    /// Rounded in blocks of 256 to 8 bits (2110.02861): 2 bytes a parameter. Tensors of fewer than 4096 entries and
-    /// those on a GPU stay exact.
+    /// Rounded to 8 bits in blocks of 256 (arXiv 2110.02861): 2 bytes per parameter. Tensors of fewer than 4096 entries
+    /// and those on a GPU stay exact.
     #[serde(rename = "8bit")]
     Bytes,
 }
@@ -54,20 +55,20 @@ impl Default for AdamConfig {
     }
 }
 
-/// Settings for the parameters whose name contains `contains`; the first matching group wins.
+/// Settings for the parameters whose name contains `contains`. The first matching group applies.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Group {
-    /// Empty matches every name.
+    /// An empty text matches every name.
     pub contains: String,
-    /// Only tensors of at least this rank (2 leaves out biases and norm gains).
+    /// Only tensors of at least this rank match: 2 excludes biases and norm gains.
     pub min_rank: usize,
     pub lr_scale: f64,
-    /// Decoupled: p ← p·(1 − lr·decay) before the Adam update.
+    /// Decoupled weight decay: p ← p·(1 − lr·decay) before the Adam update.
     pub weight_decay: f64,
 }
 
 impl Group {
-    /// Decay on matrices, none on biases and gains.
+    /// Weight decay for matrices, none for biases and gains.
     pub fn standard(weight_decay: f64) -> Vec<Group> {
         vec![
             Group { contains: String::new(), min_rank: 2, lr_scale: 1.0, weight_decay },
@@ -79,10 +80,10 @@ impl Group {
 /// First and second moments of one parameter, in its layout.
 #[derive(Clone, Debug)]
 pub enum Moments {
-    /// f32 on the host: the fused path.
+    /// f32 on the host, for the fused update.
     Host { m: Vec<f32>, v: Vec<f32> },
-    /// Blocks of bytes on the host: the fused path that rounds.
-    Bytes { m: Bytes, v: Bytes },
+    /// 8 bits on the host, for the fused update with rounding.
+    Bytes { m: QuantizedMoments, v: QuantizedMoments },
     /// Tensors on the parameter's device.
     Device { m: Tensor, v: Tensor },
 }
@@ -91,14 +92,14 @@ pub enum Moments {
 pub struct AdamW {
     pub config: AdamConfig,
     pub groups: Vec<Group>,
-    /// How the moments of parameters without any are kept.
+    /// The format of new moments.
     pub states: AdamStates,
-    /// Updates done so far.
+    /// Number of updates.
     pub step: u64,
     pub moments: BTreeMap<String, Moments>,
 }
 
-/// Numbers of one update, the same for every entry of a parameter.
+/// The constants of one update of a parameter.
 #[derive(Clone, Copy)]
 struct Update {
     beta1: f32,
@@ -122,11 +123,11 @@ impl AdamW {
         Self { states, ..self }
     }
 
-    /// One update with learning rate `lr`. Gradients are first scaled down to a global norm of
-    /// `max_grad_norm` (no clipping if `None`). Returns the norm before clipping.
+    /// One update with learning rate `lr`. Gradients are first scaled down to a global norm of `max_grad_norm`, if
+    /// given. Returns the norm before clipping.
     ///
     /// # Errors
-    /// A gradient that is not finite: names the parameter, changes nothing.
+    /// If a gradient is not finite; the message names the parameter, and nothing is changed.
     pub fn update(&mut self, params: &Params, grads: &Grads, lr: f64, max_grad_norm: Option<f64>) -> Result<f64> {
         let norm = global_norm(grads)?;
         // As torch.nn.utils.clip_grad_norm_: the factor is max / (norm + 1e-6), never above 1.
@@ -182,8 +183,8 @@ impl AdamW {
         }
     }
 
-    /// Moments as tensors `m.<name>` and `v.<name>`, for a checkpoint; rounded ones as bytes, with the scales of their
-    /// blocks in `m_scale.<name>` and `v_scale.<name>`.
+    /// The moments as tensors `m.<name>` and `v.<name>`, for a checkpoint. Rounded moments are U8 tensors, with the
+    /// scales of their blocks in `m_scale.<name>` and `v_scale.<name>`.
     pub fn state(&self, params: &Params) -> Result<BTreeMap<String, Tensor>> {
         let mut out = BTreeMap::new();
         for (name, moments) in &self.moments {
@@ -209,22 +210,24 @@ impl AdamW {
         Ok(out)
     }
 
-    /// Takes back what `state` gave, after `step` updates.
+    /// Restores the moments that `state` returned after `step` updates.
     pub fn restore(&mut self, params: &Params, state: &BTreeMap<String, Tensor>, step: u64) -> Result<()> {
         self.moments.clear();
         self.step = step;
         for (key, m) in state {
             let Some(name) = key.strip_prefix("m.") else { continue };
             let (Some(param), Some(v)) = (params.get(name), state.get(&format!("v.{name}"))) else {
-                bail!("optimizer state has {key} but the model or its second moment does not")
+                bail!(
+                    "the optimizer state has {key}, but the model has no such parameter or the state no second moment of it"
+                )
             };
             if m.shape() != param.shape() || v.shape() != param.shape() {
                 bail!("optimizer state {key} has shape {:?}, the parameter {:?}", m.shape(), param.shape())
             }
             let scale = |of: &str| state.get(&format!("{of}_scale.{name}"));
             let moments = if let (Some(m_scale), Some(v_scale)) = (scale("m"), scale("v")) {
-                let bytes = |codes: &Tensor, scales: &Tensor| -> Result<Bytes> {
-                    Bytes::restored(codes.flatten_all()?.to_vec1()?, scales.to_vec1()?)
+                let bytes = |codes: &Tensor, scales: &Tensor| -> Result<QuantizedMoments> {
+                    QuantizedMoments::restored(codes.flatten_all()?.to_vec1()?, scales.to_vec1()?)
                 };
                 Moments::Bytes { m: bytes(m, m_scale)?, v: bytes(v, v_scale)? }
             } else if on_host(param) {
@@ -238,16 +241,16 @@ impl AdamW {
     }
 }
 
-/// One update that is made while the backward pass runs: each gradient is applied as soon as it is complete and
-/// is then freed, so that gradients never exist all at once. Clipping needs them all, so there is none.
-pub struct Stepping {
+/// An update during the backward pass: each gradient is applied as soon as it is complete, and then freed, so that not
+/// all gradients are in memory at once. There is no clipping, which needs all of them.
+pub struct OptimizerInBackward {
     optimizer: AdamW,
     params: HashMap<TensorId, (String, Var)>,
     lr: f64,
     squares: f64,
 }
 
-impl Stepping {
+impl OptimizerInBackward {
     /// Begins update `optimizer.step + 1` of `params`.
     pub fn begin(mut optimizer: AdamW, params: &Params, lr: f64) -> Self {
         optimizer.step += 1;
@@ -255,12 +258,14 @@ impl Stepping {
         Self { optimizer, params, lr, squares: 0.0 }
     }
 
-    /// Applies the gradient of the variable `id`; each variable's must come at most once.
+    /// Applies the gradient of the variable `id`, at most once per variable.
     ///
     /// # Errors
-    /// A gradient that is not finite; other parameters may have moved already, so the run cannot go on.
+    /// If a gradient is not finite. Other parameters may have been updated already, so the run cannot continue.
     pub fn apply(&mut self, id: TensorId, grad: &Tensor) -> Result<()> {
-        let Some((name, param)) = self.params.remove(&id) else { bail!("a gradient came twice, or of no parameter") };
+        let Some((name, param)) = self.params.remove(&id) else {
+            bail!("a gradient was passed twice, or belongs to no parameter")
+        };
         let squares = squared_sum(grad)?;
         if !squares.is_finite() {
             bail!("the gradient of {name} is not finite")
@@ -282,8 +287,8 @@ fn on_host(param: &Var) -> bool {
 impl Moments {
     fn zeros(param: &Var, states: AdamStates) -> Result<Self> {
         let n = param.elem_count();
-        if on_host(param) && states == AdamStates::Bytes && n >= LEAST_ROUNDED {
-            return Ok(Self::Bytes { m: Bytes::zeros(n), v: Bytes::zeros(n) });
+        if on_host(param) && states == AdamStates::Bytes && n >= MIN_QUANTIZED {
+            return Ok(Self::Bytes { m: QuantizedMoments::zeros(n), v: QuantizedMoments::zeros(n) });
         }
         if on_host(param) {
             return Ok(Self::Host { m: vec![0.0; n], v: vec![0.0; n] });
@@ -293,7 +298,10 @@ impl Moments {
     }
 }
 
-/// √Σ g² over all parameters, in f64. An infinity or NaN is an error that names the parameter.
+/// √Σ g² over all parameters, in f64.
+///
+/// # Errors
+/// If a gradient is not finite; the message names the parameter.
 pub fn global_norm(grads: &Grads) -> Result<f64> {
     let mut sum = 0.0;
     for (name, grad) in grads {
@@ -311,7 +319,7 @@ fn squared_sum(grad: &Tensor) -> Result<f64> {
         let (storage, layout) = grad.storage_and_layout();
         if let candle_core::Storage::Cpu(CpuStorage::F32(data)) = &*storage {
             let slice = &data[layout.start_offset()..layout.start_offset() + grad.elem_count()];
-            // Fixed chunks, summed in order: the same bits on any number of threads.
+            // Fixed chunks that are summed in order give the same bits for any number of threads.
             let parts: Vec<f64> = slice.par_chunks(1 << 16).map(squares).collect();
             return Ok(parts.iter().sum());
         }
@@ -319,7 +327,7 @@ fn squared_sum(grad: &Tensor) -> Result<f64> {
     grad.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar()
 }
 
-/// The fused host update; candle hands out the storage of the parameter for writing.
+/// The fused update on the host, as an in-place operation on the parameter.
 struct Fused<'a> {
     update: Update,
     moments: Mutex<(&'a mut Vec<f32>, &'a mut Vec<f32>)>,
@@ -351,10 +359,10 @@ impl InplaceOp2 for Fused<'_> {
     }
 }
 
-/// The same on moments in bytes, a block at a time.
+/// The fused update on the host for 8-bit moments, a block at a time.
 struct Rounded<'a> {
     update: Update,
-    moments: Mutex<(&'a mut Bytes, &'a mut Bytes)>,
+    moments: Mutex<(&'a mut QuantizedMoments, &'a mut QuantizedMoments)>,
 }
 
 impl InplaceOp2 for Rounded<'_> {
@@ -403,7 +411,7 @@ multiversion! {
 }
 
 multiversion! {
-    /// Σ x² in 16 strided chains of f64.
+    /// Σ x², in f64 with 16 strided chains.
     fn squares(x: &[f32]) -> f64 {
         let mut lanes = [0f64; 16];
         let (chunks, rest) = x.as_chunks::<16>();
@@ -424,7 +432,7 @@ impl Update {
         *v = ((&*v * f64::from(self.beta2))? + (g.sqr()? * f64::from(1.0 - self.beta2))?)?;
         let denominator = ((&*v * f64::from(self.v_scale))?.sqrt()? + f64::from(self.eps))?;
         let step = ((&*m / denominator)? * f64::from(self.rate))?;
-        let kept = (param.as_detached_tensor().to_dtype(DType::F32)? * f64::from(self.keep))?;
-        param.set(&(kept - step)?.to_dtype(param.dtype())?)
+        let decayed = (param.as_detached_tensor().to_dtype(DType::F32)? * f64::from(self.keep))?;
+        param.set(&(decayed - step)?.to_dtype(param.dtype())?)
     }
 }

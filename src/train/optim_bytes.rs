@@ -1,33 +1,33 @@
-//! Adam's moments in 8 bits (2110.02861): blocks of 256 entries, each divided by its largest absolute value, and rounded
-//! to the nearest of 256 numbers that lie closer together near 0 (dynamic quantisation).
+//! Adam's moments in 8 bits (arXiv 2110.02861): blocks of 256 entries are divided by their largest absolute value and
+//! rounded to the nearest of 256 values, which are denser near 0 (dynamic quantisation).
 
 use std::sync::LazyLock;
 
 use candle_core::{Result, bail};
 
-/// Entries that share a scale.
+/// Number of entries with a common scale.
 pub const BLOCK: usize = 256;
-/// Smaller parameters keep exact moments, as in bitsandbytes: they cost nothing and matter more.
-pub const LEAST_ROUNDED: usize = 4096;
+/// Parameters with fewer entries have exact moments, as in bitsandbytes.
+pub const MIN_QUANTIZED: usize = 4096;
 
-/// Rounded numbers: a code for each and the scale of each block.
+/// Quantised values: a code for each value, and a scale for each block.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Bytes {
+pub struct QuantizedMoments {
     pub codes: Vec<u8>,
     pub scales: Vec<f32>,
 }
 
-impl Bytes {
+impl QuantizedMoments {
     /// `n` zeros.
     pub fn zeros(n: usize) -> Self {
-        // With the scale 0 any code is 0.
+        // With scale 0, every code means 0.
         Self { codes: vec![0; n], scales: vec![0.0; n.div_ceil(BLOCK)] }
     }
 
-    /// Codes and scales as they were saved.
+    /// Restores saved codes and scales.
     ///
     /// # Errors
-    /// When there is not one scale for each block.
+    /// If the number of scales is not that of the blocks.
     pub fn restored(codes: Vec<u8>, scales: Vec<f32>) -> Result<Self> {
         if scales.len() != codes.len().div_ceil(BLOCK) {
             bail!("optimizer state has {} scales for {} entries of 8 bits", scales.len(), codes.len())
@@ -36,10 +36,10 @@ impl Bytes {
     }
 }
 
-/// The numbers of codes, ascending, the largest of them 1.
+/// The values of the codes, in ascending order; the largest is 1.
 pub struct Codebook {
     values: [f32; 256],
-    /// Half way between each value and the next.
+    /// The midpoints between neighbouring values.
     borders: [f32; 255],
 }
 
@@ -49,8 +49,8 @@ pub static SIGNED: LazyLock<Codebook> = LazyLock::new(|| Codebook::dynamic(true)
 pub static UNSIGNED: LazyLock<Codebook> = LazyLock::new(|| Codebook::dynamic(false));
 
 impl Codebook {
-    /// The dynamic map of the paper: 7 decades, from the decade that ends at 1 down, each of half as many values as the
-    /// one above, as the middles of equal steps between a tenth and the whole of the decade; beside 0 and 1.
+    /// The dynamic map of the paper: 0, 1, and 7 decades below 1. Each decade has half as many values as the next
+    /// larger one: the midpoints of equal steps over the decade.
     fn dynamic(signed: bool) -> Self {
         const DECADES: i32 = 7;
         let mut values = vec![0.0, 1.0];
@@ -81,18 +81,18 @@ impl Codebook {
         self.borders.partition_point(|border| *border < x) as u8
     }
 
-    /// Writes the numbers of a block into `out`.
+    /// Dequantises a block to `out`.
     pub fn read(&self, codes: &[u8], scale: f32, out: &mut [f32]) {
         out.iter_mut().zip(codes).for_each(|(to, code)| *to = self.values[usize::from(*code)] * scale);
     }
 
-    /// Rounds a block of finite numbers; returns its scale, the largest absolute value.
+    /// Quantises a block of finite values. Returns its scale, the largest absolute value.
     pub fn write(&self, numbers: &[f32], codes: &mut [u8]) -> f32 {
         let scale = numbers.iter().fold(0f32, |most, x| most.max(x.abs()));
         let by = if scale > 0.0 { 1.0 / scale } else { 0.0 };
-        // The reciprocal of the smallest numbers is infinite.
+        // The reciprocal of a subnormal number may be infinite.
         let by = if by.is_finite() { by } else { 0.0 };
-        // A second moment that is not 0 stays so: an update is divided by its root.
+        // A second moment above 0 must stay above 0, because updates are divided by its root.
         let least = if self.values[0] == 0.0 { 1 } else { 0 };
         for (code, x) in codes.iter_mut().zip(numbers) {
             let nearest = self.code(x * by);
@@ -107,7 +107,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_maps_are_ascending_and_hold_0_and_1() {
+    fn codebooks_are_ascending_and_contain_0_and_1() {
         for (book, signed) in [(&*SIGNED, true), (&*UNSIGNED, false)] {
             assert!(book.values.windows(2).all(|w| w[0] < w[1]), "{:?}", book.values);
             assert!(book.values.contains(&0.0) && book.values[255] == 1.0);
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn rounding_is_within_half_a_step_and_keeps_the_largest() {
+    fn rounding_errors_are_at_most_half_a_step_and_the_largest_value_is_exact() {
         for book in [&*SIGNED, &*UNSIGNED] {
             let numbers: Vec<f32> = (0..200)
                 .map(|i| (i as f32 * 0.731).sin().powi(3) * 3.0)

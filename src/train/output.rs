@@ -1,4 +1,4 @@
-//! The model directory that a recipe leaves behind.
+//! Writes the model directory of a recipe's result.
 
 use std::path::Path;
 
@@ -13,14 +13,14 @@ use crate::model::save::save_merged;
 use crate::model::{Build, Loaded};
 use crate::prompt::Texts;
 
-/// Writes `weights` with the configuration and tokenizer of `source` to the output directory, and an
-/// instructd.json of `kind`, `recipe`, `parent` and the entries of `more`.
+/// Writes `weights` with the configuration and tokenizer of `source` to the output directory, and an instructd.json
+/// with `kind`, `recipe`, `parent`, `seed` and the entries of `more`.
 pub fn save(common: &Common, kind: &str, recipe: &str, source: &Loaded, weights: &Merged, more: Value) -> Result<()> {
     let mut about = serde_json::json!({"kind": kind, "recipe": recipe, "parent": common.model, "seed": common.seed});
     if let (Some(about), Value::Object(more)) = (about.as_object_mut(), more) {
         about.extend(more);
     }
-    // What training ended its sequences with ends them for whoever loads the files.
+    // The end tokens with which sequences ended in training become those of the model.
     let mut config = source.config.clone();
     if !config.is_encoder()
         && let Ok(texts) = Texts::new(source)
@@ -40,10 +40,11 @@ pub fn save(common: &Common, kind: &str, recipe: &str, source: &Loaded, weights:
     Ok(())
 }
 
-/// The adapter beside the model it is folded into, where there is one. Before `save`: the weights come last.
+/// Writes the LoRA adapter, if there is one, to the output directory. Call it before `save`, which writes the weights
+/// last.
 pub fn save_adapter<M: Build>(common: &Common, trained: &Trainable<M>) -> Result<()> {
     let dir = Path::new(&common.output_dir).join(peft::FOLDER);
-    // By its name: where the model lies is this machine's business.
+    // Only the name, without the path on this machine.
     let base = Path::new(&common.model)
         .file_name()
         .map_or_else(|| common.model.as_str().into(), |name| name.to_string_lossy());

@@ -1,5 +1,5 @@
-//! Preferences that teach the policy itself: `dpo` (also cDPO, IPO, rDPO) against its own start, `simpo` and `orpo`
-//! without a reference. All learn from the pairs of ranked sets.
+//! Direct learning from preferences: `dpo` (also cDPO, IPO, rDPO) with the start policy as the reference, and `simpo`
+//! and `orpo` without a reference. All learn from the pairs of ranked sets.
 
 use std::collections::BTreeMap;
 
@@ -9,10 +9,10 @@ use serde_json::{Value, json};
 
 use super::args::{Common, DpoArgs, OrpoArgs, RecipeArgs, SimpoArgs, parse_for_run};
 use super::ranked::{RankedSequences, Rankings};
-use super::run::{Plan, Run, before, device, file_hash, load_base};
+use super::run::{Run, TrainPlan, device, file_hash, load_base, report_phase};
 use super::samples::Samples;
 use super::sft::backbone_and_output;
-use super::step::{Accumulator, Picked, Sequence, micro_batches};
+use super::step::{Accumulator, PredictionBatch, Sequence, micro_batches};
 use super::trainable::Trainable;
 use super::{Reporter, TrainOutcome};
 use crate::model::Decoder;
@@ -20,7 +20,7 @@ use crate::objective::logprobs::sequence_sums_tensor;
 use crate::objective::{Stats, dpo, orpo, simpo};
 use crate::prompt::Texts;
 
-/// Which loss is taken of the pairs.
+/// The loss of the pairs.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Objective {
     Dpo(dpo::Settings),
@@ -35,7 +35,7 @@ impl Objective {
     }
 }
 
-/// What the recipes here have in common beside `Common`.
+/// The arguments of the data, which these recipes share.
 struct Data<'a> {
     comparisons: &'a str,
     epochs: u64,
@@ -59,7 +59,7 @@ pub fn dpo(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
         Ok(Objective::Dpo(dpo::Settings { kind: args.loss, beta: args.beta, label_smoothing }))
     };
     let data = Data { comparisons, epochs, batch_size, heldout_fraction };
-    drive("dpo", &args, args.common(), &data, objective, reporter)
+    train("dpo", &args, args.common(), &data, objective, reporter)
 }
 
 pub fn simpo(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
@@ -69,7 +69,7 @@ pub fn simpo(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> 
     let SimpoArgs { beta, simpo_gamma: gamma, label_smoothing, .. } = args;
     let objective = |_: &Rankings| Ok(Objective::Simpo(simpo::Settings { beta, gamma, label_smoothing }));
     let data = Data { comparisons, epochs, batch_size, heldout_fraction };
-    drive("simpo", &args, args.common(), &data, objective, reporter)
+    train("simpo", &args, args.common(), &data, objective, reporter)
 }
 
 pub fn orpo(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
@@ -77,42 +77,42 @@ pub fn orpo(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let OrpoArgs { comparisons, epochs, batch_size, heldout_fraction, .. } = &args;
     let (epochs, batch_size, heldout_fraction) = (*epochs, *batch_size, *heldout_fraction);
     let data = Data { comparisons, epochs, batch_size, heldout_fraction };
-    drive("orpo", &args, args.common(), &data, |_| Ok(Objective::Orpo(args.beta)), reporter)
+    train("orpo", &args, args.common(), &data, |_| Ok(Objective::Orpo(args.beta)), reporter)
 }
 
-/// A ranked set with the reference's log-prob of each completion; none where the loss takes no reference.
-struct Item<'s> {
+/// A ranked set with the reference's log-prob of each completion; without log-probs if the loss has no reference.
+struct ReferencedSet<'s> {
     set: &'s RankedSequences,
     reference: Vec<f32>,
 }
 
-fn drive<A: RecipeArgs>(
+fn train<A: RecipeArgs>(
     recipe: &'static str,
     args: &A,
     common: Common,
-    given: &Data<'_>,
+    data_args: &Data<'_>,
     objective: impl FnOnce(&Rankings) -> Result<Objective>,
     reporter: &mut dyn Reporter,
 ) -> Result<TrainOutcome> {
-    before(reporter, "loading");
+    report_phase(reporter, "loading");
     let mut loaded = load_base(&common, &device(&common)?)?;
-    before(reporter, "preparing");
+    report_phase(reporter, "preparing");
     let texts = Texts::new(&loaded)?;
     let length = super::fit::length(common.max_length, loaded.config.max_positions, || {
-        super::ranked::lengths(given.comparisons, &texts)
+        super::ranked::lengths(data_args.comparisons, &texts)
     })?;
     let max_length = length.tokens;
-    let data = Rankings::read(given.comparisons, &texts, max_length, given.heldout_fraction)?;
+    let data = Rankings::read(data_args.comparisons, &texts, max_length, data_args.heldout_fraction)?;
     let objective = objective(&data)?;
 
     let policy = Trainable::<Decoder>::for_run(&loaded.config, backbone_and_output(&loaded), &common)?
         .with_source(&loaded.source);
-    let plan = Plan {
+    let plan = TrainPlan {
         recipe,
         args,
-        steps: given.epochs * data.train.len().div_ceil(given.batch_size) as u64,
+        steps: data_args.epochs * data.train.len().div_ceil(data_args.batch_size) as u64,
         updates_per_step: 1,
-        data: BTreeMap::from([("comparisons".to_owned(), file_hash(given.comparisons)?)]),
+        data: BTreeMap::from([("comparisons".to_owned(), file_hash(data_args.comparisons)?)]),
         common,
     };
     let mut run = Run::new(plan, reporter)?;
@@ -121,12 +121,12 @@ fn drive<A: RecipeArgs>(
     }
     length.report(&mut run);
     data.fit.report(&mut run);
-    data.report.tell(&mut run, data.agreement);
+    data.report.report(&mut run, data.agreement);
     let tokens = run.common.micro_batch_tokens;
     let (mut train, mut heldout_items) = (without_reference(&data.train), without_reference(&data.heldout));
     if objective.needs_reference() {
         run.progress("reference");
-        // The policy before any update (and before a resume) is the reference; its numbers are all that is kept.
+        // The reference is the policy before any update and before a resume. Only its log-probs are kept.
         let start = policy.reference(&loaded.weights)?;
         loaded.weights.clear();
         train = with_reference(&start, &data.train, tokens)?;
@@ -145,7 +145,8 @@ fn drive<A: RecipeArgs>(
 
     let mut heldout = Stats::default();
     while run.step < run.total {
-        let batch: Vec<&Item<'_>> = run.batch(train.len(), given.batch_size).into_iter().map(|i| &train[i]).collect();
+        let batch: Vec<&ReferencedSet<'_>> =
+            run.batch(train.len(), data_args.batch_size).into_iter().map(|i| &train[i]).collect();
         let (mut sum, mut stats) = (Accumulator::default(), Stats::default());
         for group in groups(&batch, tokens) {
             let (loss, part) = loss(policy.decoder(), &group, &objective, batch.len() as f64)?;
@@ -190,29 +191,33 @@ fn drive<A: RecipeArgs>(
     Ok(TrainOutcome::Done { model_dir: run.common.output_dir.clone(), metrics })
 }
 
-fn groups<'i, 's>(items: &[&'i Item<'s>], max_tokens: usize) -> Vec<Vec<&'i Item<'s>>> {
+fn groups<'i, 's>(items: &[&'i ReferencedSet<'s>], max_tokens: usize) -> Vec<Vec<&'i ReferencedSet<'s>>> {
     let lengths: Vec<usize> = items.iter().map(|i| i.set.tokens()).collect();
     micro_batches(&lengths, max_tokens).into_iter().map(|g| g.into_iter().map(|i| items[i]).collect()).collect()
 }
 
-/// Summed log-probs of the tails of `sequences` `[m]`, and the tokens of each.
+/// The summed log-probs of the predicted tokens of each sequence `[m]`, and their number.
 pub(super) fn sequence_logprobs(decoder: &Decoder, sequences: &[&Sequence]) -> Result<(Tensor, Vec<usize>)> {
-    let picked = Picked::new(sequences);
-    let hidden = picked.hidden(decoder)?;
-    let sums = sequence_sums_tensor(&picked.logprobs(decoder, &hidden, 1.0)?.logprobs, &picked.lengths)?;
-    Ok((sums, picked.lengths))
+    let packed = PredictionBatch::new(sequences);
+    let hidden = packed.hidden(decoder)?;
+    let sums = sequence_sums_tensor(&packed.logprobs(decoder, &hidden, 1.0)?.logprobs, &packed.lengths)?;
+    Ok((sums, packed.lengths))
 }
 
-/// Summed log-prob of every completion of `sets`, in order.
+/// The summed log-prob of every completion of `sets`, in order.
 pub(super) fn sequence_sums_of(decoder: &Decoder, sets: &[RankedSequences], max_tokens: usize) -> Result<Vec<f32>> {
     Ok(with_reference(decoder, sets, max_tokens)?.into_iter().flat_map(|item| item.reference).collect())
 }
 
-fn without_reference(sets: &[RankedSequences]) -> Vec<Item<'_>> {
-    sets.iter().map(|set| Item { set, reference: Vec::new() }).collect()
+fn without_reference(sets: &[RankedSequences]) -> Vec<ReferencedSet<'_>> {
+    sets.iter().map(|set| ReferencedSet { set, reference: Vec::new() }).collect()
 }
 
-fn with_reference<'s>(start: &Decoder, sets: &'s [RankedSequences], max_tokens: usize) -> Result<Vec<Item<'s>>> {
+fn with_reference<'s>(
+    start: &Decoder,
+    sets: &'s [RankedSequences],
+    max_tokens: usize,
+) -> Result<Vec<ReferencedSet<'s>>> {
     let lengths: Vec<usize> = sets.iter().map(RankedSequences::tokens).collect();
     let mut items = without_reference(sets);
     for group in micro_batches(&lengths, max_tokens) {
@@ -225,8 +230,8 @@ fn with_reference<'s>(start: &Decoder, sets: &'s [RankedSequences], max_tokens: 
     Ok(items)
 }
 
-/// The loss over all pairs of the sets; every set weighs 1.
-fn loss(decoder: &Decoder, items: &[&Item<'_>], objective: &Objective, total: f64) -> Result<(Tensor, Stats)> {
+/// The loss over all pairs of the sets. Every set has weight 1.
+fn loss(decoder: &Decoder, items: &[&ReferencedSet<'_>], objective: &Objective, total: f64) -> Result<(Tensor, Stats)> {
     let sequences: Vec<&Sequence> = items.iter().flat_map(|i| &i.set.sequences).collect();
     let (sums, lengths) = sequence_logprobs(decoder, &sequences)?;
     let device = sums.device().clone();

@@ -1,5 +1,5 @@
-//! Decoder pretraining from raw text (GPT-1, GPT-2): every token of every document predicted from those before
-//! it, blocks packed without padding, attention inside documents only.
+//! Decoder pretraining from raw text (GPT-1, GPT-2): every token of a document is predicted from those before it.
+//! Blocks are packed without padding, and attention is limited to the document.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -11,10 +11,10 @@ use serde_json::{Value, json};
 
 use super::args::{PretrainArgs, parse_for_run};
 use super::fit::BLOCK;
-use super::run::{Plan, Run, before, device};
+use super::run::{Run, TrainPlan, device, report_phase};
 use super::samples::Samples;
 use super::sft::{backbone_and_output, groups};
-use super::step::{Accumulator, Picked, Sequence};
+use super::step::{Accumulator, PredictionBatch, Sequence};
 use super::trainable::Trainable;
 use super::{Reporter, TrainOutcome, rng};
 use crate::data::PromptInput;
@@ -28,12 +28,12 @@ use crate::prompt::Texts;
 use crate::tokenizer::Tokenizer;
 use crate::tokenizer::train::{END_OF_TEXT, TokenizerPlan, Training};
 
-/// Words of a held-out document that samples go on from.
+/// Number of words of a held-out document that are the prompt of a sample.
 const SAMPLE_WORDS: usize = 6;
 
 pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let args: PretrainArgs = parse_for_run(args)?;
-    before(reporter, "loading");
+    report_phase(reporter, "loading");
     let common = args.common();
     let files = TextFiles {
         paths: args.texts.iter().map(PathBuf::from).collect(),
@@ -60,7 +60,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     ensure!(blocks > 0, "texts: all documents are held out, none is left to train on");
 
     let policy = Trainable::new(&loaded.config, backbone_and_output(&loaded), None, common.seed)?;
-    let plan = Plan {
+    let plan = TrainPlan {
         recipe: "pretrain",
         args: &args,
         steps: args.epochs * blocks.div_ceil(args.batch_size) as u64,
@@ -81,20 +81,20 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
         let batch: Vec<Sequence> = batch_blocks(&run, blocks, args.batch_size, args.shuffle)
             .into_iter()
             .flat_map(|b| corpus.train.block(b, length))
-            // One token alone predicts nothing.
+            // A single token predicts nothing.
             .filter(|piece| piece.len() > 1)
             .map(|piece| Sequence { ids: piece.to_vec(), start: 1 })
             .collect();
         let total: usize = batch.iter().map(Sequence::predicted).sum();
         let (mut sum, mut stats) = (Accumulator::default(), Stats::default());
         for group in groups(&batch.iter().collect::<Vec<_>>(), run.common.micro_batch_tokens) {
-            let picked = Picked::new(&group);
-            let hidden = picked.hidden(policy.decoder())?;
-            let logprobs = picked.logprobs(policy.decoder(), &hidden, 1.0)?.logprobs;
+            let packed = PredictionBatch::new(&group);
+            let hidden = packed.hidden(policy.decoder())?;
+            let logprobs = packed.logprobs(policy.decoder(), &hidden, 1.0)?.logprobs;
             let (loss, part) = causal_lm::loss(&logprobs, total as f64)?;
             sum.add(&policy.params, &loss)?;
             stats.merge(&part);
-            run.meter.add_tokens(picked.batch.len());
+            run.meter.add_tokens(packed.batch.len());
         }
         let (grad_norm, learning_rate) = run.update(&policy.params, &sum.grads)?;
         run.step += 1;
@@ -126,14 +126,13 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     Ok(TrainOutcome::Done { model_dir: run.common.output_dir.clone(), metrics })
 }
 
-/// Where the run is in its data. The order follows from the seed, so this is a check and a count, not a
-/// state: a resumed run must stand where its step says.
+/// The position of a run in its data. The step determines it, so it serves as a check of a resumed run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Cursor {
     pub epoch: u64,
-    /// Blocks of this epoch that are done.
+    /// Number of finished blocks of this epoch.
     pub block: u64,
-    /// Tokens predicted so far.
+    /// Number of predicted tokens so far.
     pub tokens: u64,
 }
 
@@ -143,13 +142,15 @@ impl Cursor {
         (step / per_epoch, (step % per_epoch) * batch_size as u64)
     }
 
+    /// The position of a resumed run.
+    ///
     /// # Errors
-    /// When the checkpoint's place in the data is not that of its step.
+    /// If the checkpoint's position is not that of its step.
     pub fn resumed(run: &Run<'_>, found: Option<Self>, blocks: usize, batch_size: usize) -> Result<Self> {
         let Some(cursor) = found else { return Ok(Self::default()) };
         if (cursor.epoch, cursor.block) != Self::at(run.step, blocks, batch_size) {
             bail!(
-                "the checkpoint stands at block {} of epoch {}, which is not step {}",
+                "the checkpoint is at block {} of epoch {}, which is not the position of step {}",
                 cursor.block,
                 cursor.epoch,
                 run.step
@@ -173,13 +174,13 @@ pub(super) fn batch_blocks(run: &Run<'_>, blocks: usize, batch_size: usize, shuf
     (first as usize..blocks.min(first as usize + batch_size)).collect()
 }
 
-/// What stands before and after every document.
+/// The tokens before and after every document.
 fn document_ends(config: &ModelConfig, tokenizer: &Tokenizer) -> (Option<u32>, Option<u32>) {
     let end = tokenizer.token_to_id(END_OF_TEXT).or(config.eos_ids.first().copied());
     (config.bos_id, end)
 }
 
-/// The tokenizer of a new model: read from `path`, or trained on the documents that are not held out.
+/// The tokenizer of a new model: read from `path`, or trained on the training documents.
 pub(super) fn tokenizer(path: Option<&str>, plan: TokenizerPlan, files: &TextFiles) -> Result<Tokenizer> {
     let Some(path) = path.map(PathBuf::from) else {
         let mut training = Training::new(plan);
@@ -200,7 +201,7 @@ pub(super) fn tokenizer(path: Option<&str>, plan: TokenizerPlan, files: &TextFil
     Tokenizer::from_json(&text, probe.config().cloned(), &eos).context("tokenizer")
 }
 
-/// A new model: initial weights drawn from the seed.
+/// A new model with initial weights drawn with the seed.
 pub(super) fn from_scratch(
     architecture: &Architecture,
     tokenizer: Tokenizer,
@@ -264,8 +265,8 @@ struct Heldout {
     bits_per_byte: f64,
 }
 
-/// Loss on the held-out documents; `None` when there is none. The bits of end tokens count, their bytes do
-/// not exist, so bits per byte is on the safe side.
+/// The loss on the held-out documents; `None` if there are none. End tokens add bits but no bytes, so bits per byte are
+/// slightly overestimated.
 fn validate(
     decoder: &Decoder,
     heldout: &Stream,

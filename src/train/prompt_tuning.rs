@@ -1,4 +1,5 @@
-//! Prompt tuning (arXiv 2104.08691): trained vectors before the input embeddings; no bit of the model changes. They can be pre-trained on unlabelled text first, after PPT (arXiv 2109.04332).
+//! Prompt tuning (arXiv 2104.08691): trains vectors that precede the input embeddings of a frozen model. The vectors
+//! can first be pre-trained on unlabelled text (PPT, arXiv 2109.04332).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -11,9 +12,9 @@ use serde_json::{Value, json};
 use super::args::{PromptTuningArgs, parse_for_run};
 use super::checkpoint::weights_hash;
 use super::optim::Params;
-use super::run::{Plan, Run, before, device, file_hash};
+use super::run::{Run, TrainPlan, device, file_hash, report_phase};
 use super::sft::{Demonstrations, backbone_and_output, groups};
-use super::step::{Accumulator, Picked, Sequence, micro_batches};
+use super::step::{Accumulator, PredictionBatch, Sequence, micro_batches};
 use super::{Reporter, TrainOutcome, rng};
 use crate::data::corpus::TextFiles;
 use crate::data::dedup::Dedup;
@@ -25,18 +26,18 @@ use crate::model::{self, Decoder, Loaded, PackedBatch, Purpose};
 use crate::objective::{Stats, causal_lm};
 use crate::prompt::Texts;
 
-/// What a checkpoint says besides the vectors: which base they belong to.
+/// The state in a checkpoint: the base model of the vectors.
 #[derive(Serialize, Deserialize)]
-struct State {
+struct PromptTuningState {
     base_sha256: String,
 }
 
 pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let args: PromptTuningArgs = parse_for_run(args)?;
-    before(reporter, "loading");
+    report_phase(reporter, "loading");
     let common = args.common();
     let loaded = model::load(Path::new(&common.model), &device(&common)?).context("model")?;
-    before(reporter, "preparing");
+    report_phase(reporter, "preparing");
     let texts = Texts::new(&loaded)?;
     let positions = loaded.config.max_positions.saturating_sub(args.n_tokens);
     ensure!(positions >= 2, "n_tokens: the model has {} positions", loaded.config.max_positions);
@@ -51,7 +52,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     }
     let unlabelled = unlabelled(&args, &loaded, max_length)?;
     let base = backbone_and_output(&loaded);
-    // Plain tensors, no variables: nothing can move them. Natural layouts stay, so that gradients pass.
+    // Plain tensors instead of variables, so that they cannot change. They are not packed, because gradients must pass.
     let decoder = Decoder::new(&loaded.config, &base, Purpose::Train)?;
     let soft = Var::from_tensor(&start(&args, &loaded, &decoder)?)?;
     let params = Params::from([(SOFT_PROMPT.to_owned(), soft.clone())]);
@@ -61,7 +62,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     for path in args.pretrain_texts.iter().flatten() {
         files.insert(format!("pretrain_texts {}", files.len()), file_hash(path)?);
     }
-    let plan = Plan {
+    let plan = TrainPlan {
         recipe: "prompt_tuning",
         args: &args,
         steps: ppt + args.epochs * data.train.len().div_ceil(args.batch_size) as u64,
@@ -73,10 +74,10 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let mut run = Run::new(plan, reporter)?;
     length.report(&mut run);
     data.fit.report(&mut run);
-    if let Some(state) = run.resume::<State>(&params)? {
+    if let Some(state) = run.resume::<PromptTuningState>(&params)? {
         ensure!(state.base_sha256 == base_hash, "the checkpoint's vectors belong to another base model");
     }
-    let state = State { base_sha256: base_hash };
+    let state = PromptTuningState { base_sha256: base_hash };
     let before = loss(&decoder, &soft.as_detached_tensor(), &data.heldout, run.common.micro_batch_tokens)?;
     let zero_shot = choices.accuracy(&decoder, None, run.common.micro_batch_tokens)?;
 
@@ -134,23 +135,22 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     Ok(TrainOutcome::Done { model_dir: run.common.output_dir.clone(), metrics })
 }
 
-/// Held-out prompts whose answer is one of a few: which of them the model finds most likely says whether it
-/// does the task.
+/// Held-out prompts whose answer is one of a few, for an accuracy: whether the right answer is the most likely one.
 struct Choices {
-    /// Each prompt with every answer, and which one is right.
+    /// Each prompt with every answer, and the index of the right one.
     cases: Vec<(Vec<Sequence>, usize)>,
 }
 
 impl Choices {
-    /// More different answers than these are no classes.
-    const MOST: usize = 20;
+    /// Maximum number of different answers.
+    const MAX: usize = 20;
 
     fn read(path: &str, texts: &Texts, max_length: usize, heldout_fraction: f64) -> Result<Self> {
         let all = read_demonstrations(Path::new(path)).context("demonstrations")?;
         let answers: Vec<&str> =
             all.iter().map(|w| w.completion.as_str()).collect::<BTreeSet<_>>().into_iter().collect();
         let mut cases = Vec::new();
-        if !(2..=Self::MOST).contains(&answers.len()) {
+        if !(2..=Self::MAX).contains(&answers.len()) {
             return Ok(Self { cases });
         }
         for written in &all {
@@ -160,7 +160,7 @@ impl Choices {
             let right = answers.partition_point(|answer| *answer < written.completion.as_str());
             let encoded = texts.answers(&written.prompt, &answers, max_length)?;
             if encoded.cut[right] {
-                // Left out of the held-out demonstrations too, and counted there.
+                // Also left out of the held-out demonstrations, and counted there.
                 continue;
             }
             cases.push((encoded.sequences.into_iter().map(|(ids, start)| Sequence { ids, start }).collect(), right));
@@ -168,7 +168,7 @@ impl Choices {
         Ok(Self { cases })
     }
 
-    /// Share of cases in which the right answer is the most likely; `None` of no cases.
+    /// Share of cases in which the right answer is the most likely one; `None` without cases.
     fn accuracy(&self, decoder: &Decoder, soft: Option<&Tensor>, max_tokens: usize) -> Result<Option<f64>> {
         let all: Vec<&Sequence> = self.cases.iter().flat_map(|(answers, _)| answers).collect();
         let lengths: Vec<usize> = all.iter().map(|s| s.ids.len()).collect();
@@ -178,7 +178,7 @@ impl Choices {
             let values: Vec<f32> = match soft {
                 Some(soft) => logprobs(decoder, soft, &group)?.to_vec1()?,
                 None => {
-                    let picked = Picked::new(&group);
+                    let picked = PredictionBatch::new(&group);
                     picked.logprobs(decoder, &picked.hidden(decoder)?, 1.0)?.logprobs.to_vec1()?
                 }
             };
@@ -201,7 +201,7 @@ impl Choices {
     }
 }
 
-/// Log-probs of the predicted tails of `group`, the soft rows standing before each sequence.
+/// Log-probs of the predicted tokens of `group`, with the soft prompt before each sequence.
 fn logprobs(decoder: &Decoder, soft: &Tensor, group: &[&Sequence]) -> Result<Tensor> {
     let ids: Vec<&[u32]> = group.iter().map(|s| s.ids.as_slice()).collect();
     let (batch, n) = (PackedBatch::new(&ids), soft.dim(0)?);
@@ -216,7 +216,7 @@ fn logprobs(decoder: &Decoder, soft: &Tensor, group: &[&Sequence]) -> Result<Ten
     Ok(decoder.token_logprobs(&picked, &targets, 1.0)?.logprobs)
 }
 
-/// Mean −log p per predicted token; `None` of no sequences.
+/// Mean −log p per predicted token, in nats; `None` without sequences.
 fn loss(decoder: &Decoder, soft: &Tensor, sequences: &[Sequence], max_tokens: usize) -> Result<Option<f64>> {
     let mut stats = Stats::default();
     for group in groups(&sequences.iter().collect::<Vec<_>>(), max_tokens) {
@@ -237,12 +237,12 @@ fn unlabelled(args: &PromptTuningArgs, loaded: &Loaded, max_length: usize) -> Re
     };
     let tokenizer = loaded.tokenizer.as_ref().context("model: it has no tokenizer.json")?;
     let corpus = files.read(tokenizer, None, None).context("pretrain_texts")?;
-    // The first token follows the soft rows: they are what predicts it.
+    // The soft prompt predicts the first token.
     let blocks = (0..corpus.train.n_blocks(max_length)).flat_map(|b| corpus.train.block(b, max_length));
     Ok(blocks.map(|ids| Sequence { ids: ids.to_vec(), start: 0 }).collect())
 }
 
-/// The vectors to start from: those of the given words, or of random ordinary tokens.
+/// The initial vectors: the embeddings of the given words, or of random ordinary tokens.
 fn start(args: &PromptTuningArgs, loaded: &Loaded, decoder: &Decoder) -> Result<Tensor> {
     let tokenizer = loaded.tokenizer.as_ref().context("model: it has no tokenizer.json")?;
     let ids: Vec<u32> = match &args.init_text {
@@ -255,7 +255,7 @@ fn start(args: &PromptTuningArgs, loaded: &Loaded, decoder: &Decoder) -> Result<
             let mut rng = rng::rng(args.seed, rng::Stream::SoftPrompt, 0);
             let vocab = loaded.config.vocab_size.min(tokenizer.vocab_size());
             let mut ids = Vec::new();
-            // Bounded: a vocabulary of special tokens only would never fill it.
+            // Bounded, because a vocabulary may consist of special tokens.
             for _ in 0..args.n_tokens * 100 {
                 let id = ((rng::uniform(&mut rng) * vocab as f64) as u32).min(vocab.saturating_sub(1) as u32);
                 if ids.len() < args.n_tokens && !tokenizer.is_special(id) {
@@ -269,7 +269,7 @@ fn start(args: &PromptTuningArgs, loaded: &Loaded, decoder: &Decoder) -> Result<
     Ok(decoder.word_vectors(&ids)?.detach())
 }
 
-/// SHA-256 (hex) over the base's weight files in order of their names.
+/// SHA-256 (hex) of the base model's weight files, in the order of their names.
 fn files_sha256(loaded: &Loaded) -> Result<String> {
     let mut files: Box<dyn std::io::Read> = Box::new(std::io::empty());
     for path in &loaded.source.weight_files {

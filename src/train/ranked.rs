@@ -1,4 +1,4 @@
-//! Ranked sets as token sequences, split by prompt: what the reward and DPO recipes read.
+//! Ranked sets as token sequences, split by prompt, for the reward and preference recipes.
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
@@ -14,17 +14,17 @@ use crate::domain::{Split, Strength};
 use crate::objective::reward::{Pair, pairs_of_set};
 use crate::prompt::Texts;
 
-/// One judgment: completions of one prompt with their tiers; at least two tiers.
+/// One judgment: completions of a prompt with their tiers.
 pub struct RankedSequences {
     pub prompt: PromptInput,
     pub sequences: Vec<Sequence>,
     pub tiers: Vec<i64>,
-    /// Strength of preference from 0 to 1; 0 where it was not given.
+    /// Strength of the preference from 0 to 1; 0 if it was not given.
     pub strength: f64,
 }
 
 impl RankedSequences {
-    /// Tokens of all completions, prompts repeated.
+    /// Number of tokens of all sequences, each with the prompt.
     pub fn tokens(&self) -> usize {
         self.sequences.iter().map(|s| s.ids.len()).sum()
     }
@@ -33,13 +33,13 @@ impl RankedSequences {
         self.sequences[a].ids == self.sequences[b].ids
     }
 
-    /// Pairs of a preferred and another completion whose tokens are the same.
+    /// Number of pairs of differently ranked completions with the same tokens.
     pub fn equal_pairs(&self) -> usize {
         pairs_of_set(&self.tiers, 0, 0.0).len() - self.pairs(0, 0.0).len()
     }
 
-    /// The pairs of the set, its first completion being number `first` of the batch. Completions with the same
-    /// tokens, cut or not, are no pair.
+    /// The pairs of the set, whose first completion has index `first` in the batch. Completions with the same tokens,
+    /// also as a result of truncation, are not a pair.
     pub fn pairs(&self, first: usize, margin: f64) -> Vec<Pair> {
         let mut pairs = pairs_of_set(&self.tiers, first, margin * self.strength);
         pairs.retain(|p| !self.is_equal(p.winner as usize - first, p.loser as usize - first));
@@ -49,24 +49,25 @@ impl RankedSequences {
     }
 }
 
+/// The ranked sets of a file.
 pub struct Rankings {
     pub train: Vec<RankedSequences>,
     pub heldout: Vec<RankedSequences>,
-    /// Sets in which all completions tie: they teach nothing and are left out.
+    /// Number of sets in which all completions tie. They are left out.
     pub ties: usize,
-    /// What did not fit.
+    /// Counts of what did not fit.
     pub fit: Fit,
-    /// How often two people who ranked the same completions agree on a pair (a tie on one side counts half):
-    /// the ceiling for any model of them. `None` where nothing was ranked twice.
+    /// How often two people who ranked the same completions agree on a pair; a tie on one side counts half. It is an
+    /// upper bound for the accuracy of a model. `None` if nothing was ranked twice.
     pub agreement: Option<f64>,
-    /// What the file holds, for the run's log and the model card.
+    /// Counts of the file, for the run's log and the model card.
     pub report: DataReport,
 }
 
 /// Tiers by completion text, of every judgment of one prompt's completions.
 type Judgments = BTreeMap<(String, Vec<String>), Vec<Vec<i64>>>;
 
-/// Prompt and completion texts (sorted) of a set, and the tiers in that order.
+/// Adds the tiers of a set under its prompt and sorted completion texts.
 fn note(judgments: &mut Judgments, comparison: &Comparison) {
     let mut items: Vec<(String, i64)> = comparison.completions.iter().map(|c| (c.text.clone(), c.tier)).collect();
     items.sort();
@@ -98,8 +99,10 @@ fn agreement(judgments: &Judgments) -> Option<f64> {
 }
 
 impl Rankings {
+    /// Reads a file of rankings.
+    ///
     /// # Errors
-    /// Unreadable lines, or nothing left to train on.
+    /// If a line is invalid, or nothing is left to train on.
     pub fn read(path: &str, texts: &Texts, max_length: usize, heldout_fraction: f64) -> Result<Self> {
         let fit = Fit::new(max_length);
         let mut found = Self {
@@ -136,7 +139,7 @@ impl Rankings {
     }
 }
 
-/// Tokens of prompts and answers of a file of rankings, uncut.
+/// Lengths in tokens of the prompts with their answers in a file of rankings, without truncation.
 pub fn lengths(path: &str, texts: &Texts) -> Result<Vec<usize>> {
     let mut lengths = Vec::new();
     for comparison in read_comparisons(Path::new(path)).context("comparisons")? {
@@ -147,7 +150,7 @@ pub fn lengths(path: &str, texts: &Texts) -> Result<Vec<usize>> {
     Ok(lengths)
 }
 
-/// The warning about sets that hold no preference.
+/// The warning about sets without a preference.
 pub fn ties_left_out(ties: usize) -> String {
     match ties {
         1 => "1 set is left out: all its answers tie".to_owned(),
@@ -155,7 +158,7 @@ pub fn ties_left_out(ties: usize) -> String {
     }
 }
 
-/// A comparison as sequences that all begin with the same prompt tokens; counts what did not fit.
+/// A comparison as sequences that all begin with the same prompt tokens. Counts in `fit` what did not fit.
 pub fn encode(comparison: &Comparison, texts: &Texts, max_length: usize, fit: &mut Fit) -> Result<RankedSequences> {
     let completions: Vec<&str> = comparison.completions.iter().map(|c| c.text.as_str()).collect();
     let answers = texts.answers(&comparison.prompt, &completions, max_length)?;

@@ -1,5 +1,5 @@
-//! A reward that another service computes. Training uses this trait only: the caller of a recipe may pass a client, which
-//! decides which hosts may be called.
+//! Rewards that another service computes. The caller of a recipe passes a client, which decides which hosts may be
+//! called.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::data::PromptInput;
 
-/// One completion to be scored, as the service receives it.
+/// A completion to score, as the service receives it.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct RemoteItem<'a> {
     pub prompt: &'a PromptInput,
@@ -16,11 +16,12 @@ pub struct RemoteItem<'a> {
     pub answer: Option<&'a str>,
 }
 
-/// Asks reward services. Blocks until the answer is there.
+/// A client for reward services. Calls block until the answer has arrived.
 pub trait RemoteReward: Send + Sync {
-    /// Whether `url` may be asked at all; the error says why not.
+    /// # Errors
+    /// Why `url` may not be called.
     fn allows(&self, url: &str) -> anyhow::Result<()>;
 
-    /// One finite score per item, in their order.
+    /// One finite score per item, in order.
     fn scores(&self, url: &str, timeout: Duration, items: &[RemoteItem<'_>]) -> anyhow::Result<Vec<f64>>;
 }

@@ -1,5 +1,6 @@
-//! Reward model from rankings: the K-wise loss of InstructGPT, one score per completion at its end token
-//! (decoders) or at [CLS] (BERT-type encoders), by one head or an ensemble of heads on one trunk.
+//! Reward models from rankings, with the K-wise loss of InstructGPT (arXiv 2203.02155, equation 1). A completion is
+//! scored at its end token (decoders) or at [CLS] (BERT-type encoders), by one head or an ensemble of heads on one
+//! trunk.
 
 use std::collections::BTreeMap;
 
@@ -10,8 +11,8 @@ use serde_json::{Value, json};
 use super::args::{NormalizeOn, RewardArgs, parse_for_run};
 use super::fit::Fit;
 use super::ranked::Rankings;
-use super::reward_heads::{Item, Scorer, by_scale, head_shares, scales};
-use super::run::{Plan, Run, before, device, file_hash, load_base};
+use super::reward_heads::{RewardTrainer, WeightedSet, by_scale, head_shares, scales};
+use super::run::{Run, TrainPlan, device, file_hash, load_base, report_phase};
 use super::sft::Demonstrations;
 use super::step::{Accumulator, Sequence};
 use super::trainable::{Trainable, normal_init};
@@ -24,10 +25,10 @@ use crate::prompt::Texts;
 
 pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let args: RewardArgs = parse_for_run(args)?;
-    before(reporter, "loading");
+    report_phase(reporter, "loading");
     let common = args.common();
     let mut loaded = load_base(&common, &device(&common)?)?;
-    before(reporter, "preparing");
+    report_phase(reporter, "preparing");
     let texts = Texts::new(&loaded)?;
     let length = super::fit::length(common.max_length, loaded.config.max_positions, || {
         super::ranked::lengths(&args.comparisons, &texts)
@@ -42,10 +43,10 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let head = Var::from_tensor(&head(&loaded, args.heads, common.seed)?)?;
     loaded.weights.clear();
     let params = backbone.params.clone().into_iter().chain([(SCORE.to_owned(), head.clone())]).collect::<Params>();
-    let scorer = Scorer { separator: separator(&loaded), max_tokens: common.micro_batch_tokens, head: &head };
+    let trainer = RewardTrainer { separator: separator(&loaded), max_tokens: common.micro_batch_tokens, head: &head };
     let mut hashes = BTreeMap::from([("comparisons".to_owned(), file_hash(&args.comparisons)?)]);
     hashes.extend(reference_hash);
-    let plan = Plan {
+    let plan = TrainPlan {
         recipe: "reward",
         args: &args,
         steps: args.epochs * data.train.len().div_ceil(args.batch_size) as u64,
@@ -59,7 +60,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     }
     length.report(&mut run);
     data.fit.report(&mut run);
-    data.report.tell(&mut run, data.agreement);
+    data.report.report(&mut run, data.agreement);
     for message in reference_fit.messages() {
         run.warn(format!("reference_demonstrations: {message}"));
     }
@@ -70,14 +71,21 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
 
     let mut heldout = None;
     while run.step < run.total {
-        let batch: Vec<Item<'_>> = run
+        let batch: Vec<WeightedSet<'_>> = run
             .batch(data.train.len(), args.batch_size)
             .into_iter()
-            .map(|i| Item { set: &data.train[i], shares: head_shares(args.heads, run.common.seed, i as u64) })
+            .map(|i| WeightedSet { set: &data.train[i], shares: head_shares(args.heads, run.common.seed, i as u64) })
             .collect();
         let (mut sum, mut stats) = (Accumulator::default(), Stats::default());
-        for group in scorer.groups(&batch) {
-            stats.merge(&scorer.learn(backbone.model(), &params, &group, args.margin, batch.len() as f64, &mut sum)?);
+        for group in trainer.groups(&batch) {
+            stats.merge(&trainer.learn(
+                backbone.model(),
+                &params,
+                &group,
+                args.margin,
+                batch.len() as f64,
+                &mut sum,
+            )?);
             run.meter.add_tokens(group.iter().map(|item| item.set.tokens()).sum());
         }
         let (grad_norm, learning_rate) = run.update(&params, &sum.grads)?;
@@ -88,7 +96,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
         run.progress("train");
         if run.due(run.common.eval_every) {
             run.progress("evaluate");
-            heldout = evaluate(&scorer, &backbone.frozen_model()?, &data)?;
+            heldout = evaluate(&trainer, &backbone.frozen_model()?, &data)?;
             if let Some(h) = &heldout {
                 report(&mut run, h);
             }
@@ -105,7 +113,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
                 Some(sequences) => sequences.iter().collect(),
                 None => data.train.iter().take(REFERENCE_SETS).flat_map(|set| &set.sequences).collect(),
             };
-            scales(&scorer.raw(&trunk, &reference)?)
+            scales(&trainer.raw(&trunk, &reference)?)
         }
         false => vec![Scale { gain: 1.0, bias: 0.0 }; args.heads],
     };
@@ -131,13 +139,14 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     Ok(TrainOutcome::Done { model_dir: run.common.output_dir.clone(), metrics })
 }
 
-/// Some two hundred scores fix two moments to a few percent; more would only cost forward passes.
+/// About two hundred scores determine mean and variance to a few percent.
 const REFERENCE_SETS: usize = 64;
 const REFERENCE_DEMONSTRATIONS: usize = 256;
 
 type Reference = (Option<Vec<Sequence>>, Option<(String, String)>, Fit);
 
-/// The demonstrations that shall score mean 0 and variance 1, and their file's hash.
+/// The demonstrations whose scores are normalised to mean 0 and variance 1, the hash of their file, and what did not
+/// fit.
 fn reference(args: &RewardArgs, texts: &Texts, max_length: usize) -> Result<Reference> {
     let Some(path) =
         args.reference_demonstrations.as_ref().filter(|_| args.normalize_on == NormalizeOn::Demonstrations)
@@ -153,7 +162,7 @@ fn reference(args: &RewardArgs, texts: &Texts, max_length: usize) -> Result<Refe
     Ok((Some(found), Some(("reference_demonstrations".to_owned(), file_hash(path)?)), fit))
 }
 
-/// The heads of a reward model that is trained on, or fresh ones: Normal(0, 1/√(d+1)) (LMHP, Stiennon).
+/// The heads of the starting reward model, or new ones from Normal(0, 1/√(d+1)), as in arXiv 1909.08593 and 2009.01325.
 fn head(loaded: &Loaded, heads: usize, seed: u64) -> Result<Tensor> {
     let d = loaded.config.hidden_size;
     match loaded.weights.get(SCORE) {
@@ -169,17 +178,17 @@ fn head(loaded: &Loaded, heads: usize, seed: u64) -> Result<Tensor> {
 struct Heldout {
     pairs: PairMetrics,
     lengths: LengthMetrics,
-    /// Mean standard deviation of the heads' pair differences: how far they disagree about an order.
+    /// Mean over pairs of the standard deviation of the heads' score differences.
     spread: f64,
 }
 
-/// The held-out pairs, judged by the mean of the heads.
-fn evaluate(scorer: &Scorer<'_>, trunk: &Trunk, data: &Rankings) -> Result<Option<Heldout>> {
+/// Metrics of the held-out pairs, by the mean of the heads.
+fn evaluate(trainer: &RewardTrainer<'_>, trunk: &Trunk, data: &Rankings) -> Result<Option<Heldout>> {
     let (mut differences, mut lengths, mut spread) = (Vec::new(), Vec::new(), 0.0);
-    let items: Vec<Item<'_>> = data.heldout.iter().map(|set| Item { set, shares: Vec::new() }).collect();
-    for group in scorer.groups(&items) {
+    let items: Vec<WeightedSet<'_>> = data.heldout.iter().map(|set| WeightedSet { set, shares: Vec::new() }).collect();
+    for group in trainer.groups(&items) {
         let sequences: Vec<&Sequence> = group.iter().flat_map(|item| &item.set.sequences).collect();
-        let raw = scorer.raw(trunk, &sequences)?;
+        let raw = trainer.raw(trunk, &sequences)?;
         let mut first = 0;
         for item in &group {
             for pair in item.set.pairs(first, 0.0) {
@@ -203,7 +212,6 @@ fn evaluate(scorer: &Scorer<'_>, trunk: &Trunk, data: &Rankings) -> Result<Optio
 fn report(run: &mut Run<'_>, heldout: &Heldout) {
     let m = heldout.pairs;
     run.metrics([("heldout_accuracy", m.accuracy), ("heldout_loss", m.loss), ("ece", m.ece)]);
-    // What the accuracy was counted over.
     run.metrics([("heldout_pairs", m.pairs as f64)]);
     run.metrics([("heldout_margin", m.margin), ("heads_spread", heldout.spread)]);
     let lengths = heldout.lengths;

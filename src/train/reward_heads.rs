@@ -1,5 +1,5 @@
-//! The forward and backward passes of a reward model under training: scores of every head, the ranking loss
-//! of each, and the scale that brings reference completions to mean 0 and variance 1.
+//! Forward and backward passes of a reward model under training: the scores of every head, their ranking losses, and
+//! the scales that normalise the scores of reference completions to mean 0 and variance 1.
 
 use anyhow::{Context, Result};
 use candle_core::{Tensor, Var};
@@ -13,14 +13,14 @@ use crate::model::{PackedBatch, Trunk};
 use crate::objective::whiten::moments;
 use crate::objective::{Stats, reward};
 
-/// A set to learn from, with the weight that each head gives it.
-pub struct Item<'s> {
+/// A ranked set with its weight for each head.
+pub struct WeightedSet<'s> {
     pub set: &'s RankedSequences,
     pub shares: Vec<f64>,
 }
 
-/// The weight of set `index` for each head. One head learns from everything; of several, each takes a set
-/// twice or not at all (the half-sampling bootstrap), so that they differ where the data leave room.
+/// The weight of set `index` for each head. A single head learns from all sets. Of several heads, each takes a set
+/// twice or not at all (half-sampling bootstrap), so that they differ where the data is ambiguous.
 pub fn head_shares(heads: usize, seed: u64, index: u64) -> Vec<f64> {
     if heads == 1 {
         return vec![1.0];
@@ -29,30 +29,31 @@ pub fn head_shares(heads: usize, seed: u64, index: u64) -> Vec<f64> {
     (0..heads).map(|_| if uniform(&mut rng) < 0.5 { 2.0 } else { 0.0 }).collect()
 }
 
-pub struct Scorer<'a> {
-    /// [heads, d]
+/// The heads of a reward model under training, and the settings of its passes.
+pub struct RewardTrainer<'a> {
+    /// `[heads, hidden]`.
     pub head: &'a Var,
     pub separator: Option<u32>,
-    /// Tokens in one pass.
+    /// Maximum number of tokens in one pass.
     pub max_tokens: usize,
 }
 
-impl Scorer<'_> {
-    /// Sets that go through the model together; a set is never divided.
-    pub fn groups<'i, 's>(&self, items: &'i [Item<'s>]) -> Vec<Vec<&'i Item<'s>>> {
+impl RewardTrainer<'_> {
+    /// Groups of sets for one pass each. A set is never divided.
+    pub fn groups<'i, 's>(&self, items: &'i [WeightedSet<'s>]) -> Vec<Vec<&'i WeightedSet<'s>>> {
         let lengths: Vec<usize> = items.iter().map(|item| item.set.tokens()).collect();
         let groups = micro_batches(&lengths, self.max_tokens);
         groups.into_iter().map(|g| g.into_iter().map(|i| &items[i]).collect()).collect()
     }
 
-    /// Adds the gradients of the loss over whole sets. A set that is larger than a micro-batch goes through
-    /// twice: first for its scores, whose gradients the loss gives, then a few completions at a time with
-    /// those gradients as weights. The sum is that of one pass.
+    /// Adds the gradients of the loss over whole sets to `sum`. A set that is larger than a micro-batch takes two
+    /// passes: the first computes its scores and the gradients of the loss with respect to them, the second
+    /// backpropagates these gradients for a few completions at a time. The result equals that of a single pass.
     pub fn learn(
         &self,
         trunk: &Trunk,
         params: &Params,
-        group: &[&Item<'_>],
+        group: &[&WeightedSet<'_>],
         margin: f64,
         total_sets: f64,
         sum: &mut Accumulator,
@@ -85,8 +86,14 @@ impl Scorer<'_> {
         Ok(stats)
     }
 
-    /// Mean over the heads of the ranking loss that each has on the sets it takes. `scores` [n, heads].
-    fn loss(&self, scores: &Tensor, group: &[&Item<'_>], margin: f64, total_sets: f64) -> Result<(Tensor, Stats)> {
+    /// The mean over the heads of their ranking losses. `scores` is `[n, heads]`.
+    fn loss(
+        &self,
+        scores: &Tensor,
+        group: &[&WeightedSet<'_>],
+        margin: f64,
+        total_sets: f64,
+    ) -> Result<(Tensor, Stats)> {
         let heads = scores.dim(1)?;
         let (mut total, mut stats) = (None, Stats::default());
         for h in 0..heads {
@@ -108,19 +115,19 @@ impl Scorer<'_> {
         Ok((total.context("a reward model has at least one head")?, stats))
     }
 
-    /// Scores [n, heads], with gradient where the trunk has variables.
+    /// Scores `[n, heads]`, with a gradient if the trunk has variables.
     fn scores(&self, trunk: &Trunk, head: &Tensor, ids: &[&[u32]]) -> Result<Tensor> {
         let summaries = trunk.summaries(&PackedBatch::new(ids), self.separator)?;
         Ok(summaries.matmul(&head.t()?)?)
     }
 
-    /// Scores [n][heads] as numbers, without a gradient.
+    /// Scores `[n][heads]`, without a gradient.
     fn numbers(&self, trunk: &Trunk, ids: &[&[u32]]) -> Result<Vec<Vec<f32>>> {
         let summaries = trunk.frozen_summaries(&PackedBatch::new(ids), self.separator)?;
         Ok(summaries.matmul(&self.head.as_detached_tensor().t()?)?.to_vec2()?)
     }
 
-    /// Numbers of any sequences, a micro-batch at a time: one row of heads per sequence.
+    /// Unscaled scores `[sequences][heads]`, without a gradient, a micro-batch at a time.
     pub fn raw(&self, trunk: &Trunk, sequences: &[&Sequence]) -> Result<Vec<Vec<f32>>> {
         let lengths: Vec<usize> = sequences.iter().map(|s| s.ids.len()).collect();
         let mut all = vec![Vec::new(); sequences.len()];
@@ -133,8 +140,8 @@ impl Scorer<'_> {
     }
 }
 
-/// Each head to mean 0 and variance 1 on the reference, then all by one factor, so that their mean has
-/// variance 1 too.
+/// The scales that normalise each head to mean 0 and variance 1 over `raw` `[sequences][heads]`, times a common factor
+/// with which their mean has variance 1, too.
 pub fn scales(raw: &[Vec<f32>]) -> Vec<Scale> {
     let heads = raw.first().map_or(0, Vec::len);
     let mut scales: Vec<Scale> = (0..heads)
@@ -153,7 +160,7 @@ pub fn scales(raw: &[Vec<f32>]) -> Vec<Scale> {
     scales
 }
 
-/// One number, or a list with one per head: how instructd.json says it.
+/// A number for one head, or a list for several, as in instructd.json.
 pub fn by_scale(scales: &[Scale], pick: impl Fn(&Scale) -> f64) -> serde_json::Value {
     match scales {
         [one] => pick(one).into(),
@@ -166,7 +173,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn scales_bring_every_ensemble_to_mean_0_and_variance_1() {
+    fn scales_normalise_every_ensemble_to_mean_0_and_variance_1() {
         let raw: Vec<Vec<f32>> = (0..50).map(|i| vec![i as f32, 3.0 - 0.1 * (i * i % 17) as f32, 2.0]).collect();
         for heads in [1, 2] {
             let raw: Vec<Vec<f32>> = raw.iter().map(|row| row[..heads].to_vec()).collect();
@@ -179,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn one_head_takes_all_and_several_take_different_halves() {
+    fn one_head_takes_all_sets_and_several_take_different_halves() {
         assert_eq!(head_shares(1, 7, 3), [1.0]);
         let all: Vec<Vec<f64>> = (0..400).map(|i| head_shares(3, 7, i)).collect();
         for h in 0..3 {

@@ -1,12 +1,12 @@
-//! Counter-based randomness: every draw is a pure function of (seed, stream, step), so a resumed run needs
-//! no generator state and two streams never disturb each other.
+//! Counter-based random numbers: every draw is a pure function of (seed, stream, step), so a resumed run needs no
+//! generator state, and streams are independent.
 
 use rand_chacha::{
     ChaCha12Rng,
     rand_core::{Rng, SeedableRng},
 };
 
-/// What randomness is used for. The numbers are part of the checkpoint format: never reuse one.
+/// The purpose of random numbers. The discriminants are part of the checkpoint format and must not be reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stream {
     /// Order of the data within an epoch (step = epoch).
@@ -23,7 +23,7 @@ pub enum Stream {
     Ptx = 6,
     /// Fixed sample completions.
     Samples = 7,
-    /// Which tokens a masked language model must guess (step = step · 2²⁰ + block; evaluation: from 2⁶³).
+    /// Which tokens a masked language model must predict (step = step · 2²⁰ + block; evaluation: from 2⁶³).
     Mask = 20,
     /// Which rows and templates of a task a mixture takes (step = index of the task).
     Mixture = 21,
@@ -33,7 +33,7 @@ pub enum Stream {
     SoftPrompt = 23,
     /// Which sets each head of an ensemble takes (step = index of the set).
     Bootstrap = 30,
-    /// Which prompts are answered in the place of groups without variance (step = iteration · 2¹⁶ + attempt).
+    /// Which prompts replace groups without variance (step = iteration · 2¹⁶ + attempt).
     Redraw = 31,
 }
 
@@ -47,23 +47,23 @@ pub fn rng(seed: u64, stream: Stream, step: u64) -> ChaCha12Rng {
     ChaCha12Rng::from_seed(key)
 }
 
-/// One number of (seed, stream, step): the seed of something else.
+/// A number of (seed, stream, step), for use as a seed.
 pub fn derive(seed: u64, stream: Stream, step: u64) -> u64 {
     rng(seed, stream, step).next_u64()
 }
 
-/// Uniform in [0, 1).
+/// A uniform number in [0, 1).
 pub fn uniform(rng: &mut impl Rng) -> f64 {
     (rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64
 }
 
-/// Standard normal (Box–Muller, one of the two).
+/// A standard normal number (Box–Muller transform).
 pub fn normal(rng: &mut impl Rng) -> f64 {
     let radius = (-2.0 * (1.0 - uniform(rng)).ln()).sqrt();
     radius * (std::f64::consts::TAU * uniform(rng)).cos()
 }
 
-/// 0..n in a random order (Fisher–Yates; the bias of the modulo is below 2⁻⁴⁰ for any real n).
+/// 0..n in random order (Fisher–Yates; the bias of the modulo is below 2⁻⁴⁰ for practical n).
 pub fn permutation(n: usize, rng: &mut impl Rng) -> Vec<usize> {
     let mut order: Vec<usize> = (0..n).collect();
     for i in (1..n).rev() {
@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn permutations_hold_every_index_once() {
+    fn permutations_contain_every_index_once() {
         let mut order = permutation(100, &mut rng(3, Stream::DataOrder, 0));
         assert_ne!(order, (0..100).collect::<Vec<_>>());
         order.sort_unstable();

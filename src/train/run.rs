@@ -1,5 +1,5 @@
-//! One run of a recipe: its step counter, optimizer, checkpoints and reports. A batch of data is a pure
-//! function of (seed, step), so a resumed run sees what the uninterrupted one would have seen.
+//! A run of a recipe: its step counter, optimizer, checkpoints and reports. A batch of data is a pure function of
+//! (seed, step), so a resumed run trains on the same batches as an uninterrupted one.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -9,68 +9,70 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use super::args::{Common, DeviceArg, FrozenPrecision, RecipeArgs, made_with, roles};
+use super::args::{Common, DeviceArg, FrozenPrecision, RecipeArgs, roles, with_earlier_defaults};
 use super::card::{Card, Curve, Curves};
 use super::checkpoint::{Checkpoint, CheckpointDir, TensorFile};
 use super::logs::Logs;
 use super::meter::{Meter, resident_bytes};
-use super::optim::{AdamConfig, AdamW, Grads, Group, Params, Stepping};
+use super::optim::{AdamConfig, AdamW, Grads, Group, OptimizerInBackward, Params};
 use super::schedule::Schedule;
 use super::step::Accumulator;
 use super::{Reporter, TrainOutcome, rng, trl_names};
 use crate::domain::{Metric, Progress, hash};
 use crate::model::{self, Loaded};
 
+/// The state of a run.
 pub struct Run<'a> {
     pub reporter: &'a mut dyn Reporter,
     pub common: Common,
     pub optimizer: AdamW,
     pub schedule: Schedule,
-    /// Steps (RL: iterations) done.
+    /// Number of finished steps (RL: iterations).
     pub step: u64,
+    /// Number of steps of the whole run.
     pub total: u64,
     pub meter: Meter,
-    /// Tensors of the recipe that checkpoints carry beside weights and optimizer, by file stem; filled by
-    /// `resume`.
-    pub kept: BTreeMap<String, TensorFile>,
+    /// Tensors of the recipe that checkpoints contain in addition to weights and optimizer, by file stem. `resume`
+    /// fills it.
+    pub extra: BTreeMap<String, TensorFile>,
     recipe: &'static str,
     checkpoints: Option<CheckpointDir>,
-    /// What a checkpoint must agree with: recipe, arguments, data, the model that the run started from.
+    /// Must equal that of a checkpoint to resume from it: recipe, arguments, hashes of data and of the starting model.
     identity: Value,
-    /// Completes the arguments of a checkpoint that is older than some of them.
-    made_with: fn(&Value) -> Value,
+    /// Adds the arguments that did not exist when a checkpoint was written.
+    with_earlier_defaults: fn(&Value) -> Value,
     /// Counts of the data, for the model card.
     pub data_report: Option<Value>,
-    /// Ends of every curve, for the model card.
+    /// First and last values of every metric, for the model card.
     curves: Curves,
     logs: LogState,
 }
 
-/// Log files open at the first point, when it is known where the run goes on.
+/// The log files. They are opened at the first metric, when the step at which the run continues is known.
 enum LogState {
     Unopened,
     Open(Logs),
-    /// None asked for, or the disk would not take them; training goes on.
+    /// Not requested, or they could not be written; training continues.
     Off,
 }
 
-/// What the run is made of, for `Run::new`.
-pub struct Plan<'a, A: RecipeArgs> {
+/// The parameters of `Run::new`.
+pub struct TrainPlan<'a, A: RecipeArgs> {
     pub recipe: &'static str,
     pub args: &'a A,
     pub common: Common,
-    /// Steps of the whole run, before `max_steps` cuts it.
+    /// Number of steps of the whole run, without the limit of `max_steps`.
     pub steps: u64,
-    /// Optimizer steps within one step (1, except in RL), at most.
+    /// Maximum number of optimizer steps in one step: 1, except in RL.
     pub updates_per_step: u64,
-    /// SHA-256 of every file that the run reads.
+    /// SHA-256 of every file that the run reads, by argument.
     pub data: BTreeMap<String, String>,
 }
 
 impl<'a> Run<'a> {
-    pub fn new<A: RecipeArgs>(plan: Plan<'_, A>, reporter: &'a mut dyn Reporter) -> Result<Self> {
+    pub fn new<A: RecipeArgs>(plan: TrainPlan<'_, A>, reporter: &'a mut dyn Reporter) -> Result<Self> {
         let common = plan.common;
-        let args = without_free(serde_json::to_value(plan.args)?);
+        let args = compared_args(serde_json::to_value(plan.args)?);
         let checkpoints =
             common.checkpoint_dir.as_deref().map(|dir| CheckpointDir::open(Path::new(dir))).transpose()?;
         let adam = AdamConfig { beta2: common.adam_beta2, eps: common.adam_eps, form: common.adam_form, beta1: 0.9 };
@@ -85,7 +87,7 @@ impl<'a> Run<'a> {
             data.insert("model".to_owned(), model_hash(&common.model).context("model")?);
         }
         Ok(Self {
-            kept: BTreeMap::new(),
+            extra: BTreeMap::new(),
             recipe: plan.recipe,
             logs: if common.log_dir.is_some() { LogState::Unopened } else { LogState::Off },
             optimizer: AdamW::new(adam, Group::standard(common.weight_decay)).with_states(common.adam_states),
@@ -95,7 +97,7 @@ impl<'a> Run<'a> {
             meter: Meter::new(0),
             checkpoints,
             identity: json!({"recipe": plan.recipe, "args": args, "data": data}),
-            made_with: made_with::<A>,
+            with_earlier_defaults: with_earlier_defaults::<A>,
             data_report: None,
             curves: Curves::new(),
             reporter,
@@ -103,27 +105,27 @@ impl<'a> Run<'a> {
         })
     }
 
-    /// Takes up the newest checkpoint if `resume` is set and there is one: weights, optimizer, step. Returns
-    /// the recipe's own state.
+    /// Restores weights, optimizer and step from the newest checkpoint, if `resume` is set and there is one. Returns
+    /// the state of the recipe.
     ///
     /// # Errors
-    /// No intact checkpoint among those there, or one of other arguments or data: names the field.
+    /// If no checkpoint is intact, or the newest has other arguments or data; the message names the field.
     pub fn resume<T: DeserializeOwned>(&mut self, params: &Params) -> Result<Option<T>> {
         let Some(dir) = self.checkpoints.as_ref().filter(|_| self.common.resume) else { return Ok(None) };
         let Some((mut checkpoint, warnings)) = dir.load_latest()? else { return Ok(None) };
         for warning in warnings {
             self.reporter.event("warning", json!({"message": warning}));
         }
-        let mut made = checkpoint.state["identity"].clone();
-        made["args"] = without_free((self.made_with)(&made["args"]));
-        if let Some(field) = difference(&self.identity, &made) {
-            bail!("the checkpoint was made with another {field}; give the same, or start without resume");
+        let mut identity = checkpoint.state["identity"].clone();
+        identity["args"] = compared_args((self.with_earlier_defaults)(&identity["args"]));
+        if let Some(field) = difference(&self.identity, &identity) {
+            bail!("the checkpoint was made with another {field}; set the same {field}, or start without resume");
         }
         let (before, now) = (checkpoint.state["computed_by"].as_str(), computed_by(&self.common, params));
-        // Checkpoints of before this was recorded do not say it.
+        // Older checkpoints have no such entry.
         if let Some(before) = before.filter(|before| *before != now) {
             self.warn(format!(
-                "the checkpoint was computed by {before}, and this run goes on by {now}: the last bits of its numbers differ"
+                "the checkpoint was computed by {before}, and this run continues on {now}: the last bits of results will differ"
             ));
         }
         let weights = checkpoint.tensors.get("weights").context("the checkpoint has no weights")?;
@@ -131,20 +133,20 @@ impl<'a> Run<'a> {
             let saved = weights.get(name).with_context(|| format!("the checkpoint has no weight {name}"))?;
             var.set(&saved.to_device(var.device())?)?;
         }
-        let updates = checkpoint.state["updates"].as_u64().context("the checkpoint does not say `updates`")?;
+        let updates = checkpoint.state["updates"].as_u64().context("the checkpoint has no entry `updates`")?;
         let moments = checkpoint.tensors.get("optimizer").context("the checkpoint has no optimizer state")?;
         self.optimizer.restore(params, moments, updates)?;
         self.step = checkpoint.step;
         checkpoint.tensors.retain(|stem, _| stem != "weights" && stem != "optimizer");
-        self.kept = checkpoint.tensors;
+        self.extra = checkpoint.tensors;
         self.meter = Meter::new(self.step);
-        // Checkpoints of before there were cards have none.
+        // Older checkpoints have none.
         self.curves = serde_json::from_value(checkpoint.state["curves"].clone()).unwrap_or_default();
         self.reporter.event("log", json!({"message": format!("resumed after step {}", self.step)}));
         Ok(Some(serde_json::from_value(checkpoint.state["recipe"].clone())?))
     }
 
-    /// Writes a checkpoint of the run as it is now; `None` without a checkpoint directory.
+    /// Writes a checkpoint and returns its path; `None` without a checkpoint directory.
     pub fn save(&mut self, params: &Params, recipe: &impl Serialize, best: bool) -> Result<Option<PathBuf>> {
         let Some(dir) = &self.checkpoints else { return Ok(None) };
         let weights = params.iter().map(|(name, var)| (name.clone(), var.as_detached_tensor())).collect();
@@ -157,13 +159,13 @@ impl<'a> Run<'a> {
             "recipe": serde_json::to_value(recipe)?,
         });
         let mut tensors = BTreeMap::from([("weights".to_owned(), weights), ("optimizer".to_owned(), optimizer)]);
-        tensors.extend(self.kept.clone());
+        tensors.extend(self.extra.clone());
         let path = dir.save(&Checkpoint { step: self.step, tensors, state }, best)?;
         self.reporter.event("checkpoint", json!({"path": path, "step": self.step}));
         Ok(Some(path))
     }
 
-    /// After a finished step: checkpoint if one is due, and the outcome if the run was asked to stop.
+    /// Call after a finished step: writes a checkpoint if one is due, and returns the outcome if a stop was requested.
     pub fn pause(&mut self, params: &Params, recipe: &impl Serialize) -> Result<Option<TrainOutcome>> {
         if self.step < self.total && self.reporter.should_stop() {
             return self.stopped(params, recipe).map(Some);
@@ -174,18 +176,18 @@ impl<'a> Run<'a> {
         Ok(None)
     }
 
-    /// Checkpoints and ends as asked.
+    /// Writes a checkpoint and returns the outcome of a stopped run.
     pub fn stopped(&mut self, params: &Params, recipe: &impl Serialize) -> Result<TrainOutcome> {
         let checkpoint = self.save(params, recipe, false)?.map(|p| p.display().to_string());
         Ok(TrainOutcome::Stopped { checkpoint })
     }
 
-    /// Whether something that happens every `every` steps (0 = only at the end) is due now.
+    /// Whether an action that is done every `every` steps (0: only at the end) is due.
     pub fn due(&self, every: u64) -> bool {
         self.step == self.total || (every > 0 && self.step.is_multiple_of(every))
     }
 
-    /// Whether `pause` is about to write a checkpoint.
+    /// Whether `pause` will write a checkpoint.
     pub fn checkpoint_due(&self) -> bool {
         let every = self.common.checkpoint_every;
         self.checkpoints.is_some() && every > 0 && self.step.is_multiple_of(every) && self.step < self.total
@@ -197,36 +199,41 @@ impl<'a> Run<'a> {
         match self.optimizer.update(params, grads, rate, self.common.max_grad_norm) {
             Ok(norm) => Ok((norm, rate)),
             Err(error) => {
-                let (step, blame) = (self.step + 1, self.blame(params)?);
-                let context = format!("step {step} was not made ({blame}); the last checkpoint before it is intact");
+                let (step, blame) = (self.step + 1, self.describe_non_finite(params)?);
+                let context = format!("step {step} was not applied ({blame}); the last checkpoint before it is intact");
                 Err(anyhow::Error::from(error).context(context))
             }
         }
     }
 
-    /// Sums for one update. `at_once`: gradients are applied and freed while the backward pass runs; only
-    /// without clipping, and only where no parameter gets gradients from two losses.
+    /// An accumulator of gradients for one update. With `at_once`, and without clipping, gradients are applied and
+    /// freed during the backward pass; then no parameter may get gradients from two losses.
     pub fn accumulator(&mut self, params: &Params, at_once: bool) -> Accumulator {
         if !at_once || self.common.max_grad_norm.is_some() {
             return Accumulator::default();
         }
         let rate = self.schedule.at(self.optimizer.step);
         let optimizer = self.optimizer.clone_settings();
-        Accumulator::applying(Stepping::begin(std::mem::replace(&mut self.optimizer, optimizer), params, rate))
+        Accumulator::applying(OptimizerInBackward::begin(
+            std::mem::replace(&mut self.optimizer, optimizer),
+            params,
+            rate,
+        ))
     }
 
-    /// Ends what `accumulator` began. Returns (gradient norm before clipping, learning rate).
+    /// Finishes the update of an accumulator. Returns (gradient norm before clipping, learning rate).
     pub fn finish(&mut self, params: &Params, sum: Accumulator) -> Result<(f64, f64)> {
         if !sum.applies() {
             return self.update(params, &sum.grads);
         }
-        let (optimizer, norm) = sum.into_stepping().context("the update is still in use")?.finish();
+        let (optimizer, norm) = sum.into_optimizer().context("the update is still in use")?.finish();
         let rate = self.schedule.at(optimizer.step - 1);
         self.optimizer = optimizer;
         Ok((norm, rate))
     }
 
-    /// Indices of this step's batch out of `n` items: a fresh order in every epoch, no item twice in one.
+    /// The indices of this step's batch among `n` items. Every epoch has its own random order and contains each item
+    /// once.
     pub fn batch(&self, n: usize, batch_size: usize) -> Vec<usize> {
         let per_epoch = n.div_ceil(batch_size) as u64;
         let order = rng::permutation(n, &mut rng::rng(self.common.seed, rng::Stream::DataOrder, self.step / per_epoch));
@@ -234,7 +241,7 @@ impl<'a> Run<'a> {
         order[start..n.min(start + batch_size)].to_vec()
     }
 
-    /// A part of a step has begun, or is so far. Says nothing of the speed.
+    /// Reports a phase of a step, and optionally (done, total) within it.
     pub fn phase(&mut self, phase: &str, done: Option<(u64, u64)>) {
         self.reporter.progress(&Progress {
             phase: phase.to_owned(),
@@ -248,6 +255,7 @@ impl<'a> Run<'a> {
         });
     }
 
+    /// Reports progress, with the speed since the last report.
     pub fn progress(&mut self, phase: &str) {
         let (tokens_per_second, memory_bytes) = (self.meter.take_rate(), resident_bytes());
         self.reporter.progress(&Progress {
@@ -266,13 +274,13 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Points at the current step, under our names and TRL's. Values that are not finite are reported as a
-    /// warning instead.
+    /// Reports metrics of the current step, under the program's names and TRL's. A value that is not finite is reported
+    /// as a warning instead.
     pub fn metrics<'n>(&mut self, values: impl IntoIterator<Item = (&'n str, f64)>) {
         self.metrics_at(self.step, values);
     }
 
-    /// Points at the step `at`: a measurement after the last step has the number of the step that would follow.
+    /// Reports metrics of the step `at`. A measurement after the last step has the number of the following step.
     pub fn metrics_at<'n>(&mut self, at: u64, values: impl IntoIterator<Item = (&'n str, f64)>) {
         let step = at as i64;
         let (good, bad): (Vec<Metric>, Vec<Metric>) = values
@@ -298,7 +306,7 @@ impl<'a> Run<'a> {
     /// Writes the model card into the output directory.
     ///
     /// # Errors
-    /// When it cannot be written.
+    /// If it cannot be written.
     pub fn write_card(&self) -> Result<()> {
         let parent = Path::new(&self.common.model).file_name().map(|name| name.to_string_lossy().into_owned());
         let card = Card {
@@ -306,7 +314,7 @@ impl<'a> Run<'a> {
             parent: parent.as_deref().unwrap_or("nothing"),
             steps: self.step,
             args: &self.identity["args"],
-            defaults: &without_free((self.made_with)(&json!({}))),
+            defaults: &compared_args((self.with_earlier_defaults)(&json!({}))),
             data: &self.identity["data"],
             report: self.data_report.as_ref(),
             curves: &self.curves,
@@ -314,13 +322,14 @@ impl<'a> Run<'a> {
         card.write(Path::new(&self.common.output_dir)).context("output_dir")
     }
 
-    /// A completion at a fixed prompt, for people to read.
+    /// Reports a sampled completion.
     pub fn sample(&mut self, sample: Value) {
         self.log(|logs| logs.sample(&sample));
         self.reporter.event("sample", sample);
     }
 
-    /// Logs are for people: what cannot be written is said once, and training goes on.
+    /// Writes to the log files. After the first error, which is a warning, nothing more is written and training
+    /// continues.
     fn log(&mut self, write: impl FnOnce(&mut Logs) -> std::io::Result<()>) {
         if let (LogState::Unopened, Some(dir)) = (&self.logs, &self.common.log_dir) {
             self.logs = match Logs::open(Path::new(dir), self.step) {
@@ -339,19 +348,19 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Names a parameter whose values are not finite, for the message of a run that broke down.
-    pub fn blame(&self, params: &Params) -> Result<String> {
+    /// Names a parameter with values that are not finite, for error messages.
+    pub fn describe_non_finite(&self, params: &Params) -> Result<String> {
         for (name, var) in params {
             let sum =
                 var.as_detached_tensor().to_dtype(candle_core::DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>()?;
             if !sum.is_finite() {
-                return Ok(format!("the parameter {name} holds values that are not finite"));
+                return Ok(format!("the parameter {name} has values that are not finite"));
             }
         }
         Ok("all parameters are finite".to_owned())
     }
 
-    pub fn tell(&mut self, message: String) {
+    pub fn info(&mut self, message: String) {
         self.reporter.event("log", json!({"message": message}));
     }
 
@@ -360,19 +369,20 @@ impl<'a> Run<'a> {
     }
 }
 
-fn without_free(mut args: Value) -> Value {
+/// The arguments that must be equal in a resumed run.
+fn compared_args(mut args: Value) -> Value {
     if let Some(map) = args.as_object_mut() {
         map.retain(|key, _| !roles::is_free_on_resume(key));
     }
     args
 }
 
-/// Says what a recipe does before its run begins: `loading` the model, `preparing` the data.
-pub fn before(reporter: &mut dyn Reporter, phase: &str) {
+/// Reports a phase before the run begins: `loading` the model, or `preparing` the data.
+pub fn report_phase(reporter: &mut dyn Reporter, phase: &str) {
     reporter.progress(&Progress { phase: phase.to_owned(), memory_bytes: resident_bytes(), ..Progress::default() });
 }
 
-/// Path of the first entry in which two JSON objects differ.
+/// The name of the first difference between two identities.
 fn difference(now: &Value, then: &Value) -> Option<String> {
     for part in ["recipe", "args", "data"] {
         match (now[part].as_object(), then[part].as_object()) {
@@ -389,8 +399,8 @@ fn difference(now: &Value, then: &Value) -> Option<String> {
     None
 }
 
-/// SHA-256 over everything that makes a model: a .gguf file, or the configuration, tokenizer and weight
-/// files of a directory by name.
+/// SHA-256 of a model: of a .gguf file, or of the configuration, tokenizer and weight files of a directory, in the
+/// order of their names.
 pub fn model_hash(path: &str) -> Result<String> {
     let dir = Path::new(path);
     if !dir.is_dir() {
@@ -417,8 +427,8 @@ pub fn file_hash(path: &str) -> Result<String> {
     Ok(hash::of_file(path).with_context(|| format!("cannot read {}", path.display()))?.0)
 }
 
-/// What decides the last bits of a run's numbers: the kind of its device, and where frozen weights are multiplied in
-/// bfloat16, whether the processor has instructions for it.
+/// The properties of the machine that determine the last bits of results: the kind of the device, and for frozen
+/// weights in bfloat16 whether the processor has instructions for it.
 fn computed_by(common: &Common, params: &Params) -> String {
     let device = params.values().next().map_or(candle_core::Device::Cpu, |var| var.device().clone());
     match (device.location(), common.frozen_precision) {
@@ -431,7 +441,7 @@ fn computed_by(common: &Common, params: &Params) -> String {
     }
 }
 
-/// The model that a recipe starts from; under adapters its frozen matrices are held as the arguments say.
+/// Loads the model from which a recipe starts. With LoRA, its frozen matrices are quantised as the arguments specify.
 pub fn load_base(common: &Common, device: &candle_core::Device) -> Result<Loaded> {
     let path = Path::new(&common.model);
     match common.frozen_precision.blocks().filter(|_| common.lora.is_some()) {
@@ -444,8 +454,8 @@ pub fn load_base(common: &Common, device: &candle_core::Device) -> Result<Loaded
 /// The device that a run computes on.
 ///
 /// # Errors
-/// Where `device` asks for a GPU that is not there, and for arguments that would have no effect on the GPU that was
-/// chosen; the message begins with the argument.
+/// If `device` requires a GPU that is missing, or an argument would have no effect on the GPU; the message begins with
+/// the argument.
 pub fn device(common: &Common) -> Result<candle_core::Device> {
     let device = open_device(common.device)?;
     if !device.is_cpu() {
@@ -457,7 +467,7 @@ pub fn device(common: &Common) -> Result<candle_core::Device> {
 /// The device that an argument names.
 ///
 /// # Errors
-/// Where it asks for a GPU that is not there.
+/// If it requires a GPU that is missing.
 pub fn open_device(device: DeviceArg) -> Result<candle_core::Device> {
     Ok(match device {
         DeviceArg::Cpu => candle_core::Device::Cpu,

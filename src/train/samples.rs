@@ -1,4 +1,4 @@
-//! Completions at fixed prompts with a fixed seed: what a person looks at to see a policy change.
+//! Completions of fixed prompts with a fixed seed, which show how a policy changes.
 
 use anyhow::Result;
 use serde_json::json;
@@ -10,7 +10,7 @@ use crate::generation::{GenParams, generate};
 use crate::model::Decoder;
 use crate::prompt::Texts;
 
-/// How many prompts, unless a recipe says otherwise.
+/// Number of prompts.
 const PROMPTS: usize = 3;
 const TOKENS: usize = 48;
 
@@ -47,7 +47,7 @@ impl<'t> Samples<'t> {
         let params = GenParams {
             max_new_tokens,
             eos_ids: self.texts.eos_ids().to_vec(),
-            // The same draws at every checkpoint: differences are the policy's.
+            // The same random numbers at every checkpoint, so that differences come from the policy.
             seed: derive(self.seed, Stream::Samples, 0),
             ..GenParams::default()
         };

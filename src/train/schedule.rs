@@ -1,4 +1,4 @@
-//! Learning rates over optimizer steps: linear warm-up, then constant, linear or cosine decay to 0.
+//! Learning-rate schedules: linear warm-up, then a constant rate, or linear or cosine decay to 0.
 
 use serde::{Deserialize, Serialize};
 
@@ -20,7 +20,8 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// The rate of optimizer step `step`, counted from 0. The first step of a warm-up is 1/warmup, not 0.
+    /// The learning rate of optimizer step `step`, counted from 0. The first step of a warm-up has peak/warmup_steps,
+    /// not 0.
     pub fn at(&self, step: u64) -> f64 {
         if step < self.warmup_steps {
             return self.peak * (step + 1) as f64 / self.warmup_steps as f64;
@@ -42,7 +43,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn warm_up_and_decay() {
+    fn rates_rise_linearly_and_decay_as_configured() {
         let at = |decay, step| Schedule { peak: 2.0, warmup_steps: 4, total_steps: 12, decay }.at(step);
         assert_eq!([at(Decay::Linear, 0), at(Decay::Linear, 3), at(Decay::Linear, 4)], [0.5, 2.0, 2.0]);
         assert_eq!([at(Decay::Linear, 8), at(Decay::Linear, 12), at(Decay::Linear, 99)], [1.0, 0.0, 0.0]);

@@ -1,4 +1,4 @@
-//! Supervised fine-tuning: the mean −log p of response tokens, end token included, prompts given.
+//! Supervised fine-tuning: minimises the mean −log p of response tokens, including the end token, given their prompts.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -9,9 +9,9 @@ use serde_json::{Value, json};
 use super::args::{SftArgs, parse_for_run};
 use super::data_report::DataReport;
 use super::fit::{self, Fit};
-use super::run::{Plan, Run, before, device, file_hash, load_base};
+use super::run::{Run, TrainPlan, device, file_hash, load_base, report_phase};
 use super::samples::Samples;
-use super::step::{Accumulator, Picked, Sequence, micro_batches};
+use super::step::{Accumulator, PredictionBatch, Sequence, micro_batches};
 use super::trainable::Trainable;
 use super::{Reporter, TrainOutcome, rng};
 use crate::data::{PromptInput, Written, content_hash, mixture, read_demonstrations, split_of};
@@ -22,16 +22,16 @@ use crate::prompt::Texts;
 
 pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let args: SftArgs = parse_for_run(args)?;
-    before(reporter, "loading");
+    report_phase(reporter, "loading");
     let common = args.common();
     let mut loaded = load_base(&common, &device(&common)?)?;
-    before(reporter, "preparing");
+    report_phase(reporter, "preparing");
     let texts = Texts::new(&loaded)?;
     let (written, file) = match &args.mixture {
         None => (read_demonstrations(Path::new(&args.demonstrations)).context("demonstrations")?, &args.demonstrations),
         Some(mixture) => (read_mixture(mixture, common.seed)?, mixture),
     };
-    // Of what is learned, not of a file: a mixture names other files.
+    // The hash of the rows, because a mixture names other files.
     let sha256 = hash::of_bytes(serde_json::to_vec(&written)?);
     let data_hash = if args.mixture.is_some() { sha256 } else { file_hash(file)? };
     let length = fit::length(common.max_length, loaded.config.max_positions, || lengths(&written, &texts))?;
@@ -45,7 +45,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let policy = Trainable::<Decoder>::for_run(&loaded.config, backbone_and_output(&loaded), &common)?
         .with_source(&loaded.source);
     loaded.weights.clear();
-    let plan = Plan {
+    let plan = TrainPlan {
         recipe: "sft",
         args: &args,
         steps: args.epochs * data.train.len().div_ceil(args.batch_size) as u64,
@@ -56,7 +56,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let mut run = Run::new(plan, reporter)?;
     length.report(&mut run);
     data.fit.report(&mut run);
-    data.report.tell(&mut run, None);
+    data.report.report(&mut run, None);
     run.resume::<()>(&policy.params)?;
     let samples = Samples::new(&texts, data.prompts, run.common.seed);
 
@@ -67,13 +67,13 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
         let total: usize = batch.iter().map(|s| s.predicted()).sum();
         let (mut sum, mut stats) = (Accumulator::default(), Stats::default());
         for group in groups(&batch, run.common.micro_batch_tokens) {
-            let picked = Picked::new(&group);
-            let hidden = picked.hidden(policy.decoder())?;
-            let logprobs = picked.logprobs(policy.decoder(), &hidden, 1.0)?.logprobs;
+            let packed = PredictionBatch::new(&group);
+            let hidden = packed.hidden(policy.decoder())?;
+            let logprobs = packed.logprobs(policy.decoder(), &hidden, 1.0)?.logprobs;
             let (loss, part) = causal_lm::loss(&logprobs, total as f64)?;
             sum.add(&policy.params, &loss)?;
             stats.merge(&part);
-            run.meter.add_tokens(picked.batch.len());
+            run.meter.add_tokens(packed.batch.len());
         }
         let (grad_norm, learning_rate) = run.update(&policy.params, &sum.grads)?;
         run.step += 1;
@@ -100,7 +100,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     Ok(TrainOutcome::Done { model_dir: run.common.output_dir.clone(), metrics })
 }
 
-/// Tokens of prompts and answers, uncut.
+/// Lengths in tokens of prompts with their answers, without truncation.
 pub(super) fn lengths(written: &[Written], texts: &Texts) -> Result<Vec<usize>> {
     let mut lengths = Vec::with_capacity(written.len());
     for written in written {
@@ -110,21 +110,20 @@ pub(super) fn lengths(written: &[Written], texts: &Texts) -> Result<Vec<usize>> 
     Ok(lengths)
 }
 
-/// As `lengths`, of a file of demonstrations.
+/// Lengths in tokens of the prompts with their answers in a file of demonstrations, without truncation.
 pub(super) fn lengths_of_file(path: &str, texts: &Texts) -> Result<Vec<usize>> {
     lengths(&read_demonstrations(Path::new(path)).context("demonstrations")?, texts)
 }
 
-/// Demonstrations as sequences whose tail is the response.
+/// Demonstrations as sequences of which the response is predicted.
 pub(super) struct Demonstrations {
     pub train: Vec<Sequence>,
     pub heldout: Vec<Sequence>,
     /// Prompts for samples, held-out ones first.
     pub prompts: Vec<PromptInput>,
-    /// What did not fit. Answers that are longer than the length with their end token are left out: without it they
-    /// would teach to stop in mid-sentence.
+    /// Counts of what did not fit. Answers that do not fit with their end token are left out.
     pub fit: Fit,
-    /// What was kept, for the run's log and the model card.
+    /// Counts of what is learned, for the run's log and the model card.
     pub report: DataReport,
 }
 
@@ -149,7 +148,7 @@ impl Demonstrations {
             found.fit.note_prompt(answers.prompt_cut);
             let Some((ids, start)) = answers.sequences.pop() else { continue };
             let sequence = Sequence { ids, start };
-            // By prompt: two answers to one prompt are on the same side.
+            // By prompt, so that all answers to a prompt are on the same side of the split.
             let side = split_of(&content_hash(&written.prompt.messages()), heldout_fraction);
             found.report.note_answer(&written.prompt, &written.completion, sequence.predicted(), side);
             match side {
@@ -169,7 +168,7 @@ impl Demonstrations {
     }
 }
 
-/// The demonstrations of a mixture, rows and templates drawn from the seed.
+/// The demonstrations of a mixture. Rows and templates are drawn with the seed.
 fn read_mixture(path: &str, seed: u64) -> Result<Vec<Written>> {
     let order = |task: usize, n| rng::permutation(n, &mut rng::rng(seed, rng::Stream::Mixture, task as u64));
     let choice = |task: usize, k: usize, n: usize| {
@@ -179,7 +178,7 @@ fn read_mixture(path: &str, seed: u64) -> Result<Vec<Written>> {
     mixture::read(Path::new(path), order, choice).context("mixture")
 }
 
-/// The tensors that a language model computes with: everything but heads of other tasks.
+/// The tensors of the language model: all except the heads of other tasks.
 pub(super) fn backbone_and_output(loaded: &model::Loaded) -> model::Weights {
     let other = |name: &str| name == model::heads::reward::SCORE || name.starts_with("classifier.");
     loaded.weights.iter().filter(|(name, _)| !other(name)).map(|(n, t)| (n.clone(), t.clone())).collect()
@@ -190,14 +189,14 @@ pub(super) fn groups<'s>(sequences: &[&'s Sequence], max_tokens: usize) -> Vec<V
     micro_batches(&lengths, max_tokens).into_iter().map(|g| g.into_iter().map(|i| sequences[i]).collect()).collect()
 }
 
-/// Mean −log p per predicted token; `None` of no sequences.
+/// Mean −log p per predicted token, in nats; `None` without sequences.
 pub(super) fn nats_per_token(decoder: &Decoder, sequences: &[Sequence], max_tokens: usize) -> Result<Option<f64>> {
     let mut stats = Stats::default();
     let all: Vec<&Sequence> = sequences.iter().collect();
     for group in groups(&all, max_tokens) {
-        let picked = Picked::new(&group);
-        let hidden = picked.hidden(decoder)?;
-        stats.merge(&causal_lm::loss(&picked.logprobs(decoder, &hidden, 1.0)?.logprobs, 1.0)?.1);
+        let packed = PredictionBatch::new(&group);
+        let hidden = packed.hidden(decoder)?;
+        stats.merge(&causal_lm::loss(&packed.logprobs(decoder, &hidden, 1.0)?.logprobs, 1.0)?.1);
     }
     Ok(stats.mean("loss"))
 }

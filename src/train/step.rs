@@ -1,5 +1,5 @@
-//! Shared stepping: micro-batches by tokens, gradients that add up to those of the whole batch, and the
-//! picking of the rows that a loss needs.
+//! Micro-batches by tokens, gradients that are summed over them, and batches of sequences with the rows that a loss
+//! needs.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -7,13 +7,13 @@ use std::rc::Rc;
 use candle_core::{Result, Tensor};
 
 use super::meter::Stopwatch;
-use super::optim::{Grads, Params, Stepping};
+use super::optim::{Grads, OptimizerInBackward, Params};
 use crate::model::{Decoder, PackedBatch};
 use crate::ops::token_logprobs::TokenLogprobs;
 use crate::ops::{grad, pool};
 
-/// Splits items of `lengths` tokens into groups of at most `max_tokens` (or of one item), longest first:
-/// attention work is even within a group, and the order does not depend on chance.
+/// Splits items of `lengths` tokens into groups of at most `max_tokens` tokens, or of one longer item. The longest
+/// items come first, so that the items of a group have similar lengths; the order is deterministic.
 pub fn micro_batches(lengths: &[usize], max_tokens: usize) -> Vec<Vec<usize>> {
     let mut order: Vec<usize> = (0..lengths.len()).collect();
     order.sort_by_key(|&i| std::cmp::Reverse(lengths[i]));
@@ -32,38 +32,38 @@ pub fn micro_batches(lengths: &[usize], max_tokens: usize) -> Vec<Vec<usize>> {
     groups
 }
 
-/// Sums gradients over micro-batches. Losses must be normalised by the counts of the global batch.
+/// Sums gradients over micro-batches. Losses must be normalised by the counts of the whole batch.
 #[derive(Default)]
 pub struct Accumulator {
     pub grads: Grads,
-    /// Where gradients are applied at once instead of being summed.
-    stepping: Option<Rc<RefCell<Stepping>>>,
-    /// Spent in backward passes.
+    /// The optimizer, if gradients are applied during the backward pass instead of being summed.
+    in_backward: Option<Rc<RefCell<OptimizerInBackward>>>,
+    /// Time spent in backward passes.
     pub seconds: f64,
 }
 
 impl Accumulator {
-    /// Applies gradients while they are computed. No parameter may get one from two losses.
-    pub fn applying(stepping: Stepping) -> Self {
-        Self { stepping: Some(Rc::new(RefCell::new(stepping))), ..Self::default() }
+    /// An accumulator that applies gradients during the backward pass. No parameter may get gradients from two losses.
+    pub fn applying(in_backward: OptimizerInBackward) -> Self {
+        Self { in_backward: Some(Rc::new(RefCell::new(in_backward))), ..Self::default() }
     }
 
     pub fn applies(&self) -> bool {
-        self.stepping.is_some()
+        self.in_backward.is_some()
     }
 
-    /// What `applying` was given, after the last loss.
-    pub fn into_stepping(self) -> Option<Stepping> {
-        Some(Rc::try_unwrap(self.stepping?).ok()?.into_inner())
+    /// The optimizer that was passed to `applying`, after the last loss.
+    pub fn into_optimizer(self) -> Option<OptimizerInBackward> {
+        Some(Rc::try_unwrap(self.in_backward?).ok()?.into_inner())
     }
 
-    /// Runs the backward pass of `loss` and adds its gradients. The graph is dropped with `loss`.
+    /// Runs the backward pass of `loss` and adds its gradients.
     pub fn add(&mut self, params: &Params, loss: &Tensor) -> Result<()> {
         let mut watch = Stopwatch::start();
         let sums = params.iter().filter_map(|(name, var)| Some((var.id(), self.grads.remove(name)?))).collect();
-        let sink = self.stepping.clone().map(|stepping| -> grad::GradientSink {
+        let sink = self.in_backward.clone().map(|in_backward| -> grad::GradientSink {
             Box::new(move |id, grad| {
-                stepping.borrow_mut().apply(id, &grad)?;
+                in_backward.borrow_mut().apply(id, &grad)?;
                 pool::reclaim(grad);
                 Ok(())
             })
@@ -72,15 +72,15 @@ impl Accumulator {
         let mut store = store?;
         for (name, var) in params {
             let sum = match (sums.remove(&var.id()), store.remove(var)) {
-                // Operations without a fused backward leave theirs in candle's store.
+                // Gradients of operations without a fused backward pass are in candle's store.
                 (Some(sum), Some(more)) => (sum + more)?,
                 (Some(sum), None) => sum,
                 (None, Some(sum)) => sum,
                 (None, None) => continue,
             };
-            // Gradients may themselves be graph nodes; without detaching, the sum would keep them alive.
-            match &self.stepping {
-                Some(stepping) => stepping.borrow_mut().apply(var.id(), &sum.detach())?,
+            // Gradients may be nodes of a graph, which the sum would keep alive without `detach`.
+            match &self.in_backward {
+                Some(in_backward) => in_backward.borrow_mut().apply(var.id(), &sum.detach())?,
                 None => {
                     self.grads.insert(name.clone(), sum.detach());
                 }
@@ -91,7 +91,7 @@ impl Accumulator {
     }
 }
 
-/// A token sequence of which only the tail is predicted.
+/// A sequence of tokens of which those from `start` on are predicted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sequence {
     pub ids: Vec<u32>,
@@ -104,52 +104,53 @@ impl Sequence {
         Self { ids: [prompt, response].concat(), start: prompt.len() }
     }
 
-    /// Tokens that a loss sees.
+    /// Number of predicted tokens.
     pub fn predicted(&self) -> usize {
         self.ids.len() - self.start
     }
 }
 
-/// Sequences packed for a forward pass, with the rows that predict their tails.
-pub struct Picked {
+/// Sequences packed for a forward pass, with the rows that predict their last tokens.
+pub struct PredictionBatch {
     pub batch: PackedBatch,
-    /// Row of the hidden state *before* each predicted token, end to end.
+    /// For each predicted token of all sequences, the row of the hidden state before it.
     pub rows: Vec<u32>,
     pub targets: Vec<u32>,
-    /// Predicted tokens of each sequence.
+    /// Number of predicted tokens of each sequence.
     pub lengths: Vec<usize>,
 }
 
-impl Picked {
-    /// Nothing is read off the last token of a sequence, so it is not fed.
+impl PredictionBatch {
+    /// Packs sequences without their last tokens, which predict nothing.
     pub fn new(sequences: &[&Sequence]) -> Self {
         let ids: Vec<&[u32]> = sequences.iter().map(|s| &s.ids[..s.ids.len() - 1]).collect();
         let batch = PackedBatch::new(&ids);
-        let mut picked = Self { rows: Vec::new(), targets: Vec::new(), lengths: Vec::new(), batch };
-        for (sequence, &offset) in sequences.iter().zip(&picked.batch.offsets) {
-            picked.rows.extend((sequence.start..sequence.ids.len()).map(|t| (offset + t - 1) as u32));
-            picked.targets.extend_from_slice(&sequence.ids[sequence.start..]);
-            picked.lengths.push(sequence.predicted());
+        let mut packed = Self { rows: Vec::new(), targets: Vec::new(), lengths: Vec::new(), batch };
+        for (sequence, &offset) in sequences.iter().zip(&packed.batch.offsets) {
+            packed.rows.extend((sequence.start..sequence.ids.len()).map(|t| (offset + t - 1) as u32));
+            packed.targets.extend_from_slice(&sequence.ids[sequence.start..]);
+            packed.lengths.push(sequence.predicted());
         }
-        picked
+        packed
     }
 
-    /// Hidden states of the picked rows `[n, d]`.
+    /// Hidden states of the predicting rows, `[n, hidden]`.
     pub fn hidden(&self, decoder: &Decoder) -> Result<Tensor> {
         decoder.forward_tails(&self.batch, &self.lengths)
     }
 
-    /// Hidden states of the picked rows `[n, d]`, without a gradient also where the decoder has variables.
+    /// Hidden states of the predicting rows, `[n, hidden]`, without a gradient even if the decoder has variables.
     pub fn hidden_frozen(&self, decoder: &Decoder) -> Result<Tensor> {
         decoder.frozen_tails(&self.batch, &self.lengths)
     }
 
-    /// Log-probs and entropies of the picked targets `[n]` at `temperature`.
+    /// Log-probs and entropies of the targets, `[n]`, at `temperature`. The entropies have no gradient.
     pub fn logprobs(&self, decoder: &Decoder, hidden: &Tensor, temperature: f64) -> Result<TokenLogprobs> {
         decoder.token_logprobs(hidden, &self.targets, temperature as f32)
     }
 
-    /// The same values, with a gradient of the entropies too; the backward pass computes the logits again.
+    /// Log-probs and entropies of the targets, `[n]`, at `temperature`, both with a gradient. The backward pass
+    /// recomputes the logits.
     pub fn logprobs_and_entropy(&self, decoder: &Decoder, hidden: &Tensor, temperature: f64) -> Result<TokenLogprobs> {
         decoder.token_logprobs_and_entropy(hidden, &self.targets, temperature as f32)
     }
@@ -160,7 +161,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn micro_batches_hold_everything_once_within_the_limit() {
+    fn micro_batches_contain_every_item_once_and_stay_within_the_limit() {
         let lengths = [5, 9, 3, 12, 1, 7];
         let groups = micro_batches(&lengths, 10);
         let mut all: Vec<usize> = groups.concat();
@@ -172,12 +173,12 @@ mod tests {
 
     /// Off by one at the first response token is the classic error of response masks.
     #[test]
-    fn rows_sit_before_their_targets() {
+    fn rows_precede_their_targets() {
         let (a, b) = (Sequence::new(&[10, 11], &[12, 13]), Sequence::new(&[20], &[21, 22]));
-        let picked = Picked::new(&[&a, &b]);
-        assert_eq!(picked.batch.ids, [10, 11, 12, 20, 21], "the last token predicts nothing");
-        assert_eq!(picked.rows, [1, 2, 3, 4]);
-        assert_eq!(picked.targets, [12, 13, 21, 22]);
-        assert_eq!(picked.lengths, [2, 2]);
+        let packed = PredictionBatch::new(&[&a, &b]);
+        assert_eq!(packed.batch.ids, [10, 11, 12, 20, 21], "the last token predicts nothing");
+        assert_eq!(packed.rows, [1, 2, 3, 4]);
+        assert_eq!(packed.targets, [12, 13, 21, 22]);
+        assert_eq!(packed.lengths, [2, 2]);
     }
 }

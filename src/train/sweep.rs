@@ -1,5 +1,5 @@
-//! A sweep: the runs of a grid over arguments and seeds, one after the other, and a table of their figures. The model of the
-//! best combination's first seed becomes the result.
+//! A sweep: the runs of a grid over arguments and seeds, one after the other, and a table of their figures. The model
+//! of the best combination's first seed becomes the result.
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
@@ -16,16 +16,16 @@ use crate::domain::{Metric, Progress};
 use crate::train::judge::Judge;
 use crate::train::remote::RemoteReward;
 
-/// Figures in the order in which one is taken to find the best combination, where the arguments name none.
-const BY: &[&str] = &["heldout_accuracy", "last.gold", "heldout_loss", "last.reward"];
+/// Figures that determine the best combination if the arguments name none; the first one that the runs have is used.
+const DEFAULT_FIGURES: &[&str] = &["heldout_accuracy", "last.gold", "heldout_loss", "last.reward"];
 
-/// Names of figures that are better when they are smaller.
+/// Words in the names of figures of which smaller values are better.
 const SMALLER: &[&str] = &["loss", "perplexity", "bits_per_byte", "ece", "kl"];
 
-/// The file in the directory of a finished run.
+/// The contents of `finished.json` in the directory of a finished run.
 #[derive(Serialize, Deserialize)]
 struct Finished {
-    /// Its arguments, without what changes no result.
+    /// The arguments that determine the result.
     args: Value,
     metrics: Value,
 }
@@ -42,7 +42,7 @@ struct Figure {
 /// Runs every combination with every seed.
 ///
 /// # Errors
-/// As the recipe's own run; a figure that no run has.
+/// Those of the runs, and if no run has the chosen figure.
 pub fn run(recipe: &Recipe, args: &Value, sweep: &SweepArgs, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let directories = RunDirectories::new(args)?;
     let cells = sweep.cells();
@@ -87,7 +87,7 @@ pub fn run(recipe: &Recipe, args: &Value, sweep: &SweepArgs, reporter: &mut dyn 
 /// The directories of the runs of a sweep.
 struct RunDirectories {
     output: PathBuf,
-    /// Directories of the runs, beside the checkpoints or beside the result.
+    /// Parent of the runs' directories: in the checkpoint directory, or next to the result.
     runs: PathBuf,
     checkpoints: bool,
     logs: Option<PathBuf>,
@@ -129,14 +129,14 @@ impl RunDirectories {
         Ok(args)
     }
 
-    /// The metrics of a run that finished before with the same arguments.
+    /// The metrics of a run that has already finished with the same arguments.
     fn read_result(&self, number: u64, args: &Value) -> Option<Value> {
         let text = std::fs::read(self.of(number).join("finished.json")).ok().filter(|_| self.resume)?;
         let finished: Finished = serde_json::from_slice(&text).ok()?;
         (finished.args == result_arguments(args)).then_some(finished.metrics)
     }
 
-    /// Stores the metrics of a finished run, and gives them back.
+    /// Stores and returns the metrics of a finished run.
     fn store_result(&self, number: u64, args: &Value, metrics: Value) -> Result<Value> {
         let (dir, finished) = (self.of(number), Finished { args: result_arguments(args), metrics });
         write_atomically(&dir.join("finished.json"), &serde_json::to_vec(&finished)?)
@@ -152,7 +152,7 @@ impl RunDirectories {
     }
 }
 
-/// Copies a directory with all that is in it.
+/// Copies a directory recursively.
 fn copy_all(from: &Path, to: &Path) -> std::io::Result<()> {
     std::fs::create_dir_all(to)?;
     for entry in std::fs::read_dir(from)? {
@@ -167,7 +167,7 @@ fn copy_all(from: &Path, to: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
-/// The arguments that decide the result, without those that may differ between attempts.
+/// The arguments that determine the result, without those that may differ between attempts.
 fn result_arguments(args: &Value) -> Value {
     let mut args = args.clone();
     if let Some(all) = args.as_object_mut() {
@@ -182,7 +182,7 @@ fn describe(cell: &Cell, seed: &Value) -> String {
     values.chain([format!("seed {seed}")]).collect::<Vec<_>>().join(", ")
 }
 
-/// The figures of a run's result: numbers of what was held out and of the last round, by name.
+/// The figures of a run's result, by name: held-out metrics, and those of the last round.
 fn figures(metrics: &Value) -> BTreeMap<String, f64> {
     let mut found = BTreeMap::new();
     for (name, value) in metrics.as_object().into_iter().flatten() {
@@ -219,22 +219,22 @@ fn figure(values: Vec<f64>) -> Figure {
     Figure { mean, sd: (n > 1.0).then(|| (squares / (n - 1.0)).sqrt()), values }
 }
 
-fn chosen_figure(asked: Option<&str>, table: &[BTreeMap<String, Figure>]) -> Result<String> {
+fn chosen_figure(requested: Option<&str>, table: &[BTreeMap<String, Figure>]) -> Result<String> {
     let known = table.first().context("a sweep has a run")?;
-    match asked {
+    match requested {
         Some(name) if known.contains_key(name) => Ok(name.to_owned()),
         Some(name) => {
             let names = known.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
             bail!("sweep.by: no run has the figure {name}; there are {names}")
         }
         None => {
-            let first = BY.iter().find(|name| known.contains_key(**name)).map(|name| (*name).to_owned());
+            let first = DEFAULT_FIGURES.iter().find(|name| known.contains_key(**name)).map(|name| (*name).to_owned());
             first.or_else(|| known.keys().next().cloned()).context("sweep: the runs have no figure to compare")
         }
     }
 }
 
-/// The combination with the best mean of a figure; the first of equals.
+/// The combination with the best mean of a figure, or the first of several equal ones.
 fn best(table: &[BTreeMap<String, Figure>], by: &str) -> Option<usize> {
     let smaller = SMALLER.iter().any(|word| by.split(['.', '_']).any(|part| part == *word) || by == *word);
     let means = table.iter().enumerate().filter_map(|(i, figures)| Some((i, figures.get(by)?.mean)));
@@ -243,20 +243,20 @@ fn best(table: &[BTreeMap<String, Figure>], by: &str) -> Option<usize> {
     means.reduce(|best, next| if better(next.1, best.1) == Some(Ordering::Less) { next } else { best }).map(|(i, _)| i)
 }
 
-/// Reports one run as a part of the sweep. Its metrics and samples stay in its own log files, because several runs have the
-/// same names and steps.
+/// Reports a run as a part of the sweep. Metrics and samples are only written to the log files of the run, because all
+/// runs have the same names and steps.
 struct RunReporter<'a> {
     whole: &'a mut dyn Reporter,
     number: u64,
     total: u64,
     name: String,
-    /// Steps of one run, as last reported.
+    /// Number of steps of a run, as last reported.
     steps: &'a mut u64,
 }
 
 impl Reporter for RunReporter<'_> {
     fn progress(&mut self, progress: &Progress) {
-        // A run does not know its steps while it loads.
+        // While a run loads, its number of steps is unknown.
         *self.steps = progress.total_steps.unwrap_or(*self.steps);
         let steps = *self.steps;
         let left = steps.saturating_sub(progress.step).max(1) as f64;
@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn the_best_is_that_of_the_figure_in_its_direction() {
+    fn the_best_combination_has_the_largest_or_smallest_figure_by_its_kind() {
         let table: Vec<_> = [(0.6, 2.0), (0.8, 3.0), (0.8, 1.0)]
             .into_iter()
             .map(|(accuracy, loss)| over_seeds(&[json!({"heldout_accuracy": accuracy, "heldout_loss": loss})]))

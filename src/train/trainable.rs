@@ -1,5 +1,4 @@
-//! A model under training: which of its tensors are variables, and the frozen views that rollouts,
-//! references and files are made from.
+//! A model under training: its variables, and the frozen copies and views for rollouts, references and files.
 
 use std::path::PathBuf;
 
@@ -14,72 +13,72 @@ use crate::model::merged::Merged;
 use crate::model::{Build, Decoder, LoraConfig, ModelConfig, Purpose, Recompute, Source, Weights};
 use crate::ops::linear::WeightFormat;
 
-/// What stays as it is, beside what adapters leave alone.
+/// Parameters that are not trained, in addition to those under LoRA adapters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Freeze {
-    /// Token, position and segment embeddings; with tied embeddings that is the output matrix too.
+    /// Token, position and segment embeddings; with tied embeddings also the output matrix.
     pub embeddings: bool,
-    /// The first so many blocks.
+    /// Number of first blocks.
     pub layers: usize,
 }
 
 impl Freeze {
-    fn holds(self, config: &ModelConfig, name: &str) -> bool {
+    fn includes(self, config: &ModelConfig, name: &str) -> bool {
         let family = config.family();
         let of = |module: &str| name.strip_prefix(module).is_some_and(|rest| rest.starts_with('.'));
         (self.embeddings && family.embeddings().any(of)) || family.block_of(name).is_some_and(|i| i < self.layers)
     }
 }
 
+/// A model under training.
 pub struct Trainable<M = Decoder> {
     pub config: ModelConfig,
-    /// Variables by name: all weights, or the adapters `….lora_A.weight` and `….lora_B.weight`; without
-    /// those that are frozen.
+    /// Variables by name: all weights that are not frozen, or the adapters `….lora_A.weight` and `….lora_B.weight`.
     pub params: Params,
-    /// Weights that do not train.
+    /// Weights that are not trained.
     frozen: Weights,
-    /// The file or directory that they come from.
+    /// The file or directory of the frozen weights.
     source: Option<PathBuf>,
     lora: Option<LoraConfig>,
     model: M,
 }
 
 impl Trainable<Decoder> {
-    /// A decoder of which nothing is frozen but what adapters leave alone. See `of`.
+    /// A decoder without frozen weights, except those under adapters. See `of`.
     pub fn new(config: &ModelConfig, weights: Weights, adapters: Option<&LoraArgs>, seed: u64) -> Result<Self> {
         let (recompute, precision) = (Recompute::default(), FrozenPrecision::default());
         Self::of(config, weights, adapters, Freeze::default(), recompute, precision, seed)
     }
 
-    /// The decoder whose forward pass reaches the variables.
+    /// The decoder over the variables.
     pub fn decoder(&self) -> &Decoder {
         &self.model
     }
 
-    /// `frozen_model` by the name that most recipes know.
+    /// The `frozen_model` of a decoder.
     pub fn frozen_decoder(&self) -> Result<Decoder> {
         self.frozen_model()
     }
 
-    /// Chooses what backward passes compute again instead of keeping.
+    /// Sets which activations are recomputed in backward passes.
     pub fn with_recompute(mut self, recompute: Recompute) -> Self {
         self.model.recompute = recompute;
         self
     }
 
-    /// The policy to sample from, as it is now; only valid until the next update, because what need not be copied
-    /// is shared with the variables.
+    /// The behaviour policy of a rollout: the current weights. It is only valid until the next update, because it
+    /// shares memory with the variables.
     pub fn behaviour(&self) -> Result<Decoder> {
         let live = |t: &Tensor| Ok(Some(t.detach()));
         match &self.lora {
-            // Weights that are packed already are packed once.
+            // Frozen weights are packed already.
             Some(_) => self.model.with_changed_adapters(&live),
             None => build(&self.config, self.live(), &self.frozen, None, Purpose::Serve),
         }
     }
 
-    /// As `behaviour`, with matrices rounded to bfloat16 and adapters merged into them: its log-probs are not those of
-    /// the decoder.
+    /// A behaviour policy with adapters merged and matrices rounded to bfloat16. Its log-probs differ from those of the
+    /// decoder.
     pub fn rounded_behaviour(&self) -> Result<Decoder> {
         let purpose = Purpose::ServeAs(WeightFormat::Bf16);
         match &self.lora {
@@ -88,11 +87,10 @@ impl Trainable<Decoder> {
         }
     }
 
-    /// The model before any update, for scoring whole sequences. `start` are the weights it was made of; they are
-    /// shared, not copied.
+    /// The model before any update, for scoring whole sequences. `start` are its initial weights, which are shared.
     pub fn reference(&self, start: &Weights) -> Result<Decoder> {
         match &self.lora {
-            // Adapters that were never trained add nothing.
+            // Initial adapters add nothing.
             Some(_) if self.adapters_are_zero()? => self.model.with_changed_adapters(&|_| Ok(None)),
             Some(_) => self.model.with_changed_adapters(&|t| Ok(Some(t.copy()?.detach()))),
             None => Decoder::new(&self.config, start, Purpose::Score),
@@ -114,7 +112,7 @@ impl Trainable<Decoder> {
 }
 
 impl<M: Build> Trainable<M> {
-    /// What a recipe's arguments ask for.
+    /// The model under training for a recipe's arguments.
     pub fn for_run(config: &ModelConfig, weights: Weights, common: &Common) -> Result<Self> {
         let freeze = Freeze { embeddings: common.freeze_embeddings, layers: common.freeze_layers };
         if freeze.layers > config.n_layers {
@@ -124,13 +122,11 @@ impl<M: Build> Trainable<M> {
         Self::of(config, weights, lora, freeze, common.recompute, precision, common.seed)
     }
 
-    /// `weights` become variables (copied), or stay frozen under fresh adapters drawn from `seed`.
-    /// Heads (`score.weight`) are left to the caller: pass the backbone, and `lm_head.weight` where logits
-    /// are computed.
+    /// Copies `weights` to variables, or keeps them frozen under new adapters that are drawn with `seed`. The caller
+    /// passes the backbone, and `lm_head.weight` if logits are computed, and handles other heads (`score.weight`).
     ///
     /// # Errors
-    /// When weights do not fit the configuration, no layer matches the adapter targets, or nothing is left
-    /// to train.
+    /// If weights do not match the configuration, no layer matches the adapter targets, or nothing is left to train.
     pub fn of(
         config: &ModelConfig,
         weights: Weights,
@@ -156,13 +152,14 @@ impl<M: Build> Trainable<M> {
                 (adapters, weights)
             }
         };
-        let (held, trained): (Weights, Weights) = trained.into_iter().partition(|(name, _)| freeze.holds(config, name));
+        let (untrained, trained): (Weights, Weights) =
+            trained.into_iter().partition(|(name, _)| freeze.includes(config, name));
         if trained.is_empty() {
             candle_core::bail!("freeze_layers and freeze_embeddings leave nothing to train");
         }
-        // A frozen adapter is one that was never made.
+        // A frozen initial adapter adds nothing and is left out.
         if lora.is_none() {
-            frozen.extend(held);
+            frozen.extend(untrained);
         }
         let params = trained.into_iter().map(|(name, t)| Ok((name, Var::from_tensor(&t)?)));
         let params = params.collect::<Result<Params>>()?;
@@ -180,30 +177,29 @@ impl<M: Build> Trainable<M> {
         Ok(Self { config: config.clone(), params, frozen, source: None, lora, model })
     }
 
-    /// Where the frozen weights come from: what is published is made of the file's numbers, not of what they were rounded
-    /// to.
+    /// Sets the source of the frozen weights. The published model is made from the source's values, not from rounded
+    /// ones.
     pub fn with_source(mut self, source: &Source) -> Self {
         self.source = Some(source.path.clone());
         self
     }
 
-    /// The model whose forward pass reaches the variables.
+    /// The model over the variables.
     pub fn model(&self) -> &M {
         &self.model
     }
 
-    /// A forward-only model of the weights as they are now; later updates do not reach it: variables are
-    /// changed in place, so everything is copied.
+    /// A forward-only model with a copy of the current weights.
     pub fn frozen_model(&self) -> Result<M> {
         build(&self.config, self.copies()?, &self.frozen, self.lora.as_ref(), Purpose::Serve)
     }
 
-    /// What a file holds: adapters merged into their weights. Copies, safe to keep while training goes on.
+    /// A copy of the current weights, with adapters merged.
     pub fn merged(&self) -> Result<Weights> {
         self.published()?.collect()
     }
 
-    /// The same, each tensor made when it is asked for.
+    /// A copy of the current weights, with adapters merged one tensor at a time when it is read.
     pub fn published(&self) -> Result<Merged> {
         let now = self.copies()?;
         match &self.lora {
@@ -216,7 +212,8 @@ impl<M: Build> Trainable<M> {
         copies(&self.params)
     }
 
-    /// Writes the adapters to `dir` as peft keeps them; nothing where there are none. `base`: the model under them.
+    /// Writes the adapters to `dir` in the format of peft; writes nothing without adapters. `base` names the model
+    /// under them.
     pub fn save_adapter(&self, dir: &std::path::Path, base: &str) -> anyhow::Result<()> {
         if let Some(lora) = &self.lora {
             peft::write(dir, &self.config, lora, &self.copies()?, &self.frozen, base)?;
@@ -229,12 +226,12 @@ impl<M: Build> Trainable<M> {
     }
 }
 
-/// The variables as they are now; updates in place do not reach the copies.
+/// Copies of the variables, which later in-place updates do not change.
 pub fn copies(params: &Params) -> Result<Weights> {
     params.iter().map(|(name, var)| Ok((name.clone(), var.as_tensor().copy()?.detach()))).collect()
 }
 
-/// `trained` are adapters where there is a `lora`, else weights.
+/// Builds a model. `trained` are adapters if `lora` is given, else weights.
 fn build<M: Build>(
     config: &ModelConfig,
     trained: Weights,
@@ -248,12 +245,12 @@ fn build<M: Build>(
     }
 }
 
-/// Adds `head` under `prefix` to the parameters that an optimizer sees.
+/// The parameters with `prefix` before their names.
 pub fn with_prefix(prefix: &str, params: &Params) -> impl Iterator<Item = (String, Var)> {
     params.iter().map(move |(name, var)| (format!("{prefix}{name}"), var.clone())).collect::<Vec<_>>().into_iter()
 }
 
-/// Normal(0, std) of the given shape, drawn from the `Init` stream.
+/// A tensor of the given shape with values from Normal(0, std), drawn from the `Init` stream.
 pub fn normal_init(shape: (usize, usize), std: f64, seed: u64, device: &Device) -> Result<Tensor> {
     let mut rng = super::rng::rng(seed, super::rng::Stream::Init, 1);
     let values: Vec<f32> = (0..shape.0 * shape.1).map(|_| (super::rng::normal(&mut rng) * std) as f32).collect();

@@ -1,6 +1,6 @@
-//! The names under which TRL's trainers log the same quantities, so that curves can be laid over each other.
+//! The names under which TRL's trainers log the same metrics, for comparison.
 
-/// TRL's name for `metric` of `recipe`, where there is one and it differs from ours.
+/// TRL's name for `metric` of `recipe`, if there is one and it differs.
 pub fn alias(recipe: &str, metric: &str) -> Option<&'static str> {
     let table: &[(&str, &str)] = match recipe {
         "ppo" => PPO,

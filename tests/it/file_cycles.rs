@@ -20,8 +20,6 @@ const KNOWN: &[&[&str]] = &[
         "model::load",
         "model::load::side_files",
     ],
-    &["train::rl::redraw", "train::rl::rollout"],
-    &["train::rl::final_answer::number", "train::rl::final_answer::units"],
 ];
 
 /// A path such as `["store", "rows", "Conn"]`.

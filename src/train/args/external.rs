@@ -5,15 +5,15 @@ use serde::{Deserialize, Serialize};
 use super::{DeviceArg, RecipeArgs, ensure};
 use crate::train::ArgsError;
 
-/// Data that is laid out for another trainer.
+/// A kind of data that is written for an external trainer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum DataKind {
     /// Pairs of a preferred and a rejected answer.
     Comparisons,
-    /// Prompts with the answer that a person wrote.
+    /// Prompts with answers written by people.
     Demonstrations,
-    /// Prompts alone.
+    /// Prompts without answers.
     Prompts,
 }
 
@@ -27,7 +27,7 @@ impl DataKind {
     }
 }
 
-/// Another program trains the model; its result is checked and becomes a version.
+/// Training by another program. The trained model is checked and becomes a version.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ExternalArgs {
@@ -35,17 +35,17 @@ pub struct ExternalArgs {
     pub model: String,
     /// Where the trained model directory is written.
     pub output_dir: String,
-    /// Where the trainer keeps its own checkpoints; without it the run cannot resume.
+    /// Directory of the trainer's checkpoints. Without it the run cannot resume.
     pub checkpoint_dir: Option<String>,
-    /// Not used: curves come from the trainer's own lines.
+    /// Not used: curves are read from the trainer's output.
     pub log_dir: Option<String>,
-    /// Go on from the trainer's own checkpoints, if there are any.
+    /// Resume from the trainer's checkpoints, if there are any.
     pub resume: bool,
-    /// Given to the trainer; the samples of the check follow from it too.
+    /// The trainer's seed. It also determines the samples of the check.
     pub seed: u64,
-    /// Which trainer of the configuration's `[trainers]` runs.
+    /// Name of a trainer in the configuration's `[trainers]`.
     pub trainer: String,
-    /// What the trainer learns from.
+    /// The data for the trainer.
     pub data: Vec<DataKind>,
     /// Rankings, as JSON lines.
     pub comparisons: Option<String>,
@@ -53,17 +53,17 @@ pub struct ExternalArgs {
     pub demonstrations: Option<String>,
     /// Prompts, as JSON lines.
     pub prompts: Option<String>,
-    /// A reward model whose directory the trainer is told.
+    /// A reward model. The trainer receives its directory.
     pub reward_model: Option<String>,
-    /// Settings of the trainer: it finds them in its job.json.
+    /// Settings of the trainer, which are written to its job.json.
     pub options: serde_json::Map<String, serde_json::Value>,
-    /// Prompts that the KL divergence from the model before is measured on.
+    /// Number of prompts on which the KL divergence from the initial model is measured.
     pub kl_prompts: usize,
-    /// Tokens that are sampled for each of them.
+    /// Number of tokens that are sampled for each of these prompts.
     pub kl_tokens: usize,
-    /// A result further away than this, in nats per sequence, is refused; null = it is measured only.
+    /// A trained model with a larger KL, in nats per sequence, is refused; null = no limit.
     pub max_kl: Option<f64>,
-    /// Where the check computes.
+    /// The device for the check.
     pub device: DeviceArg,
 }
 

@@ -1,5 +1,5 @@
-//! Arguments of `grpo`. Defaults are DAPO's (2503.14476) for the normalisation of the loss and the upper clip range, and
-//! GRPO's (2402.03300) for the rest; options that cost time or need long responses are off.
+//! Arguments of `grpo`. Defaults are DAPO's (2503.14476) for the normalisation of the loss and the upper clip range,
+//! and GRPO's (2402.03300) for the rest; options that cost time or need long responses are off.
 
 use super::rl::{EnsembleReward, MissingEos, Numerics, REQUIRED, RewardSpec, RlCommon, SamplerCorrection, rl_args};
 use super::{RecipeArgs, ensure, recipe_args};
@@ -7,43 +7,44 @@ use crate::objective::grpo::{LossNormalization, RatioLevel, ScaleRewards, Surrog
 use crate::train::ArgsError;
 
 rl_args!(
-    /// Group-relative policy optimisation: advantages normalised per prompt, KL (k3) in the loss.
+    /// Group-relative policy optimisation (arXiv 2402.03300): advantages normalised per prompt, KL (k3) in the loss.
     GrpoArgs (learning_rate = 1e-5, kl_coef = 0.04, passes = 1) {
         /// Ratio clip range.
         cliprange: f64 = 0.2,
-        /// Clip range above 1 (DAPO: 0.28); null = the same as `cliprange`. With the surrogate `cispo`, ratios are
-        /// held below 1 plus this.
+        /// Clip range above 1 (DAPO: 0.28); null = `cliprange`. With the surrogate `cispo`, 1 plus this is the maximum
+        /// of ratios.
         cliprange_high: Option<f64> = Some(0.28),
-        /// Samples per prompt.
+        /// Number of samples per prompt.
         group_size: usize = 8,
-        /// How the losses of tokens become one: `token` (all tokens of the batch alike, DAPO), `sequence` (all
-        /// responses alike, GRPO) or `constant` (sums over responses divided by `response_length`, Dr. GRPO).
+        /// How losses of tokens are averaged: `token` (equal weights of all tokens of the batch, DAPO), `sequence`
+        /// (equal weights of all responses, GRPO) or `constant` (sums over responses divided by `response_length`,
+        /// Dr. GRPO).
         loss_normalization: LossNormalization = LossNormalization::Token,
-        /// What a group's rewards are divided by after their mean is subtracted: their own standard deviation
-        /// (`group`), that of the round (`batch`), or nothing (`none`, Dr. GRPO).
+        /// Divisor of a group's rewards after the subtraction of their mean: the standard deviation of the group
+        /// (`group`) or of the round (`batch`), or 1 (`none`, Dr. GRPO).
         scale_rewards: ScaleRewards = ScaleRewards::Group,
         /// Ratios of single tokens (`token`) or of whole responses (`sequence`, GSPO, whose clip ranges are about
         /// 0.0003 and 0.0004, with `loss_normalization` `sequence`).
         importance_sampling_level: RatioLevel = RatioLevel::Token,
         /// How ratios are limited: `clip` as in PPO, or `cispo`.
         surrogate: Surrogate = Surrogate::Clip,
-        /// Leave responses without an end token out of the loss (DAPO). Not for short `response_length`s, at which most
-        /// responses are cut.
+        /// Leave responses without an end token out of the loss (DAPO). Not for a short `response_length`, which
+        /// truncates most responses.
         mask_truncated_completions: bool = false,
-        /// How often groups whose responses all have the same score are replaced by groups of other prompts (DAPO);
-        /// 0 = never.
+        /// Maximum number of attempts to replace groups whose responses all have the same score by groups of other
+        /// prompts (DAPO); 0 = never.
         dynamic_sampling: u64 = 0,
-        /// Weight of the mean entropy per token, which is added to the objective.
+        /// Weight of the mean entropy per token in the objective.
         entropy_coef: f64 = 0.0,
     }
 );
 
-/// Most attempts at groups with variance in one round.
-const MOST_ATTEMPTS: u64 = 100;
+/// Maximum number of attempts to replace groups without variance in one round.
+const MAX_ATTEMPTS: u64 = 100;
 
 impl RecipeArgs for GrpoArgs {
     const REQUIRED: &'static [&'static str] = REQUIRED;
-    const BEFORE: &'static [(&'static str, &'static str)] =
+    const EARLIER_DEFAULTS: &'static [(&'static str, &'static str)] =
         &[("cliprange_high", "null"), ("loss_normalization", "\"sequence\"")];
 
     fn check(&self) -> Result<(), ArgsError> {
@@ -56,9 +57,9 @@ impl RecipeArgs for GrpoArgs {
             "must be above 0, or null for the same as cliprange",
         )?;
         ensure(
-            self.dynamic_sampling <= MOST_ATTEMPTS,
+            self.dynamic_sampling <= MAX_ATTEMPTS,
             "dynamic_sampling",
-            &format!("must be at most {MOST_ATTEMPTS} attempts"),
+            &format!("must be at most {MAX_ATTEMPTS} attempts"),
         )?;
         ensure(self.entropy_coef.is_finite() && self.entropy_coef >= 0.0, "entropy_coef", "must be 0 or more")?;
         self.rl().check(self.group_size)

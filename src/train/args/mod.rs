@@ -1,7 +1,7 @@
-//! Arguments of the recipes: one struct each, unknown keys refused, every range checked, errors name the field.
-//! The same structs give the JSON Schema that the admin form and `--help` show.
+//! The arguments of the recipes, a struct for each. Unknown keys are refused, ranges are checked, and errors name the
+//! field. The structs also define the JSON Schema that the admin form and `--help` show.
 
-mod before;
+mod earlier_defaults;
 mod external;
 mod grpo;
 mod preference;
@@ -23,7 +23,7 @@ use super::schedule::Decay;
 use crate::model::Recompute;
 use crate::ops::blocks::BlockType;
 
-pub use before::{made_with, parse_for_run};
+pub use earlier_defaults::{parse_for_run, with_earlier_defaults};
 pub use external::{DataKind, ExternalArgs};
 pub use grpo::GrpoArgs;
 pub use preference::{DpoArgs, KtoArgs, OrpoArgs, SimpoArgs};
@@ -34,7 +34,8 @@ pub use selected::{OnlineDpoArgs, RaftArgs};
 pub use supervised::{NormalizeOn, RewardArgs, SftArgs};
 pub use sweep::{Cell, SweepArgs, check, run_args, sweep_of};
 
-/// Low-rank adapters instead of full parameters; merged into the weights when the run ends.
+/// Low-rank adapters (arXiv 2106.09685) instead of all parameters. They are merged into the weights at the end of the
+/// run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LoraArgs {
@@ -59,7 +60,7 @@ impl LoraArgs {
     }
 }
 
-/// Where to compute.
+/// The device of a run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum DeviceArg {
@@ -70,25 +71,26 @@ pub enum DeviceArg {
     Cuda,
 }
 
-/// How frozen matrices are held and multiplied on the CPU. A GPU takes f32 only.
+/// The format of frozen matrices on the CPU. On a GPU only f32 is possible.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum FrozenPrecision {
-    /// Exactly.
+    /// Exact.
     #[default]
     F32,
     /// Inputs and weights rounded to bfloat16, sums in f32, as mixed-precision training does.
     Bf16,
-    /// Matrices of the blocks in blocks of 32 with 8 bits a weight and a scale: a quarter of the memory of f32. Computed
-    /// in f32.
+    /// Block matrices quantised in groups of 32 with 8 bits per weight and a scale: a quarter of the memory of f32.
+    /// Products are computed in f32.
     #[serde(rename = "q8_0")]
     Q8_0,
-    /// The same with 4 bits a weight, a scale and a minimum: a sixth (QLoRA).
+    /// Block matrices quantised in groups of 32 with 4 bits per weight, a scale and a minimum: a sixth of the memory of
+    /// f32, as in QLoRA (arXiv 2305.14314). Products are computed in f32.
     Q4,
 }
 
 impl FrozenPrecision {
-    /// In what blocks the frozen matrices are held, if in any.
+    /// The block type of quantised frozen matrices.
     pub fn blocks(self) -> Option<BlockType> {
         match self {
             Self::F32 | Self::Bf16 => None,
@@ -98,7 +100,7 @@ impl FrozenPrecision {
     }
 }
 
-/// What every recipe takes, gathered from its own struct.
+/// The arguments that all recipes share.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Common {
     pub model: String,
@@ -145,26 +147,26 @@ macro_rules! recipe_args {
             pub model: String,
             /// Where the trained model directory is written.
             pub output_dir: String,
-            /// Where checkpoints go; without it the run cannot resume.
+            /// Directory of checkpoints. Without it the run cannot resume.
             pub checkpoint_dir: Option<String>,
-            /// Where metrics.jsonl, samples.jsonl and TensorBoard event files go; without it none are written.
+            /// Directory of metrics.jsonl, samples.jsonl and TensorBoard event files. Without it none are written.
             pub log_dir: Option<String>,
-            /// Go on from the newest checkpoint, if there is one.
+            /// Resume from the newest checkpoint, if there is one.
             pub resume: bool,
-            /// Every random choice follows from it.
+            /// Seed of all random choices.
             pub seed: u64,
-            /// Stop after this many steps (RL: iterations), whatever the rest says.
+            /// Maximum number of steps (RL: iterations); null = no limit.
             pub max_steps: Option<u64>,
-            /// Tokens in one forward and backward pass; smaller needs less memory and changes no result.
+            /// Number of tokens per forward and backward pass. Smaller values need less memory; results do not change.
             pub micro_batch_tokens: usize,
-            /// What backward passes recompute instead of keeping: `none` (fastest), `mlp` (about half the memory of
+            /// What backward passes recompute instead of storing: `none` (fastest), `mlp` (about half the memory of
             /// activations, less extra time than `block`) or `block` (least memory, about a fifth more time).
             pub recompute: crate::model::Recompute,
             /// Peak learning rate.
             pub learning_rate: f64,
-            /// Optimizer steps of linear warm-up.
+            /// Number of optimizer steps of linear warm-up.
             pub warmup_steps: u64,
-            /// What the rate does after the warm-up.
+            /// Schedule of the learning rate after the warm-up.
             pub lr_schedule: super::super::schedule::Decay,
             /// Decoupled weight decay of matrices.
             pub weight_decay: f64,
@@ -174,30 +176,30 @@ macro_rules! recipe_args {
             pub adam_beta2: f64,
             /// Adam's ε.
             pub adam_eps: f64,
-            /// Where ε sits: PyTorch's form or TensorFlow's.
+            /// Position of ε: PyTorch's form or TensorFlow's.
             pub adam_form: super::super::optim::AdamForm,
-            /// How Adam's moments are kept: `f32`, or `8bit` in a quarter of the memory (rounded in blocks of 256).
+            /// Format of Adam's moments: `f32`, or `8bit` (rounded in blocks of 256) in a quarter of the memory.
             pub adam_states: super::super::optim::AdamStates,
             /// Low-rank adapters; null = all parameters are trained.
             pub lora: Option<super::LoraArgs>,
-            /// How matrices that do not train are held (those under adapters): `f32` (exact), `bf16` (about twice as
-            /// fast where the processor multiplies bfloat16; reward models too), `q8_0` or `q4` (QLoRA: a quarter or a
-            /// sixth of the memory). Adapters are always f32.
+            /// Format of matrices that are not trained, such as those with adapters: `f32` (exact), `bf16` (about twice
+            /// as fast if the processor multiplies bfloat16; also for reward models), or `q8_0` and `q4` (QLoRA: a
+            /// quarter and a sixth of the memory). Adapters are always f32.
             pub frozen_precision: super::FrozenPrecision,
-            /// Keep the embeddings as they are (with tied embeddings the output matrix too).
+            /// Do not train the embeddings (nor the output matrix, if it is tied to them).
             pub freeze_embeddings: bool,
-            /// Keep the first so many blocks as they are.
+            /// Number of blocks, from the first, that are not trained.
             pub freeze_layers: usize,
-            /// Longest sequence in tokens, prompt included; longer prompts lose their beginning. Absent = from the data:
-            /// what 99 of 100 sequences have at most, within the model's context (blocks of raw text: 1024).
+            /// Maximum length of a sequence in tokens, including the prompt. Longer prompts are truncated at the start.
+            /// null = the 99th percentile of the data's lengths, at most the model's context (raw text: 1024).
             pub max_length: Option<usize>,
-            /// Checkpoint after this many steps; 0 = only on a stop.
+            /// Number of steps between checkpoints; 0 = only on a stop.
             pub checkpoint_every: u64,
-            /// Evaluate and sample after this many steps; 0 = only at the end.
+            /// Number of steps between evaluations; 0 = only at the end.
             pub eval_every: u64,
-            /// Where to compute.
+            /// The device for the computation.
             pub device: super::DeviceArg,
-            /// Run a grid over arguments and several seeds instead of once; the best model is published, with a table.
+            /// Run a grid of arguments with several seeds. The best model and a table are published.
             pub sweep: Option<super::SweepArgs>,
             $($(#[$doc])* pub $field: $ty,)*
         }
@@ -274,18 +276,18 @@ macro_rules! recipe_args {
 }
 pub(crate) use recipe_args;
 
-/// Arguments that know their own rules.
+/// The arguments of a recipe, which can be checked.
 pub trait RecipeArgs: DeserializeOwned + Serialize + Default + schemars::JsonSchema {
     /// Fields without a usable default.
     const REQUIRED: &'static [&'static str];
-    /// What runs did before an argument existed, as JSON, where its default is something else. A checkpoint that does
-    /// not know the argument was made with this value.
-    const BEFORE: &'static [(&'static str, &'static str)] = &[];
+    /// Values (as JSON) that describe the behaviour before an argument existed, if its default is another one. A
+    /// checkpoint without the argument was written with this value.
+    const EARLIER_DEFAULTS: &'static [(&'static str, &'static str)] = &[];
 
     fn check(&self) -> Result<(), ArgsError>;
 }
 
-/// JSON → checked arguments.
+/// Parses and checks arguments.
 ///
 /// # Errors
 /// Unknown keys, wrong types and values out of range, with the path of the field.
@@ -311,7 +313,7 @@ pub fn parse<T: RecipeArgs>(value: &Value) -> Result<T, ArgsError> {
     Ok(args)
 }
 
-/// Serde's message about a name that is not known, with the names that are near before the list of all.
+/// Adds similar names to serde's message about an unknown name.
 fn with_nearest(message: String) -> String {
     let names: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
     let Some((name, known)) = names.split_first().filter(|_| message.starts_with("unknown ")) else { return message };
@@ -342,13 +344,13 @@ pub(crate) fn ensure(holds: bool, field: &str, message: &str) -> Result<(), Args
 }
 
 impl Common {
-    /// For recipes that have no choice about what trains: an option without effect is refused.
+    /// Refuses options to freeze parameters, for recipes in which they would have no effect.
     pub(crate) fn check_unfrozen(&self) -> Result<(), ArgsError> {
         ensure(!self.freeze_embeddings, "freeze_embeddings", "is not for this recipe")?;
         ensure(self.freeze_layers == 0, "freeze_layers", "is not for this recipe")
     }
 
-    /// What only the CPU's kernels do is refused on a GPU, where it would have no effect.
+    /// Refuses options of the CPU's kernels, which have no effect on a GPU.
     pub(crate) fn check_gpu(&self) -> Result<(), ArgsError> {
         let plain = self.recompute == Recompute::None;
         ensure(
@@ -364,7 +366,7 @@ impl Common {
         )
     }
 
-    /// Ranges of the common arguments.
+    /// Checks the ranges of the common arguments.
     pub(crate) fn check(&self) -> Result<(), ArgsError> {
         ensure(self.learning_rate.is_finite() && self.learning_rate > 0.0, "learning_rate", "must be above 0")?;
         ensure(self.weight_decay.is_finite() && self.weight_decay >= 0.0, "weight_decay", "must be 0 or more")?;
@@ -379,7 +381,7 @@ impl Common {
         ensure(self.micro_batch_tokens >= 1, "micro_batch_tokens", "must be at least 1")?;
         ensure(self.max_steps != Some(0), "max_steps", "must be at least 1, or null for no limit")?;
         ensure(!self.resume || self.checkpoint_dir.is_some(), "resume", "needs checkpoint_dir")?;
-        // Without adapters, reference and policy would begin apart.
+        // Without adapters the reference would differ from the policy at the start.
         let exact = self.frozen_precision == FrozenPrecision::F32;
         let message = "another precision than f32 needs lora: without it nothing is frozen";
         ensure(exact || self.lora.is_some(), "frozen_precision", message)?;

@@ -2,61 +2,61 @@
 
 use super::supervised::check_data;
 use super::{RecipeArgs, ensure, recipe_args};
-use crate::objective::dpo::{DpoLoss, MOST_NOISE};
+use crate::objective::dpo::{DpoLoss, MAX_NOISE};
 use crate::train::ArgsError;
 
 recipe_args!(
-    /// Direct preference optimisation on the same rankings, offline.
+    /// Direct preference optimisation (arXiv 2305.18290) on ranked completions.
     DpoArgs (learning_rate = 5e-6) {
         /// JSONL of ranked completions, as for `reward`.
         comparisons: String = String::new(),
-        /// Passes over the data.
+        /// Number of passes over the data.
         epochs: u64 = 1,
-        /// Comparison sets in one optimizer step.
+        /// Number of comparison sets per optimizer step.
         batch_size: usize = 16,
-        /// Share of prompts kept aside where the data does not say `split`.
+        /// Share of held-out prompts, for data without `split`.
         heldout_fraction: f64 = 0.1,
-        /// Strength of the pull towards the reference.
+        /// Coefficient of the KL penalty towards the reference.
         beta: f64 = 0.1,
         /// `sigmoid` (DPO; cDPO with `label_smoothing`), `ipo`, or `robust` (rDPO, which needs `label_smoothing`).
         loss: DpoLoss = DpoLoss::Sigmoid,
-        /// Share of the preferences taken to be turned around, from 0 to 0.45.
+        /// Assumed share of inverted preferences, from 0 to 0.45.
         label_smoothing: f64 = 0.0,
-        /// Take `label_smoothing` from how often two people agree who ranked the same completions.
+        /// Estimate `label_smoothing` from the agreement of people who ranked the same completions.
         smoothing_from_agreement: bool = false,
     }
 );
 
 recipe_args!(
-    /// SimPO: preferences on the mean log-prob per token, without a reference.
+    /// SimPO (arXiv 2405.14734): preferences on the mean log-prob per token, without a reference.
     SimpoArgs (learning_rate = 1e-6) {
         /// JSONL of ranked completions, as for `reward`.
         comparisons: String = String::new(),
-        /// Passes over the data.
+        /// Number of passes over the data.
         epochs: u64 = 1,
-        /// Comparison sets in one optimizer step.
+        /// Number of comparison sets per optimizer step.
         batch_size: usize = 16,
-        /// Share of prompts kept aside where the data does not say `split`.
+        /// Share of held-out prompts, for data without `split`.
         heldout_fraction: f64 = 0.1,
-        /// Scale of the rewards; the paper's runs use 2 to 10.
+        /// Scale of the rewards. The paper's values are 2 to 10.
         beta: f64 = 2.0,
-        /// Margin by which the preferred completion's reward must lead (about half of `beta` in the paper).
+        /// Target margin between the rewards of the two completions. The paper's values are about half of `beta`.
         simpo_gamma: f64 = 1.0,
-        /// Share of the preferences taken to be turned around, from 0 to 0.45.
+        /// Assumed share of inverted preferences, from 0 to 0.45.
         label_smoothing: f64 = 0.0,
     }
 );
 
 recipe_args!(
-    /// ORPO: the language-model loss of preferred completions and the odds ratio of both, without a reference.
+    /// ORPO (arXiv 2403.07691): language-model loss and odds ratio of the completions, without a reference.
     OrpoArgs (learning_rate = 8e-6) {
         /// JSONL of ranked completions, as for `reward`.
         comparisons: String = String::new(),
-        /// Passes over the data.
+        /// Number of passes over the data.
         epochs: u64 = 1,
-        /// Comparison sets in one optimizer step.
+        /// Number of comparison sets per optimizer step.
         batch_size: usize = 16,
-        /// Share of prompts kept aside where the data does not say `split`.
+        /// Share of held-out prompts, for data without `split`.
         heldout_fraction: f64 = 0.1,
         /// Weight λ of the odds ratio.
         beta: f64 = 0.1,
@@ -64,21 +64,21 @@ recipe_args!(
 );
 
 recipe_args!(
-    /// Kahneman-Tversky optimisation: thumbs up and down on single completions, no pairs.
+    /// Kahneman-Tversky optimisation (arXiv 2402.01306) on single completions with thumbs up or down.
     KtoArgs (learning_rate = 5e-6) {
         /// JSONL of `{"prompt": …, "completion": "…", "label": true or false}`.
         feedback: String = String::new(),
-        /// Passes over the data.
+        /// Number of passes over the data.
         epochs: u64 = 1,
-        /// Completions in one optimizer step; few make a poor estimate of the reference point.
+        /// Number of completions per optimizer step. The reference point is estimated from them, so few make it noisy.
         batch_size: usize = 16,
-        /// Share of prompts kept aside where the data does not say `split`.
+        /// Share of held-out prompts, for data without `split`.
         heldout_fraction: f64 = 0.1,
-        /// Strength of the pull towards the reference.
+        /// Coefficient of the KL penalty towards the reference.
         beta: f64 = 0.1,
-        /// Weight of liked completions; null = such that liked and others weigh the same in all.
+        /// Weight of liked completions; null = such that liked and disliked ones have the same total weight.
         desirable_weight: Option<f64> = None,
-        /// Weight of completions that were not liked; null likewise.
+        /// Weight of disliked completions; null = such that liked and disliked ones have the same total weight.
         undesirable_weight: Option<f64> = None,
     }
 );
@@ -88,10 +88,11 @@ fn check_beta(beta: f64) -> Result<(), ArgsError> {
 }
 
 fn check_smoothing(epsilon: f64) -> Result<(), ArgsError> {
-    ensure((0.0..=MOST_NOISE).contains(&epsilon), "label_smoothing", &format!("must be 0 to {MOST_NOISE}"))
+    ensure((0.0..=MAX_NOISE).contains(&epsilon), "label_smoothing", &format!("must be 0 to {MAX_NOISE}"))
 }
 
-/// Whether a loss can have this smoothing. `measured`: whether another one will be found in the data, where it can be.
+/// Checks that a loss supports this smoothing. `measured` is whether the smoothing will be measured from the data, for
+/// recipes that can.
 pub(super) fn check_dpo_loss(loss: DpoLoss, label_smoothing: f64, measured: Option<bool>) -> Result<(), ArgsError> {
     check_smoothing(label_smoothing)?;
     let smoothed = label_smoothing > 0.0 || measured == Some(true);

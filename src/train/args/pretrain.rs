@@ -7,85 +7,85 @@ use crate::model::architecture::{Architecture, Family};
 use crate::train::ArgsError;
 
 recipe_args!(
-    /// Decoder pretraining from raw text: next-token loss on blocks that keep documents apart. Without
-    /// `model` it begins from scratch, with a tokenizer trained on the text unless one is given.
+    /// Decoder pretraining from raw text: next-token loss on blocks, with attention inside each document. Without
+    /// `model` the weights are initialised at random, and a tokenizer is trained on the text unless one is given.
     PretrainArgs (learning_rate = 6e-4) {
         /// Text files (.txt), JSONL or Parquet files, or directories of them.
         texts: Vec<String> = Vec::new(),
         /// The string field of JSONL lines and Parquet rows.
         text_field: String = "text".to_owned(),
-        /// Where documents of text files end: `paragraph` (blank lines), `line` or `file`.
+        /// The end of a document in text files: `paragraph` (blank lines), `line` or `file`.
         document: Cut = Cut::Paragraph,
-        /// Leave out documents that came before: `none`, `exact` or `near`.
+        /// Which repetitions of documents are left out: `none`, `exact` or `near`.
         dedup: Dedup = Dedup::Exact,
-        /// Share of documents kept aside for validation, chosen by their hash.
+        /// Share of held-out documents, chosen by their hash.
         heldout_fraction: f64 = 0.02,
         /// From scratch: a preset (`gpt-tiny`, `gpt-mini`, `gpt1`, `gpt2`, …) or
         /// `{"hidden_size", "n_layers", "n_heads", "max_positions"}`.
         architecture: Option<Architecture> = None,
         /// From scratch: a tokenizer.json or a directory with one; null = trained on the text.
         tokenizer: Option<String> = None,
-        /// Entries of a trained tokenizer, special tokens included.
+        /// Number of entries of a trained tokenizer, including special tokens.
         vocab_size: usize = 8192,
-        /// A trained tokenizer gets the tokens and the template of ChatML.
+        /// Add the tokens and the template of ChatML to a trained tokenizer.
         chat: bool = false,
-        /// Passes over the data.
+        /// Number of passes over the data.
         epochs: u64 = 1,
-        /// Blocks of `max_length` tokens in one optimizer step.
+        /// Number of blocks of `max_length` tokens per optimizer step.
         batch_size: usize = 32,
-        /// A fresh order of the blocks in every epoch; false = as they come.
+        /// Shuffle the blocks in every epoch; false = the order of the data.
         shuffle: bool = true,
     }
 );
 
 recipe_args!(
-    /// Masked-LM pretraining of a BERT encoder from raw text: 15 % of the tokens are to be guessed, 80 % of
-    /// them hidden, 10 % replaced, 10 % left. Without `model` it begins from scratch.
+    /// Masked-LM pretraining of a BERT encoder from raw text (arXiv 1810.04805): 15 % of the tokens are predicted; of
+    /// them 80 % are masked, 10 % replaced and 10 % unchanged. Without `model` the weights are initialised at random.
     MlmArgs (learning_rate = 5e-4) {
         /// Text files (.txt), JSONL or Parquet files, or directories of them.
         texts: Vec<String> = Vec::new(),
         /// The string field of JSONL lines and Parquet rows.
         text_field: String = "text".to_owned(),
-        /// Where documents of text files end: `paragraph` (blank lines), `line` or `file`.
+        /// The end of a document in text files: `paragraph` (blank lines), `line` or `file`.
         document: Cut = Cut::Paragraph,
-        /// Leave out documents that came before: `none`, `exact` or `near`.
+        /// Which repetitions of documents are left out: `none`, `exact` or `near`.
         dedup: Dedup = Dedup::Exact,
-        /// Share of documents kept aside for validation, chosen by their hash.
+        /// Share of held-out documents, chosen by their hash.
         heldout_fraction: f64 = 0.02,
         /// From scratch: a preset (`bert-tiny`, `bert-mini`, `bert-base`, …) or explicit sizes.
         architecture: Option<Architecture> = None,
         /// From scratch: a tokenizer.json or a directory with one; null = WordPiece trained on the text.
         tokenizer: Option<String> = None,
-        /// Entries of a trained tokenizer, special tokens included.
+        /// Number of entries of a trained tokenizer, including special tokens.
         vocab_size: usize = 8192,
-        /// A trained tokenizer folds case and strips accents.
+        /// A trained tokenizer converts text to lower case and strips accents.
         lowercase: bool = true,
-        /// Share of tokens to guess.
+        /// Share of tokens that are predicted.
         mask_rate: f64 = 0.15,
-        /// Passes over the data; each draws its own masks.
+        /// Number of passes over the data. Masks are drawn anew in each.
         epochs: u64 = 1,
-        /// Blocks of `max_length` tokens in one optimizer step.
+        /// Number of blocks of `max_length` tokens per optimizer step.
         batch_size: usize = 32,
-        /// A fresh order of the blocks in every epoch; false = as they come.
+        /// Shuffle the blocks in every epoch; false = the order of the data.
         shuffle: bool = true,
     }
 );
 
 recipe_args!(
-    /// Fine-tuning of a classifier: a linear head on the last token of a decoder, with the language-model
-    /// loss beside it (GPT-1), or on the pooled `[CLS]` of an encoder (BERT).
+    /// Fine-tuning of a classifier: a linear head on the last token of a decoder, with an auxiliary language-model loss
+    /// (GPT-1), or on the pooled `[CLS]` of an encoder (BERT).
     FinetuneArgs (learning_rate = 5e-5) {
-        /// JSONL or CSV with a text and a label per line.
+        /// JSONL or CSV with a text and a label per row.
         labelled: String = String::new(),
         /// Name of the text's field.
         text_field: String = "text".to_owned(),
-        /// Name of the label's field; numbers are taken as their digits.
+        /// Name of the label's field. Numbers are read as text.
         label_field: String = "label".to_owned(),
-        /// Passes over the data.
+        /// Number of passes over the data.
         epochs: u64 = 3,
-        /// Texts in one optimizer step.
+        /// Number of texts per optimizer step.
         batch_size: usize = 32,
-        /// Share of texts kept aside for evaluation, chosen by their hash.
+        /// Share of held-out texts, chosen by their hash.
         heldout_fraction: f64 = 0.1,
         /// Weight λ of the auxiliary language-model loss; decoders only.
         lm_coef: f64 = 0.5,
@@ -93,23 +93,23 @@ recipe_args!(
 );
 
 recipe_args!(
-    /// Prompt tuning: a few trained vectors before the input embeddings, every weight of the model frozen.
+    /// Prompt tuning (arXiv 2104.08691): trained vectors before the input embeddings of a frozen model.
     PromptTuningArgs (learning_rate = 0.03) {
         /// JSONL of `{"prompt": …, "completion": "…"}`: the task.
         demonstrations: String = String::new(),
-        /// Passes over the data.
+        /// Number of passes over the data.
         epochs: u64 = 5,
-        /// Demonstrations in one optimizer step.
+        /// Number of demonstrations per optimizer step.
         batch_size: usize = 16,
-        /// Share of prompts kept aside for evaluation.
+        /// Share of held-out prompts.
         heldout_fraction: f64 = 0.1,
-        /// Trained vectors.
+        /// Number of trained vectors.
         n_tokens: usize = 20,
-        /// Start from the vectors of these words (repeated as needed); null = of random ordinary tokens.
+        /// Initialise with the embeddings of this text, repeated as needed; null = of random ordinary tokens.
         init_text: Option<String> = None,
-        /// Pre-train the vectors on this unlabelled text first (PPT), by the next-token loss behind them.
+        /// Unlabelled text for pretraining of the vectors by the next-token loss (PPT, arXiv 2109.04332).
         pretrain_texts: Option<Vec<String>> = None,
-        /// Steps of that pre-training.
+        /// Number of steps of this pretraining.
         pretrain_steps: u64 = 100,
     }
 );

@@ -36,17 +36,18 @@ pub enum RewardSpec {
     },
     /// The share (0 to 1) of the completion's words that are in `words`.
     WordShare { words: Vec<String> },
-    /// 0 at the target length, falling linearly to −1 at twice the target or at nothing.
+    /// 0 at the target length, falling linearly to −1 at length 0 and at twice the target.
     Length {
         target: usize,
         #[serde(default)]
         unit: LengthUnit,
     },
-    /// `score` if the completion's final answer is the prompt's `answer`, else `otherwise`. The prompt's answer is
-    /// taken whole (of a GSM8K answer, what stands after `####`). The completion's final answer is the last match
-    /// of `pattern` (its first group, if it has one); without a pattern, what stands after the first `####`, else
-    /// in the last `\boxed{…}`, else after the last "answer is", else the last number. Numbers are compared by
-    /// value and exactly: `1,000` is `1000.0`, `3/4` is `\frac{6}{8}` and `0.75`; units may be left out.
+    /// `score` if the completion's final answer is the prompt's `answer`, else `otherwise`. The prompt's answer is used
+    /// in full (for a GSM8K answer, the text after `####`). The completion's final answer is the last match of
+    /// `pattern` (its first group, if it has one). Without a pattern it is the text after the first `####`, else the
+    /// content of the last `\boxed{…}`, else the text after the last "answer is", else the last number. Numbers are
+    /// compared exactly by value: `1,000` equals `1000.0`, and `3/4` equals `\frac{6}{8}` and `0.75`. Units are
+    /// optional.
     FinalAnswer {
         #[serde(default)]
         pattern: Option<String>,
@@ -55,21 +56,21 @@ pub enum RewardSpec {
         #[serde(default)]
         otherwise: f64,
     },
-    /// Scores by a service: `POST url` with `{"items": [{"prompt", "completion", "answer"?}, …]}`, answered by
-    /// `{"scores": [number, …]}`. Only hosts that an administrator has allowed are asked.
+    /// Scores by a service: `POST url` with `{"items": [{"prompt", "completion", "answer"?}, …]}`. The response is
+    /// `{"scores": [number, …]}`. The host must be one that an administrator has allowed.
     Http {
         url: String,
-        /// How long one request may take.
+        /// Time limit of one request in seconds.
         #[serde(default = "half_a_minute")]
         timeout_seconds: u64,
-        /// Completions in one request.
+        /// Number of completions per request.
         #[serde(default = "sixty_four")]
         batch: usize,
     },
-    /// Grades by a language model, which reads the rubric, the prompt, the completion, and the prompt's `answer` where it
-    /// has one. The model is `judge_model`, or the one that a host of the configuration's `[judges]` serves.
+    /// Grades by a language model. Its input is the rubric, the prompt, the completion, and the prompt's `answer` if
+    /// there is one. The model is `judge_model`, or one of the configuration's `[judges]`.
     Judge {
-        /// What a good answer is, in words for the model.
+        /// A description of good answers, for the model.
         #[serde(default = "helpful_and_harmless")]
         rubric: String,
         #[serde(default)]
@@ -82,16 +83,15 @@ pub enum RewardSpec {
     Sum { terms: Vec<Term> },
 }
 
-/// What a judge is asked.
+/// The question to a judge.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum JudgeBy {
-    /// A grade from 1 to 10 for each completion. The score is the mean of the grades under the probabilities that the
-    /// model gives them.
+    /// A grade from 1 to 10 for each completion. The score is the mean of the grades under the model's probabilities.
     #[default]
     Grades,
-    /// Which of two completions of one prompt is better, for every pair and in both orders. The score is the mean
-    /// probability of being better than another one (0 to 1); only for recipes that sample groups.
+    /// Which of two completions of a prompt is better, for every pair and in both orders. The score is the mean
+    /// probability of being better than another completion, from 0 to 1. Only for recipes that sample groups.
     Pairs,
 }
 
@@ -162,7 +162,7 @@ impl RewardSpec {
         }
     }
 
-    /// Every reward that is not a sum of others.
+    /// All rewards that are not sums.
     fn leaves(&self) -> Vec<&Self> {
         match self {
             Self::Sum { terms } => terms.iter().flat_map(|term| term.reward.leaves()).collect(),
@@ -170,7 +170,7 @@ impl RewardSpec {
         }
     }
 
-    /// Names of the configuration's judges that it asks.
+    /// Names of the configuration's judges that it uses.
     pub fn judge_hosts(&self) -> Vec<&str> {
         let leaves = self.leaves().into_iter();
         let hosts = leaves.filter_map(|leaf| match leaf {
@@ -180,8 +180,8 @@ impl RewardSpec {
         hosts.collect()
     }
 
-    /// Whether it asks the run's own `judge_model`.
-    pub fn asks_judge_model(&self) -> bool {
+    /// Whether it uses the run's `judge_model`.
+    pub fn uses_judge_model(&self) -> bool {
         self.leaves().iter().any(|leaf| matches!(leaf, Self::Judge { host: None, .. }))
     }
 
@@ -191,8 +191,8 @@ impl RewardSpec {
     }
 }
 
-/// Names of the configuration's judges that a recipe's arguments name, with the argument. What is no reward is left to the
-/// check of the arguments.
+/// The configuration's judges that a recipe's arguments name, as (argument, name). Invalid rewards are ignored; the
+/// check of the arguments refuses them.
 pub fn named_judges(args: &Value) -> Vec<(&'static str, String)> {
     let of = |field: &'static str| {
         let spec = args.get(field).and_then(|spec| RewardSpec::deserialize(spec).ok());

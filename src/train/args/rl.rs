@@ -1,4 +1,5 @@
-//! Arguments of the recipes that learn from their own samples: what all of them take, and those of ppo, reinforce and rloo.
+//! Arguments of the recipes that learn from their own samples: what all of them take, and those of ppo, reinforce and
+//! rloo.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,50 +8,50 @@ use super::{Common, DeviceArg, RecipeArgs, ensure, recipe_args};
 pub(crate) use crate::objective::importance::SamplerCorrection;
 use crate::train::ArgsError;
 
-/// Where values come from.
+/// The model that predicts values.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum CriticKind {
-    /// A zero-initialised head on the policy's own hidden states.
+    /// A zero-initialised head on the policy's hidden states.
     #[default]
     Shared,
-    /// A model of its own: starts from the reward model where that has the policy's vocabulary, else from
-    /// the policy.
+    /// A separate model. It is initialised from the reward model if that has the policy's vocabulary, else from the
+    /// policy.
     Separate,
 }
 
-/// What happens to the score of a response without end token.
+/// How the penalty for a response without an end token changes its score.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum MissingEos {
-    /// The penalty is subtracted from the score (TRL).
+    /// The penalty is subtracted from the score, as in TRL.
     #[default]
     Subtract,
-    /// The score becomes minus the penalty (LMHP with penalty 1).
+    /// The score becomes minus the penalty, as in lm-human-preferences with penalty 1.
     Replace,
 }
 
-/// By which weights responses are sampled.
+/// The weights with which responses are sampled.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Numerics {
-    /// By those that updates compute with. On the CPU the sampler's log-probs have the bits of the trainer's.
+    /// Those with which updates compute. On the CPU the sampler's log-probs equal the trainer's bit for bit.
     #[default]
     Exact,
-    /// By weights rounded to bfloat16, which the CPU reads faster. The trainer computes log-probs again, and losses are
-    /// weighted by importance (`sampler_correction`).
+    /// Weights rounded to bfloat16, which need less memory bandwidth on the CPU. The trainer recomputes the log-probs,
+    /// and losses have importance weights (`sampler_correction`).
     Fast,
 }
 
-/// How an ensemble's scores become one reward (2310.02743). A policy finds the texts that one head overrates; what all
-/// heads agree on is harder to overrate.
+/// How the scores of an ensemble become one reward (arXiv 2310.02743). Combining several heads conservatively reduces
+/// the overoptimisation of the errors of a single one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum EnsembleReward {
     /// The mean of the heads.
     #[default]
     Mean,
-    /// The mean less `ensemble_doubt` standard deviations.
+    /// The mean minus `ensemble_doubt` standard deviations.
     LowerBound,
     /// The lowest head.
     WorstCase,
@@ -68,66 +69,67 @@ macro_rules! rl_args {
             $name (learning_rate = $learning_rate) {
                 /// JSONL of prompts: `{"prompt": […]}`, `{"messages": […]}` or `{"prompt": "raw text"}`.
                 prompts: String = String::new(),
-                /// A reward model's directory.
+                /// The directory of a reward model.
                 reward_model: Option<String> = None,
-                /// A reward by rule, instead of or added to the reward model.
+                /// A reward that is computed by a rule, instead of or in addition to the reward model.
                 reward: Option<RewardSpec> = None,
-                /// A language model that grades responses, for a reward of kind `judge` that names no host.
+                /// A language model that grades responses, for a reward of kind `judge` without a host.
                 judge_model: Option<String> = None,
-                /// Rounds of sampling and learning.
+                /// Number of rounds of sampling and training.
                 iterations: u64 = 100,
-                /// Responses in one round.
+                /// Number of responses of a round.
                 rollout_batch_size: usize = 64,
-                /// Longest response in tokens.
+                /// Maximum length of a response in tokens.
                 response_length: usize = 48,
-                /// Sampling temperature; log-probs of policy and reference are taken at it too.
+                /// Sampling temperature. It also applies to the log-probs of the policy and the reference.
                 temperature: f64 = 1.0,
-                /// Strength β of the pull towards the start policy.
+                /// Coefficient β of the KL penalty towards the initial policy.
                 kl_coef: f64 = $kl_coef,
                 /// Adapt β towards this KL, in nats per sequence; null = fixed β.
                 kl_target: Option<f64> = None,
-                /// Episodes over which an adaptive β corrects.
+                /// Number of episodes over which an adaptive β is corrected.
                 kl_horizon: f64 = 10_000.0,
-                /// End the run when the KL passes this many nats per sequence, and publish the last policy that
-                /// was measured within it; null = never.
+                /// End the run when the KL exceeds this many nats per sequence, and publish the last policy that was
+                /// measured below it; null = never.
                 kl_budget: Option<f64> = None,
-                /// A reward model that the policy is not trained on (made from other judgments, say): its
-                /// scores are the held-out curve `gold`.
+                /// A reward model on which the policy is not trained, for example one from other judgments. Its scores
+                /// are the held-out curve `gold`.
                 gold_reward_model: Option<String> = None,
-                /// A reward by rule as the held-out curve, instead of or added to a gold reward model.
+                /// A reward that is computed by a rule as the held-out curve, instead of or in addition to a gold
+                /// reward model.
                 gold_reward: Option<RewardSpec> = None,
-                /// JSONL of held-out rankings: the held-out curve is how often the policy has moved towards
-                /// what people preferred.
+                /// JSONL of held-out rankings. The held-out curve is the share of pairs for which the policy has moved
+                /// towards the preferred completion.
                 gold_comparisons: Option<String> = None,
-                /// Measure the held-out curve in every so many rounds.
+                /// Number of rounds between measurements of the held-out curve.
                 gold_every: u64 = 1,
-                /// End the run, and publish the policy at the best of the held-out curve, after this many
-                /// measurements in a row that fell while the reward rose; 0 = only watch.
+                /// End the run after this many consecutive measurements that fell while the reward rose, and publish
+                /// the policy with the best measurement; 0 = never.
                 gold_patience: u64 = 3,
-                /// Passes over each round's responses.
+                /// Number of passes over the responses of a round.
                 ppo_epochs: u64 = $passes,
-                /// Optimizer steps in one pass.
+                /// Number of optimizer steps per pass.
                 minibatches: usize = $passes,
-                /// Stop the passes of a round when the approximate KL to its start passes this; null = never.
+                /// End a round's passes when the approximate KL from its initial policy exceeds this; null = never.
                 target_kl: Option<f64> = None,
-                /// Penalty for a response without end token; null = none.
+                /// Penalty for a response without an end token; null = none.
                 missing_eos_penalty: Option<f64> = None,
-                /// How the penalty enters the score.
+                /// How the penalty changes the score.
                 missing_eos_mode: MissingEos = MissingEos::Subtract,
-                /// How the heads of a reward model of several heads become one reward.
+                /// How the scores of a reward model with several heads become one reward.
                 ensemble_reward: EnsembleReward = EnsembleReward::Mean,
-                /// Standard deviations of the heads that `lower_bound` subtracts from their mean.
+                /// Number of standard deviations that `lower_bound` subtracts from the mean.
                 ensemble_doubt: f64 = 1.0,
-                /// By which weights responses are sampled: `exact` by those that updates compute with, `fast` by weights
-                /// rounded to bfloat16, with the losses corrected (`sampler_correction`).
+                /// The weights with which responses are sampled: `exact`, those with which updates compute, or `fast`,
+                /// rounded to bfloat16, with a correction of the losses (`sampler_correction`).
                 numerics: Numerics = Numerics::Exact,
-                /// How losses are weighted where the sampler's log-probs are not the trainer's: by the ratio of their
-                /// probabilities, of whole responses or of tokens; beyond the cap the weight is 0 (`…_mask`) or the cap
+                /// Importance weights of losses if the sampler's log-probs differ from the trainer's: the ratio of the
+                /// probabilities, per response or per token. Above the cap a weight becomes 0 (`…_mask`) or the cap
                 /// (`…_truncate`).
                 sampler_correction: SamplerCorrection = SamplerCorrection::SequenceMask,
-                /// Cap of those weights.
+                /// Cap of the importance weights.
                 sampler_correction_cap: f64 = 3.0,
-                /// Prompts at which samples are written at every evaluation.
+                /// Number of prompts for which samples are written at every evaluation.
                 sample_prompts: usize = 4,
                 $($(#[$doc])* $field: $ty = $default,)*
             }
@@ -172,7 +174,7 @@ macro_rules! rl_args {
     };
 }
 
-/// What every reinforcement-learning recipe takes.
+/// The arguments that all reinforcement-learning recipes share.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RlCommon {
     pub common: Common,
@@ -219,9 +221,9 @@ rl_args!(
         cliprange_value: f64 = 0.2,
         /// Weight of the value loss.
         vf_coef: f64 = 0.1,
-        /// Scale rewards to variance 1 (their mean stays).
+        /// Scale rewards to variance 1 without changing their mean.
         whiten_rewards: bool = false,
-        /// Value head on the policy, or a critic of its own.
+        /// A value head on the policy, or a separate critic.
         critic: CriticKind = CriticKind::Shared,
         /// Weight of the language-model loss on demonstrations (PPO-ptx); 0 = none.
         ptx_coef: f64 = 0.0,
@@ -231,17 +233,17 @@ rl_args!(
 );
 
 rl_args!(
-    /// REINFORCE with a running-mean baseline and the KL in the reward.
+    /// REINFORCE with a running-mean baseline and a KL penalty in the reward.
     ReinforceArgs (learning_rate = 1e-5, kl_coef = 0.05, passes = 1) {
-        /// How fast the baseline follows the mean return.
+        /// Weight of a round's mean return in the running mean.
         baseline_rate: f64 = 0.1,
     }
 );
 
 rl_args!(
-    /// REINFORCE leave-one-out: the other samples of a prompt are the baseline.
+    /// REINFORCE leave-one-out (arXiv 2402.14740): the mean of a prompt's other samples is the baseline.
     RlooArgs (learning_rate = 1e-5, kl_coef = 0.05, passes = 1) {
-        /// Samples per prompt.
+        /// Number of samples per prompt.
         group_size: usize = 4,
     }
 );
@@ -313,7 +315,7 @@ impl RlCommon {
         ensure(
             self.numerics == Numerics::Exact || self.common.frozen_precision.blocks().is_none(),
             "numerics",
-            "fast is for frozen_precision f32 and bf16: a base in fewer bits is sampled as it is held",
+            "fast is for frozen_precision f32 and bf16: quantised matrices are always sampled exactly",
         )?;
         ensure(
             self.numerics == Numerics::Exact || self.common.device != DeviceArg::Cuda,
@@ -328,19 +330,19 @@ impl RlCommon {
     }
 }
 
-/// A judge that is asked is there, and can compare where it is asked to.
+/// Checks that the judges of the rewards are given, and that responses can be compared.
 fn check_judge(args: &RlCommon, group: usize) -> Result<(), ArgsError> {
     let specs = || args.reward.iter().chain(&args.gold_reward);
-    let asked = specs().any(RewardSpec::asks_judge_model);
+    let asked = specs().any(RewardSpec::uses_judge_model);
     ensure(
         args.judge_model.is_some() || !asked,
         "judge_model",
-        "is required: a reward of kind judge names no host; give a model here, or `host` there",
+        "is required, because a reward of kind judge has no `host`; give a model here, or `host` there",
     )?;
     ensure(
         args.judge_model.is_none() || asked,
         "judge_model",
-        "is not asked: give a reward of kind judge without `host`, or leave the model out",
+        "has no effect: give a reward of kind judge without `host`, or leave the model out",
     )?;
     ensure(
         group >= 2 || !specs().any(RewardSpec::compares),
@@ -349,7 +351,7 @@ fn check_judge(args: &RlCommon, group: usize) -> Result<(), ArgsError> {
     )
 }
 
-/// A held-out signal that is the reward itself measures nothing.
+/// Refuses a held-out reward that equals the reward.
 fn check_gold(args: &RlCommon) -> Result<(), ArgsError> {
     let place = |path: &str| std::fs::canonicalize(path).unwrap_or_else(|_| std::path::PathBuf::from(path));
     if let (Some(reward), Some(gold)) = (&args.reward_model, &args.gold_reward_model) {
@@ -359,7 +361,7 @@ fn check_gold(args: &RlCommon) -> Result<(), ArgsError> {
             "is the reward model that the policy is trained on; a held-out reward must be another one, or none",
         )?;
     }
-    // The gold reward is a sum like the reward: equal parts make it the same number.
+    // Both are sums of a reward model and a rule: with equal parts they are equal.
     let same = args.gold_reward.is_some()
         && args.gold_reward == args.reward
         && args.gold_reward_model.is_none()

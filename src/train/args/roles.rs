@@ -1,22 +1,22 @@
-//! What arguments stand for, where jobs, forms, the command line and resumed runs have to know it. Declared here once; an
-//! argument that is not listed is a plain value of the recipe.
+//! The roles of arguments, for jobs, forms, the command line and resumed runs. An argument that is not listed is a
+//! plain value.
 
 use serde_json::{Map, Value};
 
 use crate::domain::ModelKind;
 
-/// What an argument stands for.
+/// The role of an argument.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// The directory of a model of this kind; jobs and the command line name a version instead.
+    /// The directory of a model of this kind. Jobs and the command line take a version instead.
     Model(ModelKind),
-    /// A directory or a switch that the caller of a run chooses; a job sets it itself.
+    /// A directory or a switch that the caller of a run sets. A job sets it itself.
     Run,
     /// A JSONL file that a job, or the command line, writes from the database.
     Data(Needed),
-    /// Files of the operator: of a job, names in the data directory's `corpora`.
+    /// Files of the operator. For a job, names in the directory `corpora` of the data directory.
     Corpus,
-    /// How a run is carried out: a resumed run may have another value.
+    /// A setting that does not change the result. A resumed run may have another value.
     Manner,
 }
 

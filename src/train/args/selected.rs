@@ -8,27 +8,27 @@ use crate::objective::dpo::DpoLoss;
 use crate::train::ArgsError;
 
 rl_args!(
-    /// Online DPO: the best and the worst of fresh samples are a preference.
+    /// Online DPO (arXiv 2402.04792): the best and the worst of a prompt's new samples form a pair.
     OnlineDpoArgs (learning_rate = 5e-6, kl_coef = 0.1, passes = 1) {
-        /// Samples per prompt; the best and the worst are learned from.
+        /// Number of samples per prompt. The best and the worst are trained on.
         group_size: usize = 2,
-        /// `sigmoid` (DPO; cDPO with `label_smoothing`), `ipo`, or `robust` (rDPO, which needs `label_smoothing`); their β is
-        /// `kl_coef`.
+        /// `sigmoid` (DPO; cDPO with `label_smoothing`), `ipo`, or `robust` (rDPO, which needs `label_smoothing`);
+        /// their β is `kl_coef`.
         loss: DpoLoss = DpoLoss::Sigmoid,
-        /// Share of the preferences taken to be turned around, from 0 to 0.45.
+        /// Assumed share of inverted preferences, from 0 to 0.45.
         label_smoothing: f64 = 0.0,
     }
 );
 
 rl_args!(
-    /// Best-of-n distillation (RAFT): supervised learning on the best of fresh samples.
+    /// Best-of-n distillation (RAFT, arXiv 2304.06767): supervised training on the best of a prompt's new samples.
     RaftArgs (learning_rate = 1e-5, kl_coef = 0.0, passes = 1) {
-        /// Samples per prompt; the best is learned from.
+        /// Number of samples per prompt. The best is trained on.
         group_size: usize = 4,
-        /// Leave out prompts whose best sample is rewarded less than this; null = none but those whose samples are all
-        /// rewarded alike.
+        /// Leave out prompts whose best reward is below this; null = leave out only those whose samples all have the
+        /// same reward.
         least_reward: Option<f64> = None,
-        /// Share of a round's best samples that are learned from, those with the highest rewards.
+        /// Share of a round's best samples that are trained on, from the highest reward.
         keep_share: f64 = 1.0,
     }
 );
@@ -59,7 +59,7 @@ impl RecipeArgs for RaftArgs {
     }
 }
 
-/// A round gives at most one pair or one best sample for each prompt.
+/// Checks the number of minibatches: a round has at most one pair or one best sample for each prompt.
 fn check_minibatches(minibatches: usize, responses: usize, group: usize) -> Result<(), ArgsError> {
     ensure(
         minibatches <= responses / group,

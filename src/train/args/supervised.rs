@@ -6,49 +6,48 @@ use super::{RecipeArgs, ensure, recipe_args};
 use crate::train::ArgsError;
 
 recipe_args!(
-    /// Supervised fine-tuning on demonstrations; only response tokens are learned, the end token included.
+    /// Supervised fine-tuning on demonstrations. The loss is on response tokens, including the end token.
     SftArgs (learning_rate = 2e-5) {
         /// JSONL of `{"prompt": […], "completion": "…"}`.
         demonstrations: String = String::new(),
-        /// Instead of demonstrations: a mixture of templated tasks (JSON file with `tasks`), for instruction
-        /// tuning.
+        /// A mixture of templated tasks (JSON file with `tasks`) for instruction tuning, instead of demonstrations.
         mixture: Option<String> = None,
-        /// Passes over the data.
+        /// Number of passes over the data.
         epochs: u64 = 1,
-        /// Demonstrations in one optimizer step.
+        /// Number of demonstrations per optimizer step.
         batch_size: usize = 16,
-        /// Share of prompts kept aside for evaluation.
+        /// Share of held-out prompts.
         heldout_fraction: f64 = 0.1,
     }
 );
 
 recipe_args!(
-    /// Reward model from K-wise rankings.
+    /// A reward model from K-wise rankings, as in InstructGPT (arXiv 2203.02155).
     RewardArgs (learning_rate = 2e-5) {
         /// JSONL of ranked completions: `{"prompt": […], "completions": [{"text", "tier"}]}`.
         comparisons: String = String::new(),
-        /// Passes over the data; more than one overfits.
+        /// Number of passes over the data. More than one tends to overfit.
         epochs: u64 = 1,
-        /// Comparison sets in one optimizer step.
+        /// Number of comparison sets per optimizer step.
         batch_size: usize = 16,
-        /// Share of prompts kept aside where the data does not say `split`.
+        /// Share of held-out prompts, for data without `split`.
         heldout_fraction: f64 = 0.1,
-        /// After training, shift and scale so that reference completions score mean 0, variance 1.
+        /// After training, shift and scale scores to mean 0 and variance 1 on reference completions.
         normalize: bool = true,
-        /// Which completions are the reference.
+        /// The reference completions.
         normalize_on: NormalizeOn = NormalizeOn::Completions,
-        /// JSONL of demonstrations to normalise on.
+        /// JSONL of demonstrations as reference completions.
         reference_demonstrations: Option<String> = None,
-        /// Heads on one trunk. Each learns from a random half of the sets; their spread says how unsure the
-        /// score is.
+        /// Number of heads on one trunk. Each is trained on a random half of the sets. The standard deviation of their
+        /// scores estimates the uncertainty.
         heads: usize = 1,
-        /// Score margins by strength of preference: significantly 1, clearly ⅔, slightly ⅓, barely 0,
-        /// times this number; 0 = none.
+        /// Factor of the margins between scores, which depend on the strength of a preference: significantly 1,
+        /// clearly ⅔, slightly ⅓, barely 0. 0 = no margins.
         margin: f64 = 0.0,
     }
 );
 
-/// Completions that a reward model's scores are normalised on.
+/// The completions on which a reward model's scores are normalised.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum NormalizeOn {

@@ -1,4 +1,4 @@
-//! The argument `sweep`: several runs of a recipe in place of one, over a grid of arguments and several seeds.
+//! The argument `sweep`: several runs of a recipe instead of one, over a grid of arguments and several seeds.
 
 use std::collections::BTreeMap;
 
@@ -9,21 +9,22 @@ use super::roles::{self, Role};
 use super::{RecipeArgs, ensure, parse};
 use crate::train::ArgsError;
 
-/// Most runs of a sweep.
-const MOST_RUNS: u64 = 64;
+/// Maximum number of runs of a sweep.
+const MAX_RUNS: u64 = 64;
 
-/// Several runs in place of one: every combination of the grid with every seed.
+/// Several runs instead of one: every combination of the grid with every seed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SweepArgs {
-    /// Arguments with the values that each of them takes, such as `{"learning_rate": [1e-5, 1e-4], "lora.rank": [4, 16]}`.
+    /// Arguments with the values that each of them takes, such as `{"learning_rate": [1e-5, 1e-4], "lora.rank": [4,
+    /// 16]}`.
     #[serde(default)]
     pub grid: BTreeMap<String, Vec<Value>>,
-    /// Runs of each combination: with `seed`, `seed` + 1, and so on.
+    /// Number of runs per combination, with the seeds `seed`, `seed` + 1, and so on.
     #[serde(default = "three")]
     pub seeds: u64,
-    /// The figure by which the best combination is found, such as `heldout_accuracy` or `last.reward`; null = the first
-    /// held-out figure that the recipe has.
+    /// The figure by which the best combination is chosen, such as `heldout_accuracy` or `last.reward`; null = the
+    /// recipe's first held-out figure.
     #[serde(default)]
     pub by: Option<String>,
 }
@@ -65,20 +66,20 @@ impl SweepArgs {
             let twice = values.iter().enumerate().any(|(i, value)| values[..i].contains(value));
             ensure(!twice, &field, "names a value twice")?;
         }
-        let most = format!("must be 1 to {MOST_RUNS} in all combinations together");
+        let most = format!("must be 1 to {MAX_RUNS} in all combinations together");
         let combinations = self.grid.values().try_fold(1u64, |n, values| n.checked_mul(values.len() as u64));
         let runs = combinations.and_then(|n| n.checked_mul(self.seeds));
-        ensure(runs.is_some_and(|runs| (1..=MOST_RUNS).contains(&runs)), "sweep.seeds", &most)
+        ensure(runs.is_some_and(|runs| (1..=MAX_RUNS).contains(&runs)), "sweep.seeds", &most)
     }
 }
 
-/// The sweep that a recipe's arguments ask for, if they do.
+/// The sweep of a recipe's arguments, if there is one.
 ///
 /// # Errors
-/// Something else than a sweep, or one that is too large or changes what it may not.
+/// If it is not a valid sweep, is too large, or changes an argument that cannot be swept.
 pub fn sweep_of(args: &Value) -> Result<Option<SweepArgs>, ArgsError> {
-    let Some(given) = args.get("sweep").filter(|sweep| !sweep.is_null()) else { return Ok(None) };
-    let sweep = SweepArgs::deserialize(given)
+    let Some(value) = args.get("sweep").filter(|sweep| !sweep.is_null()) else { return Ok(None) };
+    let sweep = SweepArgs::deserialize(value)
         .map_err(|error| ArgsError { field: "sweep".to_owned(), message: error.to_string() })?;
     sweep.check()?;
     Ok(Some(sweep))
@@ -87,7 +88,7 @@ pub fn sweep_of(args: &Value) -> Result<Option<SweepArgs>, ArgsError> {
 /// The arguments of one run of a sweep.
 ///
 /// # Errors
-/// A dotted name that leads into something that holds no fields.
+/// If a dotted name leads into a value without fields.
 pub fn run_args(args: &Value, cell: &Cell, seed: u64) -> Result<Value, ArgsError> {
     let mut own = args.clone();
     own["sweep"] = Value::Null;
@@ -100,7 +101,7 @@ pub fn run_args(args: &Value, cell: &Cell, seed: u64) -> Result<Value, ArgsError
             }
             let inside = at.as_object_mut();
             let field = || format!("sweep.grid.{name}");
-            let message = "leads into a value that holds no fields".to_owned();
+            let message = "leads into a value that has no fields".to_owned();
             at = inside.ok_or_else(|| ArgsError { field: field(), message })?.entry(part).or_insert(Value::Null);
         }
         *at = value.clone();
@@ -108,10 +109,10 @@ pub fn run_args(args: &Value, cell: &Cell, seed: u64) -> Result<Value, ArgsError
     Ok(own)
 }
 
-/// Whether a recipe's arguments are right, in every run of their sweep.
+/// Checks a recipe's arguments, in every run of their sweep.
 ///
 /// # Errors
-/// Names the field, and of a sweep the combination.
+/// Names the field, and for a sweep the combination.
 pub fn check<T: RecipeArgs>(args: &Value) -> Result<(), ArgsError> {
     parse::<T>(args)?;
     let Some(sweep) = sweep_of(args)? else { return Ok(()) };
@@ -153,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_swept_is_named() {
+    fn errors_name_the_argument_that_cannot_be_swept() {
         let base = json!({"model": "m", "output_dir": "o", "prompts": "p", "reward_model": "r"});
         let field = |sweep: Value| {
             let mut args = base.clone();

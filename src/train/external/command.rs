@@ -1,4 +1,4 @@
-//! Runs another trainer: its lines become curves and events, and a stop reaches it.
+//! Runs an external trainer: turns the lines of its output into metrics and events, and passes a stop on to it.
 
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -15,22 +15,22 @@ use super::layout::TrainerDir;
 use crate::domain::{Metric, Progress};
 use crate::train::Reporter;
 
-/// How often it is asked whether to stop.
-const LOOK: Duration = Duration::from_millis(200);
-/// From SIGTERM to SIGKILL.
-const PATIENCE: Duration = Duration::from_secs(120);
-/// Lines of the error of a trainer that failed.
-const TAIL: usize = 20;
-const LINE_BYTES: usize = 64 << 10;
+/// Interval between checks for a stop.
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
+/// Time from SIGTERM to SIGKILL.
+const STOP_TIMEOUT: Duration = Duration::from_secs(120);
+/// Number of last lines in the error message of a failed trainer.
+const ERROR_LINES: usize = 20;
+const MAX_LINE_BYTES: usize = 64 << 10;
 
-/// How the trainer came to an end.
-pub(super) enum End {
+/// The end of a trainer.
+pub(super) enum Exit {
     Done,
     Stopped,
 }
 
-/// The command of the configuration with the places filled in.
-fn filled(template: &[String], place: &TrainerDir) -> Vec<String> {
+/// The command of the configuration with its placeholders replaced.
+fn expand(template: &[String], place: &TrainerDir) -> Vec<String> {
     let text = |path: &Path| path.to_string_lossy().into_owned();
     template
         .iter()
@@ -44,7 +44,7 @@ fn filled(template: &[String], place: &TrainerDir) -> Vec<String> {
         .collect()
 }
 
-/// A line `{"step": 3, "loss": 0.5, …}` as points of curves. `total_steps` is no curve but how far it goes.
+/// Parses a line `{"step": 3, "loss": 0.5, …}` to (step, total steps, metrics). `total_steps` is not a metric.
 fn points(line: &str) -> Option<(u64, Option<u64>, Vec<Metric>)> {
     let Value::Object(map) = serde_json::from_str(line.trim()).ok()? else { return None };
     let step = map.get("step")?.as_u64()?;
@@ -54,31 +54,31 @@ fn points(line: &str) -> Option<(u64, Option<u64>, Vec<Metric>)> {
     Some((step, map.get("total_steps").and_then(Value::as_u64), metrics.collect()))
 }
 
-/// Sends lines, cut to `LINE_BYTES`, as long as there are any.
-fn read(input: impl Read, say: &mpsc::Sender<String>) {
+/// Sends all lines, each truncated to `MAX_LINE_BYTES`.
+fn read(input: impl Read, sender: &mpsc::Sender<String>) {
     let mut input = BufReader::new(input);
     loop {
         let mut line = Vec::new();
-        match input.by_ref().take(LINE_BYTES as u64).read_until(b'\n', &mut line) {
+        match input.by_ref().take(MAX_LINE_BYTES as u64).read_until(b'\n', &mut line) {
             Ok(0) | Err(_) => return,
             Ok(_) => {}
         }
-        if say.send(String::from_utf8_lossy(&line).trim_end().to_owned()).is_err() {
+        if sender.send(String::from_utf8_lossy(&line).trim_end().to_owned()).is_err() {
             return;
         }
     }
 }
 
 fn start(template: &[String], place: &TrainerDir) -> Result<Child> {
-    let argv = filled(template, place);
+    let argv = expand(template, place);
     let (program, arguments) = argv.split_first().context("the trainer's command is empty")?;
     let mut command = Command::new(program);
     command.args(arguments).current_dir(&place.dir).env("INSTRUCTD_JOB", &place.job);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     #[cfg(target_os = "linux")]
-    // SAFETY: a direct system call, safe between fork and exec; its failure is no reason not to run.
+    // SAFETY: a system call that is safe between fork and exec. Its failure is ignored.
     unsafe {
-        // The recipe's thread lives as long as the process: the trainer ends with it.
+        // The trainer is killed when the recipe's thread, which lives as long as the process, ends.
         command.pre_exec(|| {
             libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
             Ok(())
@@ -95,18 +95,18 @@ fn signal(child: &Child, signal: libc::c_int) {
 /// Runs the trainer to its end.
 ///
 /// # Errors
-/// A program that does not start, or ends with another status than 0; with its last lines.
-pub(super) fn run(template: &[String], place: &TrainerDir, reporter: &mut dyn Reporter) -> Result<End> {
+/// If the program does not start, or ends with a status other than 0; the message has its last lines.
+pub(super) fn run(template: &[String], place: &TrainerDir, reporter: &mut dyn Reporter) -> Result<Exit> {
     let mut log = std::fs::OpenOptions::new().create(true).append(true).open(place.dir.join("log.txt"))?;
     let mut child = start(template, place)?;
-    let (say, heard) = mpsc::channel();
-    let errors = say.clone();
+    let (sender, receiver) = mpsc::channel();
+    let errors = sender.clone();
     let (out, err) = (child.stdout.take().context("no pipe")?, child.stderr.take().context("no pipe")?);
-    std::thread::spawn(move || read(out, &say));
+    std::thread::spawn(move || read(out, &sender));
     std::thread::spawn(move || read(err, &errors));
     let (mut tail, mut stopping, mut status) = (VecDeque::new(), None::<Instant>, None);
     loop {
-        match heard.recv_timeout(LOOK) {
+        match receiver.recv_timeout(POLL_INTERVAL) {
             Ok(line) => {
                 writeln!(log, "{line}")?;
                 match points(&line) {
@@ -118,17 +118,17 @@ pub(super) fn run(template: &[String], place: &TrainerDir, reporter: &mut dyn Re
                     }
                     None if line.trim().is_empty() => {}
                     None => {
-                        if tail.len() == TAIL {
+                        if tail.len() == ERROR_LINES {
                             tail.pop_front();
                         }
                         tail.push_back(line.chars().take(500).collect::<String>());
                     }
                 }
             }
-            // All lines are read, or those that a program of the trainer's own still writes are not waited for.
+            // The trainer has ended. Lines of programs that it has started are not waited for.
             Err(_) if status.is_some() => break,
-            // It has closed its output and goes on.
-            Err(RecvTimeoutError::Disconnected) => std::thread::sleep(LOOK),
+            // The trainer has closed its output and continues.
+            Err(RecvTimeoutError::Disconnected) => std::thread::sleep(POLL_INTERVAL),
             Err(RecvTimeoutError::Timeout) => {}
         }
         if status.is_none() {
@@ -139,29 +139,29 @@ pub(super) fn run(template: &[String], place: &TrainerDir, reporter: &mut dyn Re
                 signal(&child, libc::SIGTERM);
                 stopping = Some(Instant::now());
             }
-            Some(since) if status.is_none() && since.elapsed() >= PATIENCE => signal(&child, libc::SIGKILL),
+            Some(since) if status.is_none() && since.elapsed() >= STOP_TIMEOUT => signal(&child, libc::SIGKILL),
             _ => {}
         }
     }
     let status = status.context("the trainer has not ended")?;
     let done = status.success() && place.result.is_dir();
-    // A trainer that was asked to stop and had finished by then has finished.
+    // A trainer may finish although a stop was requested.
     if stopping.is_some() && !done {
-        return Ok(End::Stopped);
+        return Ok(Exit::Stopped);
     }
     if !status.success() {
         let words = Vec::from(tail).join("\n");
         reporter.event("warning", json!({"message": format!("the trainer ended: {status}")}));
         bail!("the trainer ended: {status}\n{words}");
     }
-    Ok(End::Done)
+    Ok(Exit::Done)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// Keeps the steps of the curves.
+    /// Collects the steps of the metrics.
     #[derive(Default)]
     struct Steps(Vec<i64>);
 
@@ -176,7 +176,7 @@ mod tests {
         }
     }
 
-    fn trainer(dir: &Path, script: &str) -> (Result<End>, Vec<i64>) {
+    fn trainer(dir: &Path, script: &str) -> (Result<Exit>, Vec<i64>) {
         let template = ["/bin/sh", "-c", script].map(str::to_owned);
         let place = TrainerDir {
             dir: dir.to_owned(),
@@ -191,7 +191,7 @@ mod tests {
         (end, steps.0)
     }
 
-    /// A trainer writes faster than its lines are read, and ends before the last one is.
+    /// The trainer writes faster than its lines are read, and ends before the last one is read.
     #[test]
     fn no_line_is_lost_at_the_end() {
         let dir = tempfile::tempdir().expect("a directory");
@@ -203,14 +203,14 @@ mod tests {
     }
 
     #[test]
-    fn a_trainer_may_close_its_output_and_go_on() {
+    fn a_trainer_may_close_its_output_and_continue() {
         let dir = tempfile::tempdir().expect("a directory");
         let (end, _) = trainer(dir.path(), "exec >&- 2>&-; sleep 1");
-        assert!(matches!(end, Ok(End::Done)));
+        assert!(matches!(end, Ok(Exit::Done)));
     }
 
     #[test]
-    fn lines_with_a_step_are_points() {
+    fn lines_with_a_step_are_metrics() {
         let (step, total, metrics) =
             points(r#"{"step": 3, "total_steps": 9, "loss": 0.5, "name": "x", "n": 2}"#).expect("points");
         let names: Vec<(&str, f64)> = metrics.iter().map(|m| (m.name.as_str(), m.value)).collect();

@@ -1,5 +1,5 @@
-//! What another trainer gets: `job.json`, and the data as JSON lines and as Parquet, in the forms that TRL, OpenRLHF and
-//! verl read.
+//! The input of an external trainer: `job.json`, and the data as JSONL and Parquet files that TRL, OpenRLHF and verl
+//! read.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -13,7 +13,7 @@ use crate::data::{pairs, read_comparisons, read_demonstrations, read_prompts};
 use crate::domain::{Message, Split};
 use crate::train::args::{DataKind, ExternalArgs};
 
-/// Share of prompts held out where the file does not say.
+/// Share of prompts that are held out, if the file does not specify it.
 const HELDOUT: f64 = 0.1;
 
 /// A trainer's directory.
@@ -22,15 +22,15 @@ pub(super) struct TrainerDir {
     pub job: PathBuf,
     /// The base model, as a Hugging Face directory.
     pub model: PathBuf,
-    /// Where the trainer leaves its result.
+    /// The trainer writes its result here.
     pub result: PathBuf,
     pub checkpoints: PathBuf,
-    /// Rows by kind and side.
+    /// Number of rows by kind of data and side of the split.
     pub rows: Value,
 }
 
-/// One table in both forms.
-struct Pen {
+/// Writes a table in both formats.
+struct TableWriter {
     lines: BufWriter<File>,
     table: Table,
     names: Vec<&'static str>,
@@ -38,7 +38,7 @@ struct Pen {
     rows: u64,
 }
 
-impl Pen {
+impl TableWriter {
     fn new(stem: &Path, names: &[&'static str], texts: &[&'static str]) -> Result<Self> {
         let lines = BufWriter::new(File::create(stem.with_extension("jsonl"))?);
         let table = Table::create(&stem.with_extension("parquet"), names, texts)?;
@@ -70,47 +70,47 @@ fn answer(text: &str) -> Vec<Message> {
     vec![Message { role: "assistant".to_owned(), content: text.to_owned() }]
 }
 
-/// Writes a kind of data as `data/KIND-SIDE.jsonl` and `.parquet`; returns its files and rows by side.
+/// Writes a kind of data as `data/KIND-SIDE.jsonl` and `.parquet`. Returns files and rows by side.
 fn write(args: &ExternalArgs, kind: DataKind, dir: &Path) -> Result<Value> {
     let file = args.file(kind).with_context(|| format!("{} is required", kind.as_str()))?;
     let file = Path::new(file);
     let stem = |side: &str| dir.join(format!("{}-{side}", kind.as_str()));
-    let mut sides: Vec<(&str, Pen)> = Vec::new();
+    let mut sides: Vec<(&str, TableWriter)> = Vec::new();
     match kind {
         DataKind::Comparisons => {
             let names = ["prompt", "chosen", "rejected"];
             for side in Split::ALL {
-                sides.push((side.as_str(), Pen::new(&stem(side.as_str()), &names, &[])?));
+                sides.push((side.as_str(), TableWriter::new(&stem(side.as_str()), &names, &[])?));
             }
             for set in read_comparisons(file)? {
                 let side = set.side(HELDOUT).as_str();
                 for pair in pairs(&set.completions) {
                     let text = |i: usize| set.completions.get(i).map_or_else(Vec::new, |c| answer(&c.text));
                     let row = vec![set.prompt.messages(), text(pair.better), text(pair.worse)];
-                    if let Some((_, pen)) = sides.iter_mut().find(|(name, _)| *name == side) {
-                        pen.put(row, Vec::new())?;
+                    if let Some((_, writer)) = sides.iter_mut().find(|(name, _)| *name == side) {
+                        writer.put(row, Vec::new())?;
                     }
                 }
             }
         }
         DataKind::Demonstrations => {
-            let mut pen = Pen::new(&stem("train"), &["prompt", "completion"], &[])?;
+            let mut writer = TableWriter::new(&stem("train"), &["prompt", "completion"], &[])?;
             for written in read_demonstrations(file)? {
-                pen.put(vec![written.prompt.messages(), answer(&written.completion)], Vec::new())?;
+                writer.put(vec![written.prompt.messages(), answer(&written.completion)], Vec::new())?;
             }
-            sides.push(("train", pen));
+            sides.push(("train", writer));
         }
         DataKind::Prompts => {
-            let mut pen = Pen::new(&stem("train"), &["prompt"], &["answer"])?;
+            let mut writer = TableWriter::new(&stem("train"), &["prompt"], &["answer"])?;
             for prompt in read_prompts(file)? {
-                pen.put(vec![prompt.prompt.messages()], vec![prompt.answer])?;
+                writer.put(vec![prompt.prompt.messages()], vec![prompt.answer])?;
             }
-            sides.push(("train", pen));
+            sides.push(("train", writer));
         }
     }
     let mut found = serde_json::Map::new();
-    for (side, pen) in sides {
-        let rows = pen.finish()?;
+    for (side, writer) in sides {
+        let rows = writer.finish()?;
         let at = |extension: &str| stem(side).with_extension(extension).display().to_string();
         found.insert(side.to_owned(), json!({"jsonl": at("jsonl"), "parquet": at("parquet"), "rows": rows}));
     }
@@ -120,7 +120,7 @@ fn write(args: &ExternalArgs, kind: DataKind, dir: &Path) -> Result<Value> {
     Ok(Value::Object(found))
 }
 
-/// The base model as a Hugging Face directory: the model's own, or one made from its GGUF file.
+/// The base model as a Hugging Face directory, which is written if the model is a GGUF file.
 fn base_model(args: &ExternalArgs, dir: &Path) -> Result<PathBuf> {
     let model = std::path::absolute(&args.model)?;
     if model.is_dir() {
@@ -135,7 +135,7 @@ fn base_model(args: &ExternalArgs, dir: &Path) -> Result<PathBuf> {
     Ok(made)
 }
 
-/// Lays everything out. What a run before left as its result is removed; its checkpoints stay.
+/// Writes all input files. Removes the result of an earlier run, but not its checkpoints.
 pub(super) fn lay_out(args: &ExternalArgs, dir: &Path) -> Result<TrainerDir> {
     let (data, result) = (dir.join("data"), dir.join("result"));
     let checkpoints = match &args.checkpoint_dir {

@@ -1,5 +1,5 @@
-//! Training by another program: data, base model and reward model are laid out as files, a command of the configuration
-//! runs, and what it leaves behind is checked before it becomes a version.
+//! Training by an external program: data and models are written as files, a command of the configuration runs, and its
+//! result is checked before it becomes a version.
 
 mod command;
 mod layout;
@@ -17,7 +17,7 @@ use crate::domain::Progress;
 /// Runs the recipe.
 ///
 /// # Errors
-/// A trainer that the configuration does not have, one that fails, and a result that is not taken.
+/// If the trainer is not configured or fails, or its result is refused.
 pub fn run(value: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let args: ExternalArgs = args::parse(value)?;
     let command = reporter
@@ -29,7 +29,7 @@ pub fn run(value: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     phase(reporter, "laying out");
     let place = layout::lay_out(&args, &work_dir(&args)?)?;
     phase(reporter, "training");
-    if let command::End::Stopped = command::run(&command, &place, reporter)? {
+    if let command::Exit::Stopped = command::run(&command, &place, reporter)? {
         return Ok(TrainOutcome::Stopped { checkpoint: args.checkpoint_dir.clone() });
     }
     phase(reporter, "checking");
@@ -41,7 +41,7 @@ pub fn run(value: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     Ok(TrainOutcome::Done { model_dir: args.output_dir.clone(), metrics })
 }
 
-/// Where the trainer works: beside the checkpoints, where a resumed job finds it again.
+/// The working directory of the trainer: next to the checkpoints, where a resumed job finds it.
 fn work_dir(args: &ExternalArgs) -> Result<PathBuf> {
     let dir = match &args.checkpoint_dir {
         Some(dir) => Path::new(dir).with_file_name("external"),

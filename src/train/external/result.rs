@@ -1,5 +1,5 @@
-//! What another trainer leaves behind: a Hugging Face directory or a PEFT adapter. It is loaded, compared with the model
-//! it came from, and measured before it is taken.
+//! The result of an external trainer: a Hugging Face directory or a PEFT adapter. It is loaded, compared with the base
+//! model, and measured before it is accepted.
 
 use std::path::Path;
 
@@ -20,10 +20,10 @@ use crate::train::Reporter;
 use crate::train::args::{DataKind, ExternalArgs};
 use crate::train::run::open_device;
 
-/// How far the result is from the model it came from.
+/// The KL divergence of the result from the base model, estimated on samples of the result.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(super) struct Kl {
-    /// Nats per sequence: mean over samples of the result of its log-prob less the log-prob before.
+    /// Nats per sequence: the mean over samples of log p(result) − log p(base).
     pub per_sequence: f64,
     pub per_token: f64,
     pub samples: usize,
@@ -32,7 +32,7 @@ pub(super) struct Kl {
     pub heldout: bool,
 }
 
-/// A result that is taken.
+/// A result that is accepted.
 pub(super) struct Accepted {
     pub base: Loaded,
     pub config: crate::model::ModelConfig,
@@ -43,7 +43,7 @@ pub(super) struct Accepted {
     pub form: &'static str,
 }
 
-/// Loads the result, whichever of the two forms it has.
+/// Loads the result in either format.
 fn read(dir: &Path, base: &Loaded) -> Result<(crate::model::ModelConfig, Value, Weights, &'static str)> {
     if dir.join("adapter_config.json").is_file() {
         let merged = peft::read(dir, &base.config)?.merge(&base.config, &base.weights)?;
@@ -59,12 +59,12 @@ fn read(dir: &Path, base: &Loaded) -> Result<(crate::model::ModelConfig, Value, 
 }
 
 /// The first tensor with a value that is not finite.
-fn damaged(weights: &Weights) -> Result<Option<String>> {
+fn non_finite_tensor(weights: &Weights) -> Result<Option<String>> {
     let mut names: Vec<&String> = weights.keys().collect();
     names.sort();
     for name in names {
         let sum = weights[name].to_dtype(DType::F32)?.abs()?.sum_all()?.to_scalar::<f32>()?;
-        // A sum of finite values may overflow; only then every value is looked at.
+        // The sum of finite values may overflow; then every value is checked.
         if !sum.is_finite() {
             let values = weights[name].to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
             if values.iter().any(|v| !v.is_finite()) {
@@ -75,19 +75,20 @@ fn damaged(weights: &Weights) -> Result<Option<String>> {
     Ok(None)
 }
 
-/// The result must have the shapes of the model it came from: its tokenizer and its cache are used.
+/// The result must have the shapes of the base model, whose tokenizer is used.
 fn same_shapes(base: &Weights, weights: &Weights) -> Result<()> {
     let mut names: Vec<&String> = base.keys().collect();
     names.sort();
     for name in names {
         let Some(found) = weights.get(name) else { bail!("the result has no tensor {name}") };
         let (shape, expected) = (found.dims(), base[name].dims());
-        ensure!(shape == expected, "the result's {name} is {shape:?}; the model it came from has {expected:?}");
+        ensure!(shape == expected, "the result's {name} is {shape:?}; the base model has {expected:?}");
     }
     Ok(())
 }
 
-/// Prompts to measure on: held-out ones, else those that were trained on.
+/// The prompts for the measurement: held-out ones if there are any, else training prompts; and whether they are held
+/// out.
 fn prompts(args: &ExternalArgs) -> Result<(Vec<PromptInput>, bool)> {
     if let Some(file) = args.file(DataKind::Comparisons) {
         let sets = read_comparisons(Path::new(file))?;
@@ -120,7 +121,7 @@ fn measure(args: &ExternalArgs, base: &Loaded, config: &crate::model::ModelConfi
             break;
         }
         let encoded = texts.prompt(&prompt)?;
-        // Over-long ones would have to be cut; each prompt counts once.
+        // Prompts that are too long are skipped, and each prompt counts once.
         if encoded.len() <= room && seen.insert(encoded.clone()) {
             ids.push(encoded);
         }
@@ -158,27 +159,24 @@ fn measure(args: &ExternalArgs, base: &Loaded, config: &crate::model::ModelConfi
 /// Loads and measures the result.
 ///
 /// # Errors
-/// Says why it is not taken: it does not load, has other shapes or values that are not finite, or is too far away.
+/// If it cannot be loaded, has other shapes or values that are not finite, or its KL is larger than `max_kl`.
 pub(super) fn accept(args: &ExternalArgs, place: &TrainerDir, reporter: &mut dyn Reporter) -> Result<Accepted> {
     let base = load(Path::new(&args.model), &Device::Cpu).context("the model to start from")?;
     let (config, hf_config, weights, form) = read(&place.result, &base).context("the trainer's result")?;
     same_shapes(&base.weights, &weights)?;
-    if let Some(name) = damaged(&weights)? {
+    if let Some(name) = non_finite_tensor(&weights)? {
         bail!("the result's tensor {name} has values that are not finite");
     }
     let kl = measure(args, &base, &config, &weights).context("measuring the result")?;
     let points = [("kl", kl.per_sequence), ("kl_per_token", kl.per_token)];
     reporter.metrics(&points.map(|(name, value)| Metric { step: 0, name: name.to_owned(), value }));
-    if let Some(most) = args.max_kl.filter(|most| kl.per_sequence > *most) {
-        bail!(
-            "the result is {:.2} nats per sequence away from the model before; max_kl allows {most}",
-            kl.per_sequence
-        );
+    if let Some(limit) = args.max_kl.filter(|limit| kl.per_sequence > *limit) {
+        bail!("the result is {:.2} nats per sequence away from the base model; max_kl allows {limit}", kl.per_sequence);
     }
     Ok(Accepted { base, config, hf_config, weights, kl, form })
 }
 
-/// Writes the model that is published: with the tokenizer and the chat template that it was measured with.
+/// Writes the published model, with the tokenizer and the chat template of the base model.
 pub(super) fn save(args: &ExternalArgs, accepted: &Accepted, metrics: &Value) -> Result<()> {
     let about = json!({"kind": "policy", "recipe": "external", "parent": args.model, "seed": args.seed,
         "metrics": metrics});

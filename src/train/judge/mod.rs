@@ -1,23 +1,23 @@
-//! A language model as a judge. Training uses this trait: the judge is a model loaded here (`own`), or one that another
-//! server runs, whose client the caller of a recipe passes.
+//! Language models as judges: a model that this process loads (`local`), or one that another server runs, for which the
+//! caller of a recipe passes a client.
 
-mod own;
+mod local;
 
 use anyhow::Result;
 
-pub use self::own::OwnJudge;
+pub use self::local::LocalJudge;
 
-/// A language model that answers questions with one of a few texts.
+/// A language model that answers questions with one of a few choices.
 pub trait Judge: Send + Sync {
-    /// For each question the probability of each choice, in their order. The choices of a question add up to at most 1: the
-    /// rest is on other answers. Blocks until all answers are there.
+    /// The probability of each choice for each question, `[questions][choices]`. The probabilities of a question add up
+    /// to at most 1; the rest belongs to other answers. Blocks until all answers have arrived.
     ///
     /// # Errors
-    /// A model that cannot be asked, or whose answers say nothing of the choices.
-    fn masses(&self, questions: &[Question], choices: &[&str]) -> Result<Vec<Vec<f64>>>;
+    /// If the model cannot be called, or its answers have no probabilities of the choices.
+    fn probabilities(&self, questions: &[Question], choices: &[&str]) -> Result<Vec<Vec<f64>>>;
 }
 
-/// A question in the parts that it is made of: where it is too long, the conversation loses its beginning.
+/// A question in three parts. If it is too long, the beginning of the conversation is cut off.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Question {
     pub before: String,

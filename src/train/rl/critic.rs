@@ -1,5 +1,5 @@
-//! The value function: a linear row on the policy's hidden states, or on those of a model of its own.
-//! V_t is read at the same position as the log-prob of token t: the state before it.
+//! The value function: a linear head on the policy's hidden states, or on those of a separate model. V_t is computed
+//! from the hidden state before token t, as the log-prob of token t is.
 
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor, Var};
@@ -8,18 +8,19 @@ use crate::model::heads::reward::{self, SCORE, below, headless};
 use crate::model::{Decoder, Loaded};
 use crate::train::args::Common;
 use crate::train::optim::Params;
-use crate::train::step::Picked;
+use crate::train::step::PredictionBatch;
 use crate::train::trainable::{Trainable, with_prefix};
 
+/// A value function under training.
 pub struct Critic {
-    /// `None`: the trunk is the policy's.
+    /// `None` if the head is on the policy's trunk.
     model: Option<Trainable>,
     weight: Var,
     bias: Var,
 }
 
 impl Critic {
-    /// A zero head on the policy's trunk: values start at 0 and do not disturb the policy at first.
+    /// A head on the policy's trunk, initialised with zeros, so that it does not affect the policy at first.
     pub fn shared(hidden_size: usize, device: &Device) -> Result<Self> {
         Ok(Self {
             model: None,
@@ -28,15 +29,15 @@ impl Critic {
         })
     }
 
-    /// A model of its own. From a reward model (InstructGPT) it takes the head too, scaled by the model's
-    /// gain and bias; from anything else the head is zero.
+    /// A separate model. If it starts from a reward model (as in InstructGPT), its head starts from the reward head
+    /// with the model's gain and bias; otherwise from zeros.
     pub fn separate(source: &Loaded, common: &Common) -> Result<Self> {
         let common = Common { seed: common.seed.wrapping_add(1), ..common.clone() };
         let model =
             Trainable::<Decoder>::for_run(&headless(&source.config), below(&source.config, &source.weights), &common)?;
         let mut critic = Self::shared(source.config.hidden_size, &model.device())?;
         if source.weights.contains_key(SCORE) {
-            // The mean of the heads, each with its scale, is linear: one row says the same.
+            // The mean of scaled heads is linear, so one row represents it.
             let (rows, scales) = reward::head(source)?;
             let gains: Vec<f32> = scales.iter().map(|s| (s.gain / scales.len() as f64) as f32).collect();
             let gains = Tensor::new(gains, rows.device())?.unsqueeze(1)?;
@@ -63,29 +64,29 @@ impl Critic {
         self.model.is_none()
     }
 
-    /// Values at the picked rows `[n]`, with gradient; `policy_hidden` are the policy's states there.
-    pub fn values(&self, picked: &Picked, policy_hidden: &Tensor) -> Result<Tensor> {
+    /// Values `[n]` at the predicting rows, with a gradient. `policy_hidden` are the policy's states there.
+    pub fn values(&self, packed: &PredictionBatch, policy_hidden: &Tensor) -> Result<Tensor> {
         match &self.model {
             None => head(policy_hidden, self.weight.as_tensor(), self.bias.as_tensor()),
-            Some(_) => self.own_values(picked),
+            Some(_) => self.own_values(packed),
         }
     }
 
-    /// Values at the picked rows `[n]`, with gradient, of a critic that has a model of its own.
-    pub fn own_values(&self, picked: &Picked) -> Result<Tensor> {
+    /// Values `[n]` at the predicting rows, with a gradient, of a critic with a separate model.
+    pub fn own_values(&self, packed: &PredictionBatch) -> Result<Tensor> {
         let Some(model) = &self.model else {
             anyhow::bail!("a critic on the policy's trunk needs the policy's states")
         };
-        head(&picked.hidden(model.decoder())?, self.weight.as_tensor(), self.bias.as_tensor())
+        head(&packed.hidden(model.decoder())?, self.weight.as_tensor(), self.bias.as_tensor())
     }
 
-    /// Values at the picked rows as numbers, without a gradient. A critic on the policy's trunk reads `policy_hidden`.
-    pub fn numbers(&self, picked: &Picked, policy_hidden: Option<&Tensor>) -> Result<Vec<f64>> {
+    /// Values `[n]` at the predicting rows, without a gradient. A critic on the policy's trunk uses `policy_hidden`.
+    pub fn numbers(&self, packed: &PredictionBatch, policy_hidden: Option<&Tensor>) -> Result<Vec<f64>> {
         let (weight, bias) = (self.weight.as_detached_tensor(), self.bias.as_detached_tensor());
         let values = match (&self.model, policy_hidden) {
             (None, Some(hidden)) => head(&hidden.detach(), &weight, &bias)?,
             (None, None) => anyhow::bail!("a critic on the policy's trunk needs the policy's states"),
-            (Some(model), _) => head(&picked.hidden_frozen(model.decoder())?, &weight, &bias)?,
+            (Some(model), _) => head(&packed.hidden_frozen(model.decoder())?, &weight, &bias)?,
         };
         Ok(values.to_vec1::<f32>()?.into_iter().map(f64::from).collect())
     }

@@ -1,9 +1,9 @@
-//! What a difference between sampler and trainer looks like: a nudged weight in the sampler alone.
+//! Tests of the difference between the log-probs of sampler and trainer, with a changed weight in the sampler.
 
 use serde_json::{Value, json};
 
-use super::rollout::{PromptIds, Rollout, Sampler, Watch};
-use super::update::{Experience, Learner, Summary};
+use super::rollout::{PromptIds, Rollout, RoundMonitor, Sampler};
+use super::update::{Experience, Learner, UpdateSummary};
 use super::{Algorithm, Ensemble, Reward, RewardServices, Sources};
 use crate::data::PromptInput;
 use crate::domain::{Metric, Progress};
@@ -12,7 +12,7 @@ use crate::prompt::Texts;
 use crate::train::Reporter;
 use crate::train::args::{PpoArgs, parse};
 use crate::train::optim::Params;
-use crate::train::run::{Plan, Run};
+use crate::train::run::{Run, TrainPlan};
 use crate::train::sft::backbone_and_output;
 use crate::train::trainable::{Trainable, with_prefix};
 
@@ -27,9 +27,10 @@ impl Reporter for Silent {
     }
 }
 
-/// One round and its update; the sampler's weights are the trainer's, but for one that is `nudge` larger. `traced`:
-/// whether updates take the sampler's log-probs, as on the CPU, or those that the trainer computes again.
-fn round(nudge: f64, traced: bool) -> (Summary, Vec<f64>, Vec<f64>) {
+/// One round and its update; the sampler's weights are the trainer's, but for one that is `nudge` larger.
+/// `exact_sampler`: whether updates take the sampler's log-probs, as on the CPU, or those that the trainer computes
+/// again.
+fn round(nudge: f64, exact_sampler: bool) -> (UpdateSummary, Vec<f64>, Vec<f64>) {
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/llama-tied-tiny");
     let loaded = model::load(&path, &candle_core::Device::Cpu).unwrap();
     let texts = Texts::new(&loaded).unwrap();
@@ -68,18 +69,18 @@ fn round(nudge: f64, traced: bool) -> (Summary, Vec<f64>, Vec<f64>) {
         reward: &reward,
         reference: &reference,
         trainer: policy.decoder(),
-        traced,
+        exact_sampler,
         group: 1,
         redraws: 0,
         recorded: None,
     };
-    let watch = Watch { stop: &|| false, tell: &|_, _| {} };
+    let watch = RoundMonitor { stop: &|| false, report: &|_, _| {} };
     let rollout: Rollout = sampler.collect(&behaviour, None, 0, &watch).unwrap().unwrap();
     let (sampled, old) = (rollout.sampled.clone(), rollout.logprobs.clone());
     let n = rollout.logprobs.len();
     let algorithm = Algorithm::Reinforce { baseline_rate: 0.1 };
     let params: Params = with_prefix("policy.", &policy.params).collect();
-    let plan = Plan {
+    let plan = TrainPlan {
         recipe: "reinforce",
         args: &args,
         common: rl.common.clone(),
@@ -91,7 +92,7 @@ fn round(nudge: f64, traced: bool) -> (Summary, Vec<f64>, Vec<f64>) {
     let mut run = Run::new(plan, &mut silent).unwrap();
     let learner =
         Learner { args: &rl, algorithm: &algorithm, policy: &policy, critic: None, params: &params, ptx: &[] };
-    let mut experience = Experience { rollout, advantages: vec![0.5; n], returns: Vec::new(), chosen: None };
+    let mut experience = Experience { rollout, advantages: vec![0.5; n], returns: Vec::new(), selection: None };
     (learner.update(&mut run, &mut experience, 0.0).unwrap(), sampled, old)
 }
 
@@ -110,9 +111,9 @@ fn a_sampler_of_another_policy_is_refused() {
 
 #[test]
 fn a_nudged_weight_of_the_sampler_shows_as_a_gap() {
-    for traced in [true, false] {
-        let (same, sampled, old) = round(0.0, traced);
-        assert_eq!((same.sampling_gap.max, same.sampling_gap.mean()), (0.0, 0.0), "traced {traced}");
+    for exact_sampler in [true, false] {
+        let (same, sampled, old) = round(0.0, exact_sampler);
+        assert_eq!((same.sampling_gap.max, same.sampling_gap.mean()), (0.0, 0.0), "exact_sampler {exact_sampler}");
         assert_eq!(sampled, old, "kernels of the CPU give the same bits");
         assert_eq!(same.first.mean("ratio"), Some(1.0));
     }

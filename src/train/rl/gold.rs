@@ -1,5 +1,5 @@
-//! The held-out signal beside the reward that is trained on: another reward, or judgments that no model
-//! learned from.
+//! The held-out signal of a run: another reward than the one that is trained on, or judgments from which no model has
+//! learned.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use candle_core::Device;
 use serde_json::json;
 
 use super::rewards::{Ensemble, Reward, Sources};
-use super::services::{Item, RewardServices};
+use super::services::{Completion, RewardServices};
 use crate::data::read_comparisons;
 use crate::model::Decoder;
 use crate::prompt::Texts;
@@ -18,6 +18,7 @@ use crate::train::fit::Fit;
 use crate::train::preference::sequence_sums_of;
 use crate::train::ranked::{RankedSequences, encode};
 
+/// A held-out signal.
 pub struct Gold {
     reward: Option<Reward>,
     judgments: Option<Judgments>,
@@ -31,7 +32,7 @@ struct Judgments {
 }
 
 impl Gold {
-    /// `None` when the arguments name no held-out signal.
+    /// The held-out signal of the arguments; `None` if they have none.
     pub fn open(
         args: &RlCommon,
         texts: &Texts,
@@ -64,7 +65,7 @@ impl Gold {
                 }
                 if sets.is_empty() {
                     let reasons = fit.reasons();
-                    bail!("gold_comparisons: no set holds a preference to hold against the policy{reasons}");
+                    bail!("gold_comparisons: no set contains a preference{reasons}");
                 }
                 let reference = sequence_sums_of(reference, &sets, args.common.micro_batch_tokens)?;
                 Some(Judgments { sets, reference, max_tokens: args.common.micro_batch_tokens })
@@ -78,10 +79,10 @@ impl Gold {
         self.reward.as_ref().is_some_and(Reward::needs_answers)
     }
 
-    /// Samples of the signal: the held-out reward of each response, or for each held-out judgment the share
-    /// of its pairs that the policy orders as people did (by how far it raised each log-prob above the start
-    /// policy's).
-    pub fn measure(&self, policy: &Decoder, items: &[Item<'_>]) -> Result<Vec<f64>> {
+    /// Measures the signal: the held-out reward of each response, or for each held-out judgment the share of its pairs
+    /// that the policy orders as people did. Completions are ordered by the difference between their log-prob and that
+    /// of the start policy.
+    pub fn measure(&self, policy: &Decoder, items: &[Completion<'_>]) -> Result<Vec<f64>> {
         if let Some(reward) = &self.reward {
             return reward.score(items);
         }
@@ -99,7 +100,7 @@ impl Gold {
     }
 }
 
-/// 1 for the preferred one ahead, ½ for level.
+/// 1 if the preferred completion has the larger value, ½ if both are equal, else 0.
 fn order(winner: f32, loser: f32) -> f64 {
     if winner > loser {
         1.0

@@ -1,4 +1,4 @@
-//! GRPO's part of an update: which tokens count, what they weigh, and the loss with its entropy bonus.
+//! The loss of GRPO with its entropy bonus, and the weights of tokens in it.
 
 use anyhow::Result;
 use candle_core::Tensor;
@@ -12,13 +12,15 @@ pub struct GroupLoss<'a> {
     args: &'a GrpoArgs,
     rollout: &'a Rollout,
     settings: grpo::Settings,
-    /// What weighted sums are divided by, and the tokens that count.
+    /// Divisor of weighted sums.
     total: f64,
+    /// Number of tokens that count.
     tokens: f64,
+    /// Maximum length of a response.
     longest: usize,
 }
 
-/// Per-token numbers of a micro-batch `[n]`, without gradient.
+/// Per-token values of a micro-batch, all `[n]` and without a gradient.
 pub struct Columns<'t> {
     pub old: &'t Tensor,
     pub reference: &'t Tensor,
@@ -46,7 +48,7 @@ impl<'a> GroupLoss<'a> {
         }
     }
 
-    /// The weight of every token of the members, end to end; 0 for responses that are left out.
+    /// The weight of every token of the members; 0 for responses that are left out.
     pub fn weights(&self, members: &[usize]) -> Vec<f64> {
         let of = |&i: &usize| {
             let length = self.rollout.lengths[i];
@@ -59,12 +61,12 @@ impl<'a> GroupLoss<'a> {
         members.iter().flat_map(of).collect()
     }
 
-    /// Whether the policy's entropy must carry a gradient.
-    pub fn wants_entropy(&self) -> bool {
+    /// Whether the policy's entropy needs a gradient.
+    pub fn needs_entropy(&self) -> bool {
         self.args.entropy_coef != 0.0
     }
 
-    /// The loss of the members' tokens; `new` and `policy_entropy` `[n]` with gradient.
+    /// The loss of the members' tokens. `new` log-probs and `policy_entropy` are `[n]` with a gradient.
     pub fn loss(
         &self,
         members: &[usize],
@@ -76,7 +78,7 @@ impl<'a> GroupLoss<'a> {
         let &Columns { old, reference, advantages, weights } = columns;
         let targets = grpo::Targets { old, reference, advantages, weights, lengths: &lengths };
         let (mut loss, mut stats) = grpo::loss(new, &targets, &self.settings, self.total)?;
-        if self.wants_entropy() {
+        if self.needs_entropy() {
             let (bonus, part) = entropy::loss(policy_entropy, weights, self.tokens)?;
             loss = (loss + (bonus * self.args.entropy_coef)?)?;
             stats.merge(&part);
@@ -85,7 +87,7 @@ impl<'a> GroupLoss<'a> {
     }
 }
 
-/// Whether a response's tokens enter the loss: all do, or those of responses that ended by themselves.
+/// Whether the tokens of response `i` count. With `mask_truncated_completions` only responses with an end token do.
 fn is_counted(args: &GrpoArgs, rollout: &Rollout, i: usize) -> bool {
     !args.mask_truncated_completions || rollout.finished[i]
 }

@@ -1,28 +1,28 @@
-//! Guards against over-optimisation: a policy is published only if its KL is within the budget and the
-//! held-out signal has not fallen while the reward it was trained on rose.
+//! Guards against over-optimisation (arXiv 2210.10760): a policy is published only if its KL is within the budget, and
+//! the held-out signal has not fallen while the reward rose.
 
 use serde::{Deserialize, Serialize};
 
 use crate::objective::whiten::moments;
 
-/// When a run has gone too far.
+/// The limits of a run.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// Nats per sequence.
+    /// Maximum KL in nats per sequence.
     pub kl_budget: Option<f64>,
-    /// Rounds in a row in which the held-out signal may lie below its best while the reward lies above its
-    /// value there; 0 = the signal is only watched.
+    /// Number of consecutive measurements in which the held-out signal is below its best while the reward is above its
+    /// value at that time, before the run stops; 0 never stops it.
     pub patience: u64,
 }
 
-/// What a checkpoint keeps of the guard.
+/// The state of the guard in a checkpoint.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct GuardState {
     /// The round with the highest held-out signal so far.
     best: Option<Point>,
-    /// Rounds in a row that fell.
+    /// Number of consecutive measurements that have fallen.
     falling: u64,
-    /// Updates behind the policy that would be published now.
+    /// Number of updates of the policy that would be published now.
     pub good_step: Option<u64>,
 }
 
@@ -34,29 +34,31 @@ struct Point {
     proxy: f64,
 }
 
-/// One measurement of the policy as it is now, before its next update.
-pub struct Measured<'a> {
-    /// Updates behind it.
+/// A measurement of the current policy.
+pub struct Measurement<'a> {
+    /// Number of updates of the policy.
     pub step: u64,
+    /// KL to the start policy in nats per sequence.
     pub kl: f64,
     /// Mean of the reward that is trained on.
     pub proxy: f64,
-    /// Samples of the held-out signal, where there is one.
+    /// Samples of the held-out signal, if there is one.
     pub gold: Option<&'a [f64]>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum Verdict {
-    /// Worth keeping: the best that there is to publish.
+    /// The policy may be published.
     Good,
-    /// The held-out signal is below its best; not yet long enough to stop.
+    /// The held-out signal is below its best, but not for long enough to stop.
     Doubtful,
     Stop(String),
 }
 
 impl Limits {
-    /// A lower mean counts as fallen when it lies more than one standard error of the difference below.
-    pub fn judge(&self, state: &mut GuardState, now: &Measured<'_>) -> Verdict {
+    /// Judges a measurement. The signal counts as fallen if its mean is lower by more than one standard error of the
+    /// difference.
+    pub fn judge(&self, state: &mut GuardState, now: &Measurement<'_>) -> Verdict {
         if let Some(budget) = self.kl_budget.filter(|budget| now.kl > *budget) {
             return Verdict::Stop(format!("KL {:.2} nats per sequence passed the budget of {budget}", now.kl));
         }
@@ -96,7 +98,7 @@ mod tests {
         let mut state = GuardState::default();
         let verdicts = points.iter().enumerate().map(|(step, (kl, proxy, gold))| {
             let gold = [*gold - 0.01, *gold + 0.01];
-            limits.judge(&mut state, &Measured { step: step as u64, kl: *kl, proxy: *proxy, gold: Some(&gold) })
+            limits.judge(&mut state, &Measurement { step: step as u64, kl: *kl, proxy: *proxy, gold: Some(&gold) })
         });
         let verdicts = verdicts.collect();
         (verdicts, state)
@@ -113,16 +115,16 @@ mod tests {
     }
 
     #[test]
-    fn noise_recovery_and_a_falling_reward_do_not_stop_it() {
+    fn noise_recovery_and_a_falling_reward_do_not_stop_the_run() {
         let limits = Limits { kl_budget: None, patience: 1 };
-        // Within a standard error; then both fall together, which is no over-optimisation.
+        // A drop within the standard error; then both fall together, which is not over-optimisation.
         let (verdicts, state) = walk(&limits, &[(0.0, 1.0, 0.5), (0.0, 2.0, 0.495), (0.0, 0.5, 0.1), (0.0, 2.0, 0.6)]);
         assert_eq!(verdicts, vec![Verdict::Good; 4]);
         assert_eq!(state.good_step, Some(3));
     }
 
     #[test]
-    fn patience_0_watches_and_the_budget_stops_at_once() {
+    fn patience_0_never_stops_and_the_budget_stops_at_once() {
         let watch = Limits { kl_budget: Some(5.0), patience: 0 };
         let (verdicts, state) = walk(&watch, &[(0.0, 0.0, 0.5), (1.0, 1.0, 0.1), (4.0, 2.0, 0.1), (6.0, 3.0, 0.9)]);
         assert_eq!(verdicts[1..3], [Verdict::Doubtful, Verdict::Doubtful]);

@@ -1,5 +1,4 @@
-//! What a run of reinforcement learning reads before it begins: its prompts, and the hashes of everything that decides
-//! what it does; refusals of held-out signals that measure nothing.
+//! The inputs of a reinforcement-learning run: its prompts, the hashes of all files, and checks of the held-out signal.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -14,8 +13,8 @@ use crate::train::args::RlCommon;
 use crate::train::fit::{Fit, count};
 use crate::train::run::{file_hash, model_hash};
 
-/// Refuses a held-out signal that is a copy of what is trained on: a reward model with the same weights elsewhere, or
-/// the very rankings that the reward model learned from.
+/// Refuses a held-out signal that is a copy of the reward: a reward model with the same weights, or the rankings from
+/// which the reward model has learned.
 pub fn check_held_out(rl: &RlCommon) -> Result<()> {
     let Some(reward) = &rl.reward_model else { return Ok(()) };
     if let Some(gold) = &rl.gold_reward_model
@@ -30,7 +29,7 @@ pub fn check_held_out(rl: &RlCommon) -> Result<()> {
     if let (Some(learned), Some(gold)) = (learned, &rl.gold_comparisons)
         && file_hash(gold)? == learned
     {
-        bail!("gold_comparisons: these are the rankings that the reward model learned from; hold others out");
+        bail!("gold_comparisons: these are the rankings from which the reward model has learned; give other ones");
     }
     Ok(())
 }
@@ -49,7 +48,7 @@ fn same_weights(a: &str, b: &str) -> Result<bool> {
     };
     let (a, b) = (files(a)?, files(b)?);
     let size = |file: &std::path::PathBuf| std::fs::metadata(file).map_or(0, |meta| meta.len());
-    // Hashing takes a while; files of other sizes are others.
+    // Files of different sizes need not be hashed.
     if a.is_empty() || a.iter().map(size).ne(b.iter().map(size)) {
         return Ok(false);
     }
@@ -61,7 +60,7 @@ fn same_weights(a: &str, b: &str) -> Result<bool> {
     Ok(true)
 }
 
-/// Hashes of every file that decides what the run does.
+/// Hashes of all files that determine the result of the run.
 pub fn data_hashes(rl: &RlCommon, ptx: Option<(String, String)>) -> Result<BTreeMap<String, String>> {
     let mut data = BTreeMap::from([("prompts".to_owned(), file_hash(&rl.prompts)?)]);
     data.extend(ptx);
@@ -73,7 +72,7 @@ pub fn data_hashes(rl: &RlCommon, ptx: Option<(String, String)>) -> Result<BTree
         ("gold_reward_model", &rl.gold_reward_model),
         ("judge_model", &rl.judge_model),
     ] {
-        // Only a checkpoint asks for them, and hashing a model takes a while.
+        // Only checkpoints need them, and hashing a model takes long.
         if let Some(path) = path.as_ref().filter(|_| rl.common.checkpoint_dir.is_some()) {
             data.insert(name.to_owned(), model_hash(path)?);
         }
@@ -81,11 +80,10 @@ pub fn data_hashes(rl: &RlCommon, ptx: Option<(String, String)>) -> Result<BTree
     Ok(data)
 }
 
-/// Leaves out the prompts without an answer and returns their names: the line of the file, and the id where the
-/// record has one.
+/// Removes the prompts without an answer. Returns their names: the line of the file, and the id if the record has one.
 ///
 /// # Errors
-/// When none is left.
+/// If none is left.
 pub fn answered(prompts: &mut Vec<PromptIds>) -> Result<Vec<String>> {
     let is_answered = |p: &PromptIds| p.answer.as_deref().is_some_and(|answer| !answer.trim().is_empty());
     let missing: Vec<String> = prompts.iter().filter(|p| !is_answered(p)).map(|p| p.name.clone()).collect();
@@ -96,7 +94,7 @@ pub fn answered(prompts: &mut Vec<PromptIds>) -> Result<Vec<String>> {
     Ok(missing)
 }
 
-/// Names the prompts without an answer; of many, the first ones.
+/// The warning about prompts without an answer; it names the first ones.
 pub fn left_out(names: &[String], rest: usize) -> String {
     const SHOWN: usize = 10;
     let shown = names.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");
@@ -108,7 +106,7 @@ pub fn left_out(names: &[String], rest: usize) -> String {
     )
 }
 
-/// Tokens of the prompts, uncut, each with a full response.
+/// Lengths in tokens of the prompts, without truncation, each with a response of the maximum length.
 pub fn lengths(rl: &RlCommon, texts: &Texts) -> Result<Vec<usize>> {
     let mut lengths = Vec::new();
     for record in read_prompts(Path::new(&rl.prompts)).context("prompts")? {
@@ -117,7 +115,8 @@ pub fn lengths(rl: &RlCommon, texts: &Texts) -> Result<Vec<usize>> {
     Ok(lengths)
 }
 
-/// Prompts as ids, cut on the left so that a full response fits; counts those that were cut.
+/// The prompts as ids, whose beginnings are cut off so that a response of the maximum length fits; and how many were
+/// cut.
 pub fn prompts(rl: &RlCommon, texts: &Texts, max_length: usize) -> Result<(Vec<PromptIds>, Fit)> {
     let Some(room) = max_length.checked_sub(rl.response_length).filter(|room| *room > 0) else {
         bail!("response_length: {} tokens leave no room for a prompt in {max_length}", rl.response_length)

@@ -1,22 +1,24 @@
-//! Learning from a reward of the policy's own samples: `ppo`, `reinforce`, `rloo`, `grpo`, `online_dpo`, `raft`. One loop:
-//! sample, score, compare with the reference, turn scores into advantages or choose samples by them, take gradient steps.
+//! Learning from rewards of the policy's own samples: `ppo`, `reinforce`, `rloo`, `grpo`, `online_dpo`, `raft`. Each
+//! round samples and scores responses, computes the KL to the reference, converts scores to advantages or selects
+//! responses by them, and updates the policy.
 
-mod chosen;
 mod critic;
 mod final_answer;
 #[cfg(test)]
 mod gap_tests;
 mod gold;
-mod grading;
 mod group;
+mod group_counts;
 mod guard;
 mod inputs;
+mod judge_scorer;
 mod redraw;
 mod report;
 mod rewards;
 mod rollout;
 mod rules;
 mod selected;
+mod selection;
 mod services;
 mod update;
 
@@ -26,15 +28,15 @@ use serde_json::{Value, json};
 
 pub use self::rules::{check_rule, score_texts};
 
-use self::chosen::Chosen;
 use self::critic::Critic;
 use self::gold::Gold;
-use self::guard::{GuardState, Limits, Measured, Verdict};
+use self::guard::{GuardState, Limits, Measurement, Verdict};
 use self::inputs::{answered, check_held_out, data_hashes, left_out, lengths, prompts};
 use self::report::report;
 use self::rewards::{Ensemble, Reward, Sources};
-use self::rollout::{Rollout, Sampler, Watch};
-use self::services::{Item, RewardServices};
+use self::rollout::{Rollout, RoundMonitor, Sampler};
+use self::selection::Selection;
+use self::services::{Completion, RewardServices};
 use self::update::{Experience, Learner};
 use super::args::{
     CriticKind, GrpoArgs, Numerics, OnlineDpoArgs, PpoArgs, RaftArgs, RecipeArgs, ReinforceArgs, RewardSpec, RlCommon,
@@ -42,7 +44,7 @@ use super::args::{
 };
 use super::fit::{self, Fit};
 use super::optim::Params;
-use super::run::{Plan, Run, before, device, file_hash, load_base};
+use super::run::{Run, TrainPlan, device, file_hash, load_base, report_phase};
 use super::samples::{Samples, ScoreOne};
 use super::sft::{Demonstrations, backbone_and_output, lengths_of_file};
 use super::trainable::{Trainable, copies, with_prefix};
@@ -57,7 +59,7 @@ use crate::objective::{gae::gae, grpo, rloo};
 use crate::ops::pool;
 use crate::prompt::Texts;
 
-/// How scores become advantages and advantages a loss.
+/// The algorithm that converts scores to a loss.
 pub(super) enum Algorithm {
     Ppo(Box<PpoArgs>),
     Reinforce { baseline_rate: f64 },
@@ -79,7 +81,7 @@ impl Algorithm {
         }
     }
 
-    /// Whether updates see some of a round's responses only.
+    /// Whether updates learn from selected responses only.
     fn selects(&self) -> bool {
         matches!(self, Self::OnlineDpo(_) | Self::Raft(_))
     }
@@ -87,67 +89,67 @@ impl Algorithm {
 
 pub fn ppo(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let args: PpoArgs = parse_for_run(args)?;
-    drive("ppo", &args, args.rl(), Algorithm::Ppo(Box::new(args.clone())), reporter)
+    train("ppo", &args, args.rl(), Algorithm::Ppo(Box::new(args.clone())), reporter)
 }
 
 pub fn reinforce(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let args: ReinforceArgs = parse_for_run(args)?;
-    drive("reinforce", &args, args.rl(), Algorithm::Reinforce { baseline_rate: args.baseline_rate }, reporter)
+    train("reinforce", &args, args.rl(), Algorithm::Reinforce { baseline_rate: args.baseline_rate }, reporter)
 }
 
 pub fn rloo(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let args: RlooArgs = parse_for_run(args)?;
-    drive("rloo", &args, args.rl(), Algorithm::Rloo { group: args.group_size }, reporter)
+    train("rloo", &args, args.rl(), Algorithm::Rloo { group: args.group_size }, reporter)
 }
 
 pub fn grpo(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let args: GrpoArgs = parse_for_run(args)?;
-    drive("grpo", &args, args.rl(), Algorithm::Grpo(Box::new(args.clone())), reporter)
+    train("grpo", &args, args.rl(), Algorithm::Grpo(Box::new(args.clone())), reporter)
 }
 
 pub fn online_dpo(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let args: OnlineDpoArgs = parse_for_run(args)?;
-    drive("online_dpo", &args, args.rl(), Algorithm::OnlineDpo(Box::new(args.clone())), reporter)
+    train("online_dpo", &args, args.rl(), Algorithm::OnlineDpo(Box::new(args.clone())), reporter)
 }
 
 pub fn raft(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let args: RaftArgs = parse_for_run(args)?;
-    drive("raft", &args, args.rl(), Algorithm::Raft(Box::new(args.clone())), reporter)
+    train("raft", &args, args.rl(), Algorithm::Raft(Box::new(args.clone())), reporter)
 }
 
-/// What a checkpoint holds beside weights and optimizer.
+/// The state in a checkpoint.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-struct State {
+struct RlState {
     kl: KlController,
     baseline: RunningBaseline,
     guard: GuardState,
     /// Mean score and KL of the first and the last round.
-    first: Option<Round>,
-    last: Option<Round>,
+    first: Option<RoundFigures>,
+    last: Option<RoundFigures>,
 }
 
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-struct Round {
+struct RoundFigures {
     reward: f64,
     kl: f64,
     gold: Option<f64>,
 }
 
-/// File of a checkpoint that holds the policy to publish if the run must be stopped now.
+/// File stem in a checkpoint of the policy that would be published if the run stopped now.
 const GOOD: &str = "good";
 
-fn drive<A: RecipeArgs>(
+fn train<A: RecipeArgs>(
     recipe: &'static str,
     args: &A,
     rl: RlCommon,
     algorithm: Algorithm,
     reporter: &mut dyn Reporter,
 ) -> Result<TrainOutcome> {
-    before(reporter, "loading");
+    report_phase(reporter, "loading");
     let device = device(&rl.common)?;
     let mut loaded = load_base(&rl.common, &device)?;
     let texts = Texts::new(&loaded)?;
-    before(reporter, "preparing");
+    report_phase(reporter, "preparing");
     let positions = loaded.config.max_positions;
     let length = fit::length(rl.common.max_length, positions, || lengths(&rl, &texts))?;
     let max_length = length.tokens;
@@ -160,7 +162,7 @@ fn drive<A: RecipeArgs>(
 
     let policy = Trainable::<Decoder>::for_run(&loaded.config, backbone_and_output(&loaded), &rl.common)?
         .with_source(&loaded.source);
-    // Base and *starting* adapter, before any update or resume touches them.
+    // The start policy, before any update or resume.
     let reference = policy.reference(&loaded.weights)?;
     let critic = critic(&rl, &algorithm, &loaded, reward_source.as_ref())?;
     drop(reward_source);
@@ -170,13 +172,13 @@ fn drive<A: RecipeArgs>(
     if reward.needs_answers() || gold.as_ref().is_some_and(Gold::needs_answers) {
         unanswered = answered(&mut prompts)?;
     }
-    // Whoever needs a weight holds it by now.
+    // The models above have copies of what they need.
     loaded.weights.clear();
     let critic_params = critic.as_ref().map(Critic::params).unwrap_or_default();
     let params: Params = with_prefix("policy.", &policy.params).chain(critic_params).collect();
     let (ptx, ptx_hash, ptx_fit) = ptx(&algorithm, &texts, rl.common.max_length, positions)?;
 
-    let plan = Plan {
+    let plan = TrainPlan {
         recipe,
         args,
         common: rl.common.clone(),
@@ -195,7 +197,7 @@ fn drive<A: RecipeArgs>(
         run.metrics([("prompts_without_answer", unanswered.len() as f64)]);
     }
     let adaptive = rl.kl_target.map(|target| AdaptiveKl { target, horizon: rl.kl_horizon });
-    let mut state = run.resume::<State>(&params)?.unwrap_or(State {
+    let mut state = run.resume::<RlState>(&params)?.unwrap_or(RlState {
         kl: KlController { coef: rl.kl_coef, adaptive },
         baseline: RunningBaseline::default(),
         guard: GuardState::default(),
@@ -209,17 +211,19 @@ fn drive<A: RecipeArgs>(
     };
     let shown: Vec<PromptInput> = prompts.iter().take(rl.sample_prompts).map(|p| p.prompt.clone()).collect();
     let samples = Samples::new(&texts, shown, rl.common.seed);
-    // Beside trained weights, their moments and what sampling packs of them there is no room for a round's activations;
-    // what is free is then given back in between.
+    // Without LoRA the weights, moments and packed weights leave little memory, so pooled buffers are freed between
+    // phases.
     let light = rl.common.lora.is_some();
     let fast = rl.numerics == Numerics::Fast;
-    // What a GPU computes is never the trainer's bit for bit.
-    let traced = policy.decoder().on_host() && !fast;
-    if !traced {
+    let exact_sampler = policy.decoder().on_host() && !fast;
+    if !exact_sampler {
         run.warn(
-            "responses are sampled by other kernels or weights than those that learn: log-probs are computed again"
-                .to_owned()
-                + if algorithm.selects() { "" } else { ", and losses are weighted by importance (sampler_correction)" },
+            "responses are sampled with other kernels or weights than those of the trainer, so log-probs are recomputed"
+                .to_owned() + if algorithm.selects() {
+                ""
+            } else {
+                ", and losses are weighted by importance (sampler_correction)"
+            },
         );
     }
     let sampler = Sampler {
@@ -229,10 +233,10 @@ fn drive<A: RecipeArgs>(
         reward: &reward,
         reference: &reference,
         trainer: policy.decoder(),
-        traced,
+        exact_sampler,
         group: algorithm.group(),
         redraws,
-        recorded: (light && traced && !algorithm.selects()).then(|| policy.decoder()),
+        recorded: (light && exact_sampler && !algorithm.selects()).then(|| policy.decoder()),
     };
     let learner = Learner {
         args: &rl,
@@ -247,38 +251,42 @@ fn drive<A: RecipeArgs>(
 
     let answer = |prompt: &PromptInput| prompts.iter().find(|p| p.prompt == *prompt)?.answer.as_deref();
     let score =
-        |prompt: &PromptInput, text: &str| Ok(reward.score(&[Item { prompt, text, answer: answer(prompt) }])?[0]);
-    // A comparison with other responses says nothing of a single one.
+        |prompt: &PromptInput, text: &str| Ok(reward.score(&[Completion { prompt, text, answer: answer(prompt) }])?[0]);
+    // Comparisons cannot score a single response.
     let compares = rl.reward.as_ref().is_some_and(RewardSpec::compares);
     let score: Option<ScoreOne<'_>> = (!compares).then_some(&score);
-    // What the start policy writes: later samples are compared with it.
+    // Samples of the start policy, for comparison.
     if run.step == 0 && rl.sample_prompts > 0 {
         samples.write(&mut run, &policy.frozen_decoder()?, max_length, score)?;
     }
 
     let mut stopped_because = None;
-    // A guarded run measures once more after its last update: no policy is published unmeasured.
+    // A guarded run measures once more after its last update, so that the published policy has been measured.
     while run.step < run.total || guarded {
         run.phase("sampling", None);
         let behaviour = if fast { policy.rounded_behaviour()? } else { policy.behaviour()? };
         let round = run.step;
         let collected = {
             let run = std::cell::RefCell::new(&mut run);
-            let watch = Watch {
+            let watch = RoundMonitor {
                 stop: &|| run.borrow().reporter.should_stop(),
-                tell: &|phase, done| run.borrow_mut().phase(phase, done),
+                report: &|phase, done| run.borrow_mut().phase(phase, done),
             };
             sampler.collect(&behaviour, critic.as_ref(), round, &watch)?
         };
         let Some(mut rollout) = collected else {
-            // The unfinished round is forgotten; a resumed run samples it again, token for token.
+            // The unfinished round is dropped. A resumed run samples the same tokens again.
             return run.stopped(&params, &state);
         };
         let kl = k1(&rollout.logprobs, &rollout.reference);
         let sequence_kl = sequence_sums(&kl, &rollout.lengths);
         let (mean_kl, n) = (moments(&sequence_kl).0, rollout.lengths.len());
         if !mean_kl.is_finite() {
-            bail!("round {}: log-probs of the policy are not finite; {}", run.step + 1, run.blame(&params)?);
+            bail!(
+                "round {}: log-probs of the policy are not finite; {}",
+                run.step + 1,
+                run.describe_non_finite(&params)?
+            );
         }
         check_gap(&rollout, run.step + 1)?;
         let proxy = moments(rollout.first_scores()).0;
@@ -293,15 +301,15 @@ fn drive<A: RecipeArgs>(
             let measured = exact.as_ref().unwrap_or(&behaviour);
             let signal = signal.map(|g| g.measure(measured, &sampler.items(&rollout))).transpose()?;
             gold_mean = signal.as_deref().map(|s| moments(s).0);
-            let measured = Measured { step: run.step, kl: mean_kl, proxy, gold: signal.as_deref() };
-            // Between two measurements of the signal only the budget speaks.
+            let measured = Measurement { step: run.step, kl: mean_kl, proxy, gold: signal.as_deref() };
+            // Between two measurements of the signal only the KL budget is checked.
             let verdict = match (&gold, &signal) {
                 (Some(_), None) if limits.kl_budget.is_none_or(|budget| mean_kl <= budget) => Verdict::Doubtful,
                 _ => limits.judge(&mut state.guard, &measured),
             };
             match verdict {
                 Verdict::Good => {
-                    run.kept.insert(GOOD.to_owned(), copies(&policy.params)?);
+                    run.extra.insert(GOOD.to_owned(), copies(&policy.params)?);
                 }
                 Verdict::Doubtful => {}
                 Verdict::Stop(why) => stopped_because = Some(why),
@@ -311,7 +319,7 @@ fn drive<A: RecipeArgs>(
         if !light {
             pool::drain();
         }
-        let round = Round { reward: proxy, kl: mean_kl, gold: gold_mean };
+        let round = RoundFigures { reward: proxy, kl: mean_kl, gold: gold_mean };
         state.first.get_or_insert(round);
         state.last = Some(round);
         if stopped_because.is_some() || run.step == run.total {
@@ -326,7 +334,7 @@ fn drive<A: RecipeArgs>(
         let coef = state.kl.coef;
         let mut experience = advantages(&algorithm, rollout, &kl, &sequence_kl, coef, &mut state.baseline)?;
         if let Some(weights) = &experience.rollout.importance {
-            // A weight of a token's loss is a factor of its advantage: it is never negative.
+            // Weights are not negative, so they can be applied to the advantages.
             experience.advantages.iter_mut().zip(&weights.tokens).for_each(|(advantage, weight)| *advantage *= weight);
         }
         let summary = learner.update(&mut run, &mut experience, coef)?;
@@ -362,7 +370,8 @@ fn drive<A: RecipeArgs>(
     Ok(TrainOutcome::Done { model_dir: run.common.output_dir.clone(), metrics })
 }
 
-/// Puts the last good policy back if the one at hand is not it. Returns the updates behind what is published.
+/// Restores the last policy that passed the guard, if it is not the current one. Returns the number of updates of the
+/// published policy.
 fn publish_good(
     run: &mut Run<'_>,
     policy: &Params,
@@ -370,7 +379,7 @@ fn publish_good(
     stopped_because: Option<&str>,
 ) -> Result<u64> {
     let Some(guard) = guard else { return Ok(run.step) };
-    let (Some(step), Some(good)) = (guard.good_step, run.kept.get(GOOD)) else {
+    let (Some(step), Some(good)) = (guard.good_step, run.extra.get(GOOD)) else {
         bail!("{}: not even the start policy passed the guard", stopped_because.unwrap_or("the run ended"));
     };
     if step != run.step {
@@ -390,7 +399,7 @@ fn critic(rl: &RlCommon, algorithm: &Algorithm, policy: &Loaded, reward: Option<
     if args.critic == CriticKind::Shared {
         return Ok(Some(Critic::shared(policy.config.hidden_size, &device)?));
     }
-    // The critic reads the policy's ids: a reward model with other ids would read nonsense.
+    // The critic reads the policy's ids, so a reward model must have the same vocabulary.
     let vocabulary = |m: &Loaded| m.tokenizer.as_ref().and_then(|t| t.to_json().ok());
     let source = reward.filter(|r| vocabulary(r) == vocabulary(policy)).unwrap_or(policy);
     Ok(Some(Critic::separate(source, &rl.common)?))
@@ -413,7 +422,7 @@ fn ptx(algorithm: &Algorithm, texts: &Texts, max_length: Option<usize>, position
     }
 }
 
-/// Scores and KL → per-token advantages (and returns, for PPO), or the responses that are learned from.
+/// Computes per-token advantages (and returns, for PPO) from scores and KL, or selects responses.
 fn advantages(
     algorithm: &Algorithm,
     rollout: Rollout,
@@ -422,7 +431,7 @@ fn advantages(
     coef: f64,
     baseline: &mut RunningBaseline,
 ) -> Result<Experience> {
-    // With the KL as part of the return, as all but GRPO have it.
+    // The KL penalty is a part of the return, except in GRPO.
     let returns = || -> Vec<f64> { rollout.scores.iter().zip(sequence_kl).map(|(s, k)| s - coef * k).collect() };
     let per_sequence = match algorithm {
         Algorithm::Ppo(args) => {
@@ -433,15 +442,15 @@ fn advantages(
             let estimate = gae(&rewards, &rollout.values, &rollout.lengths, args.gamma, args.lambda);
             let mut advantages = estimate.advantages;
             whiten(&mut advantages, false);
-            return Ok(Experience { rollout, advantages, returns: estimate.returns, chosen: None });
+            return Ok(Experience { rollout, advantages, returns: estimate.returns, selection: None });
         }
         Algorithm::OnlineDpo(args) => {
-            let chosen = Chosen::pairs(&rollout.scores, args.group_size);
-            return Ok(Experience { rollout, advantages: Vec::new(), returns: Vec::new(), chosen: Some(chosen) });
+            let chosen = Selection::pairs(&rollout.scores, args.group_size);
+            return Ok(Experience { rollout, advantages: Vec::new(), returns: Vec::new(), selection: Some(selection) });
         }
         Algorithm::Raft(args) => {
-            let chosen = Chosen::best(&returns(), args);
-            return Ok(Experience { rollout, advantages: Vec::new(), returns: Vec::new(), chosen: Some(chosen) });
+            let chosen = Selection::best(&returns(), args);
+            return Ok(Experience { rollout, advantages: Vec::new(), returns: Vec::new(), selection: Some(selection) });
         }
         Algorithm::Reinforce { baseline_rate } => Some(baseline.advantages(&returns(), *baseline_rate)),
         Algorithm::Rloo { group } => rloo::advantages(&returns(), *group),
@@ -449,21 +458,20 @@ fn advantages(
     };
     let per_sequence = per_sequence.context("group_size: every prompt needs at least two samples")?;
     let advantages = per_token(&per_sequence, &rollout.lengths);
-    Ok(Experience { rollout, advantages, returns: Vec::new(), chosen: None })
+    Ok(Experience { rollout, advantages, returns: Vec::new(), selection: None })
 }
 
-/// Most nats per token, on average, that the sampler's log-probs may be away from the trainer's.
-const MOST_GAP: f64 = 0.1;
+/// Maximum mean difference between the log-probs of sampler and trainer, in nats per token.
+const MAX_GAP: f64 = 0.1;
 
 /// # Errors
-/// When sampler and trainer are so far apart that no weights would mend it.
+/// If the log-probs of sampler and trainer differ so much that importance weights cannot correct it.
 fn check_gap(rollout: &Rollout, round: u64) -> Result<()> {
     let gap = rollout.mean_gap();
-    if gap <= MOST_GAP {
+    if gap <= MAX_GAP {
         return Ok(());
     }
     bail!(
-        "round {round}: the sampler's log-probs are {gap:.3} nats per token away from the trainer's, more than {MOST_GAP}: \
-         they are not of the same policy; set `numerics` to exact, or `device` to cpu"
+        "round {round}: the log-probs of sampler and trainer differ by {gap:.3} nats per token on average, more than {MAX_GAP}; set `numerics` to exact, or `device` to cpu"
     )
 }

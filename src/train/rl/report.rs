@@ -1,14 +1,14 @@
-//! What a round tells the run's curves.
+//! The metrics of a round.
 
-use super::update::{Experience, Summary};
+use super::update::{Experience, UpdateSummary};
 use crate::objective::kl::k3;
 use crate::objective::ppo::explained_variance;
 use crate::objective::whiten::moments;
 use crate::statistics::diversity::distinct_n;
 use crate::train::run::Run;
 
-/// The metrics of one round, under our names and TRL's.
-pub fn report(run: &mut Run<'_>, experience: &Experience, summary: &Summary, kl: f64, coef: f64) {
+/// Reports the metrics of a round.
+pub fn report(run: &mut Run<'_>, experience: &Experience, summary: &UpdateSummary, kl: f64, coef: f64) {
     let rollout = &experience.rollout;
     let n = rollout.lengths.len() as f64;
     let mean = |values: &[f64]| moments(values).0;
@@ -53,7 +53,7 @@ pub fn report(run: &mut Run<'_>, experience: &Experience, summary: &Summary, kl:
         ]);
     }
     values.extend(rollout.groups.map(|groups| groups.metrics()).into_iter().flatten());
-    values.extend(experience.chosen.iter().flat_map(|chosen| chosen.metrics(&rollout.scores)));
+    values.extend(experience.selection.iter().flat_map(|selection| selection.metrics(&rollout.scores)));
     values.extend(
         summary.all.means().map(|(name, value)| (if name == "accuracy" { "train_accuracy" } else { name }, value)),
     );

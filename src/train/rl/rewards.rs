@@ -1,5 +1,5 @@
-//! A reward is text → score: a reward model, a rule, a service, a judge, or sums of them. The policy's tokenizer does
-//! not enter: a reward model and a judge read the text with their own.
+//! Rewards map texts to scores: a reward model, a rule, a service, a judge, or sums of them. Reward models and judges
+//! have their own tokenizers.
 
 use std::path::Path;
 
@@ -7,21 +7,21 @@ use anyhow::{Context, Result, bail};
 use candle_core::Device;
 
 use super::rules::Rule;
-use super::services::{Item, RewardServices, purpose};
+use super::services::{Completion, RewardServices, purpose};
 use crate::model::{self, Loaded, RewardModel};
 use crate::objective::Stats;
 use crate::objective::whiten::moments;
 use crate::prompt::Texts;
 use crate::train::args::{Common, EnsembleReward, RewardSpec};
 
-/// What a reward is made from.
+/// The parts of a reward.
 pub struct Sources<'a> {
     /// Directory of a reward model.
     pub model: Option<&'a str>,
     pub rule: Option<&'a RewardSpec>,
     /// The argument that errors name: `reward` or `gold_reward`.
     pub field: &'static str,
-    /// What becomes of the heads of an ensemble.
+    /// How an ensemble's scores are combined.
     pub ensemble: Ensemble,
 }
 
@@ -29,12 +29,12 @@ pub struct Sources<'a> {
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Ensemble {
     pub kind: EnsembleReward,
-    /// Standard deviations that a lower bound subtracts.
+    /// Number of standard deviations that a lower bound subtracts.
     pub doubt: f64,
 }
 
 impl Ensemble {
-    /// One reward of the heads' scores (at least one).
+    /// Combines the scores of at least one head.
     fn reward(self, heads: &[f64]) -> f64 {
         let (mean, variance) = moments(heads);
         match self.kind {
@@ -45,12 +45,13 @@ impl Ensemble {
     }
 }
 
+/// The sum of a reward model and a rule.
 pub struct Reward {
-    model: Option<Learned>,
+    model: Option<ModelReward>,
     rule: Option<Rule>,
 }
 
-struct Learned {
+struct ModelReward {
     model: RewardModel,
     texts: Texts,
     max_length: usize,
@@ -58,8 +59,8 @@ struct Learned {
     ensemble: Ensemble,
 }
 
-impl Learned {
-    fn scores(&self, items: &[Item<'_>]) -> Result<Vec<f64>> {
+impl ModelReward {
+    fn scores(&self, items: &[Completion<'_>]) -> Result<Vec<f64>> {
         let conversations = self.conversations(items)?;
         Ok(match self.ensemble.kind {
             EnsembleReward::Mean => self.model.score(&conversations, self.max_tokens)?,
@@ -70,15 +71,15 @@ impl Learned {
         })
     }
 
-    /// The items as ids. All completions of one prompt are read behind the same prompt tokens.
-    fn conversations(&self, items: &[Item<'_>]) -> Result<Vec<Vec<u32>>> {
+    /// The ids of prompts with completions. All completions of a prompt follow the same prompt tokens.
+    fn conversations(&self, items: &[Completion<'_>]) -> Result<Vec<Vec<u32>>> {
         let pairs: Vec<_> = items.iter().map(|item| (item.prompt, item.text)).collect();
         self.texts.conversations(&pairs, self.max_length)
     }
 }
 
 impl Reward {
-    /// Opens what the sources name. Also returns the reward model as loaded, for a critic to start from.
+    /// Loads the parts of a reward. Also returns the loaded reward model, from which a critic may start.
     pub fn open(
         sources: &Sources<'_>,
         common: &Common,
@@ -93,10 +94,10 @@ impl Reward {
             let model = RewardModel::for_purpose(&loaded, purpose(common)).with_context(of_model)?;
             if sources.ensemble.kind != EnsembleReward::Mean && model.n_heads() < 2 {
                 bail!(
-                    "ensemble_reward: the reward model has one head and no doubt to speak of; train one with heads > 1"
+                    "ensemble_reward: the reward model has one head, so there is no spread of heads; train one with heads > 1"
                 );
             }
-            learned = Some(Learned {
+            learned = Some(ModelReward {
                 model,
                 ensemble: sources.ensemble,
                 texts: Texts::new(&loaded).with_context(of_model)?,
@@ -109,7 +110,7 @@ impl Reward {
         Ok((Self { model: learned, rule }, source))
     }
 
-    /// Whether it compares with the prompts' answers.
+    /// Whether it needs the prompts' answers.
     pub fn needs_answers(&self) -> bool {
         self.rule.as_ref().is_some_and(Rule::needs_answers)
     }
@@ -119,8 +120,8 @@ impl Reward {
         self.rule.as_ref().map(Rule::take_figures).unwrap_or_default()
     }
 
-    /// One score per completion. Completions of one prompt stand together.
-    pub fn score(&self, items: &[Item<'_>]) -> Result<Vec<f64>> {
+    /// One score per completion. Completions of a prompt must be consecutive.
+    pub fn score(&self, items: &[Completion<'_>]) -> Result<Vec<f64>> {
         let mut scores = vec![0.0; items.len()];
         if let Some(learned) = &self.model {
             scores = learned.scores(items)?;
@@ -140,7 +141,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn heads_become_a_mean_a_lower_bound_or_the_worst() {
+    fn heads_are_combined_to_their_mean_a_lower_bound_or_the_minimum() {
         let heads = [1.0, 2.0, 6.0];
         let of = |kind, doubt| Ensemble { kind, doubt }.reward(&heads);
         assert_eq!(of(EnsembleReward::Mean, 5.0), 3.0);

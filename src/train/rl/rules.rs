@@ -1,5 +1,5 @@
-//! Rewards without a reward model: patterns, words, lengths, right answers, another service, a language model as judge, and
-//! sums.
+//! Rewards without a reward model: patterns, words, lengths, right answers, another service, a language model as judge,
+//! and sums.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -8,33 +8,33 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use regex::Regex;
 
-use super::final_answer::Wanted;
-use super::grading::Grading;
-use super::services::{Item, RewardServices};
+use super::final_answer::ExpectedAnswer;
+use super::judge_scorer::JudgeScorer;
+use super::services::{Completion, RewardServices};
 use crate::data::PromptInput;
 use crate::objective::Stats;
 use crate::train::args::{LengthUnit, RewardSpec};
 use crate::train::judge::Judge;
 use crate::train::remote::{RemoteItem, RemoteReward};
 
-/// Scores completions of one prompt by a rule that asks no other service.
+/// Scores completions of one prompt by a rule that needs no service.
 ///
 /// # Errors
-/// A rule that cannot be used here, or an answer that it needs and nobody gave.
+/// If the rule needs a service, or an answer that is missing.
 pub fn score_texts(spec: &RewardSpec, prompt: &PromptInput, answer: Option<&str>, texts: &[&str]) -> Result<Vec<f64>> {
-    let items: Vec<Item<'_>> = texts.iter().map(|text| Item { prompt, text, answer }).collect();
+    let items: Vec<Completion<'_>> = texts.iter().map(|text| Completion { prompt, text, answer }).collect();
     Rule::new(spec, &RewardServices::default())?.scores(&items)
 }
 
-/// Whether `score_texts` can use the rule.
+/// Checks that `score_texts` can use the rule.
 ///
 /// # Errors
-/// Why not.
+/// Why it cannot.
 pub fn check_rule(spec: &RewardSpec) -> Result<()> {
     Rule::new(spec, &RewardServices::default()).map(drop)
 }
 
-/// A `RewardSpec` made ready.
+/// A compiled `RewardSpec`.
 pub enum Rule {
     Regex { pattern: Regex, score: f64, otherwise: f64 },
     Contains { texts: Vec<String>, score: f64, otherwise: f64 },
@@ -43,13 +43,13 @@ pub enum Rule {
     Length { target: f64, unit: LengthUnit },
     FinalAnswer { pattern: Option<Regex>, score: f64, otherwise: f64 },
     Http { remote: Arc<dyn RemoteReward>, url: String, timeout: Duration, batch: usize },
-    Judge { judge: Arc<dyn Judge>, grading: Grading },
+    Judge { judge: Arc<dyn Judge>, judge_scorer: JudgeScorer },
     Sum(Vec<(f64, Rule)>),
 }
 
 impl Rule {
     /// # Errors
-    /// A bad pattern, or a service or a judge that cannot be asked here.
+    /// If a pattern is invalid, or a service or judge is not available.
     pub fn new(spec: &RewardSpec, services: &RewardServices) -> Result<Self> {
         Ok(match spec.clone() {
             RewardSpec::Regex { pattern, score, otherwise } => {
@@ -65,14 +65,14 @@ impl Rule {
             }
             RewardSpec::Http { url, timeout_seconds, batch } => {
                 let Some(remote) = &services.remote else {
-                    bail!("{url}: no reward service may be asked here; an administrator allows hosts by name");
+                    bail!("{url}: reward services are not allowed here; an administrator allows hosts by name");
                 };
                 remote.allows(&url)?;
                 Self::Http { remote: remote.clone(), url, timeout: Duration::from_secs(timeout_seconds), batch }
             }
             RewardSpec::Judge { rubric, by, host } => Self::Judge {
                 judge: services.judge(host.as_deref())?,
-                grading: Grading::new(&rubric, by, services.group),
+                judge_scorer: JudgeScorer::new(&rubric, by, services.group),
             },
             RewardSpec::Sum { terms } => {
                 let terms = terms.iter().map(|term| Ok((term.weight, Self::new(&term.reward, services)?)));
@@ -81,7 +81,7 @@ impl Rule {
         })
     }
 
-    /// Whether some part of it compares with the prompt's answer.
+    /// Whether a part of it needs the prompts' answers.
     pub fn needs_answers(&self) -> bool {
         match self {
             Self::FinalAnswer { .. } => true,
@@ -93,7 +93,7 @@ impl Rule {
     /// Statistics of judges' answers since the last call.
     pub fn take_figures(&self) -> Stats {
         match self {
-            Self::Judge { grading, .. } => grading.take_figures(),
+            Self::Judge { judge_scorer, .. } => judge_scorer.take_figures(),
             Self::Sum(terms) => terms.iter().fold(Stats::default(), |mut all, (_, rule)| {
                 all.merge(&rule.take_figures());
                 all
@@ -102,10 +102,10 @@ impl Rule {
         }
     }
 
-    /// One score per completion. Completions of one prompt stand together.
-    pub fn scores(&self, items: &[Item<'_>]) -> Result<Vec<f64>> {
+    /// One score per completion. Completions of a prompt must be consecutive.
+    pub fn scores(&self, items: &[Completion<'_>]) -> Result<Vec<f64>> {
         match self {
-            Self::Judge { judge, grading } => grading.scores(judge.as_ref(), items),
+            Self::Judge { judge, judge_scorer } => judge_scorer.scores(judge.as_ref(), items),
             Self::Http { remote, url, timeout, batch } => {
                 let mut scores = Vec::with_capacity(items.len());
                 for part in items.chunks(*batch) {
@@ -115,7 +115,7 @@ impl Rule {
                         .collect();
                     let got = remote.scores(url, *timeout, &asked)?;
                     if got.len() != part.len() {
-                        bail!("{url} gave {} scores for {} completions", got.len(), part.len());
+                        bail!("{url} returned {} scores for {} completions", got.len(), part.len());
                     }
                     scores.extend(got);
                 }
@@ -132,8 +132,8 @@ impl Rule {
         }
     }
 
-    /// The score of one completion by the rules that need no other.
-    fn of_text(&self, item: &Item<'_>) -> Result<f64> {
+    /// The score of a completion, for rules that score completions separately.
+    fn of_text(&self, item: &Completion<'_>) -> Result<f64> {
         let text = item.text;
         let choose = |holds, score: &f64, otherwise: &f64| if holds { *score } else { *otherwise };
         Ok(match self {
@@ -158,7 +158,7 @@ impl Rule {
                 -((length as f64 - target).abs() / target).min(1.0)
             }
             Self::FinalAnswer { pattern, score, otherwise } => {
-                let wanted = item.answer.and_then(|answer| Wanted::new(answer, pattern.as_ref()));
+                let wanted = item.answer.and_then(|answer| ExpectedAnswer::new(answer, pattern.as_ref()));
                 let wanted = wanted.context("a prompt has no `answer` to compare with")?;
                 choose(wanted.is_answered_by(text, pattern.as_ref()), score, otherwise)
             }
@@ -180,7 +180,7 @@ mod tests {
 
     fn score_of(spec: Value, text: &str, answer: Option<&str>) -> f64 {
         let prompt = PromptInput::Text("q".into());
-        rule(spec).scores(&[Item { prompt: &prompt, text, answer }]).unwrap()[0]
+        rule(spec).scores(&[Completion { prompt: &prompt, text, answer }]).unwrap()[0]
     }
 
     fn score(spec: Value, text: &str) -> f64 {
@@ -219,13 +219,14 @@ mod tests {
         }
         let boxed = json!({"kind": "final_answer", "pattern": "\\\\boxed\\{([^}]*)\\}"});
         assert_eq!(score_of(boxed, "so \\boxed{Paris}", Some("paris.")), 1.0);
-        let error = rule(spec).scores(&[Item { prompt: &PromptInput::Text("q".into()), text: "1", answer: None }]);
+        let error =
+            rule(spec).scores(&[Completion { prompt: &PromptInput::Text("q".into()), text: "1", answer: None }]);
         assert!(error.unwrap_err().to_string().contains("answer"));
     }
 
-    /// Nobody has allowed a service: the recipe does not get one by naming it.
+    /// A recipe cannot use a service that is not allowed.
     #[test]
-    fn a_service_is_asked_only_where_a_client_was_handed_over() {
+    fn a_service_is_called_only_with_a_client() {
         let spec = serde_json::from_value(json!({"kind": "http", "url": "http://127.0.0.1:1/score"})).unwrap();
         let error = Rule::new(&spec, &RewardServices::default()).err().unwrap().to_string();
         assert!(error.contains("administrator"), "{error}");

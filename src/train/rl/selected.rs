@@ -1,53 +1,53 @@
-//! Updates from some of a round's responses: `online_dpo` takes the best and the worst of each prompt as a preference,
+//! Updates from selected responses of a round: `online_dpo` uses the best and the worst of each prompt as a preference,
 //! `raft` trains on the best with a supervised loss.
 
 use anyhow::{Context, Result, bail};
 use candle_core::Tensor;
 
 use super::Algorithm;
-use super::chosen::Chosen;
 use super::rollout::Rollout;
-use super::update::{Gap, Learner, Minibatch, tensor};
+use super::selection::Selection;
+use super::update::{Learner, LogprobGap, MinibatchGradients, tensor};
 use crate::objective::logprobs::sequence_sums_tensor;
 use crate::objective::{Stats, causal_lm, dpo, ppo};
 use crate::train::run::Run;
-use crate::train::step::{Picked, Sequence, micro_batches};
+use crate::train::step::{PredictionBatch, Sequence, micro_batches};
 
 impl Learner<'_> {
-    /// Gradients of one minibatch of pairs or of single responses, by their numbers.
-    pub(super) fn chosen_gradients(
+    /// The gradients of a minibatch of pairs or of single responses, given by their numbers.
+    pub(super) fn selected_gradients(
         &self,
         run: &mut Run<'_>,
         rollout: &Rollout,
-        chosen: &Chosen,
+        selection: &Selection,
         minibatch: &[usize],
         kl_coef: f64,
-    ) -> Result<Minibatch> {
+    ) -> Result<MinibatchGradients> {
         let starts = rollout.token_starts();
         let tokens_of = |numbers: &[usize]| -> usize {
-            chosen.responses(numbers).iter().map(|&i| rollout.sequences[i].ids.len()).sum()
+            selection.responses(numbers).iter().map(|&i| rollout.sequences[i].ids.len()).sum()
         };
-        // The two of a pair share one loss, so they share a pass.
+        // The responses of a pair have a common loss and are in the same pass.
         let lengths: Vec<usize> = minibatch.iter().map(|&number| tokens_of(&[number])).collect();
-        let total_tokens: usize = chosen.responses(minibatch).iter().map(|&i| rollout.lengths[i]).sum();
+        let total_tokens: usize = selection.responses(minibatch).iter().map(|&i| rollout.lengths[i]).sum();
         let groups = micro_batches(&lengths, self.args.common.micro_batch_tokens);
-        // No early stop that would come too late.
+        // Gradients must not be applied before the check of `target_kl`.
         let mut sum = run.accumulator(self.params, groups.len() == 1 && self.args.target_kl.is_none());
-        let (mut stats, mut gap) = (Stats::default(), Gap::default());
+        let (mut stats, mut gap) = (Stats::default(), LogprobGap::default());
         for group in groups {
-            let members = chosen.responses(&group.iter().map(|&k| minibatch[k]).collect::<Vec<_>>());
+            let members = selection.responses(&group.iter().map(|&k| minibatch[k]).collect::<Vec<_>>());
             let sequences: Vec<&Sequence> = members.iter().map(|&i| &rollout.sequences[i]).collect();
-            let picked = Picked::new(&sequences);
+            let packed = PredictionBatch::new(&sequences);
             let device = self.policy.device();
             let column = |field: &[f64]| -> Result<Tensor> {
                 let cut = members.iter().flat_map(|&i| &field[starts[i]..starts[i] + rollout.lengths[i]]);
                 tensor(cut.copied().collect(), &device)
             };
-            let hidden = picked.hidden(self.policy.decoder())?;
-            let new = picked.logprobs(self.policy.decoder(), &hidden, self.args.temperature)?.logprobs;
+            let hidden = packed.hidden(self.policy.decoder())?;
+            let new = packed.logprobs(self.policy.decoder(), &hidden, self.args.temperature)?.logprobs;
             let old = column(&rollout.logprobs)?;
             gap.add(&(&new.detach() - &column(&rollout.sampled)?)?.to_vec1::<f32>()?);
-            // The losses have no ratio; it is measured all the same, to see how far a round moves.
+            // The losses have no ratio. It is measured to show how far the policy moves in a round.
             let moved = ppo::policy_loss(&new.detach(), &old, &old.zeros_like()?, 0.2, 1.0)?.1;
             stats.merge(&moved.only(&["ratio", "approx_kl"]));
             let (loss, part) = match self.algorithm {
@@ -55,21 +55,21 @@ impl Learner<'_> {
                     let settings =
                         dpo::Settings { kind: args.loss, beta: kl_coef, label_smoothing: args.label_smoothing };
                     let reference = column(&rollout.reference)?;
-                    pair_loss(&new, &reference, &picked.lengths, &settings, minibatch.len() as f64)?
+                    pair_loss(&new, &reference, &packed.lengths, &settings, minibatch.len() as f64)?
                 }
                 Algorithm::Raft(_) => causal_lm::loss(&new, total_tokens as f64)?,
                 _ => bail!("this recipe learns from all responses"),
             };
             stats.merge(&part);
             sum.add(self.params, &loss)?;
-            run.meter.add_tokens(picked.batch.len());
+            run.meter.add_tokens(packed.batch.len());
         }
-        Ok(Minibatch { sum, stats, gap })
+        Ok(MinibatchGradients { sum, stats, gap })
     }
 }
 
-/// DPO's loss of pairs that stand end to end, the better one first: log-probs `[n]` of their tokens by the policy and by
-/// the reference, and the tokens of each response.
+/// The DPO loss of consecutive pairs with the better response first, from the log-probs `[n]` of their tokens under
+/// policy and reference, and the number of tokens of each response.
 fn pair_loss(
     policy: &Tensor,
     reference: &Tensor,
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn the_loss_of_pairs_is_that_of_their_sums() {
+    fn the_loss_of_pairs_is_that_of_their_summed_log_probs() {
         let policy = [-0.9, -1.8, -0.7, -1.0, -0.5, -0.9, -1.7];
         // By hand: h of both pairs, from sums of 2 and 1, and of 1 and 3 tokens.
         let h = [(-2.7 + 3.0) - (-0.7 + 0.5), (-1.0 + 1.5) - (-3.1 + 3.1)];
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn its_gradient_is_that_of_finite_differences_and_reaches_every_token() {
+    fn the_gradient_equals_finite_differences_and_reaches_every_token() {
         let policy = [-0.9, -1.8, -0.7, -1.0, -0.5, -0.9, -1.7];
         let var = Var::new(&policy, &Device::Cpu).unwrap();
         let reference = Tensor::new(&[-1.0, -2.0, -0.5, -1.5, -0.3, -0.8, -2.0], &Device::Cpu).unwrap();

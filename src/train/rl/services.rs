@@ -1,4 +1,4 @@
-//! What rewards are given beside their settings: the completions, and the services and judges that they may use.
+//! The inputs of rewards: completions, and the services and judges that they may use.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,22 +10,22 @@ use crate::data::PromptInput;
 use crate::model::Purpose;
 use crate::train::Reporter;
 use crate::train::args::{Common, FrozenPrecision, RewardSpec, RlCommon};
-use crate::train::judge::{Judge, OwnJudge};
+use crate::train::judge::{Judge, LocalJudge};
 use crate::train::remote::RemoteReward;
 
-/// A completion to be scored.
+/// A completion to score.
 #[derive(Clone, Copy)]
-pub struct Item<'a> {
+pub struct Completion<'a> {
     pub prompt: &'a PromptInput,
     pub text: &'a str,
-    /// The prompt's right answer, where its record has one.
+    /// The prompt's right answer, if its record has one.
     pub answer: Option<&'a str>,
 }
 
-/// The services and judges that rewards of a run may use.
+/// The services and judges that the rewards of a run may use.
 #[derive(Clone, Default)]
 pub struct RewardServices {
-    /// The client for reward services, where any may be asked.
+    /// The client for reward services, if any are allowed.
     pub remote: Option<Arc<dyn RemoteReward>>,
     /// The model of `judge_model`.
     own: Option<Arc<dyn Judge>>,
@@ -40,13 +40,13 @@ impl RewardServices {
     /// `judge_model`.
     ///
     /// # Errors
-    /// A judge model that cannot be loaded.
+    /// If the judge model cannot be loaded.
     pub fn open(args: &RlCommon, group: usize, device: &Device, reporter: &dyn Reporter) -> Result<Self> {
         let own = match &args.judge_model {
             None => None,
             Some(path) => {
                 let common = &args.common;
-                let judge = OwnJudge::open(path, device, purpose(common), common.micro_batch_tokens);
+                let judge = LocalJudge::open(path, device, purpose(common), common.micro_batch_tokens);
                 Some(Arc::new(judge.context("judge_model")?) as Arc<dyn Judge>)
             }
         };
@@ -58,7 +58,7 @@ impl RewardServices {
     /// The judge of this name, or the run's own.
     ///
     /// # Errors
-    /// When there is none.
+    /// If there is none.
     pub fn judge(&self, host: Option<&str>) -> Result<Arc<dyn Judge>> {
         match host {
             None => self.own.clone().context("a judge without `host` is for recipes with a `judge_model`"),
@@ -70,7 +70,7 @@ impl RewardServices {
     }
 }
 
-/// The precision in which models that only score are held.
+/// The precision of models that only score.
 pub fn purpose(common: &Common) -> Purpose {
     match common.frozen_precision {
         FrozenPrecision::F32 | FrozenPrecision::Q8_0 | FrozenPrecision::Q4 => Purpose::Score,

@@ -1,13 +1,13 @@
-//! The gradient steps of one round: epochs of shuffled minibatches, each accumulated over micro-batches.
+//! The updates of a round: epochs of shuffled minibatches, each accumulated over micro-batches.
 
 use anyhow::{Result, bail};
 use candle_core::{DType, Device, Tensor};
 
 use super::Algorithm;
-use super::chosen::Chosen;
 use super::critic::Critic;
 use super::group::{Columns, GroupLoss};
 use super::rollout::Rollout;
+use super::selection::Selection;
 use crate::model::Recording;
 use crate::objective::{Stats, causal_lm, ppo, reinforce};
 use crate::ops::token_logprobs::TokenLogprobs;
@@ -17,27 +17,27 @@ use crate::train::optim::Params;
 use crate::train::rng::{Stream, permutation, rng};
 use crate::train::run::Run;
 use crate::train::sft::groups;
-use crate::train::step::{Accumulator, Picked, Sequence, micro_batches};
+use crate::train::step::{Accumulator, PredictionBatch, Sequence, micro_batches};
 use crate::train::trainable::Trainable;
 
-/// What one round's losses are taken against; per-token fields as in `Rollout`.
+/// The data of a round's losses. Per-token fields are as in `Rollout`.
 pub struct Experience {
     pub rollout: Rollout,
     pub advantages: Vec<f64>,
     /// PPO only.
     pub returns: Vec<f64>,
-    /// The responses that are learned from, where these are not all.
-    pub chosen: Option<Chosen>,
+    /// The responses to learn from, if these are not all.
+    pub selection: Option<Selection>,
 }
 
 impl Experience {
-    /// What minibatches are made of: responses, or what was chosen of them.
+    /// Number of items of which minibatches consist: responses, or selected pairs or single responses.
     fn len(&self) -> usize {
-        self.chosen.as_ref().map_or(self.rollout.sequences.len(), Chosen::len)
+        self.selection.as_ref().map_or(self.rollout.sequences.len(), Selection::len)
     }
 }
 
-/// Everything that learns.
+/// The models under training, and the settings of their updates.
 pub struct Learner<'a> {
     pub args: &'a RlCommon,
     pub algorithm: &'a Algorithm,
@@ -45,27 +45,27 @@ pub struct Learner<'a> {
     pub critic: Option<&'a Critic>,
     /// All variables: `policy.…` and `critic.…`.
     pub params: &'a Params,
-    /// Demonstrations of PPO-ptx; empty without.
+    /// Demonstrations of PPO-ptx; may be empty.
     pub ptx: &'a [Sequence],
 }
 
-/// What the steps of a round reported.
-pub struct Summary {
+/// Statistics of a round's updates.
+pub struct UpdateSummary {
     /// Means over all steps.
     pub all: Stats,
-    /// The very first minibatch, before any update: ratio 1, approximate KL 0, clip fraction 0.
+    /// Of the first minibatch, before any update: ratio 1, approximate KL 0, clip fraction 0.
     pub first: Stats,
     pub grad_norm: f64,
     pub learning_rate: f64,
-    /// Passes begun before the early stop.
+    /// Number of passes that were started before the early stop.
     pub epochs: u64,
-    /// Difference between the log-probs of sampling and those of the first forward pass, in nats: anything but
-    /// rounding means that rollout and update disagree about positions, temperature or weights.
-    pub sampling_gap: Gap,
+    /// Differences between the log-probs of sampling and of the first forward pass, in nats. Differences beyond
+    /// rounding mean that rollout and update disagree about positions, temperature or weights.
+    pub sampling_gap: LogprobGap,
     pub seconds: Seconds,
 }
 
-/// Where the time of a round's updates went.
+/// Time of the phases of a round's updates, in seconds.
 #[derive(Clone, Copy, Default)]
 pub struct Seconds {
     pub forward: f64,
@@ -73,19 +73,19 @@ pub struct Seconds {
     pub optimizer: f64,
 }
 
-/// Differences of log-probs: the largest, and the mean of their sizes.
+/// Absolute differences of log-probs: the largest and the mean, in nats.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Gap {
+pub struct LogprobGap {
     pub max: f64,
     sum: f64,
     count: usize,
 }
 
-impl Gap {
+impl LogprobGap {
     pub fn add(&mut self, differences: &[f32]) {
         for difference in differences {
             let size = f64::from(difference.abs());
-            // A difference that is no number is the largest of all.
+            // NaN counts as infinite.
             self.max = if size.is_nan() { f64::INFINITY } else { self.max.max(size) };
             self.sum += size;
         }
@@ -97,46 +97,50 @@ impl Gap {
     }
 }
 
-/// Gradients of one minibatch and what was measured on the way.
-pub(super) struct Minibatch {
+/// The gradients of a minibatch, and its statistics.
+pub(super) struct MinibatchGradients {
     pub sum: Accumulator,
     pub stats: Stats,
-    pub gap: Gap,
+    pub gap: LogprobGap,
 }
 
 impl Learner<'_> {
-    pub fn update(&self, run: &mut Run<'_>, experience: &mut Experience, kl_coef: f64) -> Result<Summary> {
+    pub fn update(&self, run: &mut Run<'_>, experience: &mut Experience, kl_coef: f64) -> Result<UpdateSummary> {
         let n = experience.len();
-        let mut summary = Summary {
+        let mut summary = UpdateSummary {
             all: Stats::default(),
             first: Stats::default(),
             grad_norm: 0.0,
             learning_rate: run.schedule.at(run.optimizer.step),
             epochs: 0,
-            sampling_gap: Gap::default(),
+            sampling_gap: LogprobGap::default(),
             seconds: Seconds::default(),
         };
         let mut updates = 0;
         'epochs: for epoch in 0..self.args.ppo_epochs {
             summary.epochs += 1;
             let order = match self.args.minibatches {
-                // The order of a whole batch changes nothing, and this one is that of the rollout's own passes.
+                // The order of a single minibatch does not matter, and this one is that of the rollout's passes.
                 1 => (0..n).collect(),
-                _ => permutation(n, &mut rng(self.args.common.seed, Stream::Minibatch, run.step * 1000 + epoch)),
+                _ => {
+                    permutation(n, &mut rng(self.args.common.seed, Stream::MinibatchGradients, run.step * 1000 + epoch))
+                }
             };
             for part in 0..self.args.minibatches {
-                // Sizes differ by at most one, and no response is left out.
+                // The sizes of minibatches differ by at most one, and no response is left out.
                 let minibatch = &order[part * n / self.args.minibatches..(part + 1) * n / self.args.minibatches];
                 if minibatch.is_empty() {
-                    // Fewer responses were chosen than there are minibatches.
+                    // There are fewer selected responses than minibatches.
                     continue;
                 }
                 let done = epoch * self.args.minibatches as u64 + part as u64;
                 run.phase("updating", Some((done, self.args.ppo_epochs * self.args.minibatches as u64)));
                 let mut watch = Stopwatch::start();
                 let made = (experience.rollout.critic_pass.take(), experience.rollout.recording.take());
-                let Minibatch { sum, stats, gap } = match &experience.chosen {
-                    Some(chosen) => self.chosen_gradients(run, &experience.rollout, chosen, minibatch, kl_coef)?,
+                let MinibatchGradients { sum, stats, gap } = match &experience.selection {
+                    Some(selection) => {
+                        self.selected_gradients(run, &experience.rollout, selection, minibatch, kl_coef)?
+                    }
                     None => self.gradients(run, experience, minibatch, kl_coef, made)?,
                 };
                 summary.seconds.backward += sum.seconds;
@@ -145,7 +149,7 @@ impl Learner<'_> {
                     summary.first = stats.clone();
                     summary.sampling_gap = gap;
                 }
-                // Before the step that would follow from a policy already too far away.
+                // Checked before the update of a policy that has already moved too far.
                 if self.args.target_kl.is_some_and(|max| stats.mean("approx_kl").is_some_and(|kl| kl > max)) {
                     break 'epochs;
                 }
@@ -161,7 +165,7 @@ impl Learner<'_> {
         Ok(summary)
     }
 
-    /// Gradients of one minibatch of sequences; passes that are made already are those of all of them.
+    /// The gradients of a minibatch of sequences. Reused passes are those of all sequences.
     fn gradients(
         &self,
         run: &mut Run<'_>,
@@ -169,13 +173,13 @@ impl Learner<'_> {
         minibatch: &[usize],
         kl_coef: f64,
         (mut critic_pass, mut recording): (Option<Tensor>, Option<Recording>),
-    ) -> Result<Minibatch> {
+    ) -> Result<MinibatchGradients> {
         let rollout = &experience.rollout;
         let starts = rollout.token_starts();
         let total_tokens: usize = minibatch.iter().map(|&i| rollout.lengths[i]).sum();
         let lengths: Vec<usize> = minibatch.iter().map(|&i| rollout.sequences[i].ids.len()).collect();
         let groups = micro_batches(&lengths, self.args.common.micro_batch_tokens);
-        // One loss per parameter, and no early stop that would come too late.
+        // Only with one loss per parameter, and without an early stop that must precede the update.
         let ptx = matches!(self.algorithm, Algorithm::Ppo(args) if args.ptx_coef > 0.0);
         let at_once = groups.len() == 1 && !ptx && self.args.target_kl.is_none();
         let by_group = match self.algorithm {
@@ -183,10 +187,10 @@ impl Learner<'_> {
             _ => None,
         };
         let mut sum = run.accumulator(self.params, at_once);
-        let (mut stats, mut gap) = (Stats::default(), Gap::default());
+        let (mut stats, mut gap) = (Stats::default(), LogprobGap::default());
         for group in groups {
             let members: Vec<usize> = group.into_iter().map(|k| minibatch[k]).collect();
-            let picked = Picked::new(&members.iter().map(|&i| &rollout.sequences[i]).collect::<Vec<_>>());
+            let packed = PredictionBatch::new(&members.iter().map(|&i| &rollout.sequences[i]).collect::<Vec<_>>());
             let device = self.policy.device();
             let column = |field: &[f64]| -> Result<Tensor> {
                 let cut = members.iter().flat_map(|&i| &field[starts[i]..starts[i] + rollout.lengths[i]]);
@@ -197,7 +201,7 @@ impl Learner<'_> {
                 let (loss, part) = ppo::value_loss(values, &old, &returns, args.cliprange_value, total_tokens as f64)?;
                 Ok(((loss * args.vf_coef)?, part))
             };
-            // A pass that is already made goes first: its activations are in memory.
+            // A reused pass comes first, because its activations are in memory.
             let mut critic_is_done = false;
             if let (Algorithm::Ppo(args), Some(values)) = (self.algorithm, critic_pass.take()) {
                 let (loss, part) = value_loss(args, &values)?;
@@ -207,14 +211,14 @@ impl Learner<'_> {
                 critic_is_done = true;
             }
             let hidden = match recording.take() {
-                None => picked.hidden(self.policy.decoder())?,
-                Some(made) => self.policy.decoder().recorded_tails(&picked.batch, &picked.lengths, made, &members)?,
+                None => packed.hidden(self.policy.decoder())?,
+                Some(made) => self.policy.decoder().recorded_tails(&packed.batch, &packed.lengths, made, &members)?,
             };
-            let with_entropy = by_group.as_ref().is_some_and(GroupLoss::wants_entropy);
+            let with_entropy = by_group.as_ref().is_some_and(GroupLoss::needs_entropy);
             let (decoder, temperature) = (self.policy.decoder(), self.args.temperature);
             let TokenLogprobs { logprobs: new, entropy } = match with_entropy {
-                false => picked.logprobs(decoder, &hidden, temperature)?,
-                true => picked.logprobs_and_entropy(decoder, &hidden, temperature)?,
+                false => packed.logprobs(decoder, &hidden, temperature)?,
+                true => packed.logprobs_and_entropy(decoder, &hidden, temperature)?,
             };
             let (old, advantages) = (column(&rollout.logprobs)?, column(&experience.advantages)?);
             gap.add(&(&new.detach() - &column(&rollout.sampled)?)?.to_vec1::<f32>()?);
@@ -223,7 +227,7 @@ impl Learner<'_> {
                 Algorithm::Ppo(args) => ppo::policy_loss(&new, &old, &advantages, args.cliprange, total_tokens as f64)?,
                 Algorithm::Reinforce { .. } | Algorithm::Rloo { .. } => {
                     let (loss, mut part) = reinforce::loss(&new, &advantages, members.len(), total_sequences)?;
-                    // The loss has no ratio; it is measured all the same, to see how far a round moves.
+                    // The loss has no ratio. It is measured to show how far the policy moves in a round.
                     part.merge(
                         &ppo::policy_loss(&new.detach(), &old, &advantages, 0.2, 1.0)?.1.only(&["ratio", "approx_kl"]),
                     );
@@ -237,29 +241,30 @@ impl Learner<'_> {
                         Columns { old: &old, reference: &reference, advantages: &advantages, weights: &weights };
                     by_group.loss(&members, &new, &entropy, &columns)?
                 }
-                Algorithm::OnlineDpo(_) | Algorithm::Raft(_) => bail!("these learn from what was chosen"),
+                Algorithm::OnlineDpo(_) | Algorithm::Raft(_) => bail!("this recipe learns from selected responses"),
             };
             stats.merge(&part);
             if let (Algorithm::Ppo(args), Some(critic), false) = (self.algorithm, self.critic, critic_is_done) {
                 if !critic.is_shared() {
-                    // Two models, two losses: the policy's activations go before the critic's come.
+                    // Two models have separate losses, so that the policy's activations are freed before the critic's
+                    // forward pass.
                     sum.add(self.params, &loss)?;
                     loss = loss.detach();
                 }
-                let (value, part) = value_loss(args, &critic.values(&picked, &hidden)?)?;
+                let (value, part) = value_loss(args, &critic.values(&packed, &hidden)?)?;
                 stats.merge(&part);
                 loss = if critic.is_shared() { (loss + value)? } else { value };
             }
             sum.add(self.params, &loss)?;
-            run.meter.add_tokens(picked.batch.len());
+            run.meter.add_tokens(packed.batch.len());
         }
         if let Algorithm::Ppo(args) = self.algorithm {
             self.ptx(run, args.ptx_coef, minibatch.len(), &mut sum, &mut stats)?;
         }
-        Ok(Minibatch { sum, stats, gap })
+        Ok(MinibatchGradients { sum, stats, gap })
     }
 
-    /// PPO-ptx: adds the language-model loss on the next `n` demonstrations of their own order.
+    /// PPO-ptx (InstructGPT, equation 2): adds the language-model loss on the next `n` demonstrations.
     fn ptx(&self, run: &mut Run<'_>, coef: f64, n: usize, sum: &mut Accumulator, stats: &mut Stats) -> Result<()> {
         if coef == 0.0 || self.ptx.is_empty() {
             return Ok(());
@@ -269,9 +274,9 @@ impl Learner<'_> {
         let batch: Vec<&Sequence> = order.iter().take(n).map(|&i| &self.ptx[i]).collect();
         let total: usize = batch.iter().map(|s| s.predicted()).sum();
         for group in groups(&batch, self.args.common.micro_batch_tokens) {
-            let picked = Picked::new(&group);
-            let hidden = picked.hidden(self.policy.decoder())?;
-            let logprobs = picked.logprobs(self.policy.decoder(), &hidden, 1.0)?.logprobs;
+            let packed = PredictionBatch::new(&group);
+            let hidden = packed.hidden(self.policy.decoder())?;
+            let logprobs = packed.logprobs(self.policy.decoder(), &hidden, 1.0)?.logprobs;
             let (loss, part) = causal_lm::loss(&logprobs, total as f64)?;
             sum.add(self.params, &(loss * coef)?)?;
             stats.add(
@@ -279,7 +284,7 @@ impl Learner<'_> {
                 part.mean("loss").unwrap_or(0.0) * logprobs.elem_count() as f64,
                 logprobs.elem_count() as f64,
             );
-            run.meter.add_tokens(picked.batch.len());
+            run.meter.add_tokens(packed.batch.len());
         }
         Ok(())
     }

@@ -135,7 +135,7 @@ fn children_get_no_secrets() {
 #[test]
 #[cfg(target_os = "linux")]
 fn the_memory_of_a_run_is_within_a_factor_of_two() {
-    use instructd::train::estimate::{DataSize, Planned, need};
+    use instructd::train::estimate::{DataSize, PlannedRun, need};
     let dir = tempfile::tempdir().unwrap();
     let model = instructd::hub::builtin::unpack(dir.path()).unwrap();
     let config = instructd::model::describe(&model).unwrap().config;
@@ -173,7 +173,7 @@ fn the_memory_of_a_run_is_within_a_factor_of_two() {
         };
         assert!(status.success(), "{name}: the run failed");
         let data = Some(DataSize { rows: 2, sequences_per_row: 1.0, tokens: 80.0, longest: 160.0 });
-        let planned = Planned {
+        let planned = PlannedRun {
             recipe: "sft",
             args: &args,
             model: &config,

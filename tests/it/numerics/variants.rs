@@ -417,7 +417,7 @@ fn noise_follows_from_agreement() {
         close(dpo::noise_from_agreement(agreement), epsilon);
     }
     for hopeless in [0.5, 0.3] {
-        assert_eq!(dpo::noise_from_agreement(hopeless), dpo::MOST_NOISE);
+        assert_eq!(dpo::noise_from_agreement(hopeless), dpo::MAX_NOISE);
     }
 }
 

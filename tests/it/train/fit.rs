@@ -186,7 +186,7 @@ fn the_held_out_reward_is_another_one() {
         assert!(error.contains("gold_reward_model") && error.contains("trained on"), "{error}");
     }
     let error = fails("rloo", &with(&base, json!({"gold_comparisons": world.comparisons(48)})));
-    assert!(error.contains("gold_comparisons") && error.contains("learned from"), "{error}");
+    assert!(error.contains("gold_comparisons") && error.contains("has learned"), "{error}");
     let rule = super::recipes::rl(&world, "out");
     let error = fails("rloo", &with(&rule, json!({"gold_reward": rule["reward"].clone()})));
     assert!(error.contains("gold_reward"), "{error}");

@@ -5,8 +5,8 @@ use instructd::model::heads::reward;
 use instructd::model::{Recompute, Trunk, load};
 use instructd::objective::causal_lm;
 use instructd::train::args::{FrozenPrecision, LoraArgs};
-use instructd::train::optim::{AdamConfig, AdamW, Grads, Group, Stepping, global_norm};
-use instructd::train::step::{Accumulator, Picked, Sequence};
+use instructd::train::optim::{AdamConfig, AdamW, Grads, Group, OptimizerInBackward, global_norm};
+use instructd::train::step::{Accumulator, PredictionBatch, Sequence};
 use instructd::train::trainable::{Freeze, Trainable};
 
 use crate::support::fixture;
@@ -28,7 +28,7 @@ fn assert_all_flow(model: &str, expected: usize, grads: &Grads) {
 
 pub(super) fn language_model_grads(policy: &Trainable) -> Grads {
     let sequences = sequences();
-    let picked = Picked::new(&sequences.iter().collect::<Vec<_>>());
+    let picked = PredictionBatch::new(&sequences.iter().collect::<Vec<_>>());
     let hidden = picked.hidden(policy.decoder()).unwrap();
     let logprobs = picked.logprobs(policy.decoder(), &hidden, 1.0).unwrap().logprobs;
     let mut sum = Accumulator::default();
@@ -72,7 +72,7 @@ fn merging_adapters_keeps_the_function() {
             var.set(&Tensor::from_vec(noise, var.shape(), &Device::Cpu).unwrap()).unwrap();
         }
         let sequences = sequences();
-        let picked = Picked::new(&sequences.iter().collect::<Vec<_>>());
+        let picked = PredictionBatch::new(&sequences.iter().collect::<Vec<_>>());
         let logprobs = |t: &Trainable| -> Vec<f32> {
             let decoder = t.frozen_decoder().unwrap();
             let hidden = picked.hidden(&decoder).unwrap();
@@ -107,7 +107,7 @@ fn a_score_reaches_every_backbone_variable() {
         )
         .unwrap();
         let sequences = sequences();
-        let picked = Picked::new(&sequences.iter().collect::<Vec<_>>());
+        let picked = PredictionBatch::new(&sequences.iter().collect::<Vec<_>>());
         let head: Vec<f32> = (0..loaded.config.hidden_size).map(|i| (i as f32).cos()).collect();
         let head = Tensor::from_vec(head, (1, loaded.config.hidden_size), &Device::Cpu).unwrap();
         let scores = backbone.model().summaries(&picked.batch, None).unwrap().matmul(&head.t().unwrap()).unwrap();
@@ -126,7 +126,7 @@ fn a_frozen_decoder_does_not_follow_its_source() {
             let loaded = load(&fixture(model), &Device::Cpu).unwrap();
             let policy = Trainable::new(&loaded.config, loaded.weights.clone(), lora, 0).unwrap();
             let sequences = sequences();
-            let picked = Picked::new(&sequences.iter().collect::<Vec<_>>());
+            let picked = PredictionBatch::new(&sequences.iter().collect::<Vec<_>>());
             let states =
                 |d: &instructd::model::Decoder| -> Vec<Vec<f32>> { picked.hidden(d).unwrap().to_vec2().unwrap() };
             let frozen = policy.frozen_decoder().unwrap();
@@ -173,7 +173,7 @@ fn fused_blocks_agree_with_the_graph() {
         for lora in [None, Some(&lora)] {
             let policy = stirred(model, lora, Recompute::None);
             let sequences = sequences();
-            let picked = Picked::new(&sequences.iter().collect::<Vec<_>>());
+            let picked = PredictionBatch::new(&sequences.iter().collect::<Vec<_>>());
             let grads = |hidden: &Tensor| {
                 let rows = Tensor::new(picked.rows.as_slice(), &Device::Cpu).unwrap();
                 let logprobs = picked.logprobs(policy.decoder(), &hidden.index_select(&rows, 0).unwrap(), 1.0).unwrap();
@@ -213,7 +213,7 @@ fn bf16_of_frozen_matrices_is_near_f32_and_the_same_for_all() {
         // The models of `families` that were made with larger weights amplify roundings more.
         let most = if model.contains('/') { 0.08 } else { 0.03 };
         assert!(share > 1e-5 && share < most, "{model}: gradients differ by a share of {share}");
-        let batch = Picked::new(&sequences().iter().collect::<Vec<_>>()).batch;
+        let batch = PredictionBatch::new(&sequences().iter().collect::<Vec<_>>()).batch;
         let states = |d: &instructd::model::Decoder| d.forward(&batch).unwrap();
         let now = states(half.decoder());
         let reference = half.reference(&load(&fixture(model), &Device::Cpu).unwrap().weights).unwrap();
@@ -247,7 +247,7 @@ fn behaviour_and_reference_are_the_policy() {
     for model in MODELS {
         for lora in [None, Some(&lora)] {
             let policy = stirred(model, lora, Recompute::None);
-            let batch = Picked::new(&sequences().iter().collect::<Vec<_>>()).batch;
+            let batch = PredictionBatch::new(&sequences().iter().collect::<Vec<_>>()).batch;
             let states = |d: &instructd::model::Decoder| d.forward(&batch).unwrap();
             let now = states(policy.decoder());
             let start = load(&fixture(model), &Device::Cpu).unwrap().weights;
@@ -262,7 +262,7 @@ fn behaviour_and_reference_are_the_policy() {
 #[test]
 fn a_backward_pass_outside_the_accumulator_is_refused() {
     let policy = stirred("llama-tiny", None, Recompute::None);
-    let batch = Picked::new(&sequences().iter().collect::<Vec<_>>()).batch;
+    let batch = PredictionBatch::new(&sequences().iter().collect::<Vec<_>>()).batch;
     let loss = policy.decoder().forward(&batch).unwrap().sum_all().unwrap();
     assert!(loss.backward().is_err(), "the gradients would go nowhere");
 }
@@ -274,7 +274,7 @@ fn applying_gradients_immediately_gives_the_same_update() {
         let updated = |at_once: bool| {
             let policy = stirred(model, None, Recompute::None);
             let sequences = sequences();
-            let picked = Picked::new(&sequences.iter().collect::<Vec<_>>());
+            let picked = PredictionBatch::new(&sequences.iter().collect::<Vec<_>>());
             let mut adam = AdamW::new(AdamConfig::default(), Group::standard(0.1));
             let mut norms = Vec::new();
             for _ in 0..2 {
@@ -282,10 +282,10 @@ fn applying_gradients_immediately_gives_the_same_update() {
                 let logprobs = picked.logprobs(policy.decoder(), &hidden, 1.0).unwrap().logprobs;
                 let loss = causal_lm::loss(&logprobs, 8.0).unwrap().0;
                 if at_once {
-                    let mut sum = Accumulator::applying(Stepping::begin(adam, &policy.params, 1e-3));
+                    let mut sum = Accumulator::applying(OptimizerInBackward::begin(adam, &policy.params, 1e-3));
                     sum.add(&policy.params, &loss).unwrap();
                     assert!(sum.grads.is_empty());
-                    let (optimizer, norm) = sum.into_stepping().unwrap().finish();
+                    let (optimizer, norm) = sum.into_optimizer().unwrap().finish();
                     adam = optimizer;
                     norms.push(norm);
                 } else {

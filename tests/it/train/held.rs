@@ -1,5 +1,5 @@
-//! Frozen matrices in fewer bits under adapters (QLoRA): exact for the numbers that the blocks stand for, published from
-//! the file's own numbers.
+//! Frozen matrices in fewer bits under adapters (QLoRA): exact for the numbers that the blocks stand for, published
+//! from the file's own numbers.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use instructd::model::hold::{self, Holding};
 use instructd::model::{Decoder, Recompute, Weights, load, load_held};
 use instructd::ops::blocks::BlockType;
 use instructd::train::args::{FrozenPrecision, LoraArgs};
-use instructd::train::step::Picked;
+use instructd::train::step::PredictionBatch;
 use instructd::train::trainable::{Freeze, Trainable};
 use serde_json::{Value, json};
 
@@ -21,7 +21,7 @@ use crate::support::{UNLIKE, fixture};
 const PRECISIONS: [FrozenPrecision; 2] = [FrozenPrecision::Q8_0, FrozenPrecision::Q4];
 
 fn states(decoder: &Decoder) -> Tensor {
-    decoder.forward(&Picked::new(&sequences().iter().collect::<Vec<_>>()).batch).unwrap()
+    decoder.forward(&PredictionBatch::new(&sequences().iter().collect::<Vec<_>>()).batch).unwrap()
 }
 
 fn same(what: &str, got: &Weights, want: &Weights) {
@@ -32,8 +32,8 @@ fn same(what: &str, got: &Weights, want: &Weights) {
     }
 }
 
-/// Values and gradients of adapters over blocks are those over an f32 model of the numbers that the blocks stand for, bit
-/// for bit; sampling, reference and evaluation compute what training does.
+/// Values and gradients of adapters over blocks are those over an f32 model of the numbers that the blocks stand for,
+/// bit for bit; sampling, reference and evaluation compute what training does.
 #[test]
 fn adapters_over_blocks_equal_adapters_over_their_values() {
     let lora = LoraArgs { rank: 4, alpha: 8.0, targets: None };

@@ -1,5 +1,5 @@
-//! A language model as a judge that training loads: its probabilities are those of its distribution, and recipes learn from
-//! its grades and comparisons.
+//! A language model as a judge that training loads: its probabilities are those of its distribution, and recipes learn
+//! from its grades and comparisons.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use instructd::model::{Decoder, PackedBatch, Purpose, load};
 use instructd::objective::logprobs::log_softmax;
 use instructd::prompt::Texts;
 use instructd::train::TrainOutcome;
-use instructd::train::judge::{Judge, OwnJudge, Question};
+use instructd::train::judge::{Judge, LocalJudge, Question};
 use serde_json::{Value, json};
 
 use super::recipes::{fails, rl, with};
@@ -33,8 +33,8 @@ fn judge(ten: bool) -> tempfile::TempDir {
     random_model(&tokenizer, &tokenizer_config(), 0)
 }
 
-fn open(dir: &Path, max_tokens: usize) -> OwnJudge {
-    OwnJudge::open(&dir.display().to_string(), &Device::Cpu, Purpose::Score, max_tokens).unwrap()
+fn open(dir: &Path, max_tokens: usize) -> LocalJudge {
+    LocalJudge::open(&dir.display().to_string(), &Device::Cpu, Purpose::Score, max_tokens).unwrap()
 }
 
 fn question(conversation: &str) -> Question {
@@ -51,7 +51,8 @@ fn logprob(decoder: &Decoder, prompt: &[u32], ids: &[u32]) -> f64 {
     ids.iter().enumerate().map(|(k, id)| rows[prompt.len() + k - 1][*id as usize]).sum()
 }
 
-/// The probability that the judge's reply is a choice, with or without a space before it: of "1" what does not go on as "10".
+/// The probability that the judge's reply is a choice, with or without a space before it: of "1" what does not go on as
+/// "10".
 fn by_hand(dir: &Path, question: &Question, ten: bool) -> Vec<f64> {
     let loaded = load(dir, &Device::Cpu).unwrap();
     let decoder = Decoder::new(&loaded.config, &loaded.weights, Purpose::Score).unwrap();
@@ -62,12 +63,12 @@ fn by_hand(dir: &Path, question: &Question, ten: bool) -> Vec<f64> {
         let ids = texts.continuation(&prompt, text).unwrap();
         logprob(&decoder, &prompt, &ids).exp()
     };
-    let mut masses: Vec<f64> = GRADES.iter().map(|grade| p(grade) + p(&format!(" {grade}"))).collect();
+    let mut probabilities: Vec<f64> = GRADES.iter().map(|grade| p(grade) + p(&format!(" {grade}"))).collect();
     if !ten {
         assert_eq!(texts.continuation(&prompt, "10").unwrap().len(), 2);
-        masses[0] -= masses[9];
+        probabilities[0] -= probabilities[9];
     }
-    masses
+    probabilities
 }
 
 #[test]
@@ -76,26 +77,29 @@ fn probabilities_of_choices_are_those_of_whole_replies() {
         let dir = judge(ten);
         let questions =
             ["Who?", "What is it that makes a long question longer than another one?", "Who?"].map(question);
-        let found = open(dir.path(), 4096).masses(&questions, &GRADES).unwrap();
-        for (question, masses) in questions.iter().zip(&found) {
+        let found = open(dir.path(), 4096).probabilities(&questions, &GRADES).unwrap();
+        for (question, probabilities) in questions.iter().zip(&found) {
             let expected = by_hand(dir.path(), question, ten);
-            for (mass, expected) in masses.iter().zip(&expected) {
-                assert!(*expected > 0.0 && (mass / expected - 1.0).abs() < 1e-3, "{masses:?} {expected:?}");
+            for (mass, expected) in probabilities.iter().zip(&expected) {
+                assert!(*expected > 0.0 && (mass / expected - 1.0).abs() < 1e-3, "{probabilities:?} {expected:?}");
             }
-            assert!(masses.iter().sum::<f64>() < 1.0);
+            assert!(probabilities.iter().sum::<f64>() < 1.0);
         }
         assert_eq!(found[0], found[2], "the same question has the same answer");
         assert_ne!(found[0], found[1]);
         // Batches change no bit.
-        assert_eq!(found, open(dir.path(), 1).masses(&questions, &GRADES).unwrap());
+        assert_eq!(found, open(dir.path(), 1).probabilities(&questions, &GRADES).unwrap());
     }
 }
 
 #[test]
 fn vocabularies_that_put_a_space_before_texts_judge_too() {
     let dir = random_model(&sentencepiece(&["<end>"], &[]), &tokenizer_config(), 0);
-    let masses = open(dir.path(), 4096).masses(&[question("Who?")], &["A", "B"]).unwrap().remove(0);
-    assert!(masses.iter().all(|mass| *mass > 0.0) && masses.iter().sum::<f64>() < 1.0, "{masses:?}");
+    let probabilities = open(dir.path(), 4096).probabilities(&[question("Who?")], &["A", "B"]).unwrap().remove(0);
+    assert!(
+        probabilities.iter().all(|mass| *mass > 0.0) && probabilities.iter().sum::<f64>() < 1.0,
+        "{probabilities:?}"
+    );
 }
 
 #[test]
@@ -104,20 +108,20 @@ fn a_question_that_is_too_long_loses_the_beginning_of_the_conversation() {
     let open = open(dir.path(), 4096);
     // The model has 2048 positions; one letter is one token.
     let long = format!("{}end", "x".repeat(5000));
-    let masses = open.masses(&[question(&long)], &["A", "B"]).unwrap();
-    assert!(masses[0].iter().all(|mass| mass.is_finite() && *mass > 0.0));
+    let probabilities = open.probabilities(&[question(&long)], &["A", "B"]).unwrap();
+    assert!(probabilities[0].iter().all(|mass| mass.is_finite() && *mass > 0.0));
     let answer = Question { after: "x".repeat(5000), ..question("Who?") };
-    let error = open.masses(&[answer], &["A", "B"]).unwrap_err().to_string();
+    let error = open.probabilities(&[answer], &["A", "B"]).unwrap_err().to_string();
     assert!(error.contains("longer than the judge's"), "{error}");
 }
 
 #[test]
 fn a_vocabulary_without_the_choices_is_refused() {
     // Its words are t0, t1, …: every letter is the unknown token.
-    let error = open(Path::new(&World::model()), 4096).masses(&[question("t5")], &["A", "B"]).unwrap_err();
+    let error = open(Path::new(&World::model()), 4096).probabilities(&[question("t5")], &["A", "B"]).unwrap_err();
     assert!(error.to_string().contains("no judge"), "{error}");
     let encoder = crate::support::fixture("bert-tiny").display().to_string();
-    let error = OwnJudge::open(&encoder, &Device::Cpu, Purpose::Score, 99).err().unwrap().to_string();
+    let error = LocalJudge::open(&encoder, &Device::Cpu, Purpose::Score, 99).err().unwrap().to_string();
     assert!(error.contains("encoder"), "{error}");
 }
 
@@ -215,7 +219,7 @@ fn a_judge_that_is_not_there_is_said_before_anything_begins() {
     let args = judged(&world, dir.path(), "out", "grades");
     for (more, words) in [
         (json!({"judge_model": null}), "judge_model: is required"),
-        (json!({"reward": {"kind": "length", "target": 3}}), "judge_model: is not asked"),
+        (json!({"reward": {"kind": "length", "target": 3}}), "judge_model: has no effect"),
         (json!({"judge_model": null, "reward": {"kind": "judge", "host": "large"}}), "no judge 'large'"),
         (json!({"reward": {"kind": "judge", "rubric": " "}}), "reward.rubric"),
         (json!({"judge_model": world.path("nothing")}), "judge_model"),

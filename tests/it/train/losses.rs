@@ -1,5 +1,5 @@
-//! Every loss of the group-based and preference recipes reaches every variable: a finite gradient that is not zero, with
-//! all parameters and through adapters, and the same whether the sequences go through together or one by one.
+//! Every loss of the group-based and preference recipes reaches every variable: a finite gradient that is not zero,
+//! with all parameters and through adapters, and the same whether the sequences go through together or one by one.
 
 use candle_core::{Device, Result, Tensor};
 use instructd::model::Recompute;
@@ -8,7 +8,7 @@ use instructd::objective::logprobs::{per_token, sequence_sums_tensor};
 use instructd::objective::{dpo, entropy, grpo, kto, orpo, simpo};
 use instructd::train::args::LoraArgs;
 use instructd::train::optim::{Grads, global_norm};
-use instructd::train::step::{Accumulator, Picked, Sequence};
+use instructd::train::step::{Accumulator, PredictionBatch, Sequence};
 use instructd::train::trainable::Trainable;
 
 use super::gradients::{largest, stirred};
@@ -30,10 +30,10 @@ fn column(values: &[f64]) -> Tensor {
 }
 
 /// The loss of the sequences from number `from` on.
-type Loss = Box<dyn Fn(&Trainable, &Picked, usize) -> Result<Tensor>>;
+type Loss = Box<dyn Fn(&Trainable, &PredictionBatch, usize) -> Result<Tensor>>;
 
 fn group(level: RatioLevel, surrogate: Surrogate, entropy_coef: f64) -> Loss {
-    Box::new(move |policy: &Trainable, picked: &Picked, from| {
+    Box::new(move |policy: &Trainable, picked: &PredictionBatch, from| {
         let hidden = picked.hidden(policy.decoder())?;
         let both = picked.logprobs_and_entropy(policy.decoder(), &hidden, 0.9)?;
         let advantages = column(&per_token(&ADVANTAGES[from..from + picked.lengths.len()], &picked.lengths));
@@ -55,7 +55,7 @@ fn group(level: RatioLevel, surrogate: Surrogate, entropy_coef: f64) -> Loss {
 
 /// Of pairs: sums (or means) of the chosen and of the rejected.
 fn pairs(mean: bool, loss: impl Fn(&Tensor, &Tensor, &Tensor) -> Result<Tensor> + 'static) -> Loss {
-    Box::new(move |policy: &Trainable, picked: &Picked, _| {
+    Box::new(move |policy: &Trainable, picked: &PredictionBatch, _| {
         let hidden = picked.hidden(policy.decoder())?;
         let logprobs = picked.logprobs(policy.decoder(), &hidden, 1.0)?.logprobs;
         let mut sums = sequence_sums_tensor(&logprobs, &picked.lengths)?;
@@ -87,7 +87,7 @@ fn preference(kind: dpo::DpoLoss, label_smoothing: f64) -> Loss {
 fn losses() -> Vec<(&'static str, Loss)> {
     let simpo = simpo::Settings { beta: 2.0, gamma: 1.0, label_smoothing: 0.1 };
     let kto = kto::Settings { beta: 0.1, desirable_weight: 1.0, undesirable_weight: 1.5 };
-    let thumbs: Loss = Box::new(move |policy: &Trainable, picked: &Picked, _| {
+    let thumbs: Loss = Box::new(move |policy: &Trainable, picked: &PredictionBatch, _| {
         let hidden = picked.hidden(policy.decoder())?;
         let logprobs = picked.logprobs(policy.decoder(), &hidden, 1.0)?.logprobs;
         let sums = sequence_sums_tensor(&logprobs, &picked.lengths)?;
@@ -110,7 +110,7 @@ fn losses() -> Vec<(&'static str, Loss)> {
 fn gradients(policy: &Trainable, loss: &Loss, parts: &[&[Sequence]]) -> Grads {
     let (mut sum, mut from) = (Accumulator::default(), 0);
     for part in parts {
-        let picked = Picked::new(&part.iter().collect::<Vec<_>>());
+        let picked = PredictionBatch::new(&part.iter().collect::<Vec<_>>());
         sum.add(&policy.params, &loss(policy, &picked, from).unwrap()).unwrap();
         from += part.len();
     }

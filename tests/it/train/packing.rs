@@ -6,7 +6,7 @@ use instructd::model::Recompute;
 use instructd::objective::causal_lm;
 use instructd::train::args::LoraArgs;
 use instructd::train::optim::{Grads, global_norm};
-use instructd::train::step::{Accumulator, Picked, Sequence, micro_batches};
+use instructd::train::step::{Accumulator, PredictionBatch, Sequence, micro_batches};
 use instructd::train::trainable::Trainable;
 
 use super::gradients::{MODELS, largest, stirred};
@@ -21,7 +21,7 @@ fn sequences() -> Vec<Sequence> {
 }
 
 fn logprobs(policy: &Trainable, sequences: &[&Sequence]) -> (Tensor, Vec<usize>) {
-    let picked = Picked::new(sequences);
+    let picked = PredictionBatch::new(sequences);
     let hidden = picked.hidden(policy.decoder()).unwrap();
     (picked.logprobs(policy.decoder(), &hidden, 1.0).unwrap().logprobs, picked.lengths)
 }

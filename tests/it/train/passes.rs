@@ -7,12 +7,12 @@ use instructd::model::{PackedBatch, Recompute, Recording};
 use instructd::objective::causal_lm;
 use instructd::train::args::{FrozenPrecision, LoraArgs};
 use instructd::train::optim::Grads;
-use instructd::train::step::{Accumulator, Picked, Sequence, micro_batches};
+use instructd::train::step::{Accumulator, PredictionBatch, Sequence, micro_batches};
 use instructd::train::trainable::Trainable;
 
 use super::gradients::{MODELS, largest, stirred, stirred_over};
 
-fn gradients(policy: &Trainable, picked: &Picked, hidden: &Tensor) -> Grads {
+fn gradients(policy: &Trainable, picked: &PredictionBatch, hidden: &Tensor) -> Grads {
     let logprobs = picked.logprobs(policy.decoder(), hidden, 1.0).unwrap().logprobs;
     let mut sum = Accumulator::default();
     sum.add(&policy.params, &causal_lm::loss(&logprobs, 10.0).unwrap().0).unwrap();
@@ -27,7 +27,7 @@ fn selected_rows_equal_those_of_the_full_pass() {
         Sequence::new(&[11], &[12, 13, 14, 15, 2]),
         Sequence::new(&[3, 4, 5, 6, 7, 8, 9, 10], &[11]),
     ];
-    let picked = Picked::new(&sequences.iter().collect::<Vec<_>>());
+    let picked = PredictionBatch::new(&sequences.iter().collect::<Vec<_>>());
     let rows = Tensor::new(picked.rows.as_slice(), &Device::Cpu).unwrap();
     for model in MODELS {
         for lora in [None, Some(&lora)] {
@@ -84,7 +84,7 @@ fn activations_of_sampling_equal_the_first_pass_bit_for_bit() {
                 let pair = |(p, s): (&Vec<u32>, &instructd::generation::Sample)| Sequence::new(p, &s.ids);
                 let sequences: Vec<Sequence> = prompts.iter().zip(&samples).map(pair).collect();
                 let order = micro_batches(&sequences.iter().map(|s| s.ids.len()).collect::<Vec<_>>(), 1000).remove(0);
-                let picked = Picked::new(&order.iter().map(|&i| &sequences[i]).collect::<Vec<_>>());
+                let picked = PredictionBatch::new(&order.iter().map(|&i| &sequences[i]).collect::<Vec<_>>());
                 let made = policy.decoder().recorded_tails(&picked.batch, &picked.lengths, recording, &order).unwrap();
                 let anew = picked.hidden(policy.decoder()).unwrap();
                 assert!(largest(&(&made - &anew).unwrap()) == 0.0, "{model}: other states");

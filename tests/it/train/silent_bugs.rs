@@ -34,7 +34,7 @@ use instructd::objective::{causal_lm, gae, kl, logprobs, ppo, whiten};
 use instructd::prompt::Texts;
 use instructd::train::args::LoraArgs;
 use instructd::train::optim::{Grads, global_norm};
-use instructd::train::step::{Accumulator, Picked, Sequence};
+use instructd::train::step::{Accumulator, PredictionBatch, Sequence};
 use instructd::train::trainable::Trainable;
 use serde_json::{Value, json};
 
@@ -80,17 +80,17 @@ fn prompts(n: u32) -> Vec<Vec<u32>> {
 }
 
 /// Log-probs of the responses by a forward pass over whole sequences, at `temperature`.
-fn recomputed(decoder: &Decoder, picked: &Picked, temperature: f64) -> Vec<f64> {
+fn recomputed(decoder: &Decoder, picked: &PredictionBatch, temperature: f64) -> Vec<f64> {
     let hidden = picked.hidden(decoder).unwrap();
     let logprobs: Vec<f32> = picked.logprobs(decoder, &hidden, temperature).unwrap().logprobs.to_vec1().unwrap();
     logprobs.into_iter().map(f64::from).collect()
 }
 
-fn rollout(decoder: &Decoder, temperature: f32) -> (Picked, Vec<f64>) {
+fn rollout(decoder: &Decoder, temperature: f32) -> (PredictionBatch, Vec<f64>) {
     let prompts = prompts(12);
     let samples = samples(decoder, &prompts, temperature, vec![2]);
     let sequences: Vec<Sequence> = prompts.iter().zip(&samples).map(|(p, s)| Sequence::new(p, &s.ids)).collect();
-    let picked = Picked::new(&sequences.iter().collect::<Vec<_>>());
+    let picked = PredictionBatch::new(&sequences.iter().collect::<Vec<_>>());
     (picked, samples.iter().flat_map(|s| s.logprobs.iter().map(|l| f64::from(*l))).collect())
 }
 
@@ -107,7 +107,7 @@ fn mutation_pad_equal_to_eos_would_hide_the_end() {
     assert_eq!(loaded.config.eos_ids, [pad]);
     let texts = Texts::new(&loaded).unwrap();
     let (ids, start) = texts.conversation(&instructd::data::PromptInput::Text("t5 t6".into()), "t7 t8", 32).unwrap();
-    let picked = Picked::new(&[&Sequence { ids, start }]);
+    let picked = PredictionBatch::new(&[&Sequence { ids, start }]);
     assert_eq!(picked.targets, [7, 8, pad], "the end token is a target");
 
     // The gradient at the end token's row: there with us, gone with the padding mask of `target != pad`.
@@ -236,7 +236,7 @@ fn mutation_a_mean_of_micro_batch_means_is_not_the_mean() {
     let grads = |parts: &[(&[&Sequence], f64)]| -> Grads {
         let mut sum = Accumulator::default();
         for (sequences, total) in parts {
-            let picked = Picked::new(sequences);
+            let picked = PredictionBatch::new(sequences);
             let hidden = picked.hidden(policy.decoder()).unwrap();
             let logprobs = picked.logprobs(policy.decoder(), &hidden, 1.0).unwrap().logprobs;
             sum.add(&policy.params, &causal_lm::loss(&logprobs, *total).unwrap().0).unwrap();

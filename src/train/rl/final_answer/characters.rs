@@ -1,14 +1,15 @@
-//! One spelling for what is written in many: full-width and other scripts' digits, typographic signs, LaTeX.
+//! Normalises characters: full-width characters, digits of other scripts, typographic signs, and LaTeX.
 
-/// Stands for `\frac`; two arguments follow.
+/// Represents `\frac`; two arguments follow.
 pub const FRACTION: char = '\u{E000}';
-/// Begin and end of a `\boxed{…}`.
+/// Start of a `\boxed{…}`.
 pub const BOX: char = '\u{E001}';
+/// End of a `\boxed{…}`.
 pub const BOX_END: char = '\u{E002}';
-/// Any space that only separates groups of digits: thin, no-break, LaTeX's `\,`.
+/// Represents spaces that separate groups of digits: thin, no-break, LaTeX's `\,`.
 pub const THIN: char = '\u{2009}';
 
-/// Code points of the digit zero of scripts whose ten digits follow each other.
+/// Code points of the digit zero of scripts with consecutive digits.
 const ZEROS: &[u32] = &[0x660, 0x6F0, 0x966, 0x9E6, 0xA66, 0xAE6, 0xE50];
 
 const SUPERSCRIPTS: &[(char, char)] = &[
@@ -43,7 +44,7 @@ const FRACTIONS: &[(char, &str)] = &[
     ('⅞', "7/8"),
 ];
 
-/// The text in one spelling: ASCII digits and signs, LaTeX commands as characters.
+/// The text with ASCII digits and signs, and LaTeX commands as characters.
 pub fn plain(text: &str) -> Vec<char> {
     let chars: Vec<char> = text.chars().filter_map(one_spelling).collect();
     let mut out = Vec::with_capacity(chars.len());
@@ -76,7 +77,7 @@ fn one_spelling(c: char) -> Option<char> {
     })
 }
 
-/// Index behind the group that opens at `at`, or the end of the text where it does not close.
+/// The index after the group that opens at `at`, or the end of the text if it is not closed.
 pub fn group_end(chars: &[char], at: usize) -> usize {
     let mut depth = 0;
     for (i, c) in chars.iter().enumerate().skip(at) {
@@ -152,14 +153,14 @@ fn latex(chars: &[char], out: &mut Vec<char>) {
     }
 }
 
-/// What stands between the braces at `open` and before `end`.
+/// The characters between the braces at `open` and before `end`.
 fn inside(chars: &[char], open: usize, end: usize) -> &[char] {
     let closed = end > open + 1 && chars[end - 1] == '}';
     &chars[open + 1..if closed { end - 1 } else { end }]
 }
 
-/// Superscripts as powers, vulgar fractions as two numbers, degrees without their power, `**` between digits as
-/// a power and elsewhere as nothing.
+/// Replaces superscripts by powers, vulgar fractions by two numbers, raised degree signs by `°`, and `**` between
+/// digits by a power; removes other `**`.
 fn spell_out(chars: &[char]) -> Vec<char> {
     let mut out: Vec<char> = Vec::with_capacity(chars.len());
     let mut raised = false;

@@ -1,31 +1,33 @@
-//! The rule `final_answer`: whether a completion's final answer is the wanted one.
+//! The rule `final_answer`: whether a completion's final answer is the expected one.
 //!
-//! The two sides are read differently. The wanted answer is taken whole (of a GSM8K record, what stands behind
-//! `####`): `2^10` is never cut down to `10`. From the completion the final answer is extracted: behind the first
-//! `####`, else in the last `\boxed{…}`, else behind the last "answer is", else the last number. What a completion
-//! writes after a new question ("Q: …") does not count. Numbers are compared by value and exactly.
+//! The two sides are read differently. The expected answer is used as a whole (for a GSM8K record, the text after
+//! `####`): `2^10` is not reduced to `10`. The final answer of a completion is extracted: after the first `####`, else
+//! in the last `\boxed{…}`, else after the last "answer is", else the last number. Text after a new question ("Q: …")
+//! is ignored. Numbers are compared exactly, by value.
 
 mod characters;
 mod number;
+mod rational;
 mod units;
 mod words;
 
 use regex::Regex;
 
 use self::characters::{BOX, BOX_END, FRACTION, plain};
-use self::number::{Exact, Reader, Reading, Value};
+use self::number::{NumberParser, Parsed, Value};
+use self::rational::Rational;
 
-/// The answer that a prompt's record gives.
-pub struct Wanted {
+/// The answer in a prompt's record.
+pub struct ExpectedAnswer {
     text: String,
     value: Option<Value>,
 }
 
-impl Wanted {
-    /// `None` of an answer that says nothing.
+impl ExpectedAnswer {
+    /// `None` for an empty answer.
     pub fn new(answer: &str, pattern: Option<&Regex>) -> Option<Self> {
         let own = answer.rsplit_once("####").map_or(answer, |(_, rest)| rest).trim();
-        // An answer written in the form that the pattern asks of completions.
+        // The answer may be written in the format that the pattern requires of completions.
         let own = match pattern.and_then(|p| p.captures(own)) {
             Some(found) if found.get(0).is_some_and(|all| all.as_str() == own) => {
                 found.get(1).map_or(own, |group| group.as_str())
@@ -57,21 +59,21 @@ impl Wanted {
     }
 }
 
-/// A completion's final answer: its value if it has one, and the texts that may be meant by it.
+/// A completion's final answer: its value, if it has one, and its possible texts.
 struct Found {
     value: Option<Value>,
     texts: Vec<String>,
 }
 
 impl Found {
-    /// What stands in a box or is what a pattern matched: nothing else is to be read from it.
+    /// The content of a box or the match of a pattern.
     fn one(chars: Vec<char>) -> Self {
         let value = alone(&chars).or_else(|| result_of(&chars));
         Self { value, texts: vec![words_of(&chars)] }
     }
 }
 
-/// `B) twelve` for the choice `b`.
+/// Whether a text such as `B) twelve` is the choice `b`.
 fn choice(text: &str, wanted: &str) -> bool {
     let letter = wanted.chars().count() == 1 && wanted.chars().all(char::is_alphabetic);
     let rest = text.strip_prefix('(').unwrap_or(text).strip_prefix(wanted);
@@ -87,7 +89,7 @@ fn extract(all: &[char]) -> Found {
     })
 }
 
-/// Where a completion goes on with a question of its own, after it has said something.
+/// The index at which a completion continues with a new question, after an answer.
 fn next_question(chars: &[char]) -> usize {
     const BEGINNINGS: &[&str] = &["q:", "question:", "problem:", "human:", "user:", "instruction:", "问题:", "问:"];
     let mut start = 0;
@@ -103,12 +105,12 @@ fn next_question(chars: &[char]) -> usize {
     chars.len()
 }
 
-/// The answer that a mark announces.
+/// The answer after a mark.
 fn marked(chars: &[char]) -> Option<Found> {
     hashes(chars).or_else(|| last_box(chars).map(Found::one)).or_else(|| announced(chars))
 }
 
-/// Behind the first `####` that is not the heading of a section.
+/// The answer after the first `####` that is not the heading of a section.
 fn hashes(chars: &[char]) -> Option<Found> {
     const HEADINGS: &[&str] = &["step", "part", "solution", "explanation", "reasoning", "calculation", "given"];
     let mut i = 0;
@@ -128,7 +130,7 @@ fn hashes(chars: &[char]) -> Option<Found> {
         let (mut text, end) = (line(start), start + line(start).len());
         let words = words_of(text);
         if matches!(words.trim_end_matches(':'), "answer" | "final answer" | "the answer") {
-            // The heading of the answer: it stands below.
+            // A heading: the answer is on a following line.
             let from = (end..chars.len()).find(|i| !chars[*i].is_whitespace()).unwrap_or(chars.len());
             text = line(from);
         } else if words.is_empty() || words.ends_with(':') || HEADINGS.iter().any(|h| words.starts_with(h)) {
@@ -146,14 +148,14 @@ fn hashes(chars: &[char]) -> Option<Found> {
     None
 }
 
-/// What the last `\boxed{…}` holds.
+/// The content of the last `\boxed{…}`.
 fn last_box(chars: &[char]) -> Option<Vec<char>> {
     let start = chars.iter().rposition(|c| *c == BOX)?;
     let end = chars[start..].iter().position(|c| *c == BOX_END).map_or(chars.len(), |n| start + n);
     Some(chars[start + 1..end].to_vec())
 }
 
-/// Behind the last "answer is", "answer:", "答案是".
+/// The answer after the last "answer is", "answer:" or "答案是".
 fn announced(chars: &[char]) -> Option<Found> {
     let lower: Vec<char> = chars.iter().map(|c| c.to_ascii_lowercase()).collect();
     let starts = |i: usize, word: &str| word.chars().enumerate().all(|(k, c)| lower.get(i + k) == Some(&c));
@@ -172,7 +174,7 @@ fn announced(chars: &[char]) -> Option<Found> {
     let skip = rest.iter().position(|c| c.is_alphanumeric() || *c == FRACTION)?;
     let line_end = rest[skip..].iter().position(|c| *c == '\n').map_or(rest.len(), |n| skip + n);
     let line = &rest[..line_end];
-    // A sentence ends at a point with a space behind it; at a number, the point may be the decimal one.
+    // A sentence ends at a point before a space. Other points may be decimal points.
     let sentence_end = (0..line.len())
         .find(|i| matches!(line[*i], '.' | ';') && line.get(i + 1).is_none_or(|c| *c == ' ') && *i >= skip)
         .unwrap_or(line.len());
@@ -187,22 +189,22 @@ fn announced(chars: &[char]) -> Option<Found> {
     Some(Found { value, texts: vec![words_of(sentence), words_of(line)] })
 }
 
-/// Every value in running text with its place; `None` where digits have no value.
+/// All numbers in a text, with their ranges; `None` for digits without a value.
 fn values(chars: &[char]) -> Vec<(usize, usize, Option<Value>)> {
-    let reader = Reader { chars, alone: false };
+    let parser = NumberParser { chars, alone: false };
     let at = |i: usize| chars.get(i).copied().unwrap_or('\0');
     let mut found: Vec<(usize, usize, Option<Value>)> = Vec::new();
     let mut i = 0;
     while i < chars.len() {
         let begins = at(i).is_ascii_digit() || at(i) == FRACTION || (at(i) == '.' && at(i + 1).is_ascii_digit());
-        let Some(reading) = begins.then(|| reader.value(i)).flatten() else {
+        let Some(reading) = begins.then(|| parser.value(i)).flatten() else {
             i += 1;
             continue;
         };
         let before = Before::of(chars, i, found.last().map_or(0, |(_, end, _)| *end));
         let (value, end) = match reading {
-            Reading::Value(value, end) => (before.apply(value), end),
-            Reading::Opaque(end) => (None, end),
+            Parsed::Value(value, end) => (before.apply(value), end),
+            Parsed::Opaque(end) => (None, end),
         };
         let end = end.max(i + 1);
         found.push((before.start, end, value));
@@ -216,7 +218,7 @@ struct Before {
     start: usize,
     negative: bool,
     currency: Option<units::Unit>,
-    /// It is an exponent, an index or a root: no value of its own.
+    /// The number is an exponent, an index or under a root, so it is not a value.
     bound: bool,
 }
 
@@ -227,7 +229,7 @@ impl Before {
         for _ in 0..2 {
             let Some(last) = back(found.start) else { break };
             let glued = last + 1 == found.start;
-            // A code stands apart, a sign may.
+            // A code must be a separate word; a sign may be joined.
             let code = last.checked_sub(2).filter(|k| *k >= after && (*k == after || !chars[k - 1].is_alphanumeric()));
             let begins = [code, (chars[last] == '$').then(|| last.saturating_sub(2)), Some(last)];
             let currency = begins.into_iter().flatten().find_map(|k| {
@@ -284,8 +286,8 @@ fn signed(value: Value, negative: bool, currency: Option<units::Unit>) -> Option
     }
 }
 
-/// The last value of running text: `None` without any number, `Some(None)` where the last number has no value or is
-/// part of a sum that was not done.
+/// The last value of a text: `None` without numbers, `Some(None)` if the last number has no value or is an operand of
+/// an unfinished calculation.
 fn last_value(chars: &[char]) -> Option<Option<Value>> {
     let mut found = values(chars);
     let (start, _, value) = found.pop()?;
@@ -293,7 +295,7 @@ fn last_value(chars: &[char]) -> Option<Option<Value>> {
     Some(value.filter(|_| !open))
 }
 
-/// The first value of a sentence, unless it begins a sum.
+/// The first value of a sentence, unless it begins a calculation.
 fn first_value(chars: &[char]) -> Option<Value> {
     let mut found = values(chars).into_iter();
     let (_, end, value) = found.next()?;
@@ -306,7 +308,7 @@ fn operator(between: &[char]) -> bool {
     !text.contains('\n') && matches!(text.trim(), "+" | "-" | "×" | "*" | "÷" | "/" | "x")
 }
 
-/// The value at the beginning of a line that goes on with something else.
+/// The value at the beginning of a line that continues with other text.
 fn leading_value(chars: &[char]) -> Option<Value> {
     let (start, end, value) = values(chars).into_iter().next()?;
     let before = chars[..start].iter().all(|c| c.is_whitespace() || matches!(c, '*' | '_' | '$'));
@@ -314,13 +316,13 @@ fn leading_value(chars: &[char]) -> Option<Value> {
     value.filter(|_| before && goes_on.is_some_and(|c| c.is_alphabetic() || matches!(c, '(' | '.' | ',' | ';' | '[')))
 }
 
-/// Behind the last `=`.
+/// The value after the last `=`.
 fn result_of(chars: &[char]) -> Option<Value> {
     let equals = chars.iter().rposition(|c| *c == '=')?;
     alone(&chars[equals + 1..])
 }
 
-/// Without the marks of Markdown and formulas, quotes and full stops around it.
+/// The characters without surrounding Markdown, formula marks, quotes and punctuation.
 fn trimmed(mut chars: &[char]) -> &[char] {
     loop {
         let before = chars.len();
@@ -345,7 +347,7 @@ fn trimmed(mut chars: &[char]) -> &[char] {
     }
 }
 
-/// The value of a text that is one answer and nothing else; `None` where it is more than that.
+/// The value of a text that is a single answer; `None` if there is other text.
 fn alone(chars: &[char]) -> Option<Value> {
     let chars = trimmed(chars);
     let (open, close) = (*chars.first()?, *chars.last()?);
@@ -365,7 +367,7 @@ fn alone(chars: &[char]) -> Option<Value> {
     }
     let text: String = chars.iter().collect();
     if let Some(n) = words::number(&text) {
-        return Some(Value::Number { number: Exact::whole(n), percent: false, unit: None });
+        return Some(Value::Number { number: Rational::whole(n), percent: false, unit: None });
     }
     // x = 5
     let (name, value) = text.split_once('=')?;
@@ -375,7 +377,7 @@ fn alone(chars: &[char]) -> Option<Value> {
     (variable && !value.contains('=')).then(|| alone(&chars[equals + 1..])).flatten()
 }
 
-/// Two or more values apart by commas or semicolons.
+/// Two or more values that are separated by commas or semicolons.
 fn list(chars: &[char]) -> Option<Vec<Value>> {
     let mut depth = 0;
     let parts: Vec<&[char]> = chars
@@ -390,12 +392,12 @@ fn list(chars: &[char]) -> Option<Vec<Value>> {
     parts.into_iter().map(alone).collect()
 }
 
-/// A number, ratio or time with its signs before it and words behind it.
+/// A number, ratio or time, with signs before it and words after it.
 fn one_number(chars: &[char]) -> Option<Value> {
-    let reader = Reader { chars, alone: true };
+    let parser = NumberParser { chars, alone: true };
     let (mut i, mut negative, mut currency, mut signs) = (0, false, None, 0);
     loop {
-        i = reader.spaces(i);
+        i = parser.spaces(i);
         if matches!(chars.get(i), Some('-' | '+')) && signs == 0 {
             negative = chars[i] == '-';
             signs = 1;
@@ -414,13 +416,13 @@ fn one_number(chars: &[char]) -> Option<Value> {
             break;
         }
     }
-    let Reading::Value(value, end) = reader.value(i)? else { return None };
+    let Parsed::Value(value, end) = parser.value(i)? else { return None };
     let rest: String = chars[end..].iter().collect();
     let rest = rest.trim_matches([' ', '$', characters::THIN]);
     only_words(rest).then(|| signed(value, negative, currency)).flatten()
 }
 
-/// Whether what follows a number only says of what it is.
+/// Whether the text after a number only names what is counted.
 fn only_words(rest: &str) -> bool {
     const CHANGES: &[&str] = &[
         "or",
@@ -454,7 +456,7 @@ fn only_words(rest: &str) -> bool {
         && !words.iter().any(|w| w.contains('π'))
 }
 
-/// Text without case, marks around it, and spaces that mean nothing.
+/// The normalised text: lower case, without surrounding marks and redundant spaces.
 fn words_of(chars: &[char]) -> String {
     let chars = trimmed(chars);
     let inner = match chars {
@@ -476,14 +478,14 @@ fn same(wanted: &Value, found: &Value) -> bool {
             Value::Number { number: w, percent: w_percent, unit: w_unit },
             Value::Number { number: f, percent: f_percent, unit: f_unit },
         ) => {
-            let hundredth = |n: &Exact| n.over(&Exact::whole(100));
+            let hundredth = |n: &Rational| n.over(&Rational::whole(100));
             let conflict = match (w_unit, f_unit) {
                 (Some(w), Some(f)) => w != f,
                 (Some(_), None) => *f_percent,
                 (None, Some(_)) => *w_percent,
                 (None, None) => false,
             };
-            // A percent sign that one side leaves out may have been meant or not: 50 %, 50 and 0.5 are one answer.
+            // If only one side has a percent sign, 50 %, 50 and 0.5 are equal.
             let by_percent = match (w_percent, f_percent) {
                 (true, false) => hundredth(w).is_some_and(|w| w == *f),
                 (false, true) => hundredth(f).is_some_and(|f| f == *w),
@@ -492,12 +494,12 @@ fn same(wanted: &Value, found: &Value) -> bool {
             !conflict && (w == f || by_percent)
         }
         (Value::Time { seconds: w, afternoon: a }, Value::Time { seconds: f, afternoon: b }) => {
-            // Said on one side only, the half of the day is left open by the other.
+            // If only one side names the half of the day, the other may be either half.
             let half_open = a.is_none() != b.is_none() && w % 43_200 == f % 43_200;
             w == f || half_open
         }
         (Value::Ratio(w), Value::Ratio(f)) => {
-            let proportional = |(a, b): (&Exact, &Exact)| match (a.times(&f[0]), b.times(&w[0])) {
+            let proportional = |(a, b): (&Rational, &Rational)| match (a.times(&f[0]), b.times(&w[0])) {
                 (Some(a), Some(b)) => a == b,
                 _ => false,
             };

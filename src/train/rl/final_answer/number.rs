@@ -1,86 +1,27 @@
-//! Exact numbers as people write them: decimals with separators, fractions, mixed numbers, powers, percentages,
-//! amounts with a unit, times of day and ratios. Values are fractions of whole numbers; nothing is rounded.
+//! Parses numbers: decimals with separators, fractions, mixed numbers, powers, percentages, amounts with a unit, times
+//! of day and ratios. Values are exact.
 
 use num_bigint::BigInt;
 
 use super::characters::{FRACTION, THIN, group_end};
+use super::rational::Rational;
 use super::units::{self, Unit};
 
-/// Exponents beyond this are not computed: the text is then no number.
-const MAX_EXPONENT: u32 = 4096;
-const MAX_BITS: u64 = 1 << 16;
-
-/// A fraction of whole numbers, not reduced; the denominator is above 0.
-#[derive(Clone, Debug)]
-pub struct Exact {
-    above: BigInt,
-    below: BigInt,
-}
-
-impl PartialEq for Exact {
-    fn eq(&self, other: &Self) -> bool {
-        &self.above * &other.below == &other.above * &self.below
-    }
-}
-
-impl Exact {
-    pub fn whole(n: i64) -> Self {
-        Self { above: n.into(), below: 1.into() }
-    }
-
-    fn is_small(&self) -> bool {
-        self.above.bits() + self.below.bits() <= MAX_BITS
-    }
-
-    pub fn times(&self, other: &Self) -> Option<Self> {
-        let product = Self { above: &self.above * &other.above, below: &self.below * &other.below };
-        product.is_small().then_some(product)
-    }
-
-    fn plus(&self, other: &Self) -> Self {
-        let above = &self.above * &other.below + &other.above * &self.below;
-        Self { above, below: &self.below * &other.below }
-    }
-
-    /// `None` for a division by 0.
-    pub fn over(&self, other: &Self) -> Option<Self> {
-        let zero = BigInt::from(0);
-        if other.above == zero {
-            return None;
-        }
-        let (above, below) = (&self.above * &other.below, &self.below * &other.above);
-        Some(if below < zero { Self { above: -above, below: -below } } else { Self { above, below } })
-    }
-
-    fn power(&self, exponent: i64) -> Option<Self> {
-        let n = u32::try_from(exponent.unsigned_abs()).ok().filter(|n| *n <= MAX_EXPONENT)?;
-        if (self.above.bits() + self.below.bits()) * u64::from(n) > MAX_BITS {
-            return None;
-        }
-        let raised = Self { above: self.above.pow(n), below: self.below.pow(n) };
-        if exponent < 0 { Self::whole(1).over(&raised) } else { Some(raised) }
-    }
-
-    pub fn negative(self) -> Self {
-        Self { above: -self.above, ..self }
-    }
-}
-
-/// What a piece of text means.
+/// The value of a text.
 #[derive(Clone, Debug)]
 pub enum Value {
     Number {
-        number: Exact,
+        number: Rational,
         percent: bool,
         unit: Option<Unit>,
     },
-    /// Seconds since midnight, and whether it was said to be after noon.
+    /// A time in seconds since midnight, and whether it is marked as before or after noon.
     Time {
         seconds: u32,
         afternoon: Option<bool>,
     },
     /// `3:4`, `1:2:3`.
-    Ratio(Vec<Exact>),
+    Ratio(Vec<Rational>),
     /// `(1, 2)`; sets have no order.
     List {
         items: Vec<Value>,
@@ -88,27 +29,27 @@ pub enum Value {
     },
 }
 
-/// How far a reading came.
+/// The result of parsing.
 #[derive(Clone, Debug)]
-pub enum Reading {
-    /// A value, and the index behind it.
+pub enum Parsed {
+    /// A value, and the index after it.
     Value(Value, usize),
-    /// Something with digits that has no value here (`1.2.3`, `2^n`, `3x`), and the index behind it.
+    /// Text with digits that has no value (`1.2.3`, `2^n`, `3x`), and the index after it.
     Opaque(usize),
 }
 
-/// Reads values out of characters in one spelling.
+/// Parses values in normalised characters.
 #[derive(Clone, Copy)]
-pub struct Reader<'c> {
+pub struct NumberParser<'c> {
     pub chars: &'c [char],
-    /// The characters are one answer and nothing else: groups of digits may be apart by spaces.
+    /// The characters are a single answer, so groups of digits may be separated by spaces.
     pub alone: bool,
 }
 
-/// A part of a number: read, impossible, or not there.
-type Part = Option<Result<(Exact, usize), usize>>;
+/// A part of a number: a value and its end, an error and its end, or `None` if there is none.
+type Part = Option<Result<(Rational, usize), usize>>;
 
-impl Reader<'_> {
+impl NumberParser<'_> {
     fn at(&self, i: usize) -> char {
         self.chars.get(i).copied().unwrap_or('\0')
     }
@@ -133,19 +74,19 @@ impl Reader<'_> {
         text.parse().ok()
     }
 
-    /// The value that begins at `i` (a digit, a point before a digit, or a fraction), unsigned.
-    pub fn value(&self, i: usize) -> Option<Reading> {
+    /// The unsigned value that begins at `i` with a digit, a point before a digit, or a fraction.
+    pub fn value(&self, i: usize) -> Option<Parsed> {
         if let Some(reading) = self.clock(i) {
             return Some(reading);
         }
         let (mut number, mut end) = match self.amount(i)? {
             Ok(found) => found,
-            Err(end) => return Some(Reading::Opaque(self.rest_of_word(end))),
+            Err(end) => return Some(Parsed::Opaque(self.rest_of_word(end))),
         };
         if let Some((scale, after)) = units::scale(self.chars, end) {
             match number.times(&scale) {
                 Some(scaled) => (number, end) = (scaled, after),
-                None => return Some(Reading::Opaque(after)),
+                None => return Some(Parsed::Opaque(after)),
             }
         }
         if self.at(end) == ':' && self.digit(end + 1) {
@@ -157,10 +98,10 @@ impl Reader<'_> {
         // An ordinal: 2nd, 21st.
         let word: String = self.chars[end..].iter().take_while(|c| c.is_alphabetic()).collect();
         if matches!(word.as_str(), "st" | "nd" | "rd" | "th") {
-            return Some(Reading::Value(Value::Number { number, percent: false, unit: None }, end + 2));
+            return Some(Parsed::Value(Value::Number { number, percent: false, unit: None }, end + 2));
         }
         if let Some(after) = units::percent(self.chars, end) {
-            return Some(Reading::Value(Value::Number { number, percent: true, unit: None }, after));
+            return Some(Parsed::Value(Value::Number { number, percent: true, unit: None }, after));
         }
         let (unit, after) = match units::unit(self.chars, end, self.alone) {
             Some((unit, after)) => (Some(unit), after),
@@ -170,12 +111,12 @@ impl Reader<'_> {
         let joined = |sign: char| glued == sign && (self.digit(after + 1) || self.at(after + 1) == FRACTION);
         if glued.is_ascii_alphabetic() || matches!(glued, 'π' | '√' | '^') || joined('-') || joined('/') || joined(':')
         {
-            return Some(Reading::Opaque(self.rest_of_word(after)));
+            return Some(Parsed::Opaque(self.rest_of_word(after)));
         }
-        Some(Reading::Value(Value::Number { number, percent: false, unit }, after))
+        Some(Parsed::Value(Value::Number { number, percent: false, unit }, after))
     }
 
-    /// The end of what is glued together with digits.
+    /// The end of the characters that are joined to digits.
     fn rest_of_word(&self, mut i: usize) -> usize {
         loop {
             let c = self.at(i);
@@ -189,7 +130,7 @@ impl Reader<'_> {
     }
 
     /// `10:30`, `9:05:30 pm`, `10 am`.
-    fn clock(&self, i: usize) -> Option<Reading> {
+    fn clock(&self, i: usize) -> Option<Parsed> {
         let hour_end = self.digits(i);
         if !(1..=2).contains(&(hour_end - i)) {
             return None;
@@ -221,10 +162,10 @@ impl Reader<'_> {
             return None;
         }
         let seconds = hour * 3600 + minutes.unwrap_or(0) * 60 + seconds;
-        Some(Reading::Value(Value::Time { seconds, afternoon }, end))
+        Some(Parsed::Value(Value::Time { seconds, afternoon }, end))
     }
 
-    fn ratio(&self, first: Exact, mut end: usize) -> Reading {
+    fn ratio(&self, first: Rational, mut end: usize) -> Parsed {
         let mut terms = vec![first];
         loop {
             let colon = if self.alone { self.spaces(end) } else { end };
@@ -237,10 +178,10 @@ impl Reader<'_> {
                     terms.push(term);
                     end = after;
                 }
-                _ => return Reading::Opaque(self.rest_of_word(next)),
+                _ => return Parsed::Opaque(self.rest_of_word(next)),
             }
         }
-        Reading::Value(Value::Ratio(terms), end)
+        Parsed::Value(Value::Ratio(terms), end)
     }
 
     /// A number without unit: decimal, fraction, mixed number, power, times a power of ten.
@@ -277,8 +218,8 @@ impl Reader<'_> {
         Some(Ok((number, end)))
     }
 
-    /// The proper fraction that makes a whole number before it a mixed one: ` 1/2`, ` and 1/2`, `\frac{1}{2}`.
-    fn mixed(&self, end: usize) -> Option<(Exact, usize)> {
+    /// The proper fraction after the integer of a mixed number: ` 1/2`, ` and 1/2`, `\frac{1}{2}`.
+    fn mixed(&self, end: usize) -> Option<(Rational, usize)> {
         let mut at = self.spaces(end);
         let and: String = self.chars[at.min(self.chars.len())..].iter().take(4).collect();
         if self.alone && at > end && and == "and " {
@@ -293,7 +234,8 @@ impl Reader<'_> {
         }
         let below_end = self.digits(above_end + 1);
         let (above, below) = (self.whole(at, above_end)?, self.whole(above_end + 1, below_end)?);
-        (above < below && self.at(below_end) != '/').then_some((Exact { above, below }, below_end))
+        (above < below && self.at(below_end) != '/')
+            .then_some((Rational { numerator: above, denominator: below }, below_end))
     }
 
     /// A decimal or a fraction in LaTeX, with its power.
@@ -330,16 +272,16 @@ impl Reader<'_> {
         Some(above.over(&below).map(|number| (number, end)).ok_or(end))
     }
 
-    fn argument(&self, i: usize) -> Result<(Exact, usize), usize> {
+    fn argument(&self, i: usize) -> Result<(Rational, usize), usize> {
         if self.digit(i) {
             let number = self.whole(i, i + 1).ok_or(i + 1)?;
-            return Ok((Exact { above: number, below: 1.into() }, i + 1));
+            return Ok((Rational { numerator: number, denominator: 1.into() }, i + 1));
         }
         if self.at(i) != '{' {
             return Err(i + 1);
         }
         let end = group_end(self.chars, i);
-        let within = Reader { chars: &self.chars[..end.saturating_sub(1)], alone: self.alone };
+        let within = NumberParser { chars: &self.chars[..end.saturating_sub(1)], alone: self.alone };
         let sign = within.spaces(i + 1);
         let below = within.at(sign) == '-';
         let start = within.spaces(sign + usize::from(below || within.at(sign) == '+'));
@@ -386,12 +328,12 @@ impl Reader<'_> {
             end = after;
         }
         let above: BigInt = digits.parse().ok()?;
-        let number = Exact { above, below: 1.into() };
-        let number = Exact::whole(10).power(-places).and_then(|scale| number.times(&scale));
+        let number = Rational { numerator: above, denominator: 1.into() };
+        let number = Rational::whole(10).power(-places).and_then(|scale| number.times(&scale));
         Some(number.map(|number| (number, end)).ok_or(end))
     }
 
-    /// The digits of all groups where a separator follows the first one; an error where the groups are no number's.
+    /// The digits of all groups, if a separator follows the first one; an error if they do not form a number.
     fn groups(&self, i: usize, first_end: usize) -> Option<Result<(String, usize), usize>> {
         let separator = self.at(first_end);
         let spaced = separator == ' ' && self.alone;
@@ -413,7 +355,7 @@ impl Reader<'_> {
         if separator == '_' || thousands || lakhs {
             return Some(Ok((digits, end)));
         }
-        // A comma between digits that groups nothing may be a list or a decimal comma: no number by itself.
+        // Another comma between digits may separate a list or be a decimal comma, so there is no number.
         (separator == ',').then_some(Err(end))
     }
 }

@@ -1,13 +1,13 @@
-//! What may follow a number without changing it: scales, percent signs, units, halves of the day.
+//! Words and signs after a number: scales, percent signs, units, and halves of the day.
 
 use super::characters::THIN;
-use super::number::Exact;
+use super::rational::Rational;
 
-/// A unit by its usual symbol, its power included: `cm^2`, `km/h`, `$`.
+/// A unit by its usual symbol, with its power: `cm^2`, `km/h`, `$`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unit(String);
 
-/// (symbol, other spellings). What is not here is a word, not a unit, and is not compared.
+/// (symbol, spellings). Other words are not units and are not compared.
 const UNITS: &[(&str, &[&str])] = &[
     ("$", &["$", "dollar", "dollars", "usd", "bucks"]),
     ("cent", &["¢", "cent", "cents"]),
@@ -58,7 +58,7 @@ const UNITS: &[(&str, &[&str])] = &[
     ("GB", &["gb", "gigabyte", "gigabytes"]),
 ];
 
-/// Words and letters that are units only directly behind digits, or where the number stands alone.
+/// Words and letters that are units only directly after digits, or if there is no other text.
 const ALSO_WORDS: &[&str] = &["in", "second", "n", "v", "w", "j"];
 
 fn named(name: &str) -> Option<&'static str> {
@@ -70,7 +70,7 @@ fn skip_spaces(chars: &[char], from: usize) -> usize {
     (from..chars.len()).find(|i| !matches!(chars[*i], ' ' | THIN | '\t')).unwrap_or(chars.len())
 }
 
-/// The word at `i`, and where it ends. Signs of currencies and angles are words by themselves.
+/// The word at `i`, and its end. Signs of currencies and angles are words.
 fn word(chars: &[char], i: usize) -> (String, usize) {
     match chars.get(i) {
         Some(c @ ('$' | '€' | '£' | '¥' | '₹' | '¢')) => (c.to_string(), i + 1),
@@ -87,7 +87,7 @@ fn word(chars: &[char], i: usize) -> (String, usize) {
     }
 }
 
-/// The currency before a number, by a sign or a code: `$`, `US$`, `EUR `; and where the number begins.
+/// The currency before a number, by a sign or a code (`$`, `US$`, `EUR `), and the start of the number.
 pub fn currency_before(chars: &[char], i: usize) -> Option<(Unit, usize)> {
     let us = chars[i.min(chars.len())..].starts_with(&['U', 'S', '$']);
     let (name, end) = word(chars, if us { i + 2 } else { i });
@@ -100,7 +100,7 @@ pub fn currency_before(chars: &[char], i: usize) -> Option<(Unit, usize)> {
 }
 
 /// A factor written as a word: `thousand`, `k`, `万`.
-pub fn scale(chars: &[char], end: usize) -> Option<(Exact, usize)> {
+pub fn scale(chars: &[char], end: usize) -> Option<(Rational, usize)> {
     const WORDS: &[(&str, i64)] = &[
         ("hundred", 100),
         ("thousand", 1000),
@@ -115,14 +115,14 @@ pub fn scale(chars: &[char], end: usize) -> Option<(Exact, usize)> {
     let lower = name.to_lowercase();
     let glued = GLUED.iter().find(|(w, _)| at == end && *w == name);
     if let Some((_, factor)) = WORDS.iter().find(|(w, _)| *w == lower).or(glued) {
-        return Some((Exact::whole(*factor), after));
+        return Some((Rational::whole(*factor), after));
     }
     let factor = match chars.get(end)? {
         '万' => 10_000,
         '亿' => 100_000_000,
         _ => return None,
     };
-    Some((Exact::whole(factor), end + 1))
+    Some((Rational::whole(factor), end + 1))
 }
 
 /// The end of a percent sign or word.
@@ -158,7 +158,7 @@ pub fn half_of_day(chars: &[char], end: usize) -> Option<(bool, usize)> {
     (is_m && ends).then_some((afternoon, end))
 }
 
-/// The unit behind a number that ends at `end`: `cm`, `square meters`, `km/h`, `miles per hour`.
+/// The unit after a number that ends at `end`: `cm`, `square meters`, `km/h`, `miles per hour`.
 pub fn unit(chars: &[char], end: usize, alone: bool) -> Option<(Unit, usize)> {
     let mut at = skip_spaces(chars, end);
     if chars.get(at) == Some(&'$') && chars.get(at + 1).is_some_and(|c| c.is_ascii_digit()) {
@@ -174,7 +174,7 @@ pub fn unit(chars: &[char], end: usize, alone: bool) -> Option<(Unit, usize)> {
         at = skip_spaces(chars, after);
         (name, after) = word(chars, at);
     }
-    // The end of a formula, not dollars.
+    // A `$` after a number ends a formula.
     if name == "$" {
         return None;
     }

@@ -1,10 +1,10 @@
-//! A judge's answers as scores of completions: grades of single ones, or comparisons within a prompt.
+//! Scores of completions by a judge: grades of single completions, or comparisons of the completions of a prompt.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Result, bail, ensure};
 
-use super::services::Item;
+use super::services::Completion;
 use crate::data::PromptInput;
 use crate::objective::Stats;
 use crate::objective::judge::{expected_grade, preference, win_rates};
@@ -13,32 +13,32 @@ use crate::train::judge::{Judge, Question};
 
 /// The grades, worst first.
 const GRADES: [&str; 10] = ["1", "2", "3", "4", "5", "6", "7", "8", "9", "10"];
-/// Names of the two answers of a pair, in the order in which they are shown.
+/// Names of the two answers of a pair, in the order of the question.
 const PLACES: [&str; 2] = ["A", "B"];
 
-/// How completions are scored by a judge's answers.
-pub struct Grading {
+/// Scores completions by a judge's answers.
+pub struct JudgeScorer {
     rubric: String,
     by: JudgeBy,
-    /// Most completions of one prompt that are compared with each other.
+    /// Maximum number of completions of a prompt that are compared with each other.
     group: usize,
-    /// Since they were last taken; see `take_figures`.
+    /// Statistics since the last call of `take_figures`.
     figures: Mutex<Stats>,
 }
 
-impl Grading {
-    /// `group`: samples per prompt. More completions of one prompt that stand together are several groups.
+impl JudgeScorer {
+    /// `group` is the number of samples per prompt. More consecutive completions of a prompt form several groups.
     pub fn new(rubric: &str, by: JudgeBy, group: usize) -> Self {
         Self { rubric: rubric.trim().to_owned(), by, group: group.max(2), figures: Mutex::default() }
     }
 
     /// One score per completion: the expected grade (1 to 10), or the mean probability of being better than another
-    /// completion of the prompt (0 to 1). Completions of one prompt stand together. One that the judge gave no grade has
-    /// the lowest, and a pair without an answer counts as a tie.
+    /// completion of the prompt (0 to 1). Completions of a prompt must be consecutive. A completion without a grade
+    /// gets the lowest, and a pair without an answer counts as a tie.
     ///
     /// # Errors
-    /// When the judge gave no answer to any of the questions.
-    pub fn scores(&self, judge: &dyn Judge, items: &[Item<'_>]) -> Result<Vec<f64>> {
+    /// If the judge answered none of the questions.
+    pub fn scores(&self, judge: &dyn Judge, items: &[Completion<'_>]) -> Result<Vec<f64>> {
         match self.by {
             JudgeBy::Grades => self.grades(judge, items),
             JudgeBy::Pairs => self.pairs(judge, items),
@@ -55,17 +55,17 @@ impl Grading {
         self.figures.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn grades(&self, judge: &dyn Judge, items: &[Item<'_>]) -> Result<Vec<f64>> {
+    fn grades(&self, judge: &dyn Judge, items: &[Completion<'_>]) -> Result<Vec<f64>> {
         let questions: Vec<Question> = items.iter().map(|item| self.grade_question(item)).collect();
         let answers = self.ask(judge, &questions, &GRADES)?;
-        let grades: Vec<Option<f64>> = answers.iter().map(|masses| expected_grade(masses)).collect();
+        let grades: Vec<Option<f64>> = answers.iter().map(|probabilities| expected_grade(probabilities)).collect();
         self.note_missing(&grades)?;
         Ok(grades.into_iter().map(|grade| grade.unwrap_or(1.0)).collect())
     }
 
-    fn pairs(&self, judge: &dyn Judge, items: &[Item<'_>]) -> Result<Vec<f64>> {
+    fn pairs(&self, judge: &dyn Judge, items: &[Completion<'_>]) -> Result<Vec<f64>> {
         let of_prompts = items.chunk_by(|a, b| a.prompt == b.prompt);
-        let groups: Vec<&[Item<'_>]> = of_prompts.flat_map(|items| items.chunks(self.group)).collect();
+        let groups: Vec<&[Completion<'_>]> = of_prompts.flat_map(|items| items.chunks(self.group)).collect();
         let mut questions = Vec::new();
         for group in &groups {
             for (i, a) in group.iter().enumerate() {
@@ -75,7 +75,7 @@ impl Grading {
             }
         }
         let answers = self.ask(judge, &questions, &PLACES)?;
-        let of = |masses: &[f64]| [masses[0], masses[1]];
+        let of = |probabilities: &[f64]| [probabilities[0], probabilities[1]];
         let preferences: Vec<_> = answers.chunks_exact(2).map(|both| preference(of(&both[0]), of(&both[1]))).collect();
         self.note_missing(&preferences)?;
         {
@@ -99,12 +99,22 @@ impl Grading {
         if questions.is_empty() {
             return Ok(Vec::new());
         }
-        let answers = judge.masses(questions, choices)?;
-        ensure!(answers.len() == questions.len(), "the judge gave {} answers to {}", answers.len(), questions.len());
+        let answers = judge.probabilities(questions, choices)?;
+        ensure!(
+            answers.len() == questions.len(),
+            "the judge returned {} answers to {} questions",
+            answers.len(),
+            questions.len()
+        );
         let mut figures = self.figures();
-        for masses in &answers {
-            ensure!(masses.len() == choices.len(), "the judge spoke of {} choices of {}", masses.len(), choices.len());
-            figures.add("judge_on_choices", masses.iter().sum(), 1.0);
+        for probabilities in &answers {
+            ensure!(
+                probabilities.len() == choices.len(),
+                "the judge returned probabilities of {} choices of {}",
+                probabilities.len(),
+                choices.len()
+            );
+            figures.add("judge_on_choices", probabilities.iter().sum(), 1.0);
         }
         Ok(answers)
     }
@@ -121,7 +131,7 @@ impl Grading {
         Ok(())
     }
 
-    fn grade_question(&self, item: &Item<'_>) -> Question {
+    fn grade_question(&self, item: &Completion<'_>) -> Question {
         let (conversation, reference) = (conversation(item.prompt), reference(item.answer));
         let after = format!(
             "\n{reference}\n## Answer to be graded\n{}\n\n## Grade\nHow good is this answer by the criteria, from 1 \
@@ -131,7 +141,7 @@ impl Grading {
         Question { before: self.before(), conversation, after }
     }
 
-    fn pair_question(&self, a: &Item<'_>, b: &Item<'_>) -> Question {
+    fn pair_question(&self, a: &Completion<'_>, b: &Completion<'_>) -> Question {
         let (conversation, reference) = (conversation(a.prompt), reference(a.answer));
         let after = format!(
             "\n{reference}\n## Answer A\n{}\n\n## Answer B\n{}\n\n## Decision\nWhich answer is better by the criteria? \
@@ -146,7 +156,7 @@ impl Grading {
     }
 }
 
-/// The messages with their roles; a raw text as it is.
+/// The messages with their roles, or a raw text unchanged.
 fn conversation(prompt: &PromptInput) -> String {
     match prompt {
         PromptInput::Text(text) => text.clone(),
@@ -165,13 +175,13 @@ mod tests {
     use super::*;
     use crate::domain::Message;
 
-    /// Grades by length, and prefers longer answers; names the first place with a bias.
+    /// Grades by length, and prefers longer answers, with a bias towards the first position.
     struct ByLength {
         bias: f64,
     }
 
     impl Judge for ByLength {
-        fn masses(&self, questions: &[Question], choices: &[&str]) -> Result<Vec<Vec<f64>>> {
+        fn probabilities(&self, questions: &[Question], choices: &[&str]) -> Result<Vec<Vec<f64>>> {
             let of = |question: &Question| {
                 let part = |name: &str| {
                     let start = question.after.find(name)? + name.len();
@@ -184,24 +194,25 @@ mod tests {
                     return Some(vec![0.5 * first, 0.5 * (1.0 - first)]);
                 }
                 let length = part("## Answer to be graded")?;
-                let mut masses = vec![0.0; choices.len()];
+                let mut probabilities = vec![0.0; choices.len()];
                 if length > 0 {
-                    masses[length.min(10) - 1] = 0.25;
+                    probabilities[length.min(10) - 1] = 0.25;
                 }
-                Some(masses)
+                Some(probabilities)
             };
             Ok(questions.iter().map(|question| of(question).expect("a question of this module")).collect())
         }
     }
 
     fn scores(by: JudgeBy, bias: f64, texts: &[(&PromptInput, &str)]) -> (Result<Vec<f64>>, Stats) {
-        let items: Vec<Item<'_>> = texts.iter().map(|(prompt, text)| Item { prompt, text, answer: None }).collect();
-        let grading = Grading::new("Longer is better.", by, 3);
-        (grading.scores(&ByLength { bias }, &items), grading.take_figures())
+        let items: Vec<Completion<'_>> =
+            texts.iter().map(|(prompt, text)| Completion { prompt, text, answer: None }).collect();
+        let judge_scorer = JudgeScorer::new("Longer is better.", by, 3);
+        (judge_scorer.scores(&ByLength { bias }, &items), judge_scorer.take_figures())
     }
 
     #[test]
-    fn completions_are_graded_one_by_one() {
+    fn completions_are_graded_separately() {
         let prompt = PromptInput::Text("q".into());
         let (found, figures) =
             scores(JudgeBy::Grades, 0.0, &[(&prompt, "abc"), (&prompt, ""), (&prompt, "abcdefghijkl")]);
@@ -227,7 +238,7 @@ mod tests {
             let ties = if bias == 0.0 { 0.5 } else { 0.0 };
             assert!((figures.mean("judge_consistency").unwrap() - (3.0 + ties) / 4.0).abs() < 1e-12);
         }
-        // A bias that is stronger than every difference: the orders contradict each other.
+        // With a bias that is stronger than every difference, the two orders contradict each other.
         let (_, figures) = scores(JudgeBy::Pairs, 0.4, &texts[3..]);
         assert_eq!(figures.mean("judge_consistency"), Some(0.0));
         // Six completions of one prompt are two groups of three.
@@ -240,18 +251,18 @@ mod tests {
     }
 
     #[test]
-    fn questions_show_the_conversation_the_reference_and_the_answers() {
+    fn questions_contain_the_conversation_the_reference_and_the_answers() {
         let message = |role: &str, content: &str| Message { role: role.into(), content: content.into() };
         let prompt =
             PromptInput::Chat(vec![message("user", "2 + 2?"), message("assistant", "5"), message("user", "Sure?")]);
-        let item = |text| Item { prompt: &prompt, text, answer: Some("4") };
-        let grading = Grading::new(" Be right. ", JudgeBy::Grades, 1);
-        let text = grading.grade_question(&item("It is 4.")).text();
+        let item = |text| Completion { prompt: &prompt, text, answer: Some("4") };
+        let judge_scorer = JudgeScorer::new(" Be right. ", JudgeBy::Grades, 1);
+        let text = judge_scorer.grade_question(&item("It is 4.")).text();
         for part in ["Be right.\n", "user: 2 + 2?\nassistant: 5\nuser: Sure?\n", "## Correct answer\n4\n", "It is 4.\n"]
         {
             assert!(text.contains(part), "{part} in {text}");
         }
-        let pair = grading.pair_question(&item("first"), &item("second")).text();
+        let pair = judge_scorer.pair_question(&item("first"), &item("second")).text();
         assert!(pair.contains("## Answer A\nfirst\n\n## Answer B\nsecond\n"), "{pair}");
     }
 }
