@@ -26,6 +26,7 @@ use super::{
 };
 use crate::domain::{ModelVersion, ModelVersionId};
 use crate::model::SoftPrompt;
+use crate::ops::kv_blocks::KvFormat;
 use crate::ops::linear::WeightFormat;
 
 /// Texts up to so many bytes are read where the request is answered; longer ones on a blocking thread.
@@ -51,6 +52,8 @@ pub struct EngineOptions {
     pub prefill_tokens: usize,
     /// Cached tokens per version; 0 = what `max_running` full contexts need, at most 2 GiB.
     pub kv_tokens: usize,
+    /// How the cache stores keys and values. Other devices than the CPU have a format of their own.
+    pub kv_format: KvFormat,
     /// Where versions come from that are not under `data_dir`.
     pub files: Option<Arc<dyn ModelFiles>>,
     /// Versions with an adapter stand beside the model that they were trained from instead of as whole models.
@@ -71,6 +74,7 @@ impl Default for EngineOptions {
             max_waiting: 256,
             prefill_tokens: 512,
             kv_tokens: 0,
+            kv_format: KvFormat::F32,
             max_loaded: 3,
             files: None,
             share_base: false,
@@ -86,6 +90,7 @@ impl EngineOptions {
             draft_tokens: self.draft_tokens,
             prefill_tokens: self.prefill_tokens,
             kv_tokens: self.kv_tokens,
+            kv_format: self.kv_format,
         }
     }
 }

@@ -20,6 +20,8 @@ use crate::generation::sampling::report;
 use crate::generation::stepper::{Fed, Feed, Step, Stepper, Track};
 use crate::model::ModelConfig;
 use crate::model::decoder::kv_cache::{CachedSequence, KvCache, PAGE};
+use crate::ops::attn_kernel::padded;
+use crate::ops::kv_blocks::KvFormat;
 
 /// Limits of one step and of one version's memory.
 #[derive(Clone, Copy, Debug)]
@@ -30,6 +32,8 @@ pub struct Limits {
     pub prefill_tokens: usize,
     /// Cached tokens per loaded version.
     pub kv_tokens: usize,
+    /// How keys and values are stored on the CPU.
+    pub kv_format: KvFormat,
     /// Tokens guessed for each running sample and step; 0 = none.
     pub draft_tokens: usize,
 }
@@ -50,7 +54,7 @@ pub(super) fn cache_tokens(config: &ModelConfig, limits: Limits) -> (usize, usiz
     if limits.kv_tokens > 0 {
         return (limits.kv_tokens, windowed(limits.kv_tokens));
     }
-    let per_token = config.n_layers * config.n_kv_heads * config.head_dim * 2 * size_of::<f32>();
+    let per_token = config.n_layers * config.n_kv_heads * 2 * limits.kv_format.bytes(padded(config.head_dim));
     let fits = (MOST_BYTES / per_token.max(1)).max(config.max_positions);
     let tokens = (limits.max_running * config.max_positions).min(fits);
     (tokens, windowed(tokens))
@@ -72,7 +76,7 @@ impl Lane {
         let cache = match &model.device {
             None => {
                 let (tokens, windowed) = cache_tokens(&model.decoder.config, limits);
-                KvCache::with_windows(&model.decoder.config, tokens, windowed)
+                KvCache::with_format(&model.decoder.config, limits.kv_format, tokens, windowed)
             }
             Some(device) => KvCache::elsewhere(device.pages * PAGE),
         };
@@ -447,5 +451,28 @@ impl Lane {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cache_in_fewer_bits_has_room_for_more_tokens() {
+        let config = serde_json::json!({
+            "model_type": "llama", "vocab_size": 100, "hidden_size": 4096, "intermediate_size": 64,
+            "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
+            "max_position_embeddings": 4096,
+        });
+        let config = ModelConfig::from_hf(&config, None).unwrap();
+        let tokens = |kv_format| {
+            let limits = Limits { max_running: 64, prefill_tokens: 512, kv_tokens: 0, kv_format, draft_tokens: 0 };
+            cache_tokens(&config, limits).0
+        };
+        // 2 GiB at 256 KiB a token.
+        assert_eq!(tokens(KvFormat::F32), 8192);
+        assert_eq!(tokens(KvFormat::F16), 16384);
+        assert_eq!(tokens(KvFormat::Q8_0), 8192 * 32 / 9);
     }
 }

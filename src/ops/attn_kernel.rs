@@ -16,6 +16,25 @@ pub fn padded(head_dim: usize) -> usize {
     head_dim.div_ceil(LANES) * LANES
 }
 
+/// 16 keys or values of one head, with `hd` padded dimensions: keys are `[hd][16]`, values `[16][hd]`.
+pub trait Block: Copy {
+    /// `scores[r][at..at + 16]` = `q[r]` · the keys, for rows `q` [rows, hd] and scores that are `stride` apart.
+    fn score(self, q: &[f32], hd: usize, at: usize, stride: usize, scores: &mut [f32]);
+
+    /// `out[r]` += Σ_j `p[r][at + j]` · value j, in key order, for rows of `out` [rows, hd] and of `p`, `stride` apart.
+    fn mix(self, p: &[f32], hd: usize, at: usize, stride: usize, out: &mut [f32]);
+}
+
+impl Block for &[f32] {
+    fn score(self, q: &[f32], hd: usize, at: usize, stride: usize, scores: &mut [f32]) {
+        score_block(q, self, hd, at, stride, scores);
+    }
+
+    fn mix(self, p: &[f32], hd: usize, at: usize, stride: usize, out: &mut [f32]) {
+        mix_block(p, self, hd, at, stride, out);
+    }
+}
+
 /// Scratch of one worker: scores of all rows and the padded queries and outputs.
 #[derive(Default)]
 pub struct Scratch {
@@ -25,17 +44,17 @@ pub struct Scratch {
 }
 
 /// `out[r] = softmax(q[r]·Kᵀ)·V` for `q` [rows, hd] (already scaled), row r seeing the keys of `seen[r]`; with `cap`,
-/// scores become cap · tanh(score / cap) first. `k_blocks(b)` is `[hd][16]` and `v_blocks(b)` `[16][hd]` for keys
-/// 16b…16b+15, both with hd padded; blocks that no row sees are not asked for. On return `scores` holds the
+/// scores become cap · tanh(score / cap) first. `k_blocks(b)` and `v_blocks(b)` are the keys and
+/// values 16b…16b+15; blocks that no row sees are not asked for. On return `scores` holds the
 /// probabilities of the blocks that any row sees, `stride` apart, zero out of sight.
 #[expect(clippy::too_many_arguments, reason = "a kernel's plain inputs")]
-pub fn attend<'a>(
+pub fn attend<K: Block, V: Block>(
     q: &[f32],
     seen: &[Range<usize>],
     cap: Option<f32>,
     hd: usize,
-    k_blocks: impl Fn(usize) -> &'a [f32],
-    v_blocks: impl Fn(usize) -> &'a [f32],
+    k_blocks: impl Fn(usize) -> K,
+    v_blocks: impl Fn(usize) -> V,
     scores: &mut Vec<f32>,
     stride: usize,
     out: &mut [f32],
@@ -44,19 +63,19 @@ pub fn attend<'a>(
     let blocks = probabilities(q, seen, cap, hd, k_blocks, scores, stride, None);
     out.fill(0.0);
     for b in blocks {
-        mix_block(scores, v_blocks(b), hd, b * LANES, stride, out);
+        v_blocks(b).mix(scores, hd, b * LANES, stride, out);
     }
 }
 
 /// The first half of `attend`: `scores` become the probabilities. Returns the blocks that any row sees. `slopes`
 /// takes what the cap does to a gradient, laid out as the scores.
 #[expect(clippy::too_many_arguments, reason = "a kernel's plain inputs")]
-pub fn probabilities<'a>(
+pub fn probabilities<K: Block>(
     q: &[f32],
     seen: &[Range<usize>],
     cap: Option<f32>,
     hd: usize,
-    k_blocks: impl Fn(usize) -> &'a [f32],
+    k_blocks: impl Fn(usize) -> K,
     scores: &mut Vec<f32>,
     stride: usize,
     mut slopes: Option<&mut Vec<f32>>,
@@ -67,7 +86,7 @@ pub fn probabilities<'a>(
     assert!(rows <= MAX_ROWS && stride >= blocks.end * LANES && q.len() == rows * hd, "sizes");
     scores.resize(rows * stride, 0.0);
     for b in blocks.clone() {
-        score_block(q, k_blocks(b), hd, b * LANES, stride, scores);
+        k_blocks(b).score(q, hd, b * LANES, stride, scores);
     }
     if let Some(slopes) = &mut slopes {
         slopes.resize(rows * stride, 0.0);

@@ -14,6 +14,7 @@ pub mod gemm;
 pub mod gemm16;
 pub mod grad;
 pub mod held;
+pub mod kv_blocks;
 pub mod linear;
 pub mod low_rank;
 pub mod norm;
