@@ -1,9 +1,9 @@
 //! What a GPU must still prove, in one command that prints a table whatever fails:
 //!
-//! `cargo bench --bench gpu -- cuda` on a machine with an NVIDIA driver; `-- sim` is the dry run on the simulated device
-//! that `.ci/run` makes. The program needs no CUDA and no network: it can be built on one machine and run on another.
-//! Phases: the device, every recorded launch, logits and equality of bits of tiny models, and tokens per second of random
-//! weights in SmolLM2-135M's shape (a tiny shape in the dry run). Exit status 1 when anything fails.
+//! `cargo bench --bench gpu -- cuda` on a machine with an NVIDIA driver; `-- sim` is the dry run on the simulated
+//! device that `.ci/run` makes. The program needs no CUDA and no network: it can be built on one machine and run on
+//! another. Phases: the device, every recorded launch, logits and equality of bits of tiny models, and tokens per
+//! second of random weights in SmolLM2-135M's shape (a tiny shape in the dry run). Exit status 1 when anything fails.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
@@ -115,7 +115,7 @@ fn logits(simulated: bool, format: WeightFormat, tolerance: f32) -> Result<Strin
     const SHAPE: [usize; 6] = [96, 160, 2, 6, 2, 200];
     let decoder = decoder(SHAPE)?;
     let mut model = DeviceModel::new(&decoder, open(simulated)?, format, room(128)).map_err(|e| e.to_string())?;
-    let mut cache = KvCache::elsewhere(128 * 16);
+    let mut cache = KvCache::on_device(128 * 16);
     let sequences = [prompt(300, 200, 0), prompt(3, 200, 1), prompt(17, 200, 2)];
     let mut together: Vec<_> = sequences.iter().map(|ids| (ids.clone(), CachedSequence::default())).collect();
     let got = feed(&mut model, &decoder, &mut cache, &mut together)?;
@@ -162,7 +162,7 @@ fn speed(simulated: bool, streams: usize) -> Result<String, String> {
     let pages = streams * (128usize + steps).div_ceil(16) + streams;
     let mut model =
         DeviceModel::new(&decoder, open(simulated)?, WeightFormat::Bf16, room(pages)).map_err(|e| e.to_string())?;
-    let mut cache = KvCache::elsewhere(pages * 16);
+    let mut cache = KvCache::on_device(pages * 16);
     let mut running: Vec<_> = (0..streams)
         .map(|i| (prompt(if simulated { 8 } else { 128 }, shape[5], i), CachedSequence::default()))
         .collect();

@@ -1,23 +1,23 @@
-//! What a generator can do beside writing text. An upstream server, for instance, writes text and knows no token ids.
-//! Callers use the methods of `dyn Generator`, such as `tokenize` and `embed`, which refuse the request with the reason
-//! where the generator lacks the capability.
+//! Optional capabilities of a generator. An upstream server, for instance, generates text but has no token ids. Callers
+//! use the methods of `dyn Generator`, such as `tokenize` and `embed`, which return an error if the generator lacks the
+//! capability.
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
 
 use super::{
-    Attention, ChatPrompt, EmbedRequest, Embeddings, EngineError, FillRequest, Filled, Generator, Piece, ServedModel,
-    TextForm, TokenLogprob,
+    Attention, ChatPrompt, EmbedRequest, Embeddings, EngineError, FillRequest, FillResult, Generator, Piece,
+    ServedModel, TextForm, TokenLogprob,
 };
 use crate::domain::{Message, ModelVersion, ModelVersionId, RewardScore};
 use crate::prompt::Conversation;
 use crate::prompt::answer::Dialect;
 
-/// Text ↔ token ids of the served models; `None` as the version is the active one.
+/// Conversion between text and token ids of the served models. `version` `None` means the active one.
 #[async_trait]
 pub trait Tokens: Send + Sync {
-    /// Text → ids. User text never becomes a special token unless the form says so.
+    /// Text to ids. User text becomes a special token only if `form` allows it.
     async fn tokenize(
         &self,
         version: Option<&ModelVersionId>,
@@ -25,25 +25,26 @@ pub trait Tokens: Send + Sync {
         form: TextForm<'_>,
     ) -> Result<Vec<u32>, EngineError>;
 
-    /// Ids → text.
+    /// Ids to text.
     async fn detokenize(&self, version: Option<&ModelVersionId>, ids: &[u32]) -> Result<String, EngineError>;
 
-    /// The prompt of a gap between two texts, for models whose vocabulary has tokens for that.
+    /// The ids of a fill-in-the-middle prompt for the text between `prefix` and `suffix`.
     ///
     /// # Errors
-    /// `BadRequest` at `suffix` for others.
-    async fn gap_prompt(
+    /// `BadRequest` at `suffix` if the model's vocabulary has no tokens for such prompts.
+    async fn infill_prompt(
         &self,
         version: Option<&ModelVersionId>,
-        before: &str,
-        behind: &str,
+        prefix: &str,
+        suffix: &str,
     ) -> Result<Vec<u32>, EngineError> {
-        let (_, _, _) = (version, before, behind);
-        let message = "suffix is not supported for this model: it has no tokens for gaps".into();
+        let (_, _, _) = (version, prefix, suffix);
+        let message = "suffix is not supported for this model: it has no fill-in-the-middle tokens".into();
         Err(EngineError::BadRequest { param: "suffix", message })
     }
 
-    /// For each token that and its alternatives, in this order, as they stand behind `left` and the tokens before.
+    /// For each token the texts of the token and of its alternatives, as they read after `left` and the tokens before
+    /// it.
     async fn token_pieces(
         &self,
         version: Option<&ModelVersionId>,
@@ -51,18 +52,19 @@ pub trait Tokens: Send + Sync {
         tokens: &[TokenLogprob],
     ) -> Result<Vec<Vec<Piece>>, EngineError>;
 
-    /// Renders with the model's chat template, generation prompt added, and tokenizes.
+    /// Renders messages with the model's chat template, adds the generation prompt, and tokenizes.
     async fn chat_prompt(
         &self,
         version: Option<&ModelVersionId>,
         messages: &[Message],
     ) -> Result<Vec<u32>, EngineError>;
 
-    /// As `chat_prompt`, of a conversation with tools and variables for the template.
+    /// Renders a conversation, with tools and variables for the chat template, adds the generation prompt, and
+    /// tokenizes.
     ///
     /// # Errors
-    /// `BadRequest` at `tools`, `reasoning_effort`, `chat_template_kwargs` or `messages`: what this model's template
-    /// does not take.
+    /// `BadRequest` at `tools`, `reasoning_effort`, `chat_template_kwargs` or `messages` if the model's template does
+    /// not support it.
     async fn conversation_prompt(
         &self,
         version: Option<&ModelVersionId>,
@@ -80,7 +82,7 @@ pub trait Tokens: Send + Sync {
 /// Reward model versions.
 #[async_trait]
 pub trait RewardScorer: Send + Sync {
-    /// Scores answers to one prompt: the mean of the version's heads, and their standard deviation as a measure of doubt.
+    /// Scores answers to one prompt: the mean of the version's heads, and their standard deviation as the uncertainty.
     async fn reward_scores(
         &self,
         version: &ModelVersion,
@@ -89,41 +91,43 @@ pub trait RewardScorer: Send + Sync {
     ) -> Result<Vec<RewardScore>, EngineError>;
 }
 
-/// Soft prompts before the prompt of a request.
+/// Soft prompts, which precede the prompt of a request.
 #[async_trait]
 pub trait SoftPrompts: Send + Sync {
-    /// Makes a soft prompt ready for requests to `base`; returns how many positions it takes.
+    /// Loads a soft prompt for requests to `base`. Returns its number of positions.
     ///
     /// # Errors
-    /// `BadRequest` when it was tuned for another model.
-    async fn load_adapter(&self, adapter: &ModelVersion, base: &ServedModel) -> Result<usize, EngineError>;
+    /// `BadRequest` if it was tuned for another model.
+    async fn load_soft_prompt(&self, soft_prompt: &ModelVersion, base: &ServedModel) -> Result<usize, EngineError>;
 }
 
 /// Encoder versions.
 #[async_trait]
 pub trait EncoderModels: Send + Sync {
-    /// Vectors of texts.
+    /// Computes an embedding of each input.
     async fn embed(&self, encoder: &ModelVersion, request: EmbedRequest) -> Result<Embeddings, EngineError>;
-    /// What the encoder puts into gaps.
-    async fn fill(&self, encoder: &ModelVersion, request: FillRequest) -> Result<Vec<Filled>, EngineError>;
+    /// Predicts the tokens at the gaps of a text.
+    async fn fill(&self, encoder: &ModelVersion, request: FillRequest) -> Result<Vec<FillResult>, EngineError>;
 }
 
-/// Looking into a model.
+/// Inspection of a model's computation.
 #[async_trait]
 pub trait Inspection: Send + Sync {
-    /// The attention maps of a policy or an encoder version over one text of at most `most` tokens.
-    async fn attention(&self, version: &ModelVersion, text: &str, most: usize) -> Result<Attention, EngineError>;
+    /// The attention maps of a policy or an encoder version over one text of at most `max_tokens`
+    /// tokens.
+    async fn attention(&self, version: &ModelVersion, text: &str, max_tokens: usize) -> Result<Attention, EngineError>;
 }
 
-fn lacks(param: &'static str, message: impl Into<String>) -> EngineError {
+fn unsupported(param: &'static str, message: impl Into<String>) -> EngineError {
     EngineError::BadRequest { param, message: message.into() }
 }
 
-/// The capabilities of whatever generator is served; each refuses where the generator lacks it.
+/// The capabilities of any generator. Each method returns an error if the generator lacks the capability.
 impl dyn Generator {
     fn has_tokens(&self, param: &'static str) -> Result<&dyn Tokens, EngineError> {
-        self.tokens()
-            .ok_or_else(|| lacks(param, "this model is served by an upstream server: its token ids are not known here"))
+        self.tokens().ok_or_else(|| {
+            unsupported(param, "this model is served by an upstream server: its token ids are not known here")
+        })
     }
 
     /// See [`Tokens::tokenize`].
@@ -141,14 +145,14 @@ impl dyn Generator {
         self.has_tokens("model")?.detokenize(version, ids).await
     }
 
-    /// See [`Tokens::gap_prompt`].
-    pub async fn gap_prompt(
+    /// See [`Tokens::infill_prompt`].
+    pub async fn infill_prompt(
         &self,
         version: Option<&ModelVersionId>,
-        before: &str,
-        behind: &str,
+        prefix: &str,
+        suffix: &str,
     ) -> Result<Vec<u32>, EngineError> {
-        self.has_tokens("suffix")?.gap_prompt(version, before, behind).await
+        self.has_tokens("suffix")?.infill_prompt(version, prefix, suffix).await
     }
 
     /// See [`Tokens::token_pieces`].
@@ -186,19 +190,20 @@ impl dyn Generator {
         prompt: &Arc<[Message]>,
         answers: Vec<String>,
     ) -> Result<Vec<RewardScore>, EngineError> {
-        let scorer = self.rewards().ok_or_else(|| lacks("model", "this server runs no reward models"))?;
+        let scorer = self.rewards().ok_or_else(|| unsupported("model", "this server runs no reward models"))?;
         scorer.reward_scores(version, prompt, answers).await
     }
 
-    /// See [`SoftPrompts::load_adapter`].
-    pub async fn load_adapter(&self, adapter: &ModelVersion, base: &ServedModel) -> Result<usize, EngineError> {
+    /// See [`SoftPrompts::load_soft_prompt`].
+    pub async fn load_soft_prompt(&self, soft_prompt: &ModelVersion, base: &ServedModel) -> Result<usize, EngineError> {
         let soft = self.soft_prompts();
-        let soft = soft.ok_or_else(|| lacks("prompt_adapter", "this server's models take no soft prompts"))?;
-        soft.load_adapter(adapter, base).await
+        let soft = soft.ok_or_else(|| unsupported("prompt_adapter", "this server's models take no soft prompts"))?;
+        soft.load_soft_prompt(soft_prompt, base).await
     }
 
     fn has_encoders(&self, encoder: &ModelVersion) -> Result<&dyn EncoderModels, EngineError> {
-        self.encoders().ok_or_else(|| lacks("model", format!("this server cannot run the encoder {}", encoder.name)))
+        self.encoders()
+            .ok_or_else(|| unsupported("model", format!("this server cannot run the encoder {}", encoder.name)))
     }
 
     /// See [`EncoderModels::embed`].
@@ -207,14 +212,19 @@ impl dyn Generator {
     }
 
     /// See [`EncoderModels::fill`].
-    pub async fn fill(&self, encoder: &ModelVersion, request: FillRequest) -> Result<Vec<Filled>, EngineError> {
+    pub async fn fill(&self, encoder: &ModelVersion, request: FillRequest) -> Result<Vec<FillResult>, EngineError> {
         self.has_encoders(encoder)?.fill(encoder, request).await
     }
 
     /// See [`Inspection::attention`].
-    pub async fn attention(&self, version: &ModelVersion, text: &str, most: usize) -> Result<Attention, EngineError> {
+    pub async fn attention(
+        &self,
+        version: &ModelVersion,
+        text: &str,
+        max_tokens: usize,
+    ) -> Result<Attention, EngineError> {
         let inspection = self.inspection();
-        let none = || lacks("model", format!("this server cannot look into {}", version.name));
-        inspection.ok_or_else(none)?.attention(version, text, most).await
+        let none = || unsupported("model", format!("this server cannot look into {}", version.name));
+        inspection.ok_or_else(none)?.attention(version, text, max_tokens).await
     }
 }

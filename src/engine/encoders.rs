@@ -1,25 +1,25 @@
-//! Encoders in memory: loaded at the first request that names them, run on blocking threads. Results are plain data.
+//! Encoders in memory: loaded at the first request that names them, and run on blocking threads.
 
 use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::Device;
 
-use super::recent::Recent;
-use super::{Asker, EngineError, ModelFiles, Turns};
+use super::model_cache::ModelCache;
+use super::{BlockingPool, CancelToken, EngineError, ModelFiles};
 use crate::domain::ModelVersion;
 use crate::model;
 use crate::model::encoder::text::{Pooling, TextEncoder};
 
-/// Encoders kept in memory.
-const KEEP: usize = 2;
-/// Forward passes at the same time, and those that may wait for a turn.
-const AT_ONCE: usize = 2;
-const MAY_WAIT: usize = 64;
-/// Texts between two looks whether the asker is still there.
-const EMBED_BETWEEN_LOOKS: usize = 64;
-/// Gaps of one text: each has a row over the whole vocabulary.
-const MOST_GAPS: usize = 128;
+/// Number of encoders in memory.
+const CACHED: usize = 2;
+/// Maximum number of concurrent and of waiting tasks.
+const MAX_RUNNING: usize = 2;
+const MAX_WAITING: usize = 64;
+/// Number of texts that are embedded between two checks for cancellation.
+const TEXTS_PER_CHECK: usize = 64;
+/// Maximum number of gaps of one text: each has log-probs of the whole vocabulary.
+const MAX_GAPS: usize = 128;
 
 /// A text or its ids.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,63 +33,70 @@ pub enum EncoderInput {
 pub struct Embeddings {
     /// `[texts][hidden]`.
     pub vectors: Vec<Vec<f32>>,
+    /// Number of tokens of all texts.
     pub tokens: usize,
 }
 
+/// A request for embeddings.
 #[derive(Clone, Debug)]
 pub struct EmbedRequest {
     pub inputs: Vec<EncoderInput>,
-    /// `None` = as the encoder's directory says, else the mean.
+    /// `None` means the pooling that the encoder's files specify, or the mean.
     pub pooling: Option<Pooling>,
     pub normalize: bool,
-    /// Cut over-long texts instead of refusing them; the last token (`[SEP]`) stays.
+    /// Truncate texts that are too long, instead of refusing them; the last token (`[SEP]`) stays.
     pub truncate: bool,
-    /// Tokens of all inputs together, at most.
-    pub most_tokens: usize,
+    /// Maximum number of tokens of all inputs together.
+    pub max_tokens: usize,
 }
 
-/// What has gaps.
+/// A text with gaps.
 #[derive(Clone, Debug)]
-pub enum Gapped {
+pub enum FillInput {
     /// A text in which the encoder's mask token, or a run of three or more underscores, is a gap.
     Text(String),
-    /// Ids as they are, their segments, and which positions to fill.
+    /// Ids, their segments, and the positions to fill.
     Ids { ids: Vec<u32>, type_ids: Vec<u32>, positions: Vec<usize> },
 }
 
+/// A request for the tokens at the gaps of a text.
 #[derive(Clone, Debug)]
 pub struct FillRequest {
-    pub input: Gapped,
-    /// Most likely tokens to report for each gap.
+    pub input: FillInput,
+    /// Number of most likely tokens to report for each gap.
     pub top: usize,
-    /// Words whose probabilities are reported too; each must be one token.
+    /// Words whose probabilities are also reported; each must be one token.
     pub targets: Vec<String>,
-    /// Gaps × reported tokens, at most.
-    pub most_listed: usize,
+    /// Maximum of gaps × reported tokens.
+    pub max_listed: usize,
 }
 
-/// One token that may stand in a gap.
+/// A token for a gap.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Filling {
+pub struct FillCandidate {
     pub id: u32,
     pub text: String,
+    /// Natural log.
     pub logprob: f32,
 }
 
-/// One gap, in the order of the text.
+/// The predictions for one gap.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Filled {
+pub struct FillResult {
+    /// Index of the gap's token.
     pub position: usize,
-    /// Tokens of the text, which all its gaps share.
-    pub read: usize,
-    pub top: Vec<Filling>,
-    pub targets: Vec<Filling>,
+    /// Number of tokens of the whole text.
+    pub text_tokens: usize,
+    /// The most likely tokens, most likely first.
+    pub top: Vec<FillCandidate>,
+    pub targets: Vec<FillCandidate>,
 }
 
+/// The encoders in memory.
 #[derive(Clone)]
 pub struct Encoders {
-    loaded: Recent<TextEncoder>,
-    turns: Turns,
+    loaded: ModelCache<TextEncoder>,
+    blocking: BlockingPool,
 }
 
 fn bad(param: &'static str, message: impl Into<String>) -> EngineError {
@@ -98,19 +105,22 @@ fn bad(param: &'static str, message: impl Into<String>) -> EngineError {
 
 impl Encoders {
     pub fn new() -> Self {
-        Self { loaded: Recent::new(KEEP), turns: Turns::new(AT_ONCE, MAY_WAIT) }
+        Self { loaded: ModelCache::new(CACHED), blocking: BlockingPool::new(MAX_RUNNING, MAX_WAITING) }
     }
 
-    /// Runs `work` on a blocking thread, in turn.
+    /// Loads the encoder `version` if necessary, and runs `work` with it on a blocking thread.
+    ///
+    /// # Errors
+    /// `Failed` if the encoder cannot be loaded, `Overloaded` if too many tasks wait, and those of `work`.
     pub async fn with<T: Send + 'static>(
         &self,
         version: &ModelVersion,
         files: &Arc<dyn ModelFiles>,
-        work: impl FnOnce(&TextEncoder, &Asker) -> Result<T, EngineError> + Send + 'static,
+        work: impl FnOnce(&TextEncoder, &CancelToken) -> Result<T, EngineError> + Send + 'static,
     ) -> Result<T, EngineError> {
         let name = version.name.clone();
         let encoder = self.loaded.get_or_load(version, files, move |path| encoder(&name, path)).await?;
-        self.turns.run(move |asker| work(&encoder, asker)).await
+        self.blocking.run(move |cancel| work(&encoder, cancel)).await
     }
 }
 
@@ -124,7 +134,7 @@ fn failed(error: impl std::fmt::Display) -> EngineError {
     EngineError::Failed(error.to_string())
 }
 
-/// Ids that the encoder can read, or a refusal that names `param`.
+/// Refuses ids that are outside the vocabulary, too many or none, with an error at `param`.
 fn check_ids(encoder: &TextEncoder, ids: &[u32], param: &'static str, which: &str) -> Result<(), EngineError> {
     let config = &encoder.encoder().config;
     if ids.is_empty() {
@@ -134,18 +144,22 @@ fn check_ids(encoder: &TextEncoder, ids: &[u32], param: &'static str, which: &st
         return Err(bad(param, format!("{which}token id {id} is outside the vocabulary of {}", config.vocab_size)));
     }
     if ids.len() > config.max_positions {
-        let message = format!("{which}{} tokens; the encoder reads {} at most", ids.len(), config.max_positions);
+        let message = format!("{which}{} tokens; the encoder has {} positions", ids.len(), config.max_positions);
         return Err(bad(param, message));
     }
     Ok(())
 }
 
-pub fn embed(encoder: &TextEncoder, request: EmbedRequest, asker: &Asker) -> Result<Embeddings, EngineError> {
+/// Computes the embeddings of `request`. `cancel` is checked between texts.
+///
+/// # Errors
+/// `BadRequest` for inputs that are empty, too long, or not in the vocabulary.
+pub fn embed(encoder: &TextEncoder, request: EmbedRequest, cancel: &CancelToken) -> Result<Embeddings, EngineError> {
     let longest = encoder.max_tokens();
     let mut sequences = Vec::with_capacity(request.inputs.len());
     let mut tokens = 0;
     for (i, input) in request.inputs.into_iter().enumerate() {
-        asker.still_there()?;
+        cancel.check()?;
         let mut ids = match input {
             EncoderInput::Ids(ids) => ids,
             EncoderInput::Text(text) => encoder
@@ -161,27 +175,27 @@ pub fn embed(encoder: &TextEncoder, request: EmbedRequest, asker: &Asker) -> Res
         check_ids(encoder, &ids, "input", &format!("input[{i}]: "))?;
         if ids.len() > longest {
             let message = format!(
-                "input[{i}]: {} tokens; the encoder's files say {longest} at most: send less, or truncate = true",
+                "input[{i}]: {} tokens; the encoder's files limit it to {longest}: send a shorter text, or truncate = true",
                 ids.len()
             );
             return Err(bad("input", message));
         }
         tokens += ids.len();
-        if tokens > request.most_tokens {
-            let message = format!("has over {} tokens up to input[{i}]: send fewer texts at once", request.most_tokens);
+        if tokens > request.max_tokens {
+            let message = format!("has over {} tokens up to input[{i}]: send fewer texts at once", request.max_tokens);
             return Err(bad("input", message));
         }
         sequences.push(ids);
     }
     let mut vectors = Vec::with_capacity(sequences.len());
-    for some in sequences.chunks(EMBED_BETWEEN_LOOKS) {
-        asker.still_there()?;
-        vectors.extend(encoder.embed(some, request.pooling, request.normalize).map_err(failed)?);
+    for batch in sequences.chunks(TEXTS_PER_CHECK) {
+        cancel.check()?;
+        vectors.extend(encoder.embed(batch, request.pooling, request.normalize).map_err(failed)?);
     }
     Ok(Embeddings { vectors, tokens })
 }
 
-/// The pieces of a text between its gaps.
+/// The parts of a text between its gaps.
 fn pieces<'a>(text: &'a str, mask: &str) -> Vec<&'a str> {
     let (mut pieces, mut start, mut at) = (Vec::new(), 0, 0);
     while at < text.len() {
@@ -202,12 +216,16 @@ fn pieces<'a>(text: &'a str, mask: &str) -> Vec<&'a str> {
     pieces
 }
 
-pub fn fill(encoder: &TextEncoder, request: FillRequest) -> Result<Vec<Filled>, EngineError> {
+/// Predicts the tokens at the gaps of `request`, in the order of the text.
+///
+/// # Errors
+/// `BadRequest` for an encoder without a masked-LM head, and for invalid inputs.
+pub fn fill(encoder: &TextEncoder, request: FillRequest) -> Result<Vec<FillResult>, EngineError> {
     if !encoder.encoder().has_mlm_head() {
-        return Err(bad("model", "this encoder has no masked-LM head: it gives embeddings, but fills no gaps"));
+        return Err(bad("model", "this encoder has no masked-LM head: it computes embeddings, but cannot fill gaps"));
     }
     let (ids, type_ids, positions) = match request.input {
-        Gapped::Text(text) => {
+        FillInput::Text(text) => {
             let pieces = pieces(&text, encoder.mask_text());
             if pieces.len() == 1 {
                 let mask = encoder.mask_text();
@@ -220,19 +238,19 @@ pub fn fill(encoder: &TextEncoder, request: FillRequest) -> Result<Vec<Filled>, 
             let type_ids = vec![0; ids.len()];
             (ids, type_ids, positions)
         }
-        Gapped::Ids { ids, type_ids, positions } => (ids, type_ids, positions),
+        FillInput::Ids { ids, type_ids, positions } => (ids, type_ids, positions),
     };
     check_ids(encoder, &ids, "text", "")?;
-    if positions.len() > MOST_GAPS {
-        return Err(bad("positions", format!("{} gaps; at most {MOST_GAPS} in one request", positions.len())));
+    if positions.len() > MAX_GAPS {
+        return Err(bad("positions", format!("{} gaps; at most {MAX_GAPS} in one request", positions.len())));
     }
     let listed = positions.len() * (request.top + request.targets.len());
-    if listed > request.most_listed {
+    if listed > request.max_listed {
         let message = format!(
             "{} gaps × {} tokens each are {listed}; at most {} in one answer",
             positions.len(),
             request.top + request.targets.len(),
-            request.most_listed
+            request.max_listed
         );
         return Err(bad("top_k", message));
     }
@@ -247,7 +265,7 @@ pub fn fill(encoder: &TextEncoder, request: FillRequest) -> Result<Vec<Filled>, 
     let rows = encoder.fill(&ids, &type_ids, &positions).map_err(failed)?;
     let filling = |row: &[f32], id: u32| {
         let text = encoder.tokenizer().map_or_else(|| id.to_string(), |t| t.id_to_token(id).unwrap_or_default());
-        Filling { id, text, logprob: row[id as usize] }
+        FillCandidate { id, text, logprob: row[id as usize] }
     };
     let one = |(position, row): (usize, Vec<f32>)| {
         let mut order: Vec<u32> = (0..row.len() as u32).collect();
@@ -258,9 +276,9 @@ pub fn fill(encoder: &TextEncoder, request: FillRequest) -> Result<Vec<Filled>, 
             order.truncate(top);
         }
         order.sort_unstable_by(by_probability);
-        Filled {
+        FillResult {
             position,
-            read: ids.len(),
+            text_tokens: ids.len(),
             top: order.into_iter().map(|id| filling(&row, id)).collect(),
             targets: target_ids.iter().map(|id| filling(&row, *id)).collect(),
         }
@@ -268,17 +286,21 @@ pub fn fill(encoder: &TextEncoder, request: FillRequest) -> Result<Vec<Filled>, 
     Ok(positions.into_iter().zip(rows).map(one).collect())
 }
 
+/// The id of a word that is one token.
 fn target(encoder: &TextEncoder, word: &str) -> Result<u32, EngineError> {
     let Some(tokenizer) = encoder.tokenizer() else {
         return Err(bad("targets", "this encoder has no tokenizer"));
     };
-    // A continuation piece such as ##ing is a token that no text alone gives.
+    // No text is encoded to a continuation piece such as ##ing alone.
     if let Some(id) = tokenizer.token_to_id(word).filter(|id| !tokenizer.is_special(*id)) {
         return Ok(id);
     }
     match tokenizer.encode(word, false, false).map_err(|e| bad("targets", e.to_string()))?.as_slice() {
         [id] => Ok(*id),
-        several => Err(bad("targets", format!("'{word}' is {} tokens: one gap holds one token", several.len()))),
+        several => Err(bad(
+            "targets",
+            format!("'{word}' is {} tokens: a gap has one token, so a target must be one token", several.len()),
+        )),
     }
 }
 
@@ -287,7 +309,7 @@ mod tests {
     use super::pieces;
 
     #[test]
-    fn gaps_are_masks_and_underscores() {
+    fn gaps_are_mask_tokens_and_runs_of_underscores() {
         assert_eq!(pieces("a [MASK] b____c", "[MASK]"), ["a ", " b", "c"]);
         assert_eq!(pieces("这个项链太____了", "[MASK]"), ["这个项链太", "了"]);
         assert_eq!(pieces("snake_case __x", "[MASK]"), ["snake_case __x"]);

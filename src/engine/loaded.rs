@@ -1,4 +1,4 @@
-//! A model version in memory: how it is loaded and tried, and how its texts are read and written.
+//! A model version in memory: loading and warming it up, and converting its texts to and from token ids.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -7,7 +7,7 @@ use candle_core::Device;
 
 use super::constraint::{Compiler, Constraint, Guide};
 use super::device;
-use super::scheduler::{Limits, cache_tokens};
+use super::limits::{Limits, cache_tokens};
 use super::text::TextStream;
 use super::{ChatPrompt, EngineError, GenerateRequest, ServedModel, TextForm};
 use crate::domain::ModelVersion;
@@ -22,8 +22,8 @@ use crate::prompt::answer::{Dialect, Thinking, ToolFormat, ToolTags};
 use crate::prompt::{ChatError, ChatTemplate, Conversation};
 use crate::tokenizer::Tokenizer;
 
-/// Tokens around gaps: before the text, before what stands behind the gap, before what fills it.
-const GAPS: [[&str; 3]; 4] = [
+/// Special tokens of fill-in-the-middle prompts: before the prefix, before the suffix, before the middle.
+const INFILL_TOKENS: [[&str; 3]; 4] = [
     // Qwen 2.5, CodeGemma.
     ["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"],
     // StarCoder, Granite, SmolLM.
@@ -34,32 +34,34 @@ const GAPS: [[&str; 3]; 4] = [
     ["▁<PRE>", "▁<SUF>", "▁<MID>"],
 ];
 
-/// A version on a device with kernels of its own.
+/// A version on a device that runs the kernels of `gpu`.
 pub(super) struct OnDevice {
-    /// Its pages, and bytes in use and of the whole device, when it was loaded.
+    /// Number of cache pages.
     pub pages: usize,
+    /// Bytes in use and bytes in total when the version was loaded.
     pub memory: (u64, u64),
     pub model: Mutex<DeviceModel>,
 }
 
-/// A version in memory, immutable.
+/// A version in memory. It is never modified.
 pub struct LoadedModel {
     pub served: Arc<ServedModel>,
     pub decoder: Decoder,
-    /// The same model and its cache on a device with kernels of its own, which then computes all steps.
+    /// The model and its cache on a device that runs the kernels of `gpu`. If present, it computes all steps.
     pub(super) device: Option<OnDevice>,
     pub(super) tokenizer: Option<Tokenizer>,
-    /// A template that cannot be used fails the requests that need it, not the model.
+    /// An invalid template fails the requests that need it, not the loading of the model.
     pub(super) template: Option<Result<ChatTemplate, ChatError>>,
-    /// Made when the first constraint is compiled: it takes long.
+    /// Built when the first constraint is compiled, because that takes long.
     compiler: OnceLock<Result<Compiler, String>>,
-    /// The model whose weights it shares, and the adapter that stands beside them.
+    /// The model whose weights a LoRA version shares.
     pub(super) base: Option<Arc<LoadedModel>>,
+    /// The adapter of a LoRA version.
     pub lora: Option<Arc<ServedAdapter>>,
 }
 
 impl LoadedModel {
-    /// The text of one sample of a request.
+    /// The decoder from tokens to text for one sample of a request.
     pub fn text_stream(&self, request: &GenerateRequest) -> TextStream {
         let params = &request.params;
         let include = params.include_stop_str_in_output;
@@ -73,10 +75,10 @@ impl LoadedModel {
         })
     }
 
-    /// Compiles a constraint for an answer behind `prompt`; for a blocking thread.
+    /// Compiles a constraint for an answer to `prompt`. Takes long; call it on a blocking thread.
     ///
     /// # Errors
-    /// As [`Compiler::compile`].
+    /// Those of [`Compiler::compile`].
     pub(super) fn guide(&self, constraint: &Arc<Constraint>, prompt: &[u32]) -> Result<Guide, EngineError> {
         let tokenizer = self.tokenizer()?;
         let compiler = self
@@ -88,31 +90,36 @@ impl LoadedModel {
         compiler.compile(constraint, tokenizer.begins_text(prompt))
     }
 
-    /// The ids of a gap between two texts.
-    pub(super) fn gap(&self, before: &str, behind: &str) -> Result<Vec<u32>, EngineError> {
+    /// The ids of a fill-in-the-middle prompt (arXiv 2207.14255) for the text between `prefix` and `suffix`.
+    ///
+    /// # Errors
+    /// `BadRequest` at `suffix` if the vocabulary has no tokens for such prompts.
+    pub(super) fn infill_prompt(&self, prefix: &str, suffix: &str) -> Result<Vec<u32>, EngineError> {
         let tokenizer = self.tokenizer()?;
         let special = |name: &&str| tokenizer.token_to_id(name).filter(|id| tokenizer.is_added(*id));
-        let found = GAPS.iter().find_map(|names| {
+        let found = INFILL_TOKENS.iter().find_map(|names| {
             let ids: Vec<u32> = names.iter().filter_map(special).collect();
             <[u32; 3]>::try_from(ids).ok()
         });
-        let Some([prefix, suffix, middle]) = found else {
-            let message = "suffix is not supported for this model: its vocabulary has no tokens for gaps".into();
+        let Some([before_prefix, before_suffix, before_middle]) = found else {
+            let message =
+                "suffix is not supported for this model: its vocabulary has no fill-in-the-middle tokens".into();
             return Err(EngineError::BadRequest { param: "suffix", message });
         };
         let text = |left: u32, text: &str| tokenizer.encode_after(&[left], text);
         let bad =
             |e: crate::tokenizer::TokenizerError| EngineError::BadRequest { param: "prompt", message: e.to_string() };
         let mut ids = tokenizer.before_text().to_vec();
-        ids.push(prefix);
-        ids.extend(text(prefix, before).map_err(bad)?);
-        ids.push(suffix);
-        ids.extend(text(suffix, behind).map_err(bad)?);
-        ids.push(middle);
+        ids.push(before_prefix);
+        ids.extend(text(before_prefix, prefix).map_err(bad)?);
+        ids.push(before_suffix);
+        ids.extend(text(before_suffix, suffix).map_err(bad)?);
+        ids.push(before_middle);
         Ok(ids)
     }
 
-    /// The template, or why there is none.
+    /// # Errors
+    /// `BadRequest` if the model has no template or an invalid one.
     pub(super) fn template(&self) -> Result<&ChatTemplate, EngineError> {
         let bad = |message: String| EngineError::BadRequest { param: "messages", message };
         let template = self.template.as_ref();
@@ -120,7 +127,7 @@ impl LoadedModel {
         template.as_ref().map_err(|e| bad(e.to_string()))
     }
 
-    /// Renders a conversation and tells how the answers are to be read.
+    /// Renders and tokenizes a conversation, and determines the format of the model's answers.
     pub(super) fn conversation(&self, conversation: &Conversation) -> Result<ChatPrompt, EngineError> {
         let (template, tokenizer) = (self.template()?, self.tokenizer()?);
         let conversation = conversation
@@ -132,7 +139,7 @@ impl LoadedModel {
         };
         let format = ToolFormat::of(template.source());
         if conversation.tools.is_some() && format.is_none() {
-            let message = "the way in which this model calls tools is not known here".into();
+            let message = "tools are not supported for this model: the format of its tool calls is unknown".into();
             return Err(EngineError::BadRequest { param: "tools", message });
         }
         let encoded = template.encode_conversation(&conversation, tokenizer);
@@ -154,7 +161,7 @@ impl LoadedModel {
     }
 }
 
-/// Loads, builds and tries a version; runs on a blocking thread.
+/// Loads and warms up a version. Takes long; call it on a blocking thread.
 pub(super) fn load_model(
     path: &Path,
     version: ModelVersion,
@@ -201,7 +208,7 @@ pub(super) fn load_model(
     })
 }
 
-/// The version's chat template. One that cannot be used is a warning now and refuses the requests that need it later.
+/// The version's chat template. An invalid one is logged, and fails the requests that need it.
 fn chat_template(
     version: &ModelVersion,
     source: Option<&str>,
@@ -214,9 +221,9 @@ fn chat_template(
     template
 }
 
-/// Loads a version as its adapter beside `base`, the model that it was trained from. `None` where it has no adapter,
-/// or does not differ from its base by the adapter alone; runs on a blocking thread.
-pub(super) fn load_beside(
+/// Loads a version as a LoRA adapter over `base`, the model from which it was trained. `None` if it has no adapter, or
+/// differs from its base in more than the adapter. Takes long; call it on a blocking thread.
+pub(super) fn load_lora(
     base: &Arc<LoadedModel>,
     path: &Path,
     version: ModelVersion,
@@ -234,7 +241,7 @@ pub(super) fn load_beside(
     }
     let adapter = peft::read(&dir, &config).map_err(|e| failed(e.to_string()))?;
     let lora = Arc::new(ServedAdapter::new(&base.decoder, &adapter).map_err(|e| failed(e.to_string()))?);
-    warm_up_beside(&base.decoder, &lora).map_err(failed)?;
+    warm_up_lora(&base.decoder, &lora).map_err(failed)?;
     let tokenizer = described.tokenizer;
     let template = chat_template(&version, described.chat_template.as_deref(), tokenizer.as_ref());
     let served = ServedModel {
@@ -259,8 +266,8 @@ pub(super) fn load_beside(
     }))
 }
 
-/// As `warm_up`, with an adapter beside every row.
-fn warm_up_beside(decoder: &Decoder, lora: &Arc<ServedAdapter>) -> Result<(), String> {
+/// Runs a step of two tokens with the adapter. Fails if a logit is not finite.
+fn warm_up_lora(decoder: &Decoder, lora: &Arc<ServedAdapter>) -> Result<(), String> {
     let run = || -> candle_core::Result<f32> {
         let mut cache = KvCache::new(&decoder.config, PAGE);
         let mut sequence = CachedSequence::default();
@@ -283,7 +290,7 @@ fn finite(total: candle_core::Result<f32>) -> Result<(), String> {
     }
 }
 
-/// The model on a device, with as much of the wanted cache as fits there.
+/// Loads the model onto a device, with as much of the configured cache as fits.
 fn on_device(
     decoder: &Decoder,
     device: Box<dyn gpu::device::Device>,
@@ -295,17 +302,13 @@ fn on_device(
     let model = DeviceModel::new(decoder, device, weights, Room { pages, rows, wanted: rows });
     let model = model.map_err(|e| e.to_string())?;
     if model.page_count() < pages {
-        let (has, wants) = (model.page_count() * PAGE, pages * PAGE);
-        tracing::warn!(
-            tokens = has,
-            wanted = wants,
-            "the device has room for a smaller cache than the configuration wants"
-        );
+        let (tokens, configured) = (model.page_count() * PAGE, pages * PAGE);
+        tracing::warn!(tokens, configured, "the device has room for a smaller cache than configured");
     }
     Ok(OnDevice { pages: model.page_count(), memory: model.memory(), model: Mutex::new(model) })
 }
 
-/// One forward pass: a version whose numbers are not finite is never served.
+/// Runs one forward pass of two tokens. Fails if a logit is not finite, so that such a version is never served.
 fn warm_up(decoder: &Decoder) -> Result<(), String> {
     let run = || -> candle_core::Result<f32> {
         let hidden = decoder.forward(&model::PackedBatch::new(&[[0u32, 1]]))?;

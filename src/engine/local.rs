@@ -13,54 +13,54 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use tokio::sync::mpsc;
 
-use super::adapters::Adapters;
 use super::encoders::Encoders;
+use super::limits::Limits;
 use super::loaded::LoadedModel;
 use super::rewards::RewardModels;
-use super::scheduler::{Lane, Limits};
-use super::sequence::{Queued, Shared};
-use super::stats::StatCells;
+use super::scheduler::Scheduler;
+use super::sequence::{QueueWait, RunningRequest};
+use super::soft_prompts::SoftPromptCache;
+use super::stats::StatCounters;
 use super::{
-    DataDir, DeviceMemory, EncoderModels, EngineError, EngineStats, GenerateRequest, Generation, Generator, Inspection,
-    ModelFiles, RewardScorer, ServedModel, SoftPrompts, Tokens, Turns,
+    BlockingPool, DataDir, DeviceMemory, EncoderModels, EngineError, EngineStats, GenerateRequest, Generation,
+    Generator, Inspection, ModelFiles, RewardScorer, ServedModel, SoftPrompts, Tokens,
 };
 use crate::domain::{ModelVersion, ModelVersionId};
 use crate::model::SoftPrompt;
 use crate::ops::kv_blocks::KvFormat;
 use crate::ops::linear::WeightFormat;
 
-/// Texts up to so many bytes are read where the request is answered; longer ones on a blocking thread.
-const READ_HERE: usize = 8 << 10;
-/// Long texts read, and attention maps made, at the same time; so many more may wait.
-const TEXTS_AT_ONCE: usize = 2;
-const VIEWS_AT_ONCE: usize = 1;
-/// Constraints compiled at the same time.
-const FORMS_AT_ONCE: usize = 2;
-const MAY_WAIT: usize = 64;
+/// Texts of up to this many bytes are tokenized on the async thread, longer ones on a blocking thread.
+const INLINE_BYTES: usize = 8 << 10;
+/// Maximum number of concurrent tasks of each kind on blocking threads, and of tasks of a kind that wait.
+const MAX_TOKENIZING: usize = 2;
+const MAX_INSPECTING: usize = 1;
+const MAX_COMPILING: usize = 2;
+const MAX_WAITING: usize = 64;
 
-/// Sizes of the engine, from the configuration.
+/// Settings of the engine, from the configuration.
 #[derive(Clone, Debug)]
 pub struct EngineOptions {
-    /// Relative artifact paths of model versions start here.
+    /// The directory to which artifact paths of model versions are relative.
     pub data_dir: PathBuf,
     pub weights: WeightFormat,
     /// See `device::open`.
     pub device: String,
     pub max_running: usize,
-    /// Requests that may wait; more are refused with `Overloaded`.
+    /// Maximum number of waiting requests; more are refused with `Overloaded`.
     pub max_waiting: usize,
     pub prefill_tokens: usize,
-    /// Cached tokens per version; 0 = what `max_running` full contexts need, at most 2 GiB.
+    /// Size of each version's cache in tokens; 0 means `max_running` full contexts, at most 2 GiB.
     pub kv_tokens: usize,
-    /// How the cache stores keys and values. Other devices than the CPU have a format of their own.
+    /// How the cache stores keys and values. CPU only.
     pub kv_format: KvFormat,
-    /// Where versions come from that are not under `data_dir`.
+    /// Finds versions that are not under `data_dir`.
     pub files: Option<Arc<dyn ModelFiles>>,
-    /// Versions with an adapter stand beside the model that they were trained from instead of as whole models.
+    /// LoRA versions share the weights of the model from which they were trained, instead of being loaded merged.
     pub share_base: bool,
-    /// Tokens guessed from the text so far, for each sample and step; 0 = none. On the CPU.
+    /// Maximum number of tokens drafted from the text so far, for each sample and step; 0 turns drafting off. CPU only.
     pub draft_tokens: usize,
-    /// Versions kept in memory; the least recently activated ones beyond are unloaded when idle.
+    /// Maximum number of versions in memory. Beyond it, the least recently activated ones are unloaded once idle.
     pub max_loaded: usize,
 }
 
@@ -96,33 +96,35 @@ impl EngineOptions {
 }
 
 enum Command {
-    Submit(Arc<Shared>),
-    /// End what is left with `Draining`.
+    Submit(Arc<RunningRequest>),
+    /// Ends all requests with `Draining`.
     Abort,
 }
 
-struct State {
+/// What the engine thread and the callers share.
+struct EngineState {
     models: RwLock<HashMap<ModelVersionId, Arc<LoadedModel>>>,
-    /// Most recent last.
+    /// Activated versions, the active one last.
     activations: RwLock<Vec<ModelVersionId>>,
-    stats: StatCells,
+    stats: StatCounters,
     draining: AtomicBool,
 }
 
-/// The engine of this process. Cheap to share by `Arc`.
+/// The engine of this process.
 pub struct LocalEngine {
     options: EngineOptions,
-    state: Arc<State>,
+    state: Arc<EngineState>,
     commands: Sender<Command>,
     files: Arc<dyn ModelFiles>,
     rewards: RewardModels,
-    adapters: Adapters,
+    soft_prompts: SoftPromptCache,
     encoders: Encoders,
-    /// Long texts that are read, and looks into the model: each kind in turn.
-    texts: Turns,
-    views: Turns,
-    /// Constraints that are compiled.
-    forms: Turns,
+    /// Long texts.
+    tokenizing: BlockingPool,
+    /// Attention maps.
+    inspecting: BlockingPool,
+    /// Constraints.
+    compiling: BlockingPool,
 }
 
 fn read<T>(lock: &RwLock<T>) -> std::sync::RwLockReadGuard<'_, T> {
@@ -134,15 +136,15 @@ fn write<T>(lock: &RwLock<T>) -> std::sync::RwLockWriteGuard<'_, T> {
 }
 
 impl LocalEngine {
-    /// Starts the engine thread; no model is loaded yet.
+    /// Starts the engine thread, without any model.
     ///
     /// # Errors
-    /// When the thread cannot start.
+    /// If the thread cannot be started.
     pub fn start(options: EngineOptions) -> Result<Arc<Self>, EngineError> {
-        let state = Arc::new(State {
+        let state = Arc::new(EngineState {
             models: RwLock::default(),
             activations: RwLock::default(),
-            stats: StatCells::default(),
+            stats: StatCounters::default(),
             draining: AtomicBool::new(false),
         });
         let (commands, inbox) = channel();
@@ -156,11 +158,11 @@ impl LocalEngine {
         Ok(Arc::new(Self {
             files: options.files.clone().unwrap_or_else(here),
             rewards: RewardModels::new(),
-            adapters: Adapters::new(),
+            soft_prompts: SoftPromptCache::new(),
             encoders: Encoders::new(),
-            texts: Turns::new(TEXTS_AT_ONCE, MAY_WAIT),
-            views: Turns::new(VIEWS_AT_ONCE, MAY_WAIT),
-            forms: Turns::new(FORMS_AT_ONCE, MAY_WAIT),
+            tokenizing: BlockingPool::new(MAX_TOKENIZING, MAX_WAITING),
+            inspecting: BlockingPool::new(MAX_INSPECTING, MAX_WAITING),
+            compiling: BlockingPool::new(MAX_COMPILING, MAX_WAITING),
             options,
             state,
             commands,
@@ -197,8 +199,8 @@ impl LocalEngine {
         if soft.is_some_and(|soft| soft.check(&model.decoder.config).is_err()) {
             return bad("prompt_adapter", "the soft prompt was tuned for another model".into());
         }
-        let wanted = soft.map_or(0, |s| s.info.n_tokens) + prompt.len() + request.params.max_tokens;
-        if wanted > facts.max_context {
+        let needed = soft.map_or(0, |s| s.info.n_tokens) + prompt.len() + request.params.max_tokens;
+        if needed > facts.max_context {
             let message = format!(
                 "the prompt has {} tokens and max_tokens is {}, together over the model's context of {}",
                 prompt.len(),
@@ -210,7 +212,7 @@ impl LocalEngine {
         Ok(())
     }
 
-    /// `None` where no model is on a device of its own.
+    /// `None` if no model is on a device.
     fn device_memory(&self) -> Option<DeviceMemory> {
         let models = read(&self.state.models);
         let held = models.values().filter_map(|model| model.device.as_ref()).map(|device| device.memory);
@@ -235,13 +237,13 @@ impl Generator for LocalEngine {
             return Err(EngineError::Draining);
         }
         let model = self.find(request.version.as_ref())?;
-        let soft = request.adapter.as_ref().map(|id| self.adapters.get(id)).transpose()?;
+        let soft = request.soft_prompt.as_ref().map(|id| self.soft_prompts.get(id)).transpose()?;
         Self::check(&model, &request, soft.as_deref())?;
         let guide = match request.params.constraint.clone() {
             None => None,
             Some(constraint) => {
                 let (model, prompt) = (model.clone(), request.prompt_ids.clone());
-                Some(self.forms.run(move |_| model.guide(&constraint, &prompt)).await?)
+                Some(self.compiling.run(move |_| model.guide(&constraint, &prompt)).await?)
             }
         };
         let stats = &self.state.stats;
@@ -255,8 +257,8 @@ impl Generator for LocalEngine {
         if !request.params.ignore_eos {
             end_ids.extend_from_slice(&model.served.eos_ids);
         }
-        let queued = Queued::since(Instant::now());
-        let shared = Arc::new(Shared { request, events, end_ids, soft, queued, guide, model });
+        let queued = QueueWait::since(Instant::now());
+        let shared = Arc::new(RunningRequest { request, events, end_ids, soft, queued, guide, model });
         if self.commands.send(Command::Submit(shared)).is_err() {
             return Err(EngineError::Failed("the engine thread has ended".into()));
         }
@@ -279,11 +281,11 @@ impl Generator for LocalEngine {
         }
         if self.options.share_base
             && let Some(parent) = self.files.parent(version).await
-            && let Some(model) = self.beside(version, &parent).await?
+            && let Some(model) = self.load_lora(version, &parent).await?
         {
-            return Ok(self.keep(model).served.clone());
+            return Ok(self.insert(model).served.clone());
         }
-        Ok(self.whole(version).await?.served.clone())
+        Ok(self.load_whole(version).await?.served.clone())
     }
 
     async fn activate(&self, version: &ModelVersionId) -> Result<(), EngineError> {
@@ -327,7 +329,7 @@ impl Generator for LocalEngine {
             tokens_generated: cells.generated.load(Relaxed),
             prompt_tokens: cells.prompt_tokens.load(Relaxed),
             draft_tokens: cells.drafted.load(Relaxed),
-            draft_tokens_right: cells.followed.load(Relaxed),
+            draft_tokens_right: cells.accepted.load(Relaxed),
             device: self.device_memory(),
         }
     }
@@ -346,11 +348,11 @@ impl Generator for LocalEngine {
     }
 }
 
-/// Serves until every sender is gone. Sleeps only when there is nothing to do.
-fn engine_thread(inbox: &Receiver<Command>, state: &State, limits: Limits) {
-    let mut lanes: Vec<Lane> = Vec::new();
+/// Serves until every sender is dropped. Blocks only while all schedulers are idle.
+fn engine_thread(inbox: &Receiver<Command>, state: &EngineState, limits: Limits) {
+    let mut schedulers: Vec<Scheduler> = Vec::new();
     loop {
-        let idle = lanes.iter().all(Lane::is_idle);
+        let idle = schedulers.iter().all(Scheduler::is_idle);
         let mut command = match idle {
             true => match inbox.recv() {
                 Ok(command) => Some(command),
@@ -360,7 +362,7 @@ fn engine_thread(inbox: &Receiver<Command>, state: &State, limits: Limits) {
         };
         loop {
             if let Some(command) = command.take() {
-                obey(command, &mut lanes, state, limits);
+                dispatch(command, &mut schedulers, state, limits);
             }
             match inbox.try_recv() {
                 Ok(next) => command = Some(next),
@@ -369,45 +371,45 @@ fn engine_thread(inbox: &Receiver<Command>, state: &State, limits: Limits) {
                 Err(TryRecvError::Disconnected) => break,
             }
         }
-        // Inside the pool kernels fork and join without waking this thread for every operation.
+        // Inside the pool, kernels fork and join without waking this thread for every operation.
         rayon::scope(|_| {
-            for lane in lanes.iter_mut().filter(|l| !l.is_idle()) {
-                lane.step(&state.stats);
+            for scheduler in schedulers.iter_mut().filter(|l| !l.is_idle()) {
+                scheduler.step(&state.stats);
             }
         });
         let models = read(&state.models);
-        lanes.retain(|l| !l.is_idle() || models.contains_key(&l.model.served.version.id));
+        schedulers.retain(|l| !l.is_idle() || models.contains_key(&l.model.served.version.id));
         drop(models);
-        publish(&lanes, &state.stats);
+        publish_stats(&schedulers, &state.stats);
     }
 }
 
-fn obey(command: Command, lanes: &mut Vec<Lane>, state: &State, limits: Limits) {
+fn dispatch(command: Command, schedulers: &mut Vec<Scheduler>, state: &EngineState, limits: Limits) {
     match command {
         Command::Submit(shared) => {
-            // Versions that share a base share its batch.
+            // LoRA versions of one base share its batch.
             let model = shared.model.base.as_ref().unwrap_or(&shared.model).clone();
             let id = &model.served.version.id;
-            let lane = match lanes.iter().position(|l| l.model.served.version.id == *id) {
-                Some(i) => &mut lanes[i],
+            let scheduler = match schedulers.iter().position(|l| l.model.served.version.id == *id) {
+                Some(i) => &mut schedulers[i],
                 None => {
-                    lanes.push(Lane::new(model, limits));
-                    lanes.last_mut().expect("just pushed")
+                    schedulers.push(Scheduler::new(model, limits));
+                    schedulers.last_mut().expect("just pushed")
                 }
             };
-            lane.submit(shared);
+            scheduler.submit(shared);
             state.stats.waiting.fetch_add(1, SeqCst);
             state.stats.queued.fetch_sub(1, SeqCst);
         }
-        Command::Abort => lanes.iter_mut().for_each(|l| l.fail_all(&EngineError::Draining)),
+        Command::Abort => schedulers.iter_mut().for_each(|l| l.fail_all(&EngineError::Draining)),
     }
 }
 
-fn publish(lanes: &[Lane], stats: &StatCells) {
-    // The whole before its parts: a reader never sees more in use than there is.
-    stats.total_tokens.store(lanes.iter().map(Lane::total_tokens).sum(), SeqCst);
-    stats.running.store(lanes.iter().map(Lane::running).sum(), SeqCst);
-    stats.waiting.store(lanes.iter().map(Lane::waiting).sum(), SeqCst);
-    stats.used_tokens.store(lanes.iter().map(Lane::used_tokens).sum(), Relaxed);
-    stats.remembered_tokens.store(lanes.iter().map(Lane::remembered_tokens).sum(), Relaxed);
+fn publish_stats(schedulers: &[Scheduler], stats: &StatCounters) {
+    // The total first, so that a reader never sees more tokens in use than there are.
+    stats.total_tokens.store(schedulers.iter().map(Scheduler::total_tokens).sum(), SeqCst);
+    stats.running.store(schedulers.iter().map(Scheduler::running).sum(), SeqCst);
+    stats.waiting.store(schedulers.iter().map(Scheduler::waiting).sum(), SeqCst);
+    stats.used_tokens.store(schedulers.iter().map(Scheduler::used_tokens).sum(), Relaxed);
+    stats.remembered_tokens.store(schedulers.iter().map(Scheduler::remembered_tokens).sum(), Relaxed);
 }

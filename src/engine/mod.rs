@@ -1,36 +1,37 @@
-//! Serving engine: owns the models, batches requests continuously, swaps versions between steps.
-//! HTTP and services see only the `Generator` trait; tensors stay behind it.
+//! The serving engine: owns the loaded models, batches requests continuously, and swaps versions between steps. The
+//! rest of the program uses the `Generator` trait, which takes and returns no tensors.
 
-mod adapters;
 mod attention;
 pub mod attention_maps;
+mod blocking;
 pub mod capabilities;
 mod constraint;
 pub mod device;
 mod encoders;
+mod limits;
 mod loaded;
 mod local;
 mod lookup;
+mod model_cache;
 mod output;
 mod prefix;
-mod recent;
 mod rewards;
 mod scheduler;
 mod sequence;
+mod soft_prompts;
 mod stats;
 mod text;
-mod turns;
 pub mod upstream;
 
 pub use crate::generation::Warpers;
 pub use crate::model::encoder::text::Pooling;
 pub use crate::tokenizer::Piece;
 pub use attention::Attention;
+pub use blocking::{BlockingPool, CancelToken};
 pub use capabilities::{EncoderModels, Inspection, RewardScorer, SoftPrompts, Tokens};
-pub use constraint::{Constraint, Form};
-pub use encoders::{EmbedRequest, Embeddings, EncoderInput, FillRequest, Filled, Filling, Gapped};
+pub use constraint::{Constraint, ConstraintKind};
+pub use encoders::{EmbedRequest, Embeddings, EncoderInput, FillCandidate, FillInput, FillRequest, FillResult};
 pub use local::{EngineOptions, LocalEngine};
-pub use turns::{Asker, Turns};
 pub use upstream::{UpstreamEngine, UpstreamOptions};
 
 use std::sync::Arc;
@@ -43,31 +44,31 @@ use crate::domain::{Message, ModelVersion, ModelVersionId, RewardScore};
 use crate::prompt::Conversation;
 use crate::prompt::answer::Dialect;
 
-/// How a text is sampled. Defaults are OpenAI's; every field is honoured.
+/// Parameters of sampling. The defaults are those of OpenAI's API.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct SamplingParams {
     pub max_tokens: usize,
-    /// What reshapes the distribution before a draw. In JSON its fields stand beside the others.
+    /// Changes to the distribution before a draw. In JSON these fields are on the same level as the others.
     #[serde(flatten)]
     pub warpers: Warpers,
-    /// Generation ends before the first of these strings; it is not part of the text.
+    /// Generation ends at the first of these strings, which is not part of the text.
     pub stop: Vec<String>,
     /// Generation ends with any of these tokens, which are not part of the text.
     pub stop_token_ids: Vec<u32>,
-    /// The stop string that was found is part of the text after all.
+    /// The stop string that was found is part of the text.
     pub include_stop_str_in_output: bool,
     pub seed: u64,
-    /// Do not stop at the end token.
+    /// Generation does not stop at the model's end tokens.
     pub ignore_eos: bool,
-    /// No end token and no stop string before this many tokens.
+    /// Generation does not end, by an end token or a stop string, before this many tokens.
     pub min_tokens: usize,
     /// `Some(k)`: report each token's log-prob and the k most likely alternatives (k ≤ 20).
     pub logprobs: Option<usize>,
-    /// The form that the text must have. A stored completion names its kind as `constrained`.
+    /// The constraint that the text must satisfy. Stored completions have its name in the field `constrained`.
     #[serde(skip)]
     pub constraint: Option<Arc<Constraint>>,
-    /// Special tokens that are text here, such as those around calls of tools.
+    /// Special tokens that are part of the text, such as those around tool calls.
     #[serde(skip)]
     pub shown: Vec<String>,
 }
@@ -90,42 +91,42 @@ impl Default for SamplingParams {
     }
 }
 
-/// One prompt, `n` samples. Sample i draws from the random stream (seed, i).
+/// A request for `n` samples of one prompt. Sample i draws from the random stream (seed, i).
 #[derive(Clone, Debug)]
 pub struct GenerateRequest {
     pub request_id: String,
-    /// Which version answers; `None` = the active one.
+    /// The version that answers; `None` means the active one.
     pub version: Option<ModelVersionId>,
     pub prompt_ids: Vec<u32>,
     pub n: usize,
     pub params: SamplingParams,
     /// `Some(k)`: also report the prompt's log-probs with k alternatives (OpenAI `echo` + `logprobs`).
     pub prompt_logprobs: Option<usize>,
-    /// The first prompt token that `prompt_logprobs` reports; what comes before may be read from the cache.
+    /// Index of the first prompt token that `prompt_logprobs` reports. Tokens before it may be read from the cache.
     pub prompt_from: usize,
-    /// A soft prompt to stand before the prompt, made ready by `load_adapter`.
-    pub adapter: Option<ModelVersionId>,
-    /// May wait: it takes its turn behind other requests, and gives way to them.
+    /// A soft prompt that precedes the prompt. It must have been loaded by `load_soft_prompt`.
+    pub soft_prompt: Option<ModelVersionId>,
+    /// The request yields to others: it is admitted last and preempted first.
     pub background: bool,
 }
 
-/// What stands around a text that is tokenized, and what it may hold.
+/// How a text is tokenized: the tokens that are added around it, and whether its special tokens are recognised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TextForm<'a> {
-    /// A whole text, with what the model expects around it if `special`.
+    /// A complete text; with `special`, the tokens that the model expects around it are added.
     Whole { special: bool, parse_special: bool },
-    /// A text that goes on: with what the model expects before it if `special`, and nothing behind it.
+    /// A text that continues: with `special`, the tokens that the model expects before it are added, and none after it.
     Open { special: bool, parse_special: bool },
-    /// A text that goes on from these ids.
+    /// A text that continues after these ids.
     After(&'a [u32]),
 }
 
 impl TextForm<'_> {
-    /// A prompt as it is by default.
+    /// The default for prompts.
     pub const PROMPT: Self = Self::Open { special: true, parse_special: false };
 }
 
-/// A conversation as its model reads it, and how the model's answers are to be read.
+/// A conversation rendered for a model, and the format in which the model answers.
 #[derive(Clone, Debug, Default)]
 pub struct ChatPrompt {
     pub ids: Vec<u32>,
@@ -136,21 +137,21 @@ pub struct ChatPrompt {
 #[derive(Clone, Debug, PartialEq)]
 pub enum TextPrompt {
     Raw(String),
-    /// The generator renders its own chat template. Without `limited` the client named no length: the
-    /// generator's own default holds, not `SamplingParams::max_tokens`.
+    /// The generator renders its own chat template. Without `limited` the client gave no length: the generator's
+    /// default applies instead of `SamplingParams::max_tokens`.
     Chat {
         messages: Vec<Message>,
         limited: bool,
     },
 }
 
-/// A token with the distribution it was drawn from: log-softmax of the unwarped logits.
+/// A token with log-probs of the distribution from which it was drawn: log-softmax of the unwarped logits.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TokenLogprob {
     pub id: u32,
-    /// Natural log; `None` only for the first token of a prompt with nothing before it.
+    /// Natural log. `None` only for the first token of a prompt.
     pub logprob: Option<f32>,
-    /// Most likely first; empty unless asked for.
+    /// The requested number of alternatives, most likely first.
     pub top: Vec<(u32, f32)>,
 }
 
@@ -172,17 +173,16 @@ impl FinishReason {
     }
 }
 
-/// What a request yields, in order: at most one `Prompt`, then `Delta`s of all samples mixed, and one
-/// `Finish` per sample (and `Usage` where tokens are not seen). `Failed` ends everything.
+/// The events of a request, in order: at most one `Prompt`, then the `Delta`s of all samples, interleaved, and one
+/// `Finish` per sample. `Usage` comes from generators that report no tokens. `Failed` ends the request.
 #[derive(Clone, Debug)]
 pub enum GenEvent {
-    /// Sent only when `prompt_logprobs` was asked for; one entry per prompt token from `prompt_from` on, the
-    /// very first without log-prob.
+    /// Sent only if `prompt_logprobs` was requested: one entry per prompt token from `prompt_from` on.
     Prompt {
         tokens: Vec<TokenLogprob>,
     },
-    /// `text` never splits a character and never contains a part of a stop string; it may be empty
-    /// while bytes are held back. `tokens` are the tokens drawn since the last delta.
+    /// `text` consists of whole characters and never contains a part of a stop string; it is empty while bytes are held
+    /// back. `tokens` are the tokens drawn since the last delta.
     Delta {
         index: usize,
         text: String,
@@ -192,7 +192,7 @@ pub enum GenEvent {
         index: usize,
         reason: FinishReason,
     },
-    /// Counts of the whole request, from generators whose deltas carry no tokens. Comes before the last `Finish`.
+    /// Counts of the whole request, from generators whose deltas have no tokens. Sent before the last `Finish`.
     Usage {
         prompt_tokens: usize,
         completion_tokens: usize,
@@ -202,29 +202,29 @@ pub enum GenEvent {
     },
 }
 
-/// A running request. Dropping it cancels the request and frees its slot within one step.
+/// A request that is being answered. Dropping it cancels the request and frees its pages within one step.
 pub struct Generation {
     pub version: Arc<ServedModel>,
     pub prompt_tokens: usize,
     pub events: mpsc::UnboundedReceiver<GenEvent>,
 }
 
-/// Facts about a loaded version that callers need without touching tensors.
+/// Properties of a loaded version.
 #[derive(Clone, Debug)]
 pub struct ServedModel {
     pub version: ModelVersion,
-    /// 0 where ids are not known.
+    /// 0 if token ids are not known.
     pub vocab_size: usize,
-    /// `usize::MAX` where it is not known.
+    /// In tokens; `usize::MAX` if it is not known.
     pub max_context: usize,
-    /// Prompts are text for `Generator::generate_text`; token ids and log-probs are not known here.
+    /// Prompts are text for `Generator::generate_text`; token ids and log-probs are not known.
     pub takes_text: bool,
     pub eos_ids: Vec<u32>,
-    /// `f32`, `q8_0`, …
+    /// Format of the weights: `f32`, `q8_0`, …
     pub weights: String,
     pub parameters: u64,
     pub has_chat_template: bool,
-    /// Ids that stand before a prompt and are not part of its text.
+    /// Ids that precede a prompt and are not part of its text.
     pub before_text: Vec<u32>,
 }
 
@@ -243,52 +243,56 @@ pub enum EngineError {
     Draining,
     #[error("no model is loaded yet")]
     NotReady,
-    /// What writes the text is away for a while (an upstream server).
+    /// An upstream server cannot be reached at the moment.
     #[error("{message}")]
     Unavailable { message: String, retry_after_s: u64 },
     #[error("the engine failed: {0}")]
     Failed(String),
 }
 
-/// Live numbers for `/metrics` and `/ready`.
+/// Current figures for `/metrics` and `/ready`.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct EngineStats {
     pub running: usize,
     pub waiting: usize,
-    /// Held by running samples.
+    /// Cached tokens that running samples hold.
     pub kv_tokens_used: usize,
-    /// Prefixes kept for later prompts; given up when room is needed.
+    /// Cached tokens of prefixes that no running sample uses; evicted when pages are needed.
     pub kv_tokens_remembered: usize,
     pub kv_tokens_total: usize,
     pub tokens_generated: u64,
     pub prompt_tokens: u64,
-    /// Guessed tokens, and those of them that were drawn.
+    /// Drafted tokens.
     pub draft_tokens: u64,
+    /// Drafted tokens that the sampler drew.
     pub draft_tokens_right: u64,
-    /// Memory of the devices that models are on: none on the CPU.
+    /// Memory of the devices on which models are loaded; `None` on the CPU.
     pub device: Option<DeviceMemory>,
 }
 
-/// Bytes that weights and caches of the loaded models hold on devices, and bytes of those devices that are ours.
+/// Memory of devices in bytes: used by the weights and caches of loaded models, and in total.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, schemars::JsonSchema)]
 pub struct DeviceMemory {
     pub used: u64,
     pub total: u64,
 }
 
-/// Finds the files of a version, bringing them from elsewhere if need be.
+/// Finds the files of a version, and fetches them from the artifact store if necessary.
 #[async_trait]
 pub trait ModelFiles: std::fmt::Debug + Send + Sync {
-    /// The directory or file to load, or why there is none.
+    /// The directory or file to load.
+    ///
+    /// # Errors
+    /// Why there is none.
     async fn path(&self, version: &ModelVersion) -> Result<std::path::PathBuf, String>;
-    /// The version that this one was trained from, where it is known.
+    /// The version from which this one was trained, if it is known.
     async fn parent(&self, version: &ModelVersion) -> Option<ModelVersion> {
         let _ = version;
         None
     }
 }
 
-/// Versions whose files lie under one directory of this machine.
+/// Versions whose files are under one local directory.
 #[derive(Debug)]
 pub struct DataDir(pub std::path::PathBuf);
 
@@ -299,13 +303,13 @@ impl ModelFiles for DataDir {
     }
 }
 
-/// Anything that writes text: the local engine, a mock, or an upstream server. What else it can do is in the traits of
-/// [`capabilities`]; `dyn Generator` has their methods, which refuse where the capability is missing.
+/// A generator of text: the local engine, a mock, or an upstream server. Optional capabilities are the traits of
+/// [`capabilities`]; `dyn Generator` has their methods, which return an error if the generator lacks the capability.
 #[async_trait]
 pub trait Generator: Send + Sync + 'static {
-    /// Admits or refuses at once; never waits for compute, but for the compiling of a constraint.
+    /// Admits or refuses a request without waiting for computation, except for the compilation of a constraint.
     async fn generate(&self, request: GenerateRequest) -> Result<Generation, EngineError>;
-    /// As `generate`, from text: `request.prompt_ids` is empty. Waits until a remote generator has accepted.
+    /// Generates from text; `request.prompt_ids` is empty. Waits until a remote generator has accepted the request.
     async fn generate_text(&self, request: GenerateRequest, prompt: TextPrompt) -> Result<Generation, EngineError> {
         drop((request, prompt));
         Err(EngineError::BadRequest { param: "prompt", message: "this generator takes token ids".into() })
@@ -318,11 +322,11 @@ pub trait Generator: Send + Sync + 'static {
     fn active(&self) -> Option<Arc<ServedModel>>;
     /// All versions that can be named in `GenerateRequest::version` without loading.
     fn loaded(&self) -> Vec<Arc<ServedModel>>;
-    /// Loads (if needed), validates and warms up a version, without making it active.
+    /// Loads, validates and warms up a version if it is not loaded, without making it active.
     async fn load(&self, version: &ModelVersion) -> Result<Arc<ServedModel>, EngineError>;
-    /// Makes a loaded version the active one between two steps; requests in flight keep theirs.
+    /// Makes a loaded version the active one between two steps. Requests in flight keep their version.
     async fn activate(&self, version: &ModelVersionId) -> Result<(), EngineError>;
-    /// Text ↔ token ids; `None` where only text goes in and out.
+    /// Conversion between text and token ids; `None` for generators that take text.
     fn tokens(&self) -> Option<&dyn Tokens> {
         None
     }
@@ -339,6 +343,6 @@ pub trait Generator: Send + Sync + 'static {
         None
     }
     fn stats(&self) -> EngineStats;
-    /// Stops admitting; resolves when the last request has ended or the deadline has passed.
+    /// Stops admitting requests. Returns when the last request has ended or the deadline has passed.
     async fn drain(&self, deadline: std::time::Duration);
 }

@@ -4,16 +4,19 @@ use candle_core::Tensor;
 
 use super::loaded::LoadedModel;
 
-/// What a step gave.
-pub(super) enum Output {
-    /// Hidden states of all rows, where the model is.
+/// Hidden states or logits of one step.
+pub(super) enum StepOutput {
+    /// Hidden states `[rows, hidden]` of all rows, on the device of the model.
     Hidden(Tensor),
-    /// Logits of the rows that were asked for, ascending.
+    /// Logits `[rows, vocab]` of the requested rows, which ascend.
     Logits { rows: Vec<u32>, logits: Vec<f32> },
 }
 
-impl Output {
-    /// Puts the logits of some rows end to end into `logits`, in place of what it holds.
+impl StepOutput {
+    /// Replaces the contents of `logits` by the logits of the `wanted` rows, `[wanted, vocab]`.
+    ///
+    /// # Errors
+    /// If a row has no logits, and those of the model.
     pub fn logits_into(&self, model: &LoadedModel, wanted: &[u32], logits: &mut Vec<f32>) -> candle_core::Result<()> {
         logits.truncate(wanted.len() * model.decoder.config.vocab_size);
         if wanted.is_empty() {

@@ -1,14 +1,16 @@
-//! Prompts that begin alike share cached pages. Exact: a page is found by the page before it and its own
-//! 16 tokens, never by a hash that could collide. One tree per model version, so a promotion forgets all; one root in
-//! it per soft prompt, so that no request reads what another prompt adapter computed.
+//! A tree of cached pages that prompts with a common prefix share. A page is found by its predecessor and its own 16
+//! tokens, not by a hash, so prompts cannot collide. Each base model has a tree of its own, and each soft prompt and
+//! LoRA version a root of its own in the tree, so that no request reads keys that another adapter computed.
 
 use std::collections::HashMap;
 
 use crate::domain::ModelVersionId;
 use crate::model::decoder::kv_cache::{CachedSequence, GONE, KvCache, PAGE};
 
+/// The id of the predecessor's entry, and the page's tokens.
 type Key = (u64, [u32; PAGE]);
 
+/// Cached pages by their predecessor and tokens.
 #[derive(Default)]
 pub struct PrefixTree {
     entries: HashMap<Key, Entry>,
@@ -20,45 +22,46 @@ pub struct PrefixTree {
 struct Entry {
     id: u64,
     page: u32,
-    /// Of windowed layers; `GONE` once it was given up.
+    /// The page of windowed layers; `GONE` once it is released.
     windowed: u32,
+    /// Time of the last use, on the tree's clock.
     used: u64,
 }
 
 impl PrefixTree {
-    /// The parent of first pages: 0 without an adapter, one number for each adapter.
-    fn root(&mut self, adapter: Option<&ModelVersionId>) -> u64 {
-        let Some(adapter) = adapter else { return 0 };
-        if let Some(root) = self.roots.get(adapter) {
+    /// The predecessor of first pages: 0 for the base model, another id for each soft prompt or LoRA version.
+    fn root_id(&mut self, root: Option<&ModelVersionId>) -> u64 {
+        let Some(version) = root else { return 0 };
+        if let Some(root) = self.roots.get(version) {
             return *root;
         }
         self.next_id += 1;
-        self.roots.insert(adapter.clone(), self.next_id);
+        self.roots.insert(version.clone(), self.next_id);
         self.next_id
     }
 
-    /// Pages of the longest known prefix of `tokens`, retained for the caller; never the whole prompt,
-    /// because the last token's logits must be computed.
-    pub fn lookup(&mut self, adapter: Option<&ModelVersionId>, tokens: &[u32], cache: &mut KvCache) -> CachedSequence {
+    /// The pages of the longest cached prefix of `tokens`, retained for the caller. Never covers the last token, whose
+    /// logits must be computed.
+    pub fn lookup(&mut self, root: Option<&ModelVersionId>, tokens: &[u32], cache: &mut KvCache) -> CachedSequence {
         self.clock += 1;
-        let mut parent = self.root(adapter);
-        let (mut known, mut usable, mut gap) = (Vec::new(), 0, 0);
+        let mut parent = self.root_id(root);
+        let (mut found_pages, mut usable, mut gap) = (Vec::new(), 0, 0);
         for (i, chunk) in tokens[..tokens.len().saturating_sub(1)].as_chunks::<PAGE>().0.iter().enumerate() {
             let Some(entry) = self.entries.get_mut(&(parent, *chunk)) else { break };
             entry.used = self.clock;
             parent = entry.id;
-            known.push((entry.page, entry.windowed));
+            found_pages.push((entry.page, entry.windowed));
             if cache.has_windows() && entry.windowed == GONE {
                 gap = i + 1;
             }
-            // What windowed layers see from here on must be there without a gap.
+            // Windowed layers need all their pages from the first one to which the next token attends.
             if cache.first_seen((i + 1) * PAGE) >= gap {
                 usable = i + 1;
             }
         }
         let mut found = CachedSequence { len: usable * PAGE, ..CachedSequence::default() };
         let first = cache.first_seen(found.len);
-        for (i, (page, windowed)) in known.into_iter().take(usable).enumerate() {
+        for (i, (page, windowed)) in found_pages.into_iter().take(usable).enumerate() {
             cache.retain(page);
             found.pages.push(page);
             if cache.has_windows() {
@@ -70,16 +73,16 @@ impl PrefixTree {
         found
     }
 
-    /// Remembers the full pages of a prompt as far as it has been computed.
+    /// Adds the full pages of a prompt, as far as they are computed.
     pub fn insert(
         &mut self,
-        adapter: Option<&ModelVersionId>,
+        root: Option<&ModelVersionId>,
         tokens: &[u32],
         sequence: &CachedSequence,
         cache: &mut KvCache,
     ) {
         self.clock += 1;
-        let mut parent = self.root(adapter);
+        let mut parent = self.root_id(root);
         for (i, chunk) in tokens.as_chunks::<PAGE>().0.iter().enumerate() {
             if (i + 1) * PAGE > sequence.len {
                 break;
@@ -90,7 +93,7 @@ impl PrefixTree {
                 cache.retain(sequence.pages[i]);
                 Entry { id: next_id, page: sequence.pages[i], windowed: GONE, used: clock }
             });
-            // The same tokens behind the same others: the same keys and values, whoever computed them.
+            // Equal tokens after equal prefixes have equal keys and values, so the page of any sequence will do.
             if entry.windowed == GONE && windowed != GONE {
                 cache.retain_windowed(windowed);
                 entry.windowed = windowed;
@@ -103,20 +106,20 @@ impl PrefixTree {
         }
     }
 
-    /// Pages that nobody but this tree holds: kept for later prompts, given up when room is needed.
+    /// Number of pages that only this tree holds.
     pub fn idle_pages(&self, cache: &KvCache) -> usize {
         self.entries.values().filter(|e| cache.references(e.page) == 1).count()
     }
 
-    /// Forgets the least recently used entries until `pages` pages are free, and gives up pages of windowed layers until
-    /// `windowed` of those are, or nothing is left.
+    /// Removes the least recently used entries until `pages` pages are free, and releases pages of windowed layers
+    /// until `windowed` of those are free, or until nothing is left to release.
     pub fn evict(&mut self, pages: usize, windowed: usize, cache: &mut KvCache) {
         if (cache.free_pages() >= pages && cache.windowed_pages().1 >= windowed) || self.entries.is_empty() {
             return;
         }
         let mut oldest: Vec<(u64, u64, Key)> =
             self.entries.iter().map(|(k, e)| (e.used, u64::MAX - e.id, *k)).collect();
-        // Among equally old entries the deepest goes first, so that no reachable child loses its parent.
+        // Of entries with the same time the deepest is removed first, so that no entry loses its predecessor.
         oldest.sort_unstable();
         for (_, _, key) in &oldest {
             if cache.free_pages() >= pages {
@@ -159,8 +162,8 @@ mod tests {
         (cache.total_pages() - cache.free_pages(), all - free)
     }
 
-    /// Feeds tokens by the piece, as the engine does.
-    fn feed(tree: &mut PrefixTree, cache: &mut KvCache, s: &mut CachedSequence, tokens: &[u32], step: usize) {
+    /// Adds tokens in chunks of `step`, as the engine does.
+    fn extend(tree: &mut PrefixTree, cache: &mut KvCache, s: &mut CachedSequence, tokens: &[u32], step: usize) {
         while s.len < tokens.len() {
             let n = step.min(tokens.len() - s.len);
             assert!(cache.reserve(s, n));
@@ -171,18 +174,18 @@ mod tests {
     }
 
     #[test]
-    fn windowed_layers_keep_their_window_and_prefixes_are_found_while_theirs_is_there() {
+    fn windowed_layers_keep_their_window_and_a_prefix_is_found_while_its_windowed_pages_are_cached() {
         let (mut tree, mut cache) = (PrefixTree::default(), KvCache::with_format(&config(), KvFormat::F32, 512, 256));
         let tokens: Vec<u32> = (0..160).map(|i| i % 50).collect();
         let mut first = CachedSequence::default();
-        feed(&mut tree, &mut cache, &mut first, &tokens, 24);
-        // Ten pages; a token at 160 sees those from 141 on, pages 8 and 9. The tree still holds all.
+        extend(&mut tree, &mut cache, &mut first, &tokens, 24);
+        // Ten pages. A token at 160 attends to positions from 141 on, in pages 8 and 9. The tree still holds all pages.
         assert_eq!(first.windowed.iter().filter(|page| **page != GONE).count(), 2);
         assert_eq!(used(&cache), (10, 10));
         cache.release_all(&mut first);
         assert_eq!(used(&cache), (10, 10));
 
-        // Another text that begins with 100 of these tokens: six pages; windowed layers see those from 77 on.
+        // Another text begins with 100 of these tokens: six full pages, of which windowed layers need those from 77 on.
         let mut other: Vec<u32> = tokens[..100].to_vec();
         other.extend([49; 60]);
         let mut second = tree.lookup(None, &other, &mut cache);
@@ -193,22 +196,22 @@ mod tests {
         );
         cache.release_all(&mut second);
 
-        // Pages of windowed layers are given up first; without those that it sees, less of a prefix is of use.
+        // Without the pages of windowed layers that the next token needs, only a shorter prefix is usable.
         tree.evict(0, 14, &mut cache);
         assert_eq!(used(&cache), (10, 2));
         let mut third = tree.lookup(None, &other, &mut cache);
-        let kept = third.len / PAGE;
+        let usable = third.len / PAGE;
         assert!(
-            kept < 6 && third.windowed.iter().skip(cache.first_seen(third.len)).all(|page| *page != GONE),
+            usable < 6 && third.windowed.iter().skip(cache.first_seen(third.len)).all(|page| *page != GONE),
             "{third:?}"
         );
-        feed(&mut tree, &mut cache, &mut third, &other, 16);
+        extend(&mut tree, &mut cache, &mut third, &other, 16);
         cache.release_all(&mut third);
-        assert_eq!(tree.lookup(None, &other, &mut cache).len, 144, "computed again, known again");
+        assert_eq!(tree.lookup(None, &other, &mut cache).len, 144, "computed again, found again");
     }
 
     #[test]
-    fn a_generation_of_any_length_holds_a_window_of_pages() {
+    fn a_sequence_of_any_length_holds_one_window_of_windowed_pages() {
         let mut cache = KvCache::with_format(&config(), KvFormat::F32, 528, 64);
         let mut s = CachedSequence::default();
         for len in 1..=500usize {
@@ -218,7 +221,7 @@ mod tests {
             let (all, windowed) = used(&cache);
             assert!(all == len.div_ceil(PAGE) && windowed <= 3, "{len}: {all} {windowed}");
         }
-        // Two of them share all but the last, partly filled page.
+        // A fork shares all pages but the last one, which is partly filled.
         let mut fork = cache.fork(&s).unwrap();
         assert_eq!(fork.windowed.len(), s.windowed.len());
         assert_eq!(used(&cache).0, 33);

@@ -1,22 +1,22 @@
-//! Reward models in memory: loaded at the first request that names them, run on a blocking thread.
+//! Reward models in memory: loaded at the first request that names them, and run on blocking threads.
 
 use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::Device;
 
-use super::recent::Recent;
-use super::{Asker, EngineError, ModelFiles, Turns};
+use super::model_cache::ModelCache;
+use super::{BlockingPool, CancelToken, EngineError, ModelFiles};
 use crate::data::PromptInput;
 use crate::domain::{Message, ModelVersion, RewardScore};
 use crate::model::heads::reward::RewardModel;
 use crate::model::{self, Loaded};
 use crate::prompt::Texts;
 
-/// Tokens scored in one forward pass.
+/// A batch is complete once it has at least this many tokens.
 const BATCH_TOKENS: usize = 4096;
-/// Reward models kept in memory.
-const KEEP: usize = 2;
+/// Number of reward models in memory.
+const CACHED: usize = 2;
 
 struct LoadedRewardModel {
     model: RewardModel,
@@ -24,21 +24,25 @@ struct LoadedRewardModel {
     max_length: usize,
 }
 
-/// Scorings at the same time, and those that may wait for a turn.
-const AT_ONCE: usize = 2;
-const MAY_WAIT: usize = 64;
+/// Maximum number of concurrent and of waiting tasks.
+const MAX_RUNNING: usize = 2;
+const MAX_WAITING: usize = 64;
 
+/// The reward models in memory.
 pub struct RewardModels {
-    loaded: Recent<LoadedRewardModel>,
-    turns: Turns,
+    loaded: ModelCache<LoadedRewardModel>,
+    blocking: BlockingPool,
 }
 
 impl RewardModels {
     pub fn new() -> Self {
-        Self { loaded: Recent::new(KEEP), turns: Turns::new(AT_ONCE, MAY_WAIT) }
+        Self { loaded: ModelCache::new(CACHED), blocking: BlockingPool::new(MAX_RUNNING, MAX_WAITING) }
     }
 
-    /// Scores of answers to one prompt.
+    /// Scores answers to one prompt with the reward model `version`.
+    ///
+    /// # Errors
+    /// `Failed` if the model cannot be loaded or run; `Overloaded` if too many requests wait.
     pub async fn score(
         &self,
         version: &ModelVersion,
@@ -49,9 +53,9 @@ impl RewardModels {
         let (name, prompt) = (version.name.clone(), prompt.clone());
         let failed = move |e: String| EngineError::Failed(format!("reward model '{name}': {e}"));
         let loading = failed.clone();
-        let scorer =
+        let model =
             self.loaded.get_or_load(version, files, move |path| LoadedRewardModel::load(path).map_err(loading)).await?;
-        self.turns.run(move |asker| scorer.score(&prompt, &answers, asker, failed)).await
+        self.blocking.run(move |cancel| model.score(&prompt, &answers, cancel, failed)).await
     }
 }
 
@@ -67,28 +71,27 @@ impl LoadedRewardModel {
         &self,
         prompt: &[Message],
         answers: &[String],
-        asker: &Asker,
+        cancel: &CancelToken,
         failed: impl Fn(String) -> EngineError,
     ) -> Result<Vec<RewardScore>, EngineError> {
-        asker.still_there()?;
+        cancel.check()?;
         let prompt = PromptInput::from(prompt.to_vec());
         let pairs: Vec<_> = answers.iter().map(|answer| (&prompt, answer.as_str())).collect();
-        // Together: all answers see the same tokens of a prompt that does not fit.
+        // In one call, so that a prompt that is too long is truncated equally for all answers.
         let ids = self.texts.conversations(&pairs, self.max_length).map_err(|e| failed(e.to_string()))?;
         let mut scores = Vec::with_capacity(ids.len());
         let mut rest = &ids[..];
         while !rest.is_empty() {
-            asker.still_there()?;
+            cancel.check()?;
             let mut tokens = 0;
-            let many = rest.iter().take_while(|read| {
+            let count = rest.iter().take_while(|sequence| {
                 let fits = tokens < BATCH_TOKENS;
-                tokens += read.len();
+                tokens += sequence.len();
                 fits
             });
-            let (batch, after) = rest.split_at(many.count());
+            let (batch, after) = rest.split_at(count.count());
             let scored = self.model.scores(batch, BATCH_TOKENS).map_err(|e| failed(e.to_string()))?;
-            scores
-                .extend(scored.into_iter().zip(batch).map(|(score, read)| RewardScore { tokens: read.len(), ..score }));
+            scores.extend(scored.into_iter().zip(batch).map(|(score, ids)| RewardScore { tokens: ids.len(), ..score }));
             rest = after;
         }
         Ok(scores)

@@ -1,4 +1,4 @@
-//! One sample of one request while it is being written.
+//! One sample of one request while it is being generated.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -9,67 +9,68 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::constraint::Guide;
 use super::loaded::LoadedModel;
-use super::stats::StatCells;
+use super::stats::StatCounters;
 use super::text::TextStream;
 use super::{EngineError, FinishReason, GenEvent, GenerateRequest, TokenLogprob};
 use crate::domain::ModelVersionId;
-use crate::generation::sampling::{Context, Drawn, draw};
-use crate::generation::stepper::{Track, Tracked};
+use crate::generation::sampling::{DrawContext, Drawn, draw};
+use crate::generation::stepper::{RunningSequence, SequenceState};
 use crate::model::SoftPrompt;
 use crate::model::adapters::served::ServedAdapter;
 
-/// What all samples of a request share.
-pub struct Shared {
+/// A request that is being answered: the part that all its samples share.
+pub struct RunningRequest {
     pub request: GenerateRequest,
     pub events: UnboundedSender<GenEvent>,
-    /// Ids that end a sample: the model's (none under `ignore_eos`) and those that the request names.
+    /// Ids that end a sample: those of the model, unless `ignore_eos` is set, and those of the request.
     pub end_ids: Vec<u32>,
-    pub queued: Queued,
-    /// Embeddings that stand before the prompt.
+    pub queued: QueueWait,
+    /// Embeddings that precede the prompt.
     pub soft: Option<Arc<SoftPrompt>>,
-    /// The beginning of the form that the texts must have.
+    /// The constraint of the texts, at its start.
     pub guide: Option<Guide>,
-    /// The version that answers; its base may answer others in the same batch.
+    /// The version that answers. A LoRA version runs in the batch of its base.
     pub model: Arc<LoadedModel>,
 }
 
 /// When the request was admitted, and whether its wait has been reported.
-pub struct Queued {
+pub struct QueueWait {
     since: Instant,
     reported: AtomicBool,
 }
 
-impl Queued {
+impl QueueWait {
     pub fn since(since: Instant) -> Self {
         Self { since, reported: AtomicBool::new(false) }
     }
 }
 
-impl Shared {
-    /// Reports the wait before the first step, once: samples that are preempted begin again.
-    pub fn begun(&self) {
+impl RunningRequest {
+    /// Records the time in the queue before the first step. Later calls, after a preemption, do nothing.
+    pub fn record_queue_time(&self) {
         if !self.queued.reported.swap(true, Relaxed) {
             metrics::histogram!("instructd_queue_seconds").record(self.queued.since.elapsed());
         }
     }
 
-    /// Nobody listens any more: the request is cancelled.
-    pub fn abandoned(&self) -> bool {
+    /// Whether the receiver of the events was dropped.
+    pub fn is_cancelled(&self) -> bool {
         self.events.is_closed()
     }
 
-    /// Whose cached pages it may read, beside the base's own: a soft prompt's or an adapter's.
+    /// The root in the prefix tree whose pages this request may read: that of its soft prompt or LoRA version; `None`
+    /// for the base model itself.
     pub fn prefix_root(&self) -> Option<&ModelVersionId> {
-        let beside = self.model.lora.as_ref().map(|_| &self.model.served.version.id);
-        self.request.adapter.as_ref().or(beside)
+        let lora = self.model.lora.as_ref().map(|_| &self.model.served.version.id);
+        self.request.soft_prompt.as_ref().or(lora)
     }
 
-    /// Positions that the soft prompt takes.
+    /// Number of positions of the soft prompt.
     pub fn soft_len(&self) -> usize {
         self.soft.as_ref().map_or(0, |s| s.info.n_tokens)
     }
 
-    /// What the model reads first: placeholders for the soft prompt, then the prompt.
+    /// The input of the model: placeholders for the soft prompt, then the prompt.
     pub fn prompt_tokens(&self) -> Vec<u32> {
         let mut tokens = vec![0; self.soft_len()];
         tokens.extend_from_slice(&self.request.prompt_ids);
@@ -79,25 +80,25 @@ impl Shared {
 
 /// One sample of a request.
 pub struct Sequence {
-    pub shared: Arc<Shared>,
+    pub shared: Arc<RunningRequest>,
     pub index: usize,
-    pub track: Track,
+    pub state: SequenceState,
     pub text: TextStream,
-    /// Prompt log-probs gathered so far, if asked for.
+    /// The prompt's log-probs so far, if they were requested.
     pub prompt: Option<Vec<TokenLogprob>>,
-    /// Samples that start from this one's prompt once it is computed.
+    /// Number of samples that are forked from this one once its prompt is computed.
     pub siblings: usize,
-    /// This sample's place in the form that its text must have.
+    /// The state of this sample's constraint.
     pub guide: Option<Guide>,
 }
 
-impl Tracked for Sequence {
-    fn track(&self) -> &Track {
-        &self.track
+impl RunningSequence for Sequence {
+    fn state(&self) -> &SequenceState {
+        &self.state
     }
 
-    fn track_mut(&mut self) -> &mut Track {
-        &mut self.track
+    fn state_mut(&mut self) -> &mut SequenceState {
+        &mut self.state
     }
 
     fn adapter(&self) -> Option<&Arc<ServedAdapter>> {
@@ -110,29 +111,29 @@ impl Tracked for Sequence {
 }
 
 impl Sequence {
-    /// The tokens whose cached keys may come from other requests: rows that report log-probs are computed.
+    /// The tokens whose cached keys may come from other requests. Rows that report log-probs must be computed.
     pub fn shareable(&self) -> &[u32] {
         match self.prompt {
             Some(_) => {
                 let reported = self.shared.soft_len() + self.shared.request.prompt_from;
-                &self.track.ids[..self.track.prompt_len.min(reported)]
+                &self.state.ids[..self.state.prompt_len.min(reported)]
             }
-            None => &self.track.ids,
+            None => &self.state.ids,
         }
     }
 
-    /// Whether it may wait for others.
+    /// Whether the request yields to requests that are not in the background.
     pub fn background(&self) -> bool {
         self.shared.request.background
     }
 
-    /// What a draw may look at.
-    pub fn context(&self) -> Context<'_> {
+    /// The inputs of the next draw.
+    pub fn context(&self) -> DrawContext<'_> {
         let params = &self.shared.request.params;
-        let early = self.track.generated().len() < params.min_tokens;
-        Context {
+        let early = self.state.generated().len() < params.min_tokens;
+        DrawContext {
             prompt: &self.shared.request.prompt_ids,
-            generated: self.track.generated(),
+            generated: self.state.generated(),
             forbidden: if early { &self.shared.end_ids } else { &[] },
             seed: params.seed,
             stream: self.index as u64,
@@ -144,7 +145,7 @@ impl Sequence {
     /// Draws the next token from a row of logits.
     ///
     /// # Errors
-    /// When the form that the text must have can be followed no further.
+    /// If no token satisfies the constraint.
     pub fn draw(&self, logits: &[f32]) -> Result<Drawn, EngineError> {
         let params = &self.shared.request.params;
         let warpers = &params.warpers;
@@ -152,11 +153,11 @@ impl Sequence {
             None => Ok(draw(logits, warpers, &self.context())),
             Some(guide) => guide
                 .draw(logits, warpers, &self.context(), params.ignore_eos)
-                .map_err(|message| self.not_followed(message)),
+                .map_err(|message| self.constraint_error(message)),
         }
     }
 
-    fn not_followed(&self, message: String) -> EngineError {
+    fn constraint_error(&self, message: String) -> EngineError {
         let constraint = self.shared.request.params.constraint.as_ref();
         EngineError::BadRequest { param: constraint.map_or("grammar", |c| c.field), message }
     }
@@ -166,23 +167,23 @@ impl Sequence {
         self.send(GenEvent::Failed { error });
     }
 
-    /// Books a drawn token and tells the listener. `Some` when the sample is complete.
+    /// Appends a drawn token and sends its events. `Some` when the sample is complete.
     pub fn accept(&mut self, drawn: Drawn, max_positions: usize) -> Option<FinishReason> {
         let params = &self.shared.request.params;
-        self.track.ids.push(drawn.id);
-        let count = self.track.generated().len();
+        self.state.ids.push(drawn.id);
+        let count = self.state.generated().len();
         let ended = self.shared.end_ids.contains(&drawn.id);
         let token = TokenLogprob { id: drawn.id, logprob: Some(drawn.logprob), top: drawn.top };
-        let full = count >= params.max_tokens || self.track.ids.len() >= max_positions;
+        let full = count >= params.max_tokens || self.state.ids.len() >= max_positions;
         let (mut text, mut reason) = (String::new(), None);
-        let followed = match &self.guide {
+        let advanced = match &self.guide {
             Some(guide) if !ended => guide.advance(drawn.id),
             _ => Ok(false),
         };
-        let complete = match followed {
+        let complete = match advanced {
             Ok(complete) => complete,
             Err(message) => {
-                self.fail(self.not_followed(message));
+                self.fail(self.constraint_error(message));
                 return Some(FinishReason::Abort);
             }
         };
@@ -207,14 +208,14 @@ impl Sequence {
         reason
     }
 
-    /// Draws from the row of the last token and, as long as `draft` is what is drawn, from the rows behind it: a token that
-    /// was guessed is in the cache already. `true` when the sample is complete.
-    pub fn follow<'a>(
+    /// Draws a token from the first of `rows` `[vocab]` and, as long as the drawn token equals the drafted one, from
+    /// the next row: keys and values of the drafted token are in the cache already. `true` when the sample is complete.
+    pub fn draw_tokens<'a>(
         &mut self,
         rows: impl Iterator<Item = &'a [f32]>,
         draft: &[u32],
         max_positions: usize,
-        stats: &StatCells,
+        stats: &StatCounters,
     ) -> bool {
         if self.shared.request.params.max_tokens == 0 {
             self.send(GenEvent::Finish { index: self.index, reason: FinishReason::Length });
@@ -237,13 +238,14 @@ impl Sequence {
             if draft.get(i) != Some(&id) {
                 return false;
             }
-            stats.followed.fetch_add(1, Relaxed);
-            self.track.cached.len += 1;
+            stats.accepted.fetch_add(1, Relaxed);
+            self.state.cached.len += 1;
         }
         false
     }
 
-    /// A closed channel means the client left; the scheduler notices by `Shared::abandoned`.
+    /// Sends an event. If the receiver was dropped, the scheduler removes the request in its next step
+    /// (`RunningRequest::is_cancelled`).
     pub fn send(&self, event: GenEvent) {
         self.shared.events.send(event).ok();
     }

@@ -1,10 +1,10 @@
-//! Counters that the engine thread writes and anybody reads.
+//! Counters that the engine thread writes and other threads read.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize};
 
 /// Running and waiting samples, tokens in the cache, and totals since the start.
 #[derive(Default)]
-pub struct StatCells {
+pub struct StatCounters {
     pub running: AtomicUsize,
     pub waiting: AtomicUsize,
     pub used_tokens: AtomicUsize,
@@ -12,9 +12,10 @@ pub struct StatCells {
     pub total_tokens: AtomicUsize,
     pub generated: AtomicU64,
     pub prompt_tokens: AtomicU64,
-    /// Tokens that were guessed, and those of them that were drawn.
+    /// Drafted tokens.
     pub drafted: AtomicU64,
-    pub followed: AtomicU64,
-    /// Accepted and not yet seen by the engine thread.
+    /// Drafted tokens that the sampler drew.
+    pub accepted: AtomicU64,
+    /// Requests that were admitted and that the engine thread has not received yet.
     pub queued: AtomicUsize,
 }

@@ -1,39 +1,40 @@
-//! Token ids of one sample → text deltas: whole characters only, no special tokens, and nothing that may still
-//! become a stop string.
+//! Converts the token ids of one sample to text deltas: whole characters, without special tokens, and without text that
+//! may still become a stop string.
 
 use std::ops::Range;
 
 use crate::tokenizer::{IncrementalDecoder, Tokenizer};
 
-/// Text side of one sample. Without a tokenizer everything is empty text.
+/// The incremental text of one sample. Without a tokenizer all deltas are empty.
 pub struct TextStream {
     source: Option<(Tokenizer, IncrementalDecoder)>,
     stops: Vec<Stop>,
-    /// The stop string that was found is part of the text.
+    /// Whether the stop string that was found is part of the text.
     include_stop: bool,
     /// Special tokens that are part of the text.
     shown: Vec<String>,
+    /// Text that was not sent yet.
     held: String,
-    /// Where special tokens stand in `held`, ascending.
+    /// The ranges of special tokens in `held`, ascending. They are not part of the text.
     hidden: Vec<Range<usize>>,
 }
 
 struct Stop {
     text: String,
-    /// It holds a special token's text: looked for in what was drawn, not only in what is shown.
+    /// Contains the text of a special token, so it is searched for in the text with special tokens, too.
     raw: bool,
 }
 
-/// What one token adds.
+/// The text that one token adds.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Added {
+pub struct TextDelta {
     pub text: String,
-    /// A stop string is complete; `text` ends before it.
+    /// A stop string was found. `text` ends before it, or after it with `include_stop`.
     pub stopped: bool,
 }
 
 impl TextStream {
-    /// Text that goes on behind the prompt `left`.
+    /// The text of a sample that continues the prompt `left`.
     pub fn new(tokenizer: Option<&Tokenizer>, left: &[u32], stops: &[String], include_stop: bool) -> Self {
         let special = |stop: &str| tokenizer.is_some_and(|t| t.special_tokens().any(|name| stop.contains(name)));
         let stops = stops.iter().filter(|s| !s.is_empty());
@@ -47,14 +48,14 @@ impl TextStream {
         }
     }
 
-    /// These special tokens are part of the text.
+    /// Makes these special tokens part of the text.
     pub fn showing(mut self, shown: &[String]) -> Self {
         self.shown = shown.to_vec();
         self
     }
 
-    /// `may_stop` is false before `min_tokens`: stop strings that end there are ordinary text.
-    pub fn push(&mut self, id: u32, may_stop: bool) -> Added {
+    /// Adds a token. Without `may_stop` (before `min_tokens`) stop strings are ordinary text.
+    pub fn push(&mut self, id: u32, may_stop: bool) -> TextDelta {
         let Some((tokenizer, decoder)) = &mut self.source else { return self.take(may_stop) };
         if let Some(special) = tokenizer.special_text(id).filter(|text| self.shown.iter().any(|s| s == text)) {
             self.held.push_str(special);
@@ -71,7 +72,7 @@ impl TextStream {
         self.take(may_stop)
     }
 
-    /// The rest, when generation ended for another reason than a stop string.
+    /// The remaining text, when generation has ended for another reason than a stop string.
     pub fn finish(&mut self) -> String {
         let rest = self.source.as_mut().map(|(_, decoder)| decoder.finish()).unwrap_or_default();
         self.held.push_str(&rest);
@@ -81,11 +82,11 @@ impl TextStream {
         text
     }
 
-    fn take(&mut self, may_stop: bool) -> Added {
+    fn take(&mut self, may_stop: bool) -> TextDelta {
         if !may_stop {
             let text = self.visible(0..self.held.len());
             self.clear(self.held.len());
-            return Added { text, stopped: false };
+            return TextDelta { text, stopped: false };
         }
         if let Some(found) = self.found() {
             let mut text = self.visible(0..found.start);
@@ -93,7 +94,7 @@ impl TextStream {
                 text.push_str(&self.held[found.clone()]);
             }
             self.clear(self.held.len());
-            return Added { text, stopped: true };
+            return TextDelta { text, stopped: true };
         }
         let shown = self.visible(0..self.held.len());
         let keep = |stop: &Stop| {
@@ -104,11 +105,11 @@ impl TextStream {
         let send = self.stops.iter().map(keep).min().unwrap_or(self.held.len());
         let text = self.visible(0..send);
         self.clear(send);
-        Added { text, stopped: false }
+        TextDelta { text, stopped: false }
     }
 
-    /// Where the first stop string stands in `held`: in the text without special tokens, and those that name
-    /// one in the text with them.
+    /// The range of the first stop string in `held`. Stop strings are searched for in the text without special tokens,
+    /// and those that contain one also in the text with them.
     fn found(&self) -> Option<Range<usize>> {
         let shown = self.visible(0..self.held.len());
         let one = |stop: &Stop| {
@@ -120,7 +121,7 @@ impl TextStream {
         self.stops.iter().filter_map(one).min_by_key(|found| found.start)
     }
 
-    /// What of `held` is shown.
+    /// The part of `held` in `range`, without special tokens.
     fn visible(&self, range: Range<usize>) -> String {
         let mut text = String::new();
         let mut at = range.start;
@@ -135,8 +136,8 @@ impl TextStream {
         text
     }
 
-    /// The place in `held` of a place in the shown text: before the special tokens that stand there if `before`,
-    /// else behind them.
+    /// The index in `held` of an index in the text without special tokens: before the special tokens at that place if
+    /// `before`, else after them.
     fn raw_place(&self, shown: usize, before: bool) -> usize {
         let mut place = shown;
         for hidden in &self.hidden {
@@ -148,7 +149,7 @@ impl TextStream {
         place
     }
 
-    /// Forgets `held` up to `end`.
+    /// Removes `held` up to `end`.
     fn clear(&mut self, end: usize) {
         self.held.drain(..end);
         self.hidden.retain(|hidden| hidden.end > end);
@@ -158,7 +159,7 @@ impl TextStream {
     }
 }
 
-/// Bytes at the end of `text` that begin `stop`.
+/// Length in bytes of the longest suffix of `text` that is a proper prefix of `stop`.
 fn overlap(text: &str, stop: &str) -> usize {
     let longest = text.len().min(stop.len() - 1);
     (1..=longest).rev().find(|n| stop.is_char_boundary(*n) && text.ends_with(&stop[..*n])).unwrap_or(0)
@@ -185,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn stop_strings_across_pieces() {
+    fn stop_strings_are_found_across_tokens() {
         assert_eq!(run(&["END"], &["a E", "N", "D b"]), ("a ".into(), true));
         assert_eq!(run(&["END"], &["a E", "N", "Z"]), ("a ENZ".into(), false));
         assert_eq!(run(&["好吗", "x"], &["你好", "吗？"]), ("你".into(), true));
@@ -195,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn hidden_text_counts_where_a_stop_names_it() {
+    fn a_stop_string_with_a_special_token_matches_hidden_text() {
         let mut stream = TextStream::new(None, &[], &["b<end>".to_owned(), "xy".to_owned()], false);
         stream.stops[0].raw = true;
         let mut push = |text: &str, hidden: bool| {
@@ -209,7 +210,7 @@ mod tests {
         };
         assert_eq!(push("a<end>", true), (String::new(), false));
         assert_eq!(push("cb", false), ("c".into(), false));
-        // Without the hidden token the shown text can still become the stop string, if "<end>" comes as plain text.
+        // "b" is held back: the shown text becomes the stop string if "<end>" follows as plain text.
         assert_eq!(push("<other>", true), (String::new(), false));
         assert_eq!(push("x", false), ("b".into(), false));
         assert_eq!(push("<end>", true), (String::new(), false));

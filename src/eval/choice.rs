@@ -256,7 +256,7 @@ fn measure(args: &ChoiceArgs, task: &Task, system: &System) -> Result<Vec<Choice
     let mut rows = Vec::new();
     for &shots in system.shots.as_ref().unwrap_or(&args.shots) {
         let prompts = Prompts { args, task, template: &template, tokenizer: &tokenizer, shots };
-        scorer.keep(&prompts.common()?)?;
+        scorer.set_prefix(&prompts.common()?)?;
         let free = args.content_free.iter().filter(|_| args.calibrated.contains(&true));
         let free = free.map(|text| prompts.scores(&mut scorer, text)).collect::<Result<Vec<_>>>()?;
         let scores = task.test.iter().map(|r| prompts.scores(&mut scorer, &r.text)).collect::<Result<Vec<_>>>()?;

@@ -1,5 +1,5 @@
-//! (model, ids, parameters, random stream) → ids and log-probs. Shared by serving and by RL rollouts, so
-//! that the log-probs a policy sampled with are the ones its update starts from.
+//! Token generation and scoring: from a model, token ids, sampling parameters and a random stream to ids and log-probs.
+//! Serving and RL rollouts share this module, so an update starts from the log-probs that the policy sampled with.
 
 pub mod rollout;
 pub mod sampling;

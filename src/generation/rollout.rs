@@ -1,13 +1,14 @@
-//! Batched generation for RL rollouts and evaluation: a fixed list of prompts, refilled as sequences end. Nothing of
-//! it is text, and it has no threads of its own.
+//! Batched generation for RL rollouts and evaluation: samples one response for each prompt of a fixed list. A prompt
+//! joins the batch when another sequence has ended. Works on token ids and starts no threads.
 
 use candle_core::{Device, Result, Tensor};
 
-use super::sampling::{Context, Drawn, Warpers, draw};
-use super::stepper::{Feed, Step, Stepper, Track, Tracked};
+use super::sampling::{DrawContext, Drawn, Warpers, draw};
+use super::stepper::{RunningSequence, ScheduledTokens, SequenceState, Step, Stepper};
 use crate::model::decoder::kv_cache::{KvCache, PAGE};
 use crate::model::{Decoder, Recording};
 use crate::ops::token_logprobs::entropy;
+
 /// How to sample a batch of prompts.
 #[derive(Clone, Debug)]
 pub struct GenParams {
@@ -18,10 +19,10 @@ pub struct GenParams {
     /// Prompt i draws from stream `first_stream + i` of this seed.
     pub seed: u64,
     pub first_stream: u64,
-    /// Sequences advanced together.
+    /// Maximum number of sequences advanced together.
     pub max_batch: usize,
-    /// Whether samples bring entropies and hidden states.
-    pub trace: bool,
+    /// Whether samples include entropies and hidden states.
+    pub with_hidden: bool,
 }
 
 impl Default for GenParams {
@@ -33,7 +34,7 @@ impl Default for GenParams {
             seed: 0,
             first_stream: 0,
             max_batch: 64,
-            trace: false,
+            with_hidden: false,
         }
     }
 }
@@ -42,42 +43,43 @@ impl Default for GenParams {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Sample {
     pub ids: Vec<u32>,
-    /// log softmax(logits / temperature) of each id (temperature 1 when greedy), equal to what
-    /// `Decoder::token_logprobs` gives over the whole sequence.
+    /// log softmax(logits / temperature) of each id in nats (temperature 1 when greedy). On the CPU equal, bit for bit,
+    /// to what `Decoder::token_logprobs` computes over the whole sequence.
     pub logprobs: Vec<f32>,
-    /// Whether it ended with an end token rather than by length.
+    /// Whether the sample ended with an end token, not at the maximum length.
     pub finished: bool,
-    /// With `trace`: entropy in nats of the distribution that each id was drawn from, at the log-probs'
-    /// temperature, and the hidden state `[d]` that gave it, end to end.
+    /// With `with_hidden`: the entropy in nats of the distribution from which each id was drawn, at the temperature of
+    /// the log-probs.
     pub entropies: Vec<f32>,
+    /// With `with_hidden`: the final hidden state from which each id was drawn, `[ids, hidden]`, flat.
     pub hidden: Vec<f32>,
 }
 
-/// The response to one prompt while it is drawn.
+/// The response to one prompt while it is being generated.
 struct Response {
-    /// Of its prompt.
+    /// Index of the prompt.
     index: usize,
-    track: Track,
+    state: SequenceState,
 }
 
-impl Tracked for Response {
-    fn track(&self) -> &Track {
-        &self.track
+impl RunningSequence for Response {
+    fn state(&self) -> &SequenceState {
+        &self.state
     }
 
-    fn track_mut(&mut self) -> &mut Track {
-        &mut self.track
+    fn state_mut(&mut self) -> &mut SequenceState {
+        &mut self.state
     }
 }
 
-/// Most prompt tokens fed in one step.
+/// Maximum number of prompt tokens computed in one step.
 const PREFILL_TOKENS: usize = 2048;
 
-/// Samples one response per prompt, in prompt order. `stop` is called before each step; `true` ends early with the samples
-/// so far.
+/// Samples one response per prompt, in prompt order. `stop` is called before each step; if it returns `true`, the
+/// samples so far are returned.
 ///
 /// # Errors
-/// An empty prompt, a prompt that leaves no room for the response, and those of the model.
+/// If a prompt is empty or leaves no room for the response, and those of the model.
 pub fn generate(
     decoder: &Decoder,
     prompts: &[Vec<u32>],
@@ -88,11 +90,11 @@ pub fn generate(
 }
 
 /// Samples one response per prompt, in prompt order, and saves in `recording`, which was made for these prompts, the
-/// activations that an update on the samples needs. `stop` is called before each step; `true` ends early with the
-/// samples so far.
+/// activations that an update on the samples needs. `stop` is called before each step; if it returns `true`, the
+/// samples so far are returned.
 ///
 /// # Errors
-/// An empty prompt, a prompt that leaves no room for the response, and those of the model.
+/// If a prompt is empty or leaves no room for the response, and those of the model.
 pub fn generate_recorded(
     decoder: &Decoder,
     prompts: &[Vec<u32>],
@@ -116,74 +118,75 @@ pub fn generate_recorded(
             break;
         }
         refill(&mut batch, decoder, prompts, &mut next, slots);
-        let feeds = feeds(&mut batch)?;
-        let step = batch.rows(feeds)?;
+        let scheduled = schedule_pending(&mut batch)?;
+        let step = batch.build_step(scheduled)?;
         let hidden = match recording.as_deref_mut() {
             None => batch.hidden(decoder, &step)?,
             Some(recording) => batch.hidden_recorded(decoder, &step, recording, |response| response.index)?,
         };
-        batch.written(&step);
-        let picked = hidden.index_select(&Tensor::new(step.predicting_rows(), hidden.device())?, 0)?;
-        if params.trace {
-            let states: Vec<Vec<f32>> = picked.to_dtype(candle_core::DType::F32)?.to_vec2()?;
+        batch.commit(&step);
+        let rows = hidden.index_select(&Tensor::new(step.predicting_rows(), hidden.device())?, 0)?;
+        if params.with_hidden {
+            let states: Vec<Vec<f32>> = rows.to_dtype(candle_core::DType::F32)?.to_vec2()?;
             for (response, state) in batch.running().iter().zip(states) {
                 samples[response.index].hidden.extend(state);
             }
         }
-        let drawn = draw_tokens(&mut batch, decoder, &picked, &step, params)?;
-        take(&mut batch, drawn, &mut samples, params);
+        let drawn = draw_tokens(&mut batch, decoder, &rows, &step, params)?;
+        append(&mut batch, drawn, &mut samples, params);
         batch.restart_grown(decoder);
     }
     Ok(samples)
 }
 
-/// Lets prompts join while there are free slots, up to `PREFILL_TOKENS` in one step.
+/// Adds prompts to the batch while slots are free, up to `PREFILL_TOKENS` tokens per step, but at least one prompt.
 fn refill(batch: &mut Stepper<Response>, decoder: &Decoder, prompts: &[Vec<u32>], next: &mut usize, slots: usize) {
-    let mut fed = 0;
+    let mut tokens = 0;
     while batch.running().len() < slots
         && let Some(prompt) = prompts.get(*next)
-        && (fed == 0 || fed + prompt.len() <= PREFILL_TOKENS)
+        && (tokens == 0 || tokens + prompt.len() <= PREFILL_TOKENS)
     {
-        fed += prompt.len();
-        batch.join(Response { index: *next, track: Track::new(decoder, prompt.clone()) });
+        tokens += prompt.len();
+        batch.add(Response { index: *next, state: SequenceState::new(decoder, prompt.clone()) });
         *next += 1;
     }
 }
 
-/// All pending tokens of all sequences.
-fn feeds(batch: &mut Stepper<Response>) -> Result<Vec<Feed>> {
-    let mut feeds = Vec::with_capacity(batch.running().len());
+/// Schedules all pending tokens of all sequences.
+fn schedule_pending(batch: &mut Stepper<Response>) -> Result<Vec<ScheduledTokens>> {
+    let mut scheduled = Vec::with_capacity(batch.running().len());
     for i in 0..batch.running().len() {
-        let tokens = batch.running()[i].track.pending();
+        let tokens = batch.running()[i].state.pending();
         if !batch.reserve(i, tokens) {
-            candle_core::bail!("the rollout's key/value cache is too small");
+            candle_core::bail!("the key/value cache has no free page for sequence {i} of the rollout");
         }
-        feeds.push(Feed { sequence: i, tokens, draft: Vec::new() });
+        scheduled.push(ScheduledTokens { sequence: i, tokens, draft: Vec::new() });
     }
-    Ok(feeds)
+    Ok(scheduled)
 }
 
-/// Draws one token for every sequence from its hidden row of `picked`; with it the entropy of the distribution, if traced.
+/// Draws one token for every sequence from its row of `hidden` `[sequences, hidden]`. With `with_hidden` also returns
+/// the entropy of the distribution.
 fn draw_tokens(
     batch: &mut Stepper<Response>,
     decoder: &Decoder,
-    picked: &Tensor,
+    hidden: &Tensor,
     step: &Step,
     params: &GenParams,
 ) -> Result<Vec<(Drawn, Option<f32>)>> {
-    let logits = decoder.logits(picked)?.to_device(&Device::Cpu)?;
+    let logits = decoder.logits(hidden)?.to_device(&Device::Cpu)?;
     let logprob_temperature = if params.warpers.temperature == 0.0 { 1.0 } else { params.warpers.temperature };
     let one = |response: &mut Response, row: &[f32], _: &[u32]| {
-        let context = Context {
-            prompt: &response.track.ids[..response.track.prompt_len],
-            generated: response.track.generated(),
+        let context = DrawContext {
+            prompt: &response.state.ids[..response.state.prompt_len],
+            generated: response.state.generated(),
             forbidden: &[],
             seed: params.seed,
             stream: params.first_stream + response.index as u64,
             logprob_temperature,
             top: 0,
         };
-        let entropy = params.trace.then(|| entropy(row, logprob_temperature));
+        let entropy = params.with_hidden.then(|| entropy(row, logprob_temperature));
         (draw(row, &params.warpers, &context), entropy)
     };
     crate::ops::with_f32s(&logits, |logits| {
@@ -191,13 +194,13 @@ fn draw_tokens(
     })
 }
 
-/// Adds the drawn tokens to the samples and takes complete ones out of the batch.
-fn take(batch: &mut Stepper<Response>, drawn: Vec<(Drawn, Option<f32>)>, samples: &mut [Sample], params: &GenParams) {
+/// Appends the drawn tokens to the samples, and removes complete sequences from the batch.
+fn append(batch: &mut Stepper<Response>, drawn: Vec<(Drawn, Option<f32>)>, samples: &mut [Sample], params: &GenParams) {
     let mut ended = Vec::new();
     for (i, (drawn, entropy)) in drawn.into_iter().enumerate() {
         batch.trim(i);
         let response = &mut batch.running_mut()[i];
-        response.track.ids.push(drawn.id);
+        response.state.ids.push(drawn.id);
         let sample = &mut samples[response.index];
         sample.ids.push(drawn.id);
         sample.logprobs.push(drawn.logprob);
@@ -207,5 +210,5 @@ fn take(batch: &mut Stepper<Response>, drawn: Vec<(Drawn, Option<f32>)>, samples
             ended.push(i);
         }
     }
-    batch.retire(&ended);
+    batch.remove_all(&ended);
 }

@@ -1,5 +1,5 @@
-//! Drawing one token from a row of logits: penalties, temperature, top-k, top-p, min-p, in Hugging Face's
-//! order. Randomness is a pure function of (seed, stream, position), so sampling is batch-invariant.
+//! Draws one token from a row of logits: penalties, temperature, top-k, top-p, min-p, in the order of Hugging Face's
+//! transformers. The random number is a pure function of (seed, stream, position), so sampling is batch-invariant.
 
 use std::cell::RefCell;
 
@@ -9,14 +9,16 @@ use rand_chacha::ChaCha8Rng;
 use crate::ops::simd::{exp, max, multiversion, sum};
 use crate::ops::token_logprobs::log_sum_exp;
 
-/// What reshapes the distribution before a draw. Defaults change nothing.
+/// Parameters that change the distribution before a draw ("logits warpers" in transformers). The defaults change
+/// nothing.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(default)]
 pub struct Warpers {
-    /// 0 means greedy.
+    /// Divides the logits. 0 means greedy: the most likely token is drawn.
     pub temperature: f32,
-    /// 0 means off.
+    /// Keeps the k most likely tokens. 0 means all.
     pub top_k: usize,
+    /// Keeps the most likely tokens whose probabilities sum to at least this (nucleus sampling, arXiv 1904.09751).
     pub top_p: f32,
     /// Drops tokens less likely than `min_p` times the most likely one.
     pub min_p: f32,
@@ -52,30 +54,33 @@ impl Warpers {
     }
 }
 
-/// What a draw may look at besides the logits.
-pub struct Context<'a> {
+/// The inputs of a draw besides the logits and the warpers.
+pub struct DrawContext<'a> {
     pub prompt: &'a [u32],
     pub generated: &'a [u32],
-    /// Never drawn here (end tokens before `min_tokens`).
+    /// Ids that must not be drawn (end tokens before `min_tokens`).
     pub forbidden: &'a [u32],
     pub seed: u64,
-    /// Which sample of a request.
+    /// Random stream of the seed: the index of the sample in its request or rollout.
     pub stream: u64,
-    /// Log-probs are reported of softmax(logits / this); 1 for serving, the sampling temperature for RL.
+    /// Reported log-probs are those of softmax(logits / `logprob_temperature`): 1 for serving, the sampling temperature
+    /// for RL.
     pub logprob_temperature: f32,
-    /// Alternatives to report.
+    /// Number of alternatives to report.
     pub top: usize,
 }
 
+/// A drawn token.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Drawn {
     pub id: u32,
+    /// Natural log, under the unwarped distribution.
     pub logprob: f32,
-    /// Most likely first, of the unwarped distribution.
+    /// The most likely tokens of the unwarped distribution with their log-probs, most likely first.
     pub top: Vec<(u32, f32)>,
 }
 
-/// Uniform in [0, 1) for one (seed, stream, position).
+/// The uniform random number in [0, 1) of one (seed, stream, position).
 pub fn uniform(seed: u64, stream: u64, position: usize) -> f64 {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     rng.set_stream(stream);
@@ -84,21 +89,22 @@ pub fn uniform(seed: u64, stream: u64, position: usize) -> f64 {
 }
 
 /// Draws the next token from raw logits `[vocab]`.
-pub fn draw(logits: &[f32], warpers: &Warpers, context: &Context<'_>) -> Drawn {
+pub fn draw(logits: &[f32], warpers: &Warpers, context: &DrawContext<'_>) -> Drawn {
     let id = if warpers.is_plain() && context.forbidden.is_empty() {
-        pick(logits, warpers, context)
+        select(logits, warpers, context)
     } else {
         let mut warped = logits.to_vec();
         penalise(&mut warped, warpers, context);
-        pick(&warped, warpers, context)
+        select(&warped, warpers, context)
     };
-    let (logprob, top) = report(logits, id, context.logprob_temperature, context.top);
+    let (logprob, top) = logprob_and_top(logits, id, context.logprob_temperature, context.top);
     Drawn { id, logprob, top }
 }
 
-/// As [`draw`], among the tokens whose bit is set in `allowed`, 32 tokens in a word, the lowest bit first. The
-/// reported log-probs are those of all tokens. `None` when no allowed token has a finite logit.
-pub fn draw_among(logits: &[f32], warpers: &Warpers, context: &Context<'_>, allowed: &[u32]) -> Option<Drawn> {
+/// Draws the next token from raw logits `[vocab]` among the tokens whose bit is set in `allowed`, which has 32 tokens
+/// per word, lowest bit first. The reported log-probs are those of the distribution over all tokens. `None` if no
+/// allowed token has a finite logit.
+pub fn draw_among(logits: &[f32], warpers: &Warpers, context: &DrawContext<'_>, allowed: &[u32]) -> Option<Drawn> {
     let mut warped = logits.to_vec();
     penalise(&mut warped, warpers, context);
     let mut any = false;
@@ -109,21 +115,22 @@ pub fn draw_among(logits: &[f32], warpers: &Warpers, context: &Context<'_>, allo
     if !any {
         return None;
     }
-    let id = pick(&warped, warpers, context);
-    let (logprob, top) = report(logits, id, context.logprob_temperature, context.top);
+    let id = select(&warped, warpers, context);
+    let (logprob, top) = logprob_and_top(logits, id, context.logprob_temperature, context.top);
     Some(Drawn { id, logprob, top })
 }
 
-/// Log-prob of `id` under softmax(logits / temperature), bit-identical to training's, and the `k` best.
-pub fn report(logits: &[f32], id: u32, temperature: f32, k: usize) -> (f32, Vec<(u32, f32)>) {
+/// The log-prob of `id` under softmax(logits / temperature), with the bits that training's forward pass gives, and the
+/// `k` most likely ids with their log-probs.
+pub fn logprob_and_top(logits: &[f32], id: u32, temperature: f32, k: usize) -> (f32, Vec<(u32, f32)>) {
     let inv_t = 1.0 / temperature;
     let lse = log_sum_exp(logits, inv_t);
     let logprob = |id: u32| logits[id as usize] * inv_t - lse;
-    (logprob(id), best(logits, k).into_iter().map(|i| (i, logprob(i))).collect())
+    (logprob(id), top_ids(logits, k).into_iter().map(|i| (i, logprob(i))).collect())
 }
 
 /// Ids of the `k` largest values, largest first, smaller id first among equals.
-fn best(z: &[f32], k: usize) -> Vec<u32> {
+fn top_ids(z: &[f32], k: usize) -> Vec<u32> {
     const FEW: usize = 64;
     let k = k.min(z.len());
     if k == 0 {
@@ -131,12 +138,12 @@ fn best(z: &[f32], k: usize) -> Vec<u32> {
     }
     let order = |a: &u32, b: &u32| z[*b as usize].total_cmp(&z[*a as usize]).then(a.cmp(b));
     if k <= FEW {
-        // One pass: almost no value beats the least of the best so far.
+        // One pass: few values are larger than the smallest of the largest k so far.
         let mut ids: Vec<u32> = (0..k as u32).collect();
         ids.sort_unstable_by(order);
         for id in k as u32..z.len() as u32 {
             if order(&id, &ids[k - 1]).is_lt() {
-                let at = ids.partition_point(|kept| order(kept, &id).is_lt());
+                let at = ids.partition_point(|other| order(other, &id).is_lt());
                 ids.pop();
                 ids.insert(at, id);
             }
@@ -152,13 +159,13 @@ fn best(z: &[f32], k: usize) -> Vec<u32> {
     ids
 }
 
-/// What `best(z, 1)` finds, in one pass and without a list of all ids: every greedy token comes through here.
+/// The first id of `top_ids(z, 1)`, in one pass and without allocation: every greedy draw calls it.
 fn most_likely(z: &[f32]) -> u32 {
     let order = |a: &(usize, &f32), b: &(usize, &f32)| a.1.total_cmp(b.1).then(b.0.cmp(&a.0));
     z.iter().enumerate().max_by(order).map_or(0, |(id, _)| id as u32)
 }
 
-fn penalise(z: &mut [f32], warpers: &Warpers, context: &Context<'_>) {
+fn penalise(z: &mut [f32], warpers: &Warpers, context: &DrawContext<'_>) {
     if warpers.repetition_penalty != 1.0 {
         let mut seen: Vec<u32> = context.prompt.iter().chain(context.generated).copied().collect();
         seen.sort_unstable();
@@ -183,7 +190,7 @@ fn penalise(z: &mut [f32], warpers: &Warpers, context: &Context<'_>) {
     }
 }
 
-fn pick(z: &[f32], warpers: &Warpers, context: &Context<'_>) -> u32 {
+fn select(z: &[f32], warpers: &Warpers, context: &DrawContext<'_>) -> u32 {
     if warpers.temperature == 0.0 {
         return most_likely(z);
     }
@@ -195,7 +202,7 @@ fn pick(z: &[f32], warpers: &Warpers, context: &Context<'_>) -> u32 {
     inverse_cdf(truncate(z, inv_t, warpers).into_iter(), u)
 }
 
-/// The tokens that top-k, then top-p, then min-p leave, most likely first.
+/// The tokens that remain after top-k, then top-p, then min-p, with unnormalised probabilities, most likely first.
 fn truncate(z: &[f32], inv_t: f32, warpers: &Warpers) -> Vec<(u32, f64)> {
     let (mut kept, total) = candidates(z, inv_t, warpers);
     if warpers.top_p < 1.0 {
@@ -222,11 +229,11 @@ thread_local! {
     static WEIGHTS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Tokens whose mass is summed together; a draw first finds its run, then its token.
+/// Number of neighbouring tokens whose mass is summed. A draw first finds the run, then the token in it.
 const RUN: usize = 256;
 
 multiversion! {
-    /// w[i] = e^((z[i] − max)/T), and in `runs` the sum of every `RUN` of them.
+    /// w[i] = e^((z[i] − max)/T); `runs` holds the sums of each `RUN` neighbours.
     fn weigh(z: &[f32], inv_t: f32, w: &mut [f32], runs: &mut [f64]) {
         let max = max(z);
         for (run, (z, w)) in runs.iter_mut().zip(z.chunks(RUN).zip(w.chunks_mut(RUN))) {
@@ -258,11 +265,11 @@ fn draw_from_all(z: &[f32], inv_t: f32, u: f64) -> u32 {
     })
 }
 
-/// The tokens that can survive truncation, most likely first, and the mass that top-p counts in: that of the
-/// `top_k` best, or of the whole vocabulary.
+/// The tokens that can remain after truncation, most likely first, and the total mass to which top-p refers: that of
+/// the `top_k` most likely tokens, or of the whole vocabulary.
 fn candidates(z: &[f32], inv_t: f32, warpers: &Warpers) -> (Vec<(u32, f64)>, f64) {
     if warpers.top_k > 0 {
-        let ids = best(z, warpers.top_k);
+        let ids = top_ids(z, warpers.top_k);
         let max = z[ids[0] as usize];
         let kept: Vec<_> = ids.into_iter().map(|i| (i, f64::from(exp((z[i as usize] - max) * inv_t)))).collect();
         let total = kept.iter().map(|(_, w)| w).sum();
@@ -273,7 +280,7 @@ fn candidates(z: &[f32], inv_t: f32, warpers: &Warpers) -> (Vec<(u32, f64)>, f64
         let mut runs = vec![0f64; z.len().div_ceil(RUN)];
         weigh(z, inv_t, w, &mut runs);
         let total: f64 = runs.iter().sum();
-        // All tokens under this share together weigh less than what top-p leaves out; halved against rounding.
+        // All tokens below this mass together have less mass than top-p drops; halved because of rounding.
         let least = (1.0 - f64::from(warpers.top_p)) * total / z.len() as f64;
         let floor = least.max(f64::from(warpers.min_p)) * 0.5;
         let mut ids: Vec<u32> = (0..z.len() as u32).filter(|i| f64::from(w[*i as usize]) >= floor).collect();
@@ -287,7 +294,7 @@ fn inverse_cdf(weights: impl Iterator<Item = (u32, f64)> + Clone, u: f64) -> u32
     inverse_cdf_at(weights, u * total)
 }
 
-/// The first token whose cumulated weight passes `target`; the last possible one if rounding lets none.
+/// The first token whose cumulative weight exceeds `target`; the last token with weight if rounding leaves none.
 fn inverse_cdf_at(weights: impl Iterator<Item = (u32, f64)>, target: f64) -> u32 {
     let (mut mass, mut last) = (0.0, 0);
     for (id, w) in weights {
@@ -306,20 +313,20 @@ fn inverse_cdf_at(weights: impl Iterator<Item = (u32, f64)>, target: f64) -> u32
 mod tests {
     use super::*;
 
-    fn context(generated: &[u32]) -> Context<'_> {
-        Context { prompt: &[], generated, forbidden: &[], seed: 7, stream: 0, logprob_temperature: 1.0, top: 3 }
+    fn context(generated: &[u32]) -> DrawContext<'_> {
+        DrawContext { prompt: &[], generated, forbidden: &[], seed: 7, stream: 0, logprob_temperature: 1.0, top: 3 }
     }
 
     fn frequencies(z: &[f32], warpers: &Warpers, n: u64) -> Vec<f64> {
         let mut counts = vec![0f64; z.len()];
         for seed in 0..n {
-            counts[draw(z, warpers, &Context { seed, ..context(&[]) }).id as usize] += 1.0 / n as f64;
+            counts[draw(z, warpers, &DrawContext { seed, ..context(&[]) }).id as usize] += 1.0 / n as f64;
         }
         counts
     }
 
     #[test]
-    fn draws_follow_the_exact_distribution() {
+    fn draws_follow_the_distribution() {
         let z = [1.0f32, 0.0, -1.0, 2.0];
         let total: f64 = z.iter().map(|v| f64::from(*v / 0.7).exp()).sum();
         let warpers = Warpers { temperature: 0.7, ..Warpers::default() };
@@ -329,8 +336,8 @@ mod tests {
     }
 
     #[test]
-    fn large_vocabularies_are_drawn_from_exactly_too() {
-        // Mass in some runs only; one token of probability 0 in every run.
+    fn draws_from_a_large_vocabulary_follow_the_distribution() {
+        // Some runs have little mass, and every run has one token of probability 0.
         let z: Vec<f32> =
             (0..1000).map(|i| if i % 256 == 7 { f32::NEG_INFINITY } else { (i / 100) as f32 * 0.3 }).collect();
         let total: f64 = z.iter().map(|v| f64::from(*v).exp()).sum();
@@ -358,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn truncations_leave_what_they_should() {
+    fn top_k_top_p_min_p_and_greedy_keep_the_expected_tokens() {
         let z = [3.0f32, 2.0, 1.0, 0.0];
         let with = |w: Warpers| frequencies(&z, &w, 2000).iter().map(|f| *f > 0.0).collect::<Vec<_>>();
         assert_eq!(with(Warpers { top_k: 2, ..Warpers::default() }), [true, true, false, false]);
@@ -369,19 +376,19 @@ mod tests {
     }
 
     #[test]
-    fn the_most_likely_is_the_first_of_the_best() {
+    fn the_most_likely_token_is_the_first_of_the_top_ids() {
         for z in [&[1.0f32, 3.0, 3.0, -1.0][..], &[f32::NEG_INFINITY, -2.0], &[0.0, -0.0, 0.0], &[5.0]] {
-            assert_eq!(most_likely(z), best(z, 1)[0], "{z:?}");
+            assert_eq!(most_likely(z), top_ids(z, 1)[0], "{z:?}");
             let mut all: Vec<u32> = (0..z.len() as u32).collect();
             all.sort_by(|a, b| z[*b as usize].total_cmp(&z[*a as usize]).then(a.cmp(b)));
             for k in 0..=z.len() {
-                assert_eq!(best(z, k), all[..k], "{z:?}");
+                assert_eq!(top_ids(z, k), all[..k], "{z:?}");
             }
         }
     }
 
     #[test]
-    fn penalties_move_logits_as_documented() {
+    fn penalties_change_logits_as_documented() {
         let mut z = [2.0f32, -2.0, 1.0];
         let warpers =
             Warpers { repetition_penalty: 2.0, presence_penalty: 0.5, frequency_penalty: 0.25, ..Warpers::default() };
@@ -390,7 +397,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mask_leaves_the_distribution_of_the_rest() {
+    fn a_mask_renormalises_the_distribution_of_the_allowed_tokens() {
         let z: Vec<f32> = (0..70).map(|i| (i as f32 * 0.37).sin()).collect();
         let kept = [3usize, 31, 32, 64, 69];
         let mut allowed = [0u32; 3];
@@ -400,19 +407,19 @@ mod tests {
         for warpers in [Warpers::default(), Warpers { top_k: 60, top_p: 0.9999, ..Warpers::default() }] {
             let mut counts = [0f64; 70];
             for seed in 0..n {
-                let drawn = draw_among(&z, &warpers, &Context { seed, ..context(&[]) }, &allowed).unwrap();
+                let drawn = draw_among(&z, &warpers, &DrawContext { seed, ..context(&[]) }, &allowed).unwrap();
                 counts[drawn.id as usize] += 1.0 / n as f64;
-                assert_eq!((drawn.logprob, drawn.top), report(&z, drawn.id, 1.0, 3));
+                assert_eq!((drawn.logprob, drawn.top), logprob_and_top(&z, drawn.id, 1.0, 3));
             }
             for (id, count) in counts.iter().enumerate() {
                 let want = if kept.contains(&id) { f64::from(z[id]).exp() / total } else { 0.0 };
                 assert!((count - want).abs() < 0.02 && (want > 0.0 || *count == 0.0), "{id}: {count} {want}");
             }
         }
-        // All tokens allowed is no constraint, and none allowed is no draw.
+        // A mask of all tokens changes nothing; with a mask of no tokens nothing is drawn.
         let all = [u32::MAX; 3];
         for seed in 0..200 {
-            let context = Context { seed, ..context(&[1, 2]) };
+            let context = DrawContext { seed, ..context(&[1, 2]) };
             assert_eq!(
                 draw_among(&z, &Warpers::default(), &context, &all),
                 Some(draw(&z, &Warpers::default(), &context))

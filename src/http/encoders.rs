@@ -14,7 +14,7 @@ use super::attention::Origin;
 use super::contract::around_list;
 use super::error::{ApiError, ApiResult};
 use super::extract::Json;
-use crate::engine::{EmbedRequest, EncoderInput, FillRequest, Filled, Filling, Gapped, Pooling};
+use crate::engine::{EmbedRequest, EncoderInput, FillCandidate, FillInput, FillRequest, FillResult, Pooling};
 use crate::eval::choices::{Decided, decide};
 use crate::service::budget::{EMBEDDED_TEXTS, EMBEDDED_TOKENS, LISTED};
 use crate::service::encoders;
@@ -99,7 +99,7 @@ pub async fn embeddings(State(state): State<AppState>, Json(request): Json<Embed
         pooling: request.pooling,
         normalize: request.normalize.unwrap_or(true),
         truncate: request.truncate.unwrap_or(false),
-        most_tokens: EMBEDDED_TOKENS,
+        max_tokens: EMBEDDED_TOKENS,
     };
     let (model, found) = encoders::embed(&state.services, request.model.as_deref(), embed).await?;
     let width = found.vectors.first().map_or(0, Vec::len);
@@ -247,7 +247,7 @@ pub async fn fill_mask(
                 return Err(ApiError::bad("positions", "positions and token_type_ids require tokens"));
             }
             check_size(text.len(), "text", state.services.config.limits.prompt_bytes)?;
-            Gapped::Text(text)
+            FillInput::Text(text)
         }
         (None, Some(ids)) => {
             let positions = request.positions.unwrap_or_default();
@@ -255,7 +255,7 @@ pub async fn fill_mask(
                 return Err(ApiError::bad("positions", "must name 1 to 128 of the tokens"));
             }
             let type_ids = request.token_type_ids.unwrap_or_else(|| vec![0; ids.len()]);
-            Gapped::Ids { ids, type_ids, positions }
+            FillInput::Ids { ids, type_ids, positions }
         }
         _ => return Err(ApiError::bad("text", "give either text or tokens")),
     };
@@ -279,9 +279,9 @@ pub async fn fill_mask(
     if targets.len() > MOST_TARGETS {
         return Err(ApiError::bad("targets", format!("at most {MOST_TARGETS} words")));
     }
-    let fill = FillRequest { input, top, targets, most_listed: LISTED };
+    let fill = FillRequest { input, top, targets, max_listed: LISTED };
     let (model, gaps) = encoders::fill(&state.services, request.model.as_deref(), fill).await?;
-    let shown = |gap: &Filled| FilledGap {
+    let shown = |gap: &FillResult| FilledGap {
         position: gap.position,
         tokens: gap.top.iter().map(FilledToken::from).collect(),
         targets: gap.targets[..asked].iter().map(FilledToken::from).collect(),
@@ -317,8 +317,8 @@ pub async fn fill_mask(
     Ok(axum::Json(answer))
 }
 
-impl From<&Filling> for FilledToken {
-    fn from(found: &Filling) -> Self {
+impl From<&FillCandidate> for FilledToken {
+    fn from(found: &FillCandidate) -> Self {
         let logprob = f64::from(found.logprob);
         Self { token: found.text.clone(), id: found.id, logprob, probability: logprob.exp() }
     }

@@ -47,7 +47,7 @@ use axum::{Router, middleware};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tower_http::catch_panic::CatchPanicLayer;
 
-use crate::engine::Turns;
+use crate::engine::BlockingPool;
 use crate::service::Services;
 
 /// State shared by handlers.
@@ -65,7 +65,7 @@ pub type AppState = Arc<App>;
 /// Most concurrent pieces of long work of this module (parsing, formatting), and most that may wait.
 const MAX_BLOCKING: usize = 4;
 const MAX_BLOCKING_WAITING: usize = 64;
-static BLOCKING: LazyLock<Turns> = LazyLock::new(|| Turns::new(MAX_BLOCKING, MAX_BLOCKING_WAITING));
+static BLOCKING: LazyLock<BlockingPool> = LazyLock::new(|| BlockingPool::new(MAX_BLOCKING, MAX_BLOCKING_WAITING));
 
 /// Runs long work on a blocking thread, with limited concurrency, to keep the async threads free.
 ///

@@ -229,7 +229,7 @@ async fn by_encoder(
     texts: &Texts,
 ) -> ApiResult<(ModelVersion, Vec<f64>, usize)> {
     let inputs = texts.first.iter().chain(&texts.second).cloned().map(EncoderInput::Text).collect();
-    let request = EmbedRequest { inputs, pooling: None, normalize: true, truncate: true, most_tokens: EMBEDDED_TOKENS };
+    let request = EmbedRequest { inputs, pooling: None, normalize: true, truncate: true, max_tokens: EMBEDDED_TOKENS };
     let (model, found) = encoders::embed(services, model, request).await?;
     let (first, second) = found.vectors.split_at(texts.first.len());
     let dot = |a: &[f32], b: &[f32]| -> f64 { a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum() };

@@ -1,5 +1,5 @@
 //! Frozen matrices of a model's blocks in fewer bits, for training with adapters: in `Weights` they are U8 tensors of
-//! rows of blocks (`ops::held`); all other tensors are f32.
+//! rows of blocks (`ops::quantized`); all other tensors are f32.
 
 use std::collections::BTreeMap;
 
@@ -7,8 +7,8 @@ use candle_core::{DType, Result, Tensor};
 
 use super::{ModelConfig, Weights, names};
 use crate::ops::blocks::BlockType;
-use crate::ops::held::Held;
 use crate::ops::linear::{Weight, WeightLayout};
+use crate::ops::quantized::QuantizedMatrix;
 
 /// Bytes of a weight that is held as `q8_0`: blocks of 32 with one f16 scale.
 pub const Q8_0_BYTES: f64 = 34.0 / 32.0;
@@ -34,8 +34,8 @@ impl<'a> Holding<'a> {
         if !self.matrices.contains_key(name) || tensor.rank() != 2 || tensor.dtype() != DType::F32 {
             return Ok(tensor);
         }
-        match Weight::held(&tensor.detach(), self.config.family().layout, self.kind)? {
-            Weight::Held(held) => Ok(held.tensor().clone()),
+        match Weight::quantized(&tensor.detach(), self.config.family().layout, self.kind)? {
+            Weight::Quantized(held) => Ok(held.tensor().clone()),
             _ => Ok(tensor),
         }
     }
@@ -84,7 +84,7 @@ pub(super) fn fits(config: &ModelConfig, shape: &[usize], tensor: &Tensor) -> bo
     if config.family().layout == WeightLayout::InOut {
         std::mem::swap(&mut out, &mut input);
     }
-    Held::of(tensor, input).is_some_and(|held| held.m == out)
+    QuantizedMatrix::from_blocks(tensor, input).is_some_and(|held| held.m == out)
 }
 
 /// The numbers that a held matrix represents, f32, in the layout of the model's files.
@@ -92,7 +92,7 @@ pub(super) fn fits(config: &ModelConfig, shape: &[usize], tensor: &Tensor) -> bo
 /// # Errors
 /// When a held tensor is not one of the model's matrices.
 pub(super) fn dequantize_one(config: &ModelConfig, name: &str, tensor: &Tensor) -> Result<Tensor> {
-    let held = matrices(config).get(name).and_then(|(_, input)| Held::of(tensor, *input));
+    let held = matrices(config).get(name).and_then(|(_, input)| QuantizedMatrix::from_blocks(tensor, *input));
     let Some(held) = held else { candle_core::bail!("{name} is no matrix of the blocks") };
     let w = held.dequantize()?;
     if config.family().layout == WeightLayout::InOut { w.t()?.contiguous() } else { Ok(w) }

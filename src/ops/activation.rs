@@ -1,29 +1,19 @@
-//! Element-wise activations with backward: SiLU, GELU (arXiv 1606.08415), and gates of both (arXiv 2002.05202).
+//! Element-wise activations with backward passes: SiLU and GELU (arXiv 1606.08415), and their gated versions (GLU
+//! variants, arXiv 2002.05202).
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
 
+pub use super::activation_kind::Activation;
 use super::par::{SharedMut, split};
 use super::simd::{exp, multiversion};
 use super::{buffer, f32s, fused, plain, read, storage, tensor};
 
-/// What stands between the matrices of a feed-forward part.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Activation {
-    /// x · sigmoid(x); gated in Llama-type MLPs.
-    Silu,
-    /// 0.5x(1 + erf(x/√2)).
-    GeluErf,
-    /// The tanh approximation, `gelu_new` in Hugging Face.
-    GeluTanh,
-}
-
-/// silu(gate) ⊙ up, both [n, d].
+/// silu(gate) ⊙ up, both `[n, d]`.
 pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     gated(Activation::Silu, gate, up)
 }
 
-/// activation(gate) ⊙ up, both [n, d].
+/// activation(gate) ⊙ up, both `[n, d]`.
 pub fn gated(kind: Activation, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     if fused(gate) && fused(up) {
         return gate.contiguous()?.apply_op2(&up.contiguous()?, Gated { kind });
@@ -31,7 +21,7 @@ pub fn gated(kind: Activation, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     plain::gated(kind, gate, up)
 }
 
-/// `gated` of rows that hold gate and up side by side, [n, 2·d] → [n, d]; with a gradient where one is wanted.
+/// activation(gate) ⊙ up for rows with gate and up side by side: `[n, 2·d]` → `[n, d]`. Differentiable.
 pub fn gated_joint(kind: Activation, both: &Tensor) -> Result<Tensor> {
     let d = both.dim(1)? / 2;
     if fused(both) && !both.track_op() {
@@ -40,7 +30,7 @@ pub fn gated_joint(kind: Activation, both: &Tensor) -> Result<Tensor> {
     gated(kind, &both.narrow(1, 0, d)?, &both.narrow(1, d, d)?)
 }
 
-/// GELU; `tanh` picks GPT-2's approximation, else the exact form through erf.
+/// GELU: the tanh approximation with `tanh`, else the exact function.
 pub fn gelu(x: &Tensor, tanh: bool) -> Result<Tensor> {
     activate(if tanh { Activation::GeluTanh } else { Activation::GeluErf }, x)
 }
@@ -96,7 +86,8 @@ fn gated_fwd(kind: Activation, gate: &[f32], up: &[f32], y: &mut [f32]) {
     y.iter_mut().zip(up).for_each(|(y, u)| *y *= u);
 }
 
-/// Overwrites gate and up by their gradients, and `gy` by what forward gave: a backward pass wants both.
+/// Replaces `gate` and `up` by their gradients, and `gy` by the output of the forward pass, which the caller needs for
+/// the gradient of the next weight.
 pub fn gated_grad(kind: Activation, gate: &mut [f32], up: &mut [f32], gy: &mut [f32]) {
     let n = gy.len();
     assert!(gate.len() == n && up.len() == n, "sizes");
@@ -107,7 +98,7 @@ pub fn gated_grad(kind: Activation, gate: &mut [f32], up: &mut [f32], gy: &mut [
         if kind == Activation::Silu {
             return swiglu_bwd(a, b, y);
         }
-        // The gradient of the activation is gy ⊙ up; what it gives is the factor of up's gradient.
+        // The gradient of the activation's output is gy ⊙ up; the output is the factor of up's gradient.
         let mut acted: Vec<f32> = y.iter().zip(b.iter()).map(|(g, u)| g * u).collect();
         activate_bwd(kind, a, &mut acted);
         for ((y, u), acted) in y.iter_mut().zip(b).zip(acted) {
@@ -131,7 +122,7 @@ pub fn activate_into(kind: Activation, x: &[f32], y: &mut [f32]) {
     });
 }
 
-/// Overwrites x by its gradient, and `gy` by what forward gave.
+/// Replaces `x` by its gradient, and `gy` by the output of the forward pass.
 pub fn activate_grad(kind: Activation, x: &mut [f32], gy: &mut [f32]) {
     let n = gy.len();
     assert_eq!(x.len(), n, "sizes");
@@ -223,7 +214,7 @@ const CUBIC: f32 = 0.044_715;
 
 #[inline(always)]
 fn tanh(x: f32) -> f32 {
-    // tanh(x) = 1 − 2/(e^{2x} + 1): saturates correctly at both ends.
+    // 1 − 2/(e^{2x} + 1) saturates correctly at both ends.
     1.0 - 2.0 / (exp(2.0 * x) + 1.0)
 }
 
@@ -248,7 +239,7 @@ multiversion! {
     }
 }
 
-/// Φ(x), the standard normal distribution function, in f64 for the last digits of the exact GELU.
+/// Φ(x), the standard normal distribution function, in f64 for the precision of the exact GELU.
 fn phi(x: f32) -> f64 {
     0.5 * (1.0 + candle_core::cpu::erf::erf_f64(f64::from(x) / std::f64::consts::SQRT_2))
 }

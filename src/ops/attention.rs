@@ -1,11 +1,12 @@
-//! Multi-head attention over packed sequences, with backward. Grouped-query heads share keys and values
-//! (arXiv 2305.13245); probabilities are recomputed in the backward instead of kept (arXiv 2205.14135).
+//! Multi-head attention over packed sequences, with a backward pass. Groups of query heads share keys and values
+//! (grouped-query attention, arXiv 2305.13245). The backward pass recomputes the probabilities (FlashAttention, arXiv
+//! 2205.14135).
 
 use std::ops::Range;
-use std::sync::Arc;
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 
+pub use super::attention_spec::{Attend, AttentionSpec};
 use super::attn_kernel::{
     MAX_ROWS, Scratch, attend, mix_block, padded, probabilities, put_key, score_block, spread_block,
 };
@@ -13,65 +14,8 @@ use super::par::{SharedMut, split};
 use super::simd::{LANES, dot, multiversion};
 use super::{buffer, f32s, fused, plain, read, storage, tensor};
 
-/// Which rows see which. Row i of q, k and v belongs to the sequence whose offsets enclose it.
-#[derive(Clone, Debug, Default)]
-pub struct AttentionSpec {
-    pub offsets: Arc<Vec<usize>>,
-    pub n_heads: usize,
-    pub n_kv_heads: usize,
-    pub head_dim: usize,
-    /// Decoder: a row sees itself and what is before it. Encoder: the whole sequence.
-    pub causal: bool,
-    /// Where only the last rows of a sequence ask: offsets of their rows in q and the result. The tensor op takes none.
-    pub queries: Option<Arc<Vec<usize>>>,
-    /// A row sees only keys less than so many positions away.
-    pub window: Option<usize>,
-    /// Factor of the scores; `None` = 1/√head_dim.
-    pub scale: Option<f32>,
-    /// Scores become cap · tanh(score / cap).
-    pub softcap: Option<f32>,
-}
-
-impl AttentionSpec {
-    /// Rows of sequence `seq` in k and v.
-    fn keys(&self, seq: usize) -> Range<usize> {
-        self.offsets[seq]..self.offsets[seq + 1]
-    }
-
-    /// Its rows in q: the last of its positions.
-    fn queries(&self, seq: usize) -> Range<usize> {
-        let offsets = self.queries.as_ref().unwrap_or(&self.offsets);
-        offsets[seq]..offsets[seq + 1]
-    }
-
-    pub fn scale(&self) -> f32 {
-        self.scale.unwrap_or_else(|| 1.0 / (self.head_dim as f32).sqrt())
-    }
-
-    /// The keys that position `p` of a sequence of `len` tokens sees.
-    pub fn seen(&self, p: usize, len: usize) -> Range<usize> {
-        let end = if self.causal { p + 1 } else { len };
-        match self.window {
-            None => 0..end,
-            Some(window) => (p + 1).saturating_sub(window)..end.min(p + window),
-        }
-    }
-
-    /// Query rows that go through the kernel together: whole groups of heads at consecutive positions.
-    fn positions_per_group(&self) -> usize {
-        (MAX_ROWS / (self.n_heads / self.n_kv_heads)).max(1)
-    }
-
-    fn work(&self) -> usize {
-        let pairs: usize = self.offsets.windows(2).map(|w| (w[1] - w[0]) * (w[1] - w[0])).sum();
-        pairs * self.n_heads * self.head_dim
-    }
-}
-
-/// Anything that attends as `attention` does: q, k, v, who sees whom → the mixed values.
-pub type Attend<'a> = dyn FnMut(&Tensor, &Tensor, &Tensor, &AttentionSpec) -> Result<Tensor> + 'a;
-
-/// q [N, heads·hd], k and v [N, kv_heads·hd] → [N, heads·hd]. Rotary positions are already applied.
+/// q `[rows, heads·head_dim]`, k and v `[rows, kv_heads·head_dim]` → `[rows, heads·head_dim]`. Rotary embeddings are
+/// applied by the caller.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, spec: &AttentionSpec) -> Result<Tensor> {
     if fused(q) {
         let op = Attention { spec: spec.clone() };
@@ -84,12 +28,13 @@ struct Attention {
     spec: AttentionSpec,
 }
 
-/// One sequence's keys and values of one head in kernel layout.
+/// The keys and values of one sequence and key/value head, in the layout of the kernel.
 struct HeadBlocks {
+    /// head_dim, padded.
     hd: usize,
-    /// [blocks][hd][16]
+    /// `[blocks, hd, 16]`.
     k_t: Vec<f32>,
-    /// [blocks · 16][hd]
+    /// `[blocks · 16, hd]`.
     v: Vec<f32>,
 }
 
@@ -112,27 +57,33 @@ impl HeadBlocks {
     }
 }
 
-/// The query rows of one kernel call: heads of one group at neighbouring positions of a sequence.
+/// The query rows of one kernel call: heads that share a key/value head, at neighbouring positions of a sequence.
 struct Group {
-    /// (row of q, head) of each kernel row.
+    /// The (row of q, head) of each kernel row.
     at: Vec<(usize, usize)>,
-    seen: Vec<Range<usize>>,
+    /// The keys to which each row attends.
+    visible: Vec<Range<usize>>,
+}
+
+/// Number of positions per kernel call: as many as all heads of a group allow.
+fn positions_per_group(spec: &AttentionSpec) -> usize {
+    (MAX_ROWS / (spec.n_heads / spec.n_kv_heads)).max(1)
 }
 
 fn groups(spec: &AttentionSpec, seq: usize, kv_head: usize) -> impl Iterator<Item = Group> + '_ {
-    let (per_kv, step) = (spec.n_heads / spec.n_kv_heads, spec.positions_per_group());
-    let (rows, len) = (spec.queries(seq), spec.keys(seq).len());
+    let (per_kv, step) = (spec.n_heads / spec.n_kv_heads, positions_per_group(spec));
+    let (rows, len) = (spec.query_rows(seq), spec.keys(seq).len());
     let before = len - rows.len();
     (0..rows.len()).step_by(step).flat_map(move |p0| {
         let (start, p1) = (rows.start, (p0 + step).min(rows.len()));
-        // More heads per group than kernel rows: several calls per position.
+        // If a group has more heads than a kernel call has rows, each position takes several calls.
         (0..per_kv).step_by(MAX_ROWS).map(move |h0| {
             let heads = h0..(h0 + MAX_ROWS).min(per_kv);
-            let mut group = Group { at: Vec::new(), seen: Vec::new() };
+            let mut group = Group { at: Vec::new(), visible: Vec::new() };
             for p in p0..p1 {
                 for h in heads.clone() {
                     group.at.push((start + p, kv_head * per_kv + h));
-                    group.seen.push(spec.seen(before + p, len));
+                    group.visible.push(spec.visible_keys(before + p, len));
                 }
             }
             group
@@ -140,6 +91,7 @@ fn groups(spec: &AttentionSpec, seq: usize, kv_head: usize) -> impl Iterator<Ite
     })
 }
 
+/// Copies the rows of a group, times `scale`, to `[rows, hd]` with head_dim padded.
 fn load_rows(from: &[f32], spec: &AttentionSpec, group: &Group, scale: f32, to: &mut Vec<f32>) {
     let (hd, d) = (padded(spec.head_dim), spec.head_dim);
     to.clear();
@@ -152,7 +104,7 @@ fn load_rows(from: &[f32], spec: &AttentionSpec, group: &Group, scale: f32, to: 
     }
 }
 
-/// out = attention(q, k, v) on plain slices.
+/// out = attention(q, k, v) on slices.
 pub fn forward(spec: &AttentionSpec, q: &[f32], k: &[f32], v: &[f32], out: &mut [f32]) {
     let shared = SharedMut::new(out);
     let d = spec.head_dim;
@@ -168,7 +120,7 @@ pub fn forward(spec: &AttentionSpec, q: &[f32], k: &[f32], v: &[f32], out: &mut 
                 scratch.out.resize(scratch.q.len(), 0.0);
                 let (kb, vb) = (|b| blocks.block(&blocks.k_t, b), |b| blocks.block(&blocks.v, b));
                 let Scratch { scores, q, out } = &mut scratch;
-                attend(q, &group.seen, spec.softcap, blocks.hd, kb, vb, scores, stride, out);
+                attend(q, &group.visible, spec.softcap, blocks.hd, kb, vb, scores, stride, out);
                 for (i, (row, h)) in group.at.iter().enumerate() {
                     // SAFETY: each (row, head) belongs to one task.
                     let to = unsafe { shared.slice((row * spec.n_heads + h) * d, d) };
@@ -179,7 +131,7 @@ pub fn forward(spec: &AttentionSpec, q: &[f32], k: &[f32], v: &[f32], out: &mut 
     });
 }
 
-/// Overwrites `grads` by the gradients of q, k and v.
+/// Writes the gradients of q, k and v to `grads`; `inputs` are q, k, v and the gradient of the output.
 pub fn backward(spec: &AttentionSpec, inputs: [&[f32]; 4], grads: [&mut [f32]; 3]) {
     let grads = grads.map(SharedMut::new);
     split((spec.offsets.len() - 1) * spec.n_kv_heads, 3 * spec.work(), |tasks| {
@@ -226,7 +178,7 @@ impl CustomOp3 for Attention {
     }
 }
 
-/// Gradients of one sequence's one key/value head (and its query heads).
+/// The gradients for one sequence and key/value head, and its query heads.
 fn head_backward(spec: &AttentionSpec, seq: usize, head: usize, inputs: [&[f32]; 4], grads: [SharedMut<f32>; 3]) {
     let [q, k, v, gout] = inputs;
     let (d, hd) = (spec.head_dim, padded(spec.head_dim));
@@ -235,7 +187,7 @@ fn head_backward(spec: &AttentionSpec, seq: usize, head: usize, inputs: [&[f32];
     let n_blocks = rows.len().div_ceil(LANES);
     let stride = n_blocks * LANES;
     let forward = HeadBlocks::gather(k, v, spec, rows.clone(), head);
-    // Roles swapped: `k_t` now holds Vᵀ blocks, `v` holds K rows.
+    // With swapped roles: `k_t` has the blocks of Vᵀ, `v` the rows of K.
     let swapped = HeadBlocks::gather(v, k, spec, rows.clone(), head);
     let (mut gk_rows, mut gv_rows) = (vec![0f32; stride * hd], vec![0f32; stride * hd]);
     let (mut qs, mut gos) = (Vec::new(), Vec::new());
@@ -247,23 +199,23 @@ fn head_backward(spec: &AttentionSpec, seq: usize, head: usize, inputs: [&[f32];
         out.resize(n * hd, 0.0);
         let kb = |b| forward.block(&forward.k_t, b);
         let sloped = spec.softcap.map(|_| &mut slopes);
-        let seen = probabilities(&qs, &group.seen, spec.softcap, hd, kb, &mut probs, stride, sloped);
+        let blocks = probabilities(&qs, &group.visible, spec.softcap, hd, kb, &mut probs, stride, sloped);
         dprobs.resize(n * stride, 0.0);
-        for b in seen.clone() {
+        for b in blocks.clone() {
             spread_block(&probs, &gos, hd, b * LANES, stride, &mut gv_rows[b * LANES * hd..(b + 1) * LANES * hd]);
             score_block(&gos, swapped.block(&swapped.k_t, b), hd, b * LANES, stride, &mut dprobs);
         }
         for r in 0..n {
-            let span = r * stride + seen.start * LANES..r * stride + seen.end * LANES;
+            let span = r * stride + blocks.start * LANES..r * stride + blocks.end * LANES;
             softmax_grad(&probs[span.clone()], &mut dprobs[span.clone()]);
             if spec.softcap.is_some() {
                 dprobs[span.clone()].iter_mut().zip(&slopes[span]).for_each(|(g, slope)| *g *= slope);
             }
         }
         out.fill(0.0);
-        for b in seen {
+        for b in blocks {
             mix_block(&dprobs, swapped.block(&swapped.v, b), hd, b * LANES, stride, &mut out);
-            // qs is scaled already, so dK needs no further factor.
+            // `qs` is already scaled.
             spread_block(&dprobs, &qs, hd, b * LANES, stride, &mut gk_rows[b * LANES * hd..(b + 1) * LANES * hd]);
         }
         for (i, (row, h)) in group.at.iter().enumerate() {
@@ -284,7 +236,7 @@ fn head_backward(spec: &AttentionSpec, seq: usize, head: usize, inputs: [&[f32];
 }
 
 multiversion! {
-    /// dS = P ⊙ (dP − Σ P·dP) in the place of dP; keys out of sight have P = 0 and so dS = 0.
+    /// Replaces dP by dS = P ⊙ (dP − Σ P·dP). Masked keys have P = 0, so dS = 0.
     fn softmax_grad(p: &[f32], dp: &mut [f32]) {
         let mean = dot(p, dp);
         for i in 0..p.len() {

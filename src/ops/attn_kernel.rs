@@ -1,27 +1,29 @@
 //! Scaled dot-product attention for a few query rows that share one key/value head.
 //!
-//! Keys come in blocks of 16 laid out `[head_dim][16]`, so scores of 16 keys are one vector without any
-//! horizontal sum; values lie `[16][head_dim]`. A row's result is one fixed chain per element: it is the
-//! same for any grouping of rows, any chunking of a prompt, training or serving.
+//! Keys are in blocks of 16 with the layout `[head_dim][16]`, so that the scores of 16 keys are one vector without
+//! horizontal sums; blocks of values are `[16][head_dim]`. Every element is one fixed chain of operations, so a row's
+//! result is the same for any grouping of rows and any chunking of a prompt, in training and in serving.
 
 use std::ops::Range;
 
 use super::simd::{LANES, exp, max, multiversion, sum};
 
-/// Most query rows handled at once.
+/// Maximum number of query rows of one call.
 pub const MAX_ROWS: usize = 24;
 
-/// head_dim rounded up to full vectors; layouts are padded with zeros.
+/// head_dim rounded up to full vectors. Layouts are padded with zeros.
 pub fn padded(head_dim: usize) -> usize {
     head_dim.div_ceil(LANES) * LANES
 }
 
-/// 16 keys or values of one head, with `hd` padded dimensions: keys are `[hd][16]`, values `[16][hd]`.
+/// 16 keys `[hd][16]` or 16 values `[16][hd]` of one head, with hd padded, in f32 or in the format of a cache.
 pub trait Block: Copy {
-    /// `scores[r][at..at + 16]` = `q[r]` · the keys, for rows `q` [rows, hd] and scores that are `stride` apart.
+    /// Writes the products of the rows of q `[rows, hd]` with the 16 keys to `scores[r][at..at + 16]`. The rows of
+    /// `scores` are `stride` apart.
     fn score(self, q: &[f32], hd: usize, at: usize, stride: usize, scores: &mut [f32]);
 
-    /// `out[r]` += Σ_j `p[r][at + j]` · value j, in key order, for rows of `out` [rows, hd] and of `p`, `stride` apart.
+    /// `out[r]` += Σ_j `p[r][at + j]` · value j for out `[rows, hd]`, in the order of the keys. The rows of `p` are
+    /// `stride` apart.
     fn mix(self, p: &[f32], hd: usize, at: usize, stride: usize, out: &mut [f32]);
 }
 
@@ -35,7 +37,7 @@ impl Block for &[f32] {
     }
 }
 
-/// Scratch of one worker: scores of all rows and the padded queries and outputs.
+/// Scratch memory of one task: the scores of all rows, and the padded queries and outputs.
 #[derive(Default)]
 pub struct Scratch {
     pub scores: Vec<f32>,
@@ -43,14 +45,14 @@ pub struct Scratch {
     pub out: Vec<f32>,
 }
 
-/// `out[r] = softmax(q[r]·Kᵀ)·V` for `q` [rows, hd] (already scaled), row r seeing the keys of `seen[r]`; with `cap`,
-/// scores become cap · tanh(score / cap) first. `k_blocks(b)` and `v_blocks(b)` are the keys and
-/// values 16b…16b+15; blocks that no row sees are not asked for. On return `scores` holds the
-/// probabilities of the blocks that any row sees, `stride` apart, zero out of sight.
+/// `out[r] = softmax(q[r]·Kᵀ)·V` for q `[rows, hd]`, already scaled. Row r attends to the keys `visible[r]`. With
+/// `cap`, scores become cap · tanh(score / cap). `k_blocks(b)` and `v_blocks(b)` are the keys and values 16b…16b+15;
+/// they are called only for blocks with visible keys. On return `scores` has the probabilities of these blocks, rows
+/// `stride` apart, with zeros for masked keys.
 #[expect(clippy::too_many_arguments, reason = "a kernel's plain inputs")]
 pub fn attend<K: Block, V: Block>(
     q: &[f32],
-    seen: &[Range<usize>],
+    visible: &[Range<usize>],
     cap: Option<f32>,
     hd: usize,
     k_blocks: impl Fn(usize) -> K,
@@ -59,20 +61,20 @@ pub fn attend<K: Block, V: Block>(
     stride: usize,
     out: &mut [f32],
 ) {
-    assert_eq!(out.len(), q.len(), "a row for every query");
-    let blocks = probabilities(q, seen, cap, hd, k_blocks, scores, stride, None);
+    assert_eq!(out.len(), q.len(), "size of the output");
+    let blocks = probabilities(q, visible, cap, hd, k_blocks, scores, stride, None);
     out.fill(0.0);
     for b in blocks {
         v_blocks(b).mix(scores, hd, b * LANES, stride, out);
     }
 }
 
-/// The first half of `attend`: `scores` become the probabilities. Returns the blocks that any row sees. `slopes`
-/// takes what the cap does to a gradient, laid out as the scores.
+/// Computes the probabilities of `attend` in `scores`. Returns the blocks with visible keys. `slopes` receives the
+/// derivatives of the cap, in the layout of the scores.
 #[expect(clippy::too_many_arguments, reason = "a kernel's plain inputs")]
 pub fn probabilities<K: Block>(
     q: &[f32],
-    seen: &[Range<usize>],
+    visible: &[Range<usize>],
     cap: Option<f32>,
     hd: usize,
     k_blocks: impl Fn(usize) -> K,
@@ -80,9 +82,9 @@ pub fn probabilities<K: Block>(
     stride: usize,
     mut slopes: Option<&mut Vec<f32>>,
 ) -> Range<usize> {
-    let rows = seen.len();
-    let first = seen.iter().map(|s| s.start).min().unwrap_or(0) / LANES;
-    let blocks = first..seen.iter().map(|s| s.end).max().unwrap_or(0).div_ceil(LANES);
+    let rows = visible.len();
+    let first = visible.iter().map(|s| s.start).min().unwrap_or(0) / LANES;
+    let blocks = first..visible.iter().map(|s| s.end).max().unwrap_or(0).div_ceil(LANES);
     assert!(rows <= MAX_ROWS && stride >= blocks.end * LANES && q.len() == rows * hd, "sizes");
     scores.resize(rows * stride, 0.0);
     for b in blocks.clone() {
@@ -92,7 +94,7 @@ pub fn probabilities<K: Block>(
         slopes.resize(rows * stride, 0.0);
     }
     let start = blocks.start * LANES;
-    for (r, see) in seen.iter().enumerate() {
+    for (r, keys) in visible.iter().enumerate() {
         let span = r * stride + start..r * stride + blocks.end * LANES;
         if let Some(cap) = cap {
             soft_cap(&mut scores[span.clone()], cap, 1.0);
@@ -100,13 +102,13 @@ pub fn probabilities<K: Block>(
                 soft_cap_slopes(&scores[span.clone()], cap, &mut slopes[span.clone()]);
             }
         }
-        softmax(&mut scores[span], see.start - start, see.end - start);
+        softmax(&mut scores[span], keys.start - start, keys.end - start);
     }
     blocks
 }
 
 multiversion! {
-    /// x becomes cap · tanh(factor · x / cap).
+    /// Replaces x by cap · tanh(factor · x / cap).
     pub fn soft_cap(x: &mut [f32], cap: f32, factor: f32) {
         for v in x.iter_mut() {
             // tanh(z) = 1 − 2/(e^{2z} + 1) saturates correctly at both ends.
@@ -116,7 +118,7 @@ multiversion! {
 }
 
 multiversion! {
-    /// The derivative of `soft_cap` with factor 1, from what it gave.
+    /// The derivative of `soft_cap` with factor 1, from its result.
     pub fn soft_cap_slopes(capped: &[f32], cap: f32, slopes: &mut [f32]) {
         for i in 0..slopes.len() {
             let t = capped[i] / cap;
@@ -163,11 +165,11 @@ multiversion! {
 }
 
 multiversion! {
-    /// In-place softmax over the entries from `from` to `visible`; the rest become exactly 0.
-    fn softmax(scores: &mut [f32], from: usize, visible: usize) {
-        let max = max(&scores[from..visible]);
+    /// In-place softmax over the entries `from..to`; the others become exactly 0.
+    fn softmax(scores: &mut [f32], from: usize, to: usize) {
+        let max = max(&scores[from..to]);
         scores[..from].fill(f32::NEG_INFINITY);
-        scores[visible..].fill(f32::NEG_INFINITY);
+        scores[to..].fill(f32::NEG_INFINITY);
         for s in scores.iter_mut() {
             *s = exp(*s - max);
         }
@@ -178,11 +180,11 @@ multiversion! {
     }
 }
 
-/// Columns of a tile, in vectors.
+/// Width of a tile, in vectors.
 const WIDE: usize = 4;
 
-/// out[a][0..16·V] += Σ_i weights[a·across + i·along] · rows[i][0..16·V] for R rows of out, in order of i; rows of
-/// out and `rows` are `hd` apart.
+/// out[a][0..16·V] += Σ_i weights[a·across + i·along] · rows[i][0..16·V] for R rows of out, with i ascending. The rows
+/// of out and of `rows` are `hd` apart.
 #[inline(always)]
 fn add_tile<const R: usize, const V: usize>(
     out: &mut [f32],
@@ -213,8 +215,8 @@ fn add_tile<const R: usize, const V: usize>(
     }
 }
 
-/// `add_tile` for `m` rows of `hd` columns, a multiple of 16: tiles of four rows, so that what is read of `rows`
-/// serves four sums.
+/// `add_tile` for m rows of `hd` columns, a multiple of 16. Tiles have four rows, so that each value of `rows` is read
+/// for four sums.
 #[inline(always)]
 fn add_product(out: &mut [f32], m: usize, weights: &[f32], at: (usize, usize), n: usize, rows: &[f32], hd: usize) {
     let mut a = 0;
@@ -240,7 +242,7 @@ fn add_product(out: &mut [f32], m: usize, weights: &[f32], at: (usize, usize), n
 }
 
 multiversion! {
-    /// `out[r]` += Σ_j `p[r][at + j]` · `rows[j]`, for the 16 rows of one block, in key order.
+    /// `out[r]` += Σ_j `p[r][at + j]` · `rows[j]` over the 16 rows of one block, in the order of the keys.
     pub fn mix_block(p: &[f32], rows: &[f32], hd: usize, at: usize, stride: usize, out: &mut [f32]) {
         let m = out.len() / hd;
         add_product(out, m, &p[at..], (stride, 1), LANES, rows, hd);
@@ -248,7 +250,7 @@ multiversion! {
 }
 
 multiversion! {
-    /// `rows[j]` += Σ_r `p[r][at + j]` · `x[r]`: the transposed product, for gradients of keys and values.
+    /// `rows[j]` += Σ_r `p[r][at + j]` · `x[r]`: the transposed product, for the gradients of keys and values.
     pub fn spread_block(p: &[f32], x: &[f32], hd: usize, at: usize, stride: usize, rows: &mut [f32]) {
         add_product(rows, LANES, &p[at..], (1, stride), x.len() / hd, x, hd);
     }

@@ -1,14 +1,14 @@
-//! y = x·Wᵀ with both sides rounded to bfloat16, products and sums in f32: what mixed-precision training
-//! computes for frozen weights. AVX-512 BF16 does two multiply-adds where f32 does one. A row's result does not
-//! depend on the other rows of the batch; it does depend on whether the processor has the instruction (order of pairs).
+//! y = x·Wᵀ with x and W rounded to bfloat16, and products and sums in f32, for frozen weights in training (mixed
+//! precision, arXiv 1710.03740). AVX-512 BF16 computes two multiply-adds in place of one. A row's result does not
+//! depend on the other rows of the batch, but on whether the processor has this instruction, which sums in pairs.
 
 use std::cell::RefCell;
 
 use half::bf16;
 use half::slice::HalfFloatSliceExt;
 
-use super::gemm::{MR, NR, Prefetch, WeightLayout, on_tile, pack_into, panel_rows};
-use super::low_rank::{Beside, LowRank};
+use super::gemm::{MR, NR, Prefetch, WeightLayout, pack_into, panel_rows, with_tile};
+use super::low_rank::{LowRank, LowRankUpdate};
 use super::par::{SharedMut, split, split_panels};
 use super::pool;
 use super::product::NARROW_ROWS;
@@ -16,17 +16,17 @@ use super::simd::multiversion;
 #[cfg(target_arch = "x86_64")]
 use super::simd::{Isa, isa};
 
-/// Depth per pass, in pairs: a panel slice of 1024 × NR × 4 bytes = 256 KiB stays in the L2 cache.
+/// Depth of one pass, in pairs: a panel slice of 1024 × NR × 4 bytes = 256 KiB stays in the L2 cache.
 const KC: usize = 1024;
-/// From so many rows on threads share rows, not panels.
-const ROWS_APART: usize = 192;
-/// Rounded rows at hand while all panels pass: half of a usual L2 cache.
+/// From this number of rows on, threads divide the rows instead of the panels.
+const SPLIT_ROWS: usize = 192;
+/// Size of the rounded rows that are multiplied by all panels in turn: half of a typical L2 cache.
 const ROUNDED_BYTES: usize = 512 << 10;
 
-/// A weight matrix [m, k] as ⌈m/64⌉ panels of [⌈k/2⌉, 64] pairs of neighbours along k, zero-padded.
+/// A weight matrix `[m, k]` as ⌈m/64⌉ panels of `[⌈k/2⌉, 64]` pairs of neighbours along k, zero-padded.
 #[derive(Debug)]
 pub struct PackedBf16 {
-    /// The even one in the low half.
+    /// Pairs of bfloat16; the value with the even index is in the low half.
     panels: Vec<u32>,
     pub m: usize,
     pub k: usize,
@@ -36,7 +36,7 @@ thread_local! {
     static PANEL: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Whether the processor multiplies bfloat16 itself.
+/// Whether the processor has instructions for products of bfloat16 (AVX-512 BF16).
 pub fn native() -> bool {
     #[cfg(target_arch = "x86_64")]
     {
@@ -49,7 +49,7 @@ pub fn native() -> bool {
 }
 
 impl PackedBf16 {
-    /// Rounds a row-major f32 matrix (layout as given) to nearest even.
+    /// Rounds a row-major f32 matrix in the given layout to nearest even.
     pub fn pack(w: &[f32], m: usize, k: usize, layout: WeightLayout) -> Self {
         let mut wide = Vec::new();
         pack_into(&mut wide, w, m, k, layout);
@@ -75,9 +75,9 @@ impl PackedBf16 {
         self.panels.len() * size_of::<u32>()
     }
 
-    /// y [n, m] = x [n, k] · Wᵀ, plus a low-rank term of the unrounded x. With `add` what y holds is where each sum
-    /// begins.
-    pub fn matmul(&self, x: &[f32], y: &mut [f32], n: usize, add: bool, beside: Option<Beside<'_>>) {
+    /// y `[n, m]` = x `[n, k]` · Wᵀ, plus a low-rank term of the unrounded x. With `add`, the sums start from the
+    /// contents of y.
+    pub fn matmul(&self, x: &[f32], y: &mut [f32], n: usize, add: bool, low_rank: Option<LowRankUpdate<'_>>) {
         let (m, k) = (self.m, self.k);
         assert!(x.len() == n * k && y.len() == n * m, "matmul sizes");
         if k == 0 || n == 0 {
@@ -86,62 +86,62 @@ impl PackedBf16 {
             }
             return;
         }
-        let (term, rank, inner) = match beside {
-            Some(Beside { term, inner }) => (Some(term), term.rank, inner),
+        let (factors, rank, projected) = match low_rank {
+            Some(LowRankUpdate { factors, projected }) => (Some(factors), factors.rank, projected),
             None => (None, 0, Default::default()),
         };
-        assert_eq!(inner.len(), n * rank, "inner values");
-        let (y, inner) = (SharedMut::new(y), SharedMut::new(inner));
+        assert_eq!(projected.len(), n * rank, "size of the down projection");
+        let (y, projected) = (SharedMut::new(y), SharedMut::new(projected));
         let width = if native() { k.div_ceil(2) } else { k };
         let (tiles, panels, work) = (n.div_ceil(MR), m.div_ceil(NR), n * m * k);
-        if n < ROWS_APART {
-            // f32 buffers of the pool stand for pairs: both are 32 bits of anything.
+        if n < SPLIT_ROWS {
+            // The pool's f32 buffers hold pairs: both have 32 bits.
             let mut rounded = pool::take(n * width);
-            // SAFETY: nobody else has begun.
-            let inner = unsafe { inner.slice(0, n * rank) };
-            self.prepare(x, &mut rounded, term, inner);
+            // SAFETY: no task has started.
+            let projected = unsafe { projected.slice(0, n * rank) };
+            self.prepare(x, &mut rounded, factors, projected);
             split_panels(panels, tiles, work, |p, tiles| {
-                self.panel(p, &rounded, y, tiles.start * MR..(tiles.end * MR).min(n), add, term, inner);
+                self.panel(p, &rounded, y, tiles.start * MR..(tiles.end * MR).min(n), add, factors, projected);
             });
             return pool::give(rounded);
         }
-        // Runs of rows: what is read of x and written of y stays in the cache until all is done with it.
-        let most = (ROUNDED_BYTES / size_of::<f32>() / width / MR).max(1);
+        // Chunks of rows, so that their parts of x and y stay in the cache for all panels.
+        let max_tiles = (ROUNDED_BYTES / size_of::<f32>() / width / MR).max(1);
         split_panels(1, tiles, work, |_, run| {
-            let chunks = run.len().div_ceil(most);
+            let chunks = run.len().div_ceil(max_tiles);
             for c in 0..chunks {
                 let tiles = run.start + run.len() * c / chunks..run.start + run.len() * (c + 1) / chunks;
                 let rows = tiles.start * MR..(tiles.end * MR).min(n);
                 // SAFETY: disjoint runs of rows.
-                let (y, inner) = unsafe {
-                    (y.slice(rows.start * m, rows.len() * m), inner.slice(rows.start * rank, rows.len() * rank))
+                let (y, projected) = unsafe {
+                    (y.slice(rows.start * m, rows.len() * m), projected.slice(rows.start * rank, rows.len() * rank))
                 };
                 let mut rounded = pool::take(rows.len() * width);
-                self.prepare(&x[rows.start * k..rows.end * k], &mut rounded, term, inner);
+                self.prepare(&x[rows.start * k..rows.end * k], &mut rounded, factors, projected);
                 let y = SharedMut::new(y);
                 for p in 0..panels {
-                    self.panel(p, &rounded, y, 0..rows.len(), add, term, inner);
+                    self.panel(p, &rounded, y, 0..rows.len(), add, factors, projected);
                 }
                 pool::give(rounded);
             }
         });
     }
 
-    /// What panels need of some rows: x rounded, and the term's inner values.
-    fn prepare(&self, x: &[f32], rounded: &mut [f32], term: Option<&LowRank>, inner: &mut [f32]) {
+    /// Rounds rows of x, and computes their down projections.
+    fn prepare(&self, x: &[f32], rounded: &mut [f32], factors: Option<&LowRank>, projected: &mut [f32]) {
         let (k, n) = (self.k, x.len() / self.k);
-        let (width, rank) = (rounded.len() / n, inner.len() / n);
+        let (width, rank) = (rounded.len() / n, projected.len() / n);
         for r0 in (0..n).step_by(NARROW_ROWS) {
             let rows = r0..(r0 + NARROW_ROWS).min(n);
             let x = &x[rows.start * k..rows.end * k];
             round_rows(x, &mut rounded[rows.start * width..rows.end * width], k);
-            if let Some(term) = term {
-                term.inner(x, &mut inner[rows.start * rank..rows.end * rank]);
+            if let Some(factors) = factors {
+                factors.project(x, &mut projected[rows.start * rank..rows.end * rank]);
             }
         }
     }
 
-    /// `rows` of the rounded x times panel `p`, and the term's share of these columns, into y.
+    /// Multiplies `rows` of the rounded x by panel `p` into y, and adds the low-rank term of these columns.
     #[expect(clippy::too_many_arguments, reason = "a kernel's plain inputs")]
     fn panel(
         &self,
@@ -150,17 +150,17 @@ impl PackedBf16 {
         y: SharedMut<f32>,
         rows: std::ops::Range<usize>,
         add: bool,
-        term: Option<&LowRank>,
-        inner: &[f32],
+        factors: Option<&LowRank>,
+        projected: &[f32],
     ) {
         let pairs = self.k.div_ceil(2);
         self.rows(&self.panels[p * pairs * NR..(p + 1) * pairs * NR], x, y, rows.clone(), p * NR, add);
-        if let Some(term) = term {
-            term.add_panel(p, inner, y, rows);
+        if let Some(factors) = factors {
+            factors.add_panel(p, projected, y, rows);
         }
     }
 
-    /// `rows` of the rounded x times one panel into columns `c0..` of y.
+    /// Multiplies `rows` of the rounded x by one panel into columns `c0..` of y.
     fn rows(&self, panel: &[u32], x: &[f32], y: SharedMut<f32>, rows: std::ops::Range<usize>, c0: usize, add: bool) {
         let (m, k) = (self.m, self.k);
         #[cfg(target_arch = "x86_64")]
@@ -196,7 +196,7 @@ impl PackedBf16 {
                 // SAFETY: this task alone owns rows × columns of this panel; `native` has checked the features; x
                 // holds mr rows of pairs.
                 unsafe {
-                    on_tile(y, r * m + c0, m, mr, cols, fresh, |to, width| {
+                    with_tile(y, r * m + c0, m, mr, cols, fresh, |to, width| {
                         avx512::tile_of(
                             mr,
                             slice.as_ptr(),
@@ -215,7 +215,7 @@ impl PackedBf16 {
     }
 }
 
-/// Rows of k numbers as rows of pairs, or, where the processor cannot multiply those, as rounded f32.
+/// Rounds rows of k values to pairs of bfloat16, or to f32 if the processor has no instruction for pairs.
 fn round_rows(x: &[f32], to: &mut [f32], k: usize) {
     let width = to.len() / (x.len() / k);
     for (x, to) in x.chunks_exact(k).zip(to.chunks_exact_mut(width)) {
@@ -232,7 +232,7 @@ fn round_rows(x: &[f32], to: &mut [f32], k: usize) {
 }
 
 multiversion! {
-    /// [pairs, 64] → [2·pairs, 64].
+    /// Converts a panel of pairs `[pairs, 64]` to f32 `[2·pairs, 64]`.
     fn widen(from: &[u32], to: &mut [f32]) {
         for (pair, to) in from.chunks_exact(NR).zip(to.chunks_exact_mut(2 * NR)) {
             for c in 0..NR {
@@ -247,15 +247,15 @@ multiversion! {
 mod avx512 {
     use std::arch::x86_64::*;
 
-    use super::super::gemm::avx512::ask_for_row;
+    use super::super::gemm::avx512::prefetch_row;
     use super::{NR, Prefetch};
 
-    /// Rounds a row to nearest even, two numbers to a place; an odd last one is paired with zero.
+    /// Rounds a row to nearest even, as pairs; an odd last value is paired with zero.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
     pub unsafe fn round(x: &[f32], to: &mut [f32]) {
         let whole = x.len() / 16 * 16;
         for at in (0..whole).step_by(16) {
-            // SAFETY: 16 numbers are read, 8 places written, within both slices.
+            // SAFETY: reads 16 values and writes 8, within both slices.
             unsafe {
                 let pairs = _mm512_cvtneps_pbh(_mm512_loadu_ps(x.as_ptr().add(at)));
                 let bits: __m256i = std::mem::transmute(pairs);
@@ -314,7 +314,7 @@ mod avx512 {
             for i in 0..R {
                 for j in 0..4 {
                     let to = out.add(i * width + 16 * j);
-                    // What is written at the end is asked for now.
+                    // Prefetches the output for writing.
                     _mm_prefetch::<_MM_HINT_ET0>(to.cast());
                     if !fresh {
                         acc[i][j] = _mm512_loadu_ps(to);
@@ -325,10 +325,10 @@ mod avx512 {
             for kk in 0..depth {
                 let p = panel.add(kk * NR);
                 if kk == next {
-                    ask_for_row(p.wrapping_add(depth * NR).cast());
+                    prefetch_row(p.wrapping_add(depth * NR).cast());
                     next += prefetch.every;
                 }
-                // No closures here: they would not surely be compiled for these instructions.
+                // No closures: they might not be compiled for these instructions.
                 let w0: __m512bh = std::mem::transmute(_mm512_loadu_si512(p.cast()));
                 let w1: __m512bh = std::mem::transmute(_mm512_loadu_si512(p.add(16).cast()));
                 let w2: __m512bh = std::mem::transmute(_mm512_loadu_si512(p.add(32).cast()));
@@ -360,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn is_the_product_of_the_rounded_numbers_in_any_batch() {
+    fn is_the_product_of_the_rounded_values_and_batch_invariant() {
         for (n, m, k) in
             [(1, 1, 1), (1, 70, 33), (7, 130, 1500), (13, 64, 17), (40, 200, 4100), (260, 70, 40), (200, 64, 4100)]
         {
@@ -383,14 +383,14 @@ mod tests {
     }
 
     #[test]
-    fn adding_goes_on_from_what_is_there() {
+    fn add_starts_from_the_contents_of_the_output() {
         let (n, m, k) = (9, 70, 40);
         let packed = PackedBf16::pack(&noise(m * k, 1), m, k, WeightLayout::InOut);
         let x = noise(n * k, 2);
         let (mut fresh, mut onto) = (vec![0f32; n * m], vec![0f32; n * m]);
         packed.matmul(&x, &mut fresh, n, false, None);
         packed.matmul(&x, &mut onto, n, true, None);
-        assert_eq!(fresh, onto, "beginning at zero");
+        assert_eq!(fresh, onto, "from zeros");
         onto.fill(1.0);
         packed.matmul(&x, &mut onto, n, true, None);
         for (a, b) in fresh.iter().zip(&onto) {

@@ -1,6 +1,6 @@
-//! y = x·Wᵀ with 8-bit activations and weights of 4, 5 or 6 bits: GGUF's Q5_0, Q5_1, Q5_K, Q6_K, Q2_K, Q3_K, IQ4_NL
-//! and IQ4_XS. w = scale · (q − offset) + min, with a scale for 32 or for 16 values along k. Same guarantees as
-//! `q8`: batch-invariant, and equal on every instruction set.
+//! y = x·Wᵀ with 8-bit activations and weights of 2 to 6 bits: GGUF's Q5_0, Q5_1, Q5_K, Q6_K, Q2_K, Q3_K, IQ4_NL and
+//! IQ4_XS. w = scale · (q − offset) + min, with a scale for 32 or for 16 values along k. Results are batch-invariant,
+//! and the same on every instruction set.
 
 use std::marker::PhantomData;
 
@@ -12,21 +12,21 @@ use super::q8_rows::{Activations, BLOCK, Dot, GROUP, Line, MAX_R, PANEL, Tile, d
 use super::served::ServedMatrix;
 use super::simd::multiversion;
 
-/// Registers of low halves in a block: each byte holds two values, 16 apart along k.
+/// Registers of the low four bits of a block: each byte has those of two values, 16 apart along k.
 const LOW: usize = BLOCK / GROUP / 2;
 
-/// What sets one layout apart from the others.
+/// The properties of a layout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Facts {
-    /// Bits of a stored value; those above four lie in a register of masks each.
+    /// Bits of a stored value. Each bit above the fourth has a register of masks.
     bits: usize,
-    /// A scale for 16 values, not for 32.
+    /// Each scale is for 16 values instead of 32.
     fine: bool,
-    /// A minimum beside each scale.
+    /// There is a minimum for each scale.
     min: bool,
-    /// What is taken off a stored value. Of steps: what makes them unsigned.
+    /// Subtracted from a stored value. For `steps`: added to make the steps unsigned.
     offset: i32,
-    /// Stored values are places among `STEPS`.
+    /// Stored values are indices into `STEPS`.
     steps: bool,
 }
 
@@ -36,27 +36,28 @@ impl Facts {
         LOW + self.bits - 4
     }
 
-    /// Rows of 16 scales and minima of a block.
+    /// Rows of 16 scales or minima of a block.
     const fn rows(self) -> usize {
         (if self.fine { 2 } else { 1 }) * (if self.min { 2 } else { 1 })
     }
 }
 
-trait Form: Send + Sync + 'static {
+/// A layout of packed blocks.
+trait BlockLayout: Send + Sync + 'static {
     const FACTS: Facts;
 }
 
-macro_rules! forms {
+macro_rules! layouts {
     ($($(#[$doc:meta])* $name:ident = ($bits:expr, $fine:expr, $min:expr, $offset:expr, $steps:expr);)*) => {
         $($(#[$doc])*
         struct $name;
-        impl Form for $name {
+        impl BlockLayout for $name {
             const FACTS: Facts = Facts { bits: $bits, fine: $fine, min: $min, offset: $offset, steps: $steps };
         })*
     };
 }
 
-forms! {
+layouts! {
     /// Q5_0.
     Five = (5, false, false, 16, false);
     /// Q5_1, Q5_K.
@@ -71,8 +72,8 @@ forms! {
     Steps = (4, false, false, 128, true);
 }
 
-/// Takes a GGUF file's blocks, m rows of k values (k a multiple of the block), as they are. `None` for types that
-/// have a product elsewhere.
+/// Packs the blocks of a GGUF file: m rows of k values, k a multiple of the block size. `None` for types that `q8` or
+/// `q4` packs.
 pub(super) fn from_gguf(bytes: &[u8], kind: BlockType, m: usize, k: usize) -> Option<Box<dyn ServedMatrix>> {
     Some(match kind {
         BlockType::Q5_0 => Box::new(Packed::<Five>::new(bytes, kind, m, k)),
@@ -85,20 +86,21 @@ pub(super) fn from_gguf(bytes: &[u8], kind: BlockType, m: usize, k: usize) -> Op
     })
 }
 
-/// A weight matrix [m, k] as ⌈m/16⌉ panels. Line l < 4 of a block holds k values 4l…4l+3 of 16 rows in the low
-/// halves of its bytes and 16+4l…16+4l+3 in the high halves; each further line is one more bit of them all, eight
-/// masks of 64 bits in the order of (line, half).
+/// A weight matrix `[m, k]` as ⌈m/16⌉ panels. Line l < 4 of a block has the low four bits of the values 4l…4l+3 along k
+/// of 16 rows in the low halves of its bytes, and those of 16+4l…16+4l+3 in the high halves. Each further line has one
+/// more bit of all values: eight masks of 64 bits in the order of (line, half).
 struct Packed<F> {
     lines: Vec<Line>,
-    /// [panel][block][row of 16]: scale and minimum of the first half, then of the second, as far as there are.
+    /// `[panels][blocks][rows][16]`: scale and minimum of the first half, then of the second, as far as the layout has
+    /// them.
     scales: Vec<[f16; PANEL]>,
     m: usize,
     k: usize,
     blocks: usize,
-    form: PhantomData<F>,
+    layout: PhantomData<F>,
 }
 
-impl<F: Form> Packed<F> {
+impl<F: BlockLayout> Packed<F> {
     fn new(bytes: &[u8], kind: BlockType, m: usize, k: usize) -> Self {
         assert!(k.is_multiple_of(kind.block().0) && bytes.len() == m * kind.bytes(k), "{kind:?} size");
         let (facts, row_bytes) = (F::FACTS, kind.bytes(k));
@@ -127,7 +129,7 @@ impl<F: Form> Packed<F> {
                 }
             }
         });
-        Self { lines, scales, m, k, blocks, form: PhantomData }
+        Self { lines, scales, m, k, blocks, layout: PhantomData }
     }
 
     fn panel(&self, p: usize) -> (&[Line], &[[f16; PANEL]]) {
@@ -136,7 +138,7 @@ impl<F: Form> Packed<F> {
     }
 }
 
-/// Writes one row's values of a block.
+/// Writes the values of one row of a block.
 fn put_values(lines: &mut [Line], lane: usize, q: &[i8; BLOCK], facts: Facts) {
     for (i, q) in q.iter().enumerate() {
         let stored = match facts.steps {
@@ -152,7 +154,7 @@ fn put_values(lines: &mut [Line], lane: usize, q: &[i8; BLOCK], facts: Facts) {
     }
 }
 
-impl<F: Form> ServedMatrix for Packed<F> {
+impl<F: BlockLayout> ServedMatrix for Packed<F> {
     fn shape(&self) -> (usize, usize) {
         (self.m, self.k)
     }
@@ -165,31 +167,37 @@ impl<F: Form> ServedMatrix for Packed<F> {
     fn matmul(&self, x: &[f32], y: &mut [f32], n: usize) {
         assert!(x.len() == n * self.k && y.len() == n * self.m, "matmul sizes");
         let rows = Activations::quantize(x, n, self.k);
-        let firsts = firsts(&rows);
+        let first_half_sums = first_half_sums(&rows);
         over_tiles(y, (n, self.m), n * self.m * self.k / 4, |p, r0, count, tile| {
             let (lines, scales) = self.panel(p);
-            tile_rows::<F>(dot_kernel(), &Panel { lines, scales, rows: &rows, firsts: &firsts }, r0, count, tile);
+            tile_rows::<F>(
+                dot_kernel(),
+                &Panel { lines, scales, rows: &rows, first_half_sums: &first_half_sums },
+                r0,
+                count,
+                tile,
+            );
         });
     }
 }
 
 /// Σ q of the first half of each block.
-fn firsts(rows: &Activations) -> Vec<i32> {
+fn first_half_sums(rows: &Activations) -> Vec<i32> {
     rows.q.as_chunks::<BLOCK>().0.iter().map(|q| q[..BLOCK / 2].iter().map(|v| i32::from(*v)).sum()).collect()
 }
 
-/// One panel of weights and the activations.
+/// One panel of weights, and the activations.
 struct Panel<'a> {
     lines: &'a [Line],
     scales: &'a [[f16; PANEL]],
     rows: &'a Activations,
-    firsts: &'a [i32],
+    first_half_sums: &'a [i32],
 }
 
-fn tile_rows<F: Form>(kind: Dot, panel: &Panel<'_>, r0: usize, count: usize, tile: &mut Tile) {
+fn tile_rows<F: BlockLayout>(kind: Dot, panel: &Panel<'_>, r0: usize, count: usize, tile: &mut Tile) {
     let blocks = panel.rows.blocks;
     assert!(panel.lines.len() == blocks * F::FACTS.lines() && panel.scales.len() == blocks * F::FACTS.rows());
-    assert!(count <= MAX_R && panel.firsts.len() >= (r0 + count) * blocks);
+    assert!(count <= MAX_R && panel.first_half_sums.len() >= (r0 + count) * blocks);
     #[cfg(target_arch = "x86_64")]
     // SAFETY: `dot_kernel` has checked the features, the assertions the panel; rows r0..r0 + count exist.
     unsafe {
@@ -201,18 +209,18 @@ fn tile_rows<F: Form>(kind: Dot, panel: &Panel<'_>, r0: usize, count: usize, til
     }
     for (i, out) in tile.iter_mut().enumerate().take(count) {
         let (q, xs, sums) = panel.rows.row(r0 + i);
-        let firsts = &panel.firsts[(r0 + i) * blocks..(r0 + i + 1) * blocks];
-        plain_row(F::FACTS, panel.lines, panel.scales, q, xs, sums, firsts, out);
+        let first_half_sums = &panel.first_half_sums[(r0 + i) * blocks..(r0 + i + 1) * blocks];
+        plain_row(F::FACTS, panel.lines, panel.scales, q, xs, sums, first_half_sums, out);
     }
 }
 
 multiversion! {
     #[expect(clippy::too_many_arguments, reason = "the macro takes no patterns")]
-    fn plain_row(facts: Facts, lines: &[Line], scales: &[[f16; PANEL]], q: &[i8], xs: &[f32], sums: &[i32], firsts: &[i32], out: &mut [f32; PANEL]) {
+    fn plain_row(facts: Facts, lines: &[Line], scales: &[[f16; PANEL]], q: &[i8], xs: &[f32], sums: &[i32], first_half_sums: &[i32], out: &mut [f32; PANEL]) {
         out.fill(0.0);
         let per = lines.chunks_exact(facts.lines()).zip(scales.chunks_exact(facts.rows()));
         for (b, ((lines, scales), q)) in per.zip(q.chunks_exact(BLOCK)).enumerate() {
-            let sum = [firsts[b], sums[b] - firsts[b]];
+            let sum = [first_half_sums[b], sums[b] - first_half_sums[b]];
             let offset = if facts.steps { 0 } else { facts.offset };
             let mut acc = sum.map(|sum| [-offset * sum; PANEL]);
             for l in 0..LOW {
@@ -258,14 +266,14 @@ mod x86 {
 
     use half::f16;
 
-    use super::{BLOCK, Form, GROUP, LOW, Line, PANEL, Panel, STEPS, Tile};
+    use super::{BLOCK, BlockLayout, GROUP, LOW, Line, PANEL, Panel, STEPS, Tile};
 
-    /// `STEPS` as 16 bytes, 128 added where they must be unsigned.
+    /// `STEPS` plus `add`, as 16 bytes; 128 makes them unsigned.
     fn steps(add: u8) -> [u8; 16] {
         STEPS.map(|step| (step as u8).wrapping_add(add))
     }
 
-    /// The mask number `i` of a register of masks.
+    /// Mask `i` of a register of masks.
     fn mask(line: &Line, i: usize) -> u64 {
         let mut bytes = [0; 8];
         bytes.copy_from_slice(&line.0[8 * i..8 * i + 8]);
@@ -273,7 +281,7 @@ mod x86 {
     }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni,f16c")]
-    pub unsafe fn vnni<F: Form, const R: usize>(panel: &Panel<'_>, r0: usize, out: &mut Tile) {
+    pub unsafe fn vnni<F: BlockLayout, const R: usize>(panel: &Panel<'_>, r0: usize, out: &mut Tile) {
         let (facts, rows) = (F::FACTS, panel.rows);
         // SAFETY: the caller has checked the panel and the rows.
         unsafe {
@@ -285,7 +293,7 @@ mod x86 {
                 let mut acc = [[_mm512_setzero_si512(); 2]; R];
                 for r in 0..R {
                     let at = (r0 + r) * rows.blocks + b;
-                    let first = *panel.firsts.get_unchecked(at);
+                    let first = *panel.first_half_sums.get_unchecked(at);
                     acc[r][0] = _mm512_set1_epi32(-facts.offset * first);
                     acc[r][1] = _mm512_set1_epi32(-facts.offset * (*rows.sums.get_unchecked(at) - first));
                 }
@@ -337,7 +345,7 @@ mod x86 {
         }
     }
 
-    /// Every bit of `set` as a byte: all ones or nothing.
+    /// Expands every bit of `set` to a byte: 0xff or 0.
     #[target_feature(enable = "avx2")]
     fn spread(set: i32) -> __m256i {
         let places = _mm256_setr_epi64x(0, 0x0101_0101_0101_0101, 0x0202_0202_0202_0202, 0x0303_0303_0303_0303);
@@ -346,9 +354,10 @@ mod x86 {
         _mm256_cmpeq_epi8(_mm256_and_si256(copied, bits), bits)
     }
 
-    /// Lines of one half whose products are added in 16 bits. Steps are signed here, and their signs move to the
-    /// activations, because biased ones could overflow: 2 · 127 · 127 in one product, 2 · 63 · 127 in one of six bits.
-    const fn lines_in_16_bits<F: Form>() -> usize {
+    /// Number of lines of one half whose products are summed in 16 bits without overflow. The largest sum of a product
+    /// is 2 · 127 · 127 for steps, which are signed here with their signs moved to the activations, and 2 · 63 · 127
+    /// for six bits.
+    const fn lines_in_16_bits<F: BlockLayout>() -> usize {
         match (F::FACTS.steps, F::FACTS.bits) {
             (true, _) => 1,
             (false, 6) => 2,
@@ -357,7 +366,7 @@ mod x86 {
     }
 
     #[target_feature(enable = "avx2,fma,f16c")]
-    pub unsafe fn avx2<F: Form, const R: usize>(panel: &Panel<'_>, r0: usize, out: &mut Tile) {
+    pub unsafe fn avx2<F: BlockLayout, const R: usize>(panel: &Panel<'_>, r0: usize, out: &mut Tile) {
         let (facts, rows) = (F::FACTS, panel.rows);
         // SAFETY: the caller has checked the panel and the rows.
         unsafe {
@@ -439,19 +448,19 @@ mod x86 {
 }
 
 impl Panel<'_> {
-    /// Σ q of a block of row `r`, or of one half of it: what an offset is multiplied by.
+    /// Σ q of a block of row `r`, or of one half of it: the factor of an offset.
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     fn count(&self, r: usize, b: usize, half: Option<usize>) -> i32 {
         let at = r * self.rows.blocks + b;
         match half {
             None => self.rows.sums[at],
-            Some(0) => self.firsts[at],
-            Some(_) => self.rows.sums[at] - self.firsts[at],
+            Some(0) => self.first_half_sums[at],
+            Some(_) => self.rows.sums[at] - self.first_half_sums[at],
         }
     }
 
-    /// Σ x of a block of row `r`, or of one half of it: what a minimum is multiplied by.
+    /// Σ x of a block of row `r`, or of one half of it: the factor of a minimum.
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     fn sum(&self, r: usize, b: usize, half: Option<usize>) -> f32 {
@@ -465,8 +474,8 @@ mod tests {
     use crate::noise;
     use crate::q8_rows::kernels;
 
-    /// Blocks of arbitrary integers with scales near 1/64, m rows of k.
-    fn stored(kind: BlockType, m: usize, k: usize) -> Vec<u8> {
+    /// m rows of k values in blocks of arbitrary integers, with scales near 1/64.
+    fn random_blocks(kind: BlockType, m: usize, k: usize) -> Vec<u8> {
         let (values, size) = kind.block();
         let mut seed = 5u64;
         let mut byte = || {
@@ -492,28 +501,33 @@ mod tests {
         bytes
     }
 
-    fn check<F: Form>(kind: BlockType) {
+    fn check<F: BlockLayout>(kind: BlockType) {
         for (n, m, k) in [(1, 16, 256), (11, 37, 512), (3, 5, 768)] {
-            let (bytes, x) = (stored(kind, m, k), noise(n * k, 2));
+            let (bytes, x) = (random_blocks(kind, m, k), noise(n * k, 2));
             let mut w = vec![0f32; m * k];
             blocks::dequantize(&bytes, kind, &mut w);
             let packed = Packed::<F>::new(&bytes, kind, m, k);
             let rows = Activations::quantize(&x, n, k);
-            let firsts = firsts(&rows);
+            let first_half_sums = first_half_sums(&rows);
             let mut y = vec![f32::NAN; n * m];
             packed.matmul(&x, &mut y, n);
             for r in 0..n {
                 let mut alone = vec![f32::NAN; m];
                 packed.matmul(&x[r * k..(r + 1) * k], &mut alone, 1);
-                assert_eq!(alone, y[r * m..(r + 1) * m], "{kind:?}: other rows change nothing");
+                assert_eq!(alone, y[r * m..(r + 1) * m], "{kind:?}: batch-invariant");
                 for dot in kernels() {
                     let mut tile = Tile::default();
                     let (lines, scales) = packed.panel(0);
-                    tile_rows::<F>(dot, &Panel { lines, scales, rows: &rows, firsts: &firsts }, r, 1, &mut tile);
-                    assert_eq!(tile[0][..m.min(PANEL)], alone[..m.min(PANEL)], "{kind:?} {dot:?} agrees exactly");
+                    tile_rows::<F>(
+                        dot,
+                        &Panel { lines, scales, rows: &rows, first_half_sums: &first_half_sums },
+                        r,
+                        1,
+                        &mut tile,
+                    );
+                    assert_eq!(tile[0][..m.min(PANEL)], alone[..m.min(PANEL)], "{kind:?} {dot:?} has the same bits");
                 }
-                // The very numbers of the file, and activations rounded to eight bits: what is left is the
-                // rounding of scales to f16.
+                // The values of the file times the quantised activations: the error is that of rounding scales to f16.
                 let (q, xs, _) = rows.row(r);
                 for c in 0..m {
                     let exact = |i: usize| f64::from(w[c * k + i]) * f64::from(q[i]) * f64::from(xs[i / BLOCK]);
@@ -525,7 +539,7 @@ mod tests {
     }
 
     #[test]
-    fn blocks_are_multiplied_as_they_are_in_any_batch_and_instruction_set() {
+    fn products_are_those_of_the_blocks_in_any_batch_and_on_every_instruction_set() {
         check::<Five>(BlockType::Q5_0);
         check::<FiveMin>(BlockType::Q5_1);
         check::<FiveMin>(BlockType::Q5K);

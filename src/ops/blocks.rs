@@ -1,16 +1,16 @@
-//! Tensors as GGUF files hold them: the layouts of ggml's blocks, and the numbers that they stand for.
+//! The tensor types of GGUF files: the layouts of ggml's blocks, and their values.
 //!
-//! Every quantised layout is read through `read`: 32 small integers with a scale, and perhaps a minimum, for each
-//! half. Dequantising and the packed forms of serving both start from there, so that they cannot disagree.
+//! `read` decodes every quantised layout to 32 integers, with a scale and a minimum for each half. Dequantisation and
+//! the packed matrices of serving both use it, so that they agree.
 
 use half::{bf16, f16};
 
 use super::par::{SharedMut, split};
 
-/// Values that `read` gives at a time.
+/// Number of values that `read` decodes at a time.
 pub const BLOCK: usize = 32;
 
-/// How a tensor lies in the file.
+/// The type of a tensor in a GGUF file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum BlockType {
     F32,
@@ -26,13 +26,13 @@ pub enum BlockType {
     Q4K,
     Q5K,
     Q6K,
-    /// Four bits that name one of sixteen unequal steps, a scale for 32.
+    /// Four-bit indices into `STEPS`, with a scale for 32 values.
     IQ4NL,
-    /// Four bits that name one of sixteen unequal steps, a six-bit scale for 32 and an f16 scale for 256.
+    /// Four-bit indices into `STEPS`, with a six-bit scale for 32 values and an f16 scale for 256.
     IQ4XS,
 }
 
-/// The steps of IQ4_NL and IQ4_XS.
+/// The sixteen non-uniform values of IQ4_NL and IQ4_XS.
 pub(super) const STEPS: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
 /// 32 values: w = scale · q + min, with a scale and a minimum for each half.
@@ -104,10 +104,10 @@ impl BlockType {
         }
     }
 
-    /// The type of this number.
+    /// The type with this number.
     ///
     /// # Errors
-    /// Names a type that is not computed with here, and those that are.
+    /// If the type is not supported; the message names the supported types.
     pub fn from_number(number: u32) -> Result<Self, String> {
         Self::ALL.into_iter().find(|kind| kind.number() == number).ok_or_else(|| {
             let called = OTHERS.iter().find(|(other, _)| *other == number).map_or("unknown", |(_, name)| name);
@@ -135,19 +135,19 @@ impl BlockType {
         }
     }
 
-    /// Bytes of `values` values, a whole number of blocks.
+    /// Size in bytes of `values` values, which are a whole number of blocks.
     pub fn bytes(self, values: usize) -> usize {
         let (block, size) = self.block();
         values / block * size
     }
 
-    /// Whether values are integers with scales, not floats.
+    /// Whether the values are integers with scales instead of floats.
     pub fn quantised(self) -> bool {
         self.block().0 > 1
     }
 }
 
-/// ggml's other types by number, for messages.
+/// Numbers and names of ggml's other types, for messages.
 const OTHERS: [(u32, &str); 19] = [
     (9, "Q8_1"),
     (15, "Q8_K"),
@@ -174,7 +174,7 @@ fn half_at(bytes: &[u8], at: usize) -> f32 {
     f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32()
 }
 
-/// The six-bit scale and minimum number `j` of a Q4_K or Q5_K block's twelve bytes.
+/// The six-bit scale and minimum `j` in the twelve bytes of a Q4_K or Q5_K block.
 fn six_bits(s: &[u8], j: usize) -> (u8, u8) {
     if j < 4 {
         (s[j] & 63, s[j + 4] & 63)
@@ -183,13 +183,13 @@ fn six_bits(s: &[u8], j: usize) -> (u8, u8) {
     }
 }
 
-/// The six-bit scale number `j` of a Q3_K block's twelve bytes, 32 taken off.
+/// The six-bit scale `j` in the twelve bytes of a Q3_K block, minus 32.
 fn q3_scale(s: &[u8], j: usize) -> f32 {
     let low = if j < 8 { s[j] & 15 } else { s[j - 8] >> 4 };
     f32::from((low | (s[8 + j % 4] >> (2 * (j / 4)) & 3) << 4) as i8 - 32)
 }
 
-/// The low halves of 16 bytes, then the high halves.
+/// The low four bits of 16 bytes, then the high four bits.
 fn nibbles(packed: &[u8]) -> [u8; BLOCK] {
     let mut q = [0; BLOCK];
     for (i, byte) in packed[..BLOCK / 2].iter().enumerate() {
@@ -198,7 +198,7 @@ fn nibbles(packed: &[u8]) -> [u8; BLOCK] {
     q
 }
 
-/// Values number 32·`b` … of a row of quantised blocks.
+/// Decodes the values 32·b…32·b+31 of a row of quantised blocks.
 pub fn read(row: &[u8], kind: BlockType, b: usize) -> Block {
     let (values, size) = kind.block();
     let per = values / BLOCK;
@@ -207,7 +207,7 @@ pub fn read(row: &[u8], kind: BlockType, b: usize) -> Block {
     let mut out = Block { q: [0; BLOCK], scale: [0.0; 2], min: [0.0; 2] };
     let signed = |q: [u8; BLOCK], by: i8| q.map(|v| v as i8 - by);
     match kind {
-        // The caller asks for quantised blocks only.
+        // Only quantised types are passed.
         BlockType::F32 | BlockType::F16 | BlockType::BF16 => {}
         BlockType::Q4_0 => {
             out.q = signed(nibbles(&bytes[2..]), 8);
@@ -287,14 +287,14 @@ pub fn read(row: &[u8], kind: BlockType, b: usize) -> Block {
     out
 }
 
-/// The numbers that `bytes` stand for, one after the other.
+/// Converts `bytes` to f32.
 ///
 /// # Panics
-/// When `bytes` are not exactly those of `out.len()` values in whole blocks.
+/// If `bytes` is not the size of `out.len()` values in whole blocks.
 pub fn dequantize(bytes: &[u8], kind: BlockType, out: &mut [f32]) {
     let values = kind.block().0;
     assert!(out.len().is_multiple_of(values) && bytes.len() == kind.bytes(out.len()), "{kind:?} size");
-    /// Values that a task takes at a time: a multiple of every block.
+    /// Number of values per task: a multiple of all block sizes.
     const PART: usize = 8192;
     let (total, shared) = (out.len(), SharedMut::new(out));
     split(total.div_ceil(PART), total, |parts| {
@@ -368,7 +368,7 @@ mod tests {
 
     /// Bit for bit, for blocks of real numbers and for blocks of arbitrary bytes (finite scales).
     #[test]
-    fn every_type_means_what_candle_reads_in_it() {
+    fn every_type_has_the_values_that_candle_reads() {
         for (kind, dtype) in BY_CANDLE {
             let (m, k) = (7, 1024);
             let w = candle_core::Tensor::from_vec(noise(m * k, 4), (m, k), &Device::Cpu).unwrap();
@@ -382,7 +382,7 @@ mod tests {
             let mut random = vec![0u64; bytes.len().div_ceil(8)];
             for (at, byte) in bytemuck::cast_slice_mut::<u64, u8>(&mut random).iter_mut().enumerate() {
                 seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-                // The top bit of each f16's exponent stays clear wherever one may lie.
+                // The top bit of the exponent of each f16 stays clear, so that the value is finite.
                 *byte = (seed >> 33) as u8 & if floats(kind, at % kind.block().1) { 0x3b } else { 0xff };
             }
             let random = &bytemuck::cast_slice::<u64, u8>(&random)[..bytes.len()];
@@ -391,7 +391,7 @@ mod tests {
         }
     }
 
-    /// Whether the byte of a block is the high one of a float.
+    /// Whether this byte of a block is the high byte of a float.
     fn floats(kind: BlockType, at: usize) -> bool {
         match kind {
             BlockType::F32 => at == 3,
@@ -404,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn blocks_of_unequal_steps_are_read_as_defined() {
+    fn blocks_of_non_uniform_steps_are_read_as_defined() {
         // Scale 0.5; low halves count up, high halves count down.
         let mut block = f16::from_f32(0.5).to_le_bytes().to_vec();
         block.extend((0..16u8).map(|i| i | (15 - i) << 4));
@@ -429,7 +429,7 @@ mod tests {
     }
 
     #[test]
-    fn types_that_are_not_computed_are_refused_by_name() {
+    fn unsupported_types_are_refused_by_name() {
         assert_eq!(BlockType::from_number(23), Ok(BlockType::IQ4XS));
         let error = BlockType::from_number(16).unwrap_err();
         assert!(error.contains("IQ2_XXS") && error.contains("Q6_K") && error.contains("IQ4_NL"), "{error}");

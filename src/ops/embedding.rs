@@ -1,4 +1,4 @@
-//! Row lookup with a scatter-add backward that touches each gradient row in a fixed order.
+//! Embedding lookup. The backward pass adds to the rows of the gradient in a fixed order.
 
 use std::sync::Arc;
 
@@ -6,26 +6,26 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
 use super::{f32s, fused, grad, read, storage};
 
-/// Rows `ids` of table [vocab, d] → [n, d].
+/// The rows `ids` of table `[vocab, hidden]`, `[n, hidden]`.
 pub fn embedding(table: &Tensor, ids: &Arc<Vec<u32>>) -> Result<Tensor> {
-    embedding_but(table, ids, None)
+    embedding_with_padding(table, ids, None)
 }
 
-/// Rows `ids` of table [vocab, d] → [n, d]; the backward pass adds no gradient to the row `padding`.
-pub fn embedding_but(table: &Tensor, ids: &Arc<Vec<u32>>, padding: Option<u32>) -> Result<Tensor> {
+/// The rows `ids` of table `[vocab, hidden]`, `[n, hidden]`. The backward pass adds no gradient to the row `padding`.
+pub fn embedding_with_padding(table: &Tensor, ids: &Arc<Vec<u32>>, padding: Option<u32>) -> Result<Tensor> {
     check(table, ids)?;
     if fused(table) {
         return table.contiguous()?.apply_op1(Embedding { ids: ids.clone(), padding });
     }
     let rows = table.index_select(&Tensor::new(ids.as_slice(), table.device())?, 0)?;
     let Some(padding) = padding.filter(|padding| table.track_op() && ids.contains(padding)) else { return Ok(rows) };
-    let kept: Vec<f32> = ids.iter().map(|id| if *id == padding { 0.0 } else { 1.0 }).collect();
-    let kept = Tensor::from_vec(kept, (ids.len(), 1), table.device())?.to_dtype(table.dtype())?;
-    rows.broadcast_mul(&kept)? + rows.detach().broadcast_mul(&kept.affine(-1.0, 1.0)?)?
+    let trained: Vec<f32> = ids.iter().map(|id| if *id == padding { 0.0 } else { 1.0 }).collect();
+    let trained = Tensor::from_vec(trained, (ids.len(), 1), table.device())?.to_dtype(table.dtype())?;
+    rows.broadcast_mul(&trained)? + rows.detach().broadcast_mul(&trained.affine(-1.0, 1.0)?)?
 }
 
 /// # Errors
-/// An id without a row.
+/// If an id is outside the table.
 pub fn check(table: &Tensor, ids: &[u32]) -> Result<()> {
     let vocab = table.dim(0)?;
     match ids.iter().find(|id| **id as usize >= vocab) {
@@ -57,8 +57,8 @@ impl CustomOp1 for Embedding {
     }
 }
 
-/// Adds the rows of gy [n, d] to the gradient of `table` at `ids`, but for `padding`; outside `grad::collecting`,
-/// returns it.
+/// Adds the rows of gy `[n, hidden]` to the gradient of `table` at `ids`, except at `padding`. Outside
+/// `grad::accumulate`, returns the gradient.
 pub fn scatter(table: &Tensor, ids: &[u32], gy: &[f32], padding: Option<u32>) -> Result<Option<Tensor>> {
     let d = table.dim(1)?;
     grad::add(table, |g, add| {
@@ -74,7 +74,7 @@ pub fn scatter(table: &Tensor, ids: &[u32], gy: &[f32], padding: Option<u32>) ->
     })
 }
 
-/// Rows `ids` of a table [vocab, d] as [n, d].
+/// Copies the rows `ids` of a table `[vocab, d]` to y `[n, d]`.
 pub fn gather(table: &[f32], ids: &[u32], d: usize, y: &mut [f32]) {
     for (row, id) in y.chunks_exact_mut(d).zip(ids) {
         row.copy_from_slice(&table[*id as usize * d..(*id as usize + 1) * d]);

@@ -1,6 +1,6 @@
-//! y = x·Wᵀ in f32 with weights packed into column panels, for one row (decode) to thousands (training).
-//! Each element is one chain of fused multiply-adds over k in ascending order, whatever the number of
-//! rows, threads or the instruction set: results are batch-invariant.
+//! y = x·Wᵀ in f32 with weights packed into column panels, for one row (decoding) to thousands (training). Each element
+//! is one chain of fused multiply-adds over k in ascending order, for any number of rows and threads and on every
+//! instruction set, so results are batch-invariant.
 
 use super::par::{SharedMut, split};
 #[cfg(target_arch = "x86_64")]
@@ -11,15 +11,15 @@ use super::simd::{LANES, multiversion, prefetch};
 pub const NR: usize = 64;
 /// Rows per register tile: 6 × 4 accumulators fill 24 of 32 registers.
 pub(super) const MR: usize = 6;
-/// Depth per pass: a panel slice of KC × NR × 4 bytes = 256 KiB stays in the L2 cache.
+/// Depth of one pass: a panel slice of KC × NR × 4 bytes = 256 KiB stays in the L2 cache.
 const KC: usize = 1024;
 
-/// How a weight lies in memory before packing.
+/// The layout of a weight before packing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WeightLayout {
-    /// [out, in], as PyTorch's `Linear`.
+    /// `[out, in]`, as PyTorch's `Linear`.
     OutIn,
-    /// [in, out], as GPT-2's `Conv1D`.
+    /// `[in, out]`, as GPT-2's `Conv1D`.
     InOut,
 }
 
@@ -33,7 +33,7 @@ impl WeightLayout {
     }
 }
 
-/// A weight matrix [m, k] laid out as ⌈m/64⌉ panels of [k, 64], zero-padded.
+/// A weight matrix `[m, k]` as ⌈m/64⌉ panels of `[k, 64]`, zero-padded.
 #[derive(Debug)]
 pub struct PackedF32 {
     panels: Vec<f32>,
@@ -42,7 +42,7 @@ pub struct PackedF32 {
 }
 
 impl PackedF32 {
-    /// Packs a row-major [m, k] matrix, or [k, m] when `layout` says so.
+    /// Packs a row-major matrix: `[m, k]` for `OutIn`, `[k, m]` for `InOut`.
     pub fn pack(w: &[f32], m: usize, k: usize, layout: WeightLayout) -> Self {
         let mut panels = Vec::new();
         pack_into(&mut panels, w, m, k, layout);
@@ -53,13 +53,13 @@ impl PackedF32 {
         self.panels.len() * size_of::<f32>()
     }
 
-    /// y [n, m] = x [n, k] · Wᵀ. Overwrites y.
+    /// y `[n, m]` = x `[n, k]` · Wᵀ.
     pub fn matmul(&self, x: &[f32], y: &mut [f32], n: usize) {
         matmul_packed(&self.panels, x, y, n, self.m, self.k);
     }
 }
 
-/// Packs into a reusable buffer (training packs changing weights at every call).
+/// Packs a matrix into a reusable buffer: in training, weights change and are packed at every call.
 pub fn pack_into(panels: &mut Vec<f32>, w: &[f32], m: usize, k: usize, layout: WeightLayout) {
     assert_eq!(w.len(), m * k, "weight size");
     let n_panels = m.div_ceil(NR);
@@ -89,8 +89,8 @@ pub(super) fn transpose_block(from: &[f32], width: usize, rows: usize, cols: usi
         return;
     }
     assert!(from.len() >= (rows - 1) * width + cols && to.len() >= (cols - 1) * to_width + rows, "block bounds");
-    // 16 × 16 tiles keep both the strided reads and the writes inside the L1 cache. What comes some tiles later is asked
-    // for: memory cannot guess so many rows at once.
+    // 16 × 16 tiles keep both the strided reads and the writes inside the L1 cache. Later tiles are prefetched, because
+    // the hardware does not follow so many rows at once.
     let ahead = if cols > TILE { 2 * TILE } else { 4 * TILE * width };
     for c0 in (0..cols).step_by(TILE) {
         for r0 in (0..rows).step_by(TILE) {
@@ -136,7 +136,7 @@ pub(super) fn pack_panel_in_out(panel: &mut [f32], w: &[f32], first: usize, m: u
 }
 
 multiversion! {
-    /// Columns `first..first + 64` of w [k, m] to a panel, rows far apart in memory asked for in time.
+    /// Copies columns `first..first + 64` of w `[k, m]` to a panel. Rows are far apart in memory and prefetched.
     fn copy_columns(panel: &mut [f32], w: &[f32], first: usize, m: usize) {
         const AHEAD: usize = 12;
         for (kk, to) in panel.as_chunks_mut::<NR>().0.iter_mut().enumerate() {
@@ -153,7 +153,7 @@ multiversion! {
     }
 }
 
-/// y [n, m] = x [n, k] · packed(W)ᵀ.
+/// y `[n, m]` = x `[n, k]` · Wᵀ for a W packed by [`pack_into`].
 pub fn matmul_packed(panels: &[f32], x: &[f32], y: &mut [f32], n: usize, m: usize, k: usize) {
     assert_eq!(x.len(), n * k, "input size");
     assert_eq!(y.len(), n * m, "output size");
@@ -162,7 +162,7 @@ pub fn matmul_packed(panels: &[f32], x: &[f32], y: &mut [f32], n: usize, m: usiz
     if k == 0 {
         return y.fill(0.0);
     }
-    // Enough tasks to share when there are few panels; big enough to reuse a panel from the L2 cache.
+    // With few panels, rows are divided too, into parts that are large enough to reuse a panel from the L2 cache.
     let rows_per_task = if n_panels >= 16 || n <= 4 * MR { n.max(1) } else { 32 * MR };
     let row_tasks = n.div_ceil(rows_per_task);
     let out = SharedMut::new(y);
@@ -176,7 +176,7 @@ pub fn matmul_packed(panels: &[f32], x: &[f32], y: &mut [f32], n: usize, m: usiz
     });
 }
 
-/// The rows of the next panel that a tile prefetches: with few rows of x, a panel is used up before the hardware has
+/// The rows of the next panel that a tile prefetches. With few rows of x, a panel is done before the hardware has
 /// loaded the next one.
 #[derive(Clone, Copy)]
 pub(super) struct Prefetch {
@@ -185,14 +185,15 @@ pub(super) struct Prefetch {
 }
 
 impl Prefetch {
-    /// For tile `t` of those of `rows` rows: together they prefetch all rows; many tiles prefetch none.
+    /// The rows for tile `t` of `rows` rows: all tiles together prefetch the whole panel; more than eight tiles
+    /// prefetch nothing.
     pub fn of(t: usize, rows: usize) -> Self {
         let tiles = rows.div_ceil(MR);
         Self { first: if (2..=8).contains(&tiles) { t } else { usize::MAX }, every: tiles }
     }
 }
 
-/// `rows` of x times one panel into columns `c0..` of y; `add` goes on from what y holds.
+/// Multiplies `rows` of x by one panel into columns `c0..` of y. With `add`, the sums start from the contents of y.
 #[expect(clippy::too_many_arguments, reason = "a kernel's plain inputs")]
 pub(super) fn panel_rows(
     panel: &[f32],
@@ -215,7 +216,7 @@ pub(super) fn panel_rows(
             let prefetch = Prefetch::of(t, rows.len());
             // SAFETY: this task alone owns rows × columns of this panel.
             unsafe {
-                on_tile(y, r * m + c0, m, mr, cols, fresh, |to, width| {
+                with_tile(y, r * m + c0, m, mr, cols, fresh, |to, width| {
                     micro(slice, x, k, mr, depth, prefetch, to, width, fresh);
                 });
             }
@@ -223,12 +224,13 @@ pub(super) fn panel_rows(
     }
 }
 
-/// Calls `f` with where `mr` rows of NR columns may be written, and how far apart they lie: y itself from `start` on,
-/// its rows `m` apart, or, for a panel of fewer columns, a copy that is taken back. `fresh`: f does not read.
+/// Calls `f` with a pointer to `mr` rows of NR columns, and the distance between the rows: y itself from `start` on,
+/// with rows `m` apart, or, for a panel of fewer columns, a temporary tile that is copied to y afterwards. With
+/// `fresh`, f overwrites the tile without reading it.
 ///
 /// # Safety
-/// Nobody else uses these rows × columns of y meanwhile.
-pub(super) unsafe fn on_tile(
+/// No other task uses these rows × columns of y during the call.
+pub(super) unsafe fn with_tile(
     y: SharedMut<f32>,
     start: usize,
     m: usize,
@@ -242,20 +244,21 @@ pub(super) unsafe fn on_tile(
     }
     let mut tile = [[0f32; NR]; MR];
     for (i, row) in tile.iter_mut().enumerate().take(if fresh { 0 } else { mr }) {
-        // SAFETY: the caller's.
+        // SAFETY: by the caller's contract.
         row[..cols].copy_from_slice(unsafe { y.slice(start + i * m, cols) });
     }
     f(tile.as_mut_ptr().cast(), NR);
     for (i, row) in tile.iter().enumerate().take(mr) {
-        // SAFETY: the caller's.
+        // SAFETY: by the caller's contract.
         unsafe { y.slice(start + i * m, cols) }.copy_from_slice(&row[..cols]);
     }
 }
 
-/// out[i·width + c] (+)= Σ_k x[i·stride + k] · panel[k][c], k ascending, fused; `fresh` begins at zero.
+/// out[i·width + c] (+)= Σ_k x[i·stride + k] · panel[k][c], with k ascending and fused multiply-adds. With `fresh` the
+/// sums start from zero.
 ///
 /// # Safety
-/// `out` points to `mr` rows of NR elements, `width` apart, that nobody else uses meanwhile.
+/// `out` points to `mr` rows of NR elements, `width` apart, that no other task uses during the call.
 #[expect(clippy::too_many_arguments, reason = "a kernel's plain inputs")]
 unsafe fn micro(
     panel: &[f32],
@@ -285,7 +288,7 @@ unsafe fn micro(
         }
     }
     for i in 0..mr {
-        // SAFETY: one row of the caller's.
+        // SAFETY: one row of `out`, by the caller's contract.
         let acc = unsafe { &mut *out.add(i * width).cast::<[f32; NR]>() };
         if fresh {
             *acc = [0.0; NR];
@@ -304,10 +307,10 @@ pub(super) mod avx512 {
 
     use super::{NR, Prefetch};
 
-    /// Asks for a row of a panel to come to the L2 cache; any address may be named.
+    /// Prefetches a row of a panel into the L2 cache. The address need not be valid.
     #[inline(always)]
-    pub fn ask_for_row(row: *const f32) {
-        // SAFETY: hints.
+    pub fn prefetch_row(row: *const f32) {
+        // SAFETY: prefetches are hints.
         unsafe {
             _mm_prefetch::<_MM_HINT_T1>(row.cast());
             _mm_prefetch::<_MM_HINT_T1>(row.wrapping_add(16).cast());
@@ -316,7 +319,8 @@ pub(super) mod avx512 {
         }
     }
 
-    /// A 16 × 16 block in registers: neighbouring rows are interleaved in pairs, fours, and twice by quarters.
+    /// Transposes a 16 × 16 block in registers: neighbouring rows are interleaved in pairs and fours, then quarters are
+    /// exchanged twice.
     #[target_feature(enable = "avx512f")]
     pub unsafe fn transpose16(from: *const f32, width: usize, to: *mut f32, to_width: usize) {
         // SAFETY: the caller has checked bounds: 16 rows of 16, `width` and `to_width` apart.
@@ -340,7 +344,7 @@ pub(super) mod avx512 {
                 }
             }
             for j in 0..4 {
-                // Even and odd quarters of rows 0..8 and of rows 8..16. No closures: they would not surely be
+                // Even and odd quarters of rows 0..8 and of rows 8..16. No closures: they might not be
                 // compiled for these instructions.
                 let (a, b, c, d) = (fours[j], fours[4 + j], fours[8 + j], fours[12 + j]);
                 let even = _mm512_shuffle_f32x4::<0b10_00_10_00>(a, b);
@@ -375,7 +379,7 @@ pub(super) mod avx512 {
             for i in 0..R {
                 for j in 0..4 {
                     let to = out.add(i * width + 16 * j);
-                    // What is written at the end is asked for now.
+                    // Prefetches the output for writing.
                     _mm_prefetch::<_MM_HINT_ET0>(to.cast());
                     if !fresh {
                         acc[i][j] = _mm512_loadu_ps(to);
@@ -386,10 +390,10 @@ pub(super) mod avx512 {
             for kk in 0..depth {
                 let p = panel.add(kk * NR);
                 if kk == next {
-                    ask_for_row(p.wrapping_add(depth * NR).cast());
+                    prefetch_row(p.wrapping_add(depth * NR).cast());
                     next += prefetch.every;
                 }
-                // Weights come from memory once per token: fetch ahead of the hardware's own guess.
+                // Weights are read from memory once per token: prefetch further than the hardware does.
                 if R <= 2 {
                     _mm_prefetch::<_MM_HINT_T0>(p.add(16 * NR).cast());
                     _mm_prefetch::<_MM_HINT_T0>(p.add(16 * NR + 16).cast());
@@ -476,7 +480,7 @@ mod tests {
     use crate::noise;
 
     #[test]
-    fn a_block_is_transposed_wherever_it_lies() {
+    fn blocks_of_any_size_and_stride_are_transposed() {
         for (rows, cols, width, to_width) in [(16, 16, 16, 16), (40, 33, 50, 64), (3, 70, 70, 5), (64, 48, 48, 64)] {
             let from = noise(rows * width, 3);
             let mut to = vec![7f32; cols * to_width];
@@ -491,7 +495,7 @@ mod tests {
     }
 
     #[test]
-    fn equals_the_plain_chain_bit_for_bit_in_any_batch() {
+    fn every_element_is_the_chain_of_fused_multiply_adds_in_any_batch() {
         for (n, m, k) in [(1, 1, 1), (1, 70, 33), (7, 130, 1500), (13, 64, 17), (40, 200, 2100)] {
             let (w, x) = (noise(m * k, 3), noise(n * k, 5));
             let packed = PackedF32::pack(&w, m, k, WeightLayout::OutIn);

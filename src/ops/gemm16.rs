@@ -1,5 +1,5 @@
-//! y = x·Wᵀ with weights held in 16 bits (bfloat16 or half) and computed in f32: half the memory traffic of
-//! `gemm`, and the very same chain of operations. For a model published in bfloat16 it is therefore exact.
+//! y = x·Wᵀ with weights stored in 16 bits (bfloat16 or half) and computed in f32: half the memory traffic of `gemm`,
+//! and the same chain of operations. It is therefore exact for a model published in bfloat16.
 
 use std::cell::RefCell;
 
@@ -10,14 +10,14 @@ use super::par::{SharedMut, split};
 use super::served::ServedMatrix;
 use super::simd::multiversion;
 
-/// How 16 bits stand for a number.
+/// The 16-bit floating-point format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HalfKind {
     Bf16,
     F16,
 }
 
-/// A weight matrix [m, k] as ⌈m/64⌉ panels of [k, 64] 16-bit numbers, zero-padded.
+/// A weight matrix `[m, k]` as ⌈m/64⌉ panels of `[k, 64]` 16-bit values, zero-padded.
 pub struct PackedHalf {
     panels: Vec<u16>,
     kind: HalfKind,
@@ -25,7 +25,8 @@ pub struct PackedHalf {
     k: usize,
 }
 
-/// Up to this many rows widen weights in registers, anew for every `MR` rows; more rows widen a panel once.
+/// Up to this number of rows, weights are converted in registers for every `MR` rows; for more rows, a panel is
+/// converted once.
 const FUSED_ROWS: usize = 48;
 
 thread_local! {
@@ -33,7 +34,7 @@ thread_local! {
 }
 
 impl PackedHalf {
-    /// Rounds a row-major f32 matrix (layout as given) to nearest even.
+    /// Rounds a row-major f32 matrix in the given layout to nearest even.
     pub fn pack(w: &[f32], m: usize, k: usize, layout: WeightLayout, kind: HalfKind) -> Self {
         let mut wide = Vec::new();
         pack_into(&mut wide, w, m, k, layout);
@@ -63,14 +64,14 @@ impl ServedMatrix for PackedHalf {
         self.panels.len() * 2
     }
 
-    /// y = x · Wᵀ, equal bit for bit to the f32 product with the rounded weights.
+    /// y `[n, m]` = x `[n, k]` · Wᵀ, bit for bit the f32 product with the rounded weights.
     fn matmul(&self, x: &[f32], y: &mut [f32], n: usize) {
         let (m, k) = (self.m, self.k);
         assert!(x.len() == n * k && y.len() == n * m, "matmul sizes");
         if k == 0 {
             return y.fill(0.0);
         }
-        // As in `gemm`: rows are shared out too where panels are few.
+        // With few panels, rows are divided too.
         let panels = m.div_ceil(NR);
         let rows_per_task = if panels >= 16 || n <= 4 * MR { n.max(1) } else { 32 * MR };
         let row_tasks = n.div_ceil(rows_per_task);
@@ -105,13 +106,13 @@ multiversion! {
 }
 
 fn widen_f16(from: &[u16], to: &mut [f32]) {
-    // The crate picks the CPU's conversion instructions at run time.
+    // `half` selects the CPU's conversion instructions at run time.
     use half::slice::HalfFloatSliceExt;
     let from: &[f16] = bytemuck::cast_slice(from);
     from.convert_to_f32_slice(to);
 }
 
-/// Few rows on AVX-512: weights are widened in registers. False where that is not to be had.
+/// The product for few rows, with weights converted in registers. `false` without AVX-512.
 #[expect(clippy::too_many_arguments, reason = "a kernel's plain inputs")]
 fn fused_rows(
     panel: &[u16],
@@ -162,7 +163,7 @@ mod avx512 {
         k: usize,
         out: &mut [[f32; NR]; MR],
     ) {
-        // SAFETY: the caller's contract is `tile`'s.
+        // SAFETY: the contract of `tile` is that of this function.
         unsafe {
             match rows {
                 1 => tile::<1, BF16>(panel, x, k, out),

@@ -1,5 +1,5 @@
-//! Gradients of variables summed in place. candle's backward gives every variable a zeroed gradient, a second
-//! one per use and a third for their sum; inside `collecting`, fused operations add to one buffer instead.
+//! Gradients of variables that are summed in place. candle's backward pass allocates a zeroed gradient for every
+//! variable, one for each use, and one for their sum; inside `accumulate`, fused operations add to one buffer instead.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -9,59 +9,67 @@ use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Tensor, TensorId};
 
 use super::{pool, tensor};
 
-/// Sums so far, by the variable's tensor id.
-pub type Sums = HashMap<TensorId, Tensor>;
+/// Sums of gradients by the variable's tensor id.
+pub type GradientSums = HashMap<TensorId, Tensor>;
 
-/// Takes gradients as soon as they are complete.
-pub type Taker = Box<dyn FnMut(TensorId, Tensor) -> Result<()>>;
+/// Receives gradients as soon as they are complete.
+pub type GradientSink = Box<dyn FnMut(TensorId, Tensor) -> Result<()>>;
 
 thread_local! {
-    static TAKER: RefCell<Option<Taker>> = const { RefCell::new(None) };
-    static COLLECTED: RefCell<Option<Sums>> = const { RefCell::new(None) };
+    static SINK: RefCell<Option<GradientSink>> = const { RefCell::new(None) };
+    static SUMS: RefCell<Option<GradientSums>> = const { RefCell::new(None) };
 }
 
-/// Runs a backward pass on this thread; gradients of fused operations' weights are added to `sums`.
-/// With a `taker`, sums that no later operation of the pass adds to are given away on the way.
-pub fn collecting<R>(sums: Sums, taker: Option<Taker>, backward: impl FnOnce() -> R) -> (R, Sums) {
-    /// Empties the collector even when the pass panics: a later pass must not find old sums.
+/// Runs a backward pass on this thread and adds the gradients of the weights of fused operations to `sums`. With a
+/// `sink`, a sum is passed to it, and removed, as soon as no later operation of the pass adds to it.
+pub fn accumulate<R>(
+    sums: GradientSums,
+    sink: Option<GradientSink>,
+    backward: impl FnOnce() -> R,
+) -> (R, GradientSums) {
+    /// Clears the sums, also after a panic, so that a later pass does not start from them.
     struct Clear;
     impl Drop for Clear {
         fn drop(&mut self) {
-            COLLECTED.set(None);
-            TAKER.set(None);
+            SUMS.set(None);
+            SINK.set(None);
         }
     }
     let clear = Clear;
-    COLLECTED.set(Some(sums));
-    TAKER.set(taker);
+    SUMS.set(Some(sums));
+    SINK.set(sink);
     let result = backward();
-    let sums = COLLECTED.take().unwrap_or_default();
+    let sums = SUMS.take().unwrap_or_default();
     drop(clear);
     (result, sums)
 }
 
-pub fn active() -> bool {
-    COLLECTED.with_borrow(Option::is_some)
+/// Whether this thread is inside `accumulate`.
+pub fn is_accumulating() -> bool {
+    SUMS.with_borrow(Option::is_some)
 }
 
-/// Says that the gradients of these variables are complete.
+/// Marks the gradients of these variables as complete: passes them to the sink, if there is one.
+///
+/// # Errors
+/// Those of the sink.
 pub fn complete<'t>(variables: impl Iterator<Item = &'t Tensor>) -> Result<()> {
-    let Some(mut taker) = TAKER.take() else { return Ok(()) };
+    let Some(mut sink) = SINK.take() else { return Ok(()) };
     for variable in variables.filter(|t| t.track_op()) {
-        let sum = COLLECTED.with_borrow_mut(|sums| sums.as_mut().and_then(|sums| sums.remove(&variable.id())));
+        let sum = SUMS.with_borrow_mut(|sums| sums.as_mut().and_then(|sums| sums.remove(&variable.id())));
         if let Some(sum) = sum {
-            taker(variable.id(), sum)?;
+            sink(variable.id(), sum)?;
         }
     }
-    TAKER.set(Some(taker));
+    SINK.set(Some(sink));
     Ok(())
 }
 
-/// Lets `write` add to the gradient of `variable`; its flag is false for the first writer, who overwrites what
-/// the buffer holds. Returns a gradient for candle's own store outside `collecting`.
+/// Calls `write(gradient, add)` for `variable`. With `add` false, `write` must overwrite the buffer. Outside
+/// `accumulate`, returns the gradient for candle's store.
 pub fn add(variable: &Tensor, mut write: impl FnMut(&mut [f32], bool) + Send) -> Result<Option<Tensor>> {
-    // What a tensor that was computed gets must flow on through the graph.
-    let before = COLLECTED.with_borrow(|sums| {
+    // The gradient of a computed tensor must be propagated through the graph, so it is not summed here.
+    let before = SUMS.with_borrow(|sums| {
         sums.as_ref().filter(|_| variable.is_variable()).map(|sums| sums.get(&variable.id()).cloned())
     });
     if let Some(Some(sum)) = &before {
@@ -74,7 +82,7 @@ pub fn add(variable: &Tensor, mut write: impl FnMut(&mut [f32], bool) + Send) ->
     if before.is_none() {
         return Ok(Some(fresh));
     }
-    COLLECTED.with_borrow_mut(|sums| sums.as_mut().map(|sums| sums.insert(variable.id(), fresh)));
+    SUMS.with_borrow_mut(|sums| sums.as_mut().map(|sums| sums.insert(variable.id(), fresh)));
     Ok(None)
 }
 

@@ -1,10 +1,12 @@
-//! Fused tensor operations with a backward pass. Each CPU kernel has a plain twin in `plain`, used on
-//! other devices and by the tests that both agree; candle's own fused ops have no backward at all.
+//! Fused tensor operations with backward passes, which candle's fused operations lack. Each CPU kernel has a reference
+//! version in `plain`, which is used on other devices and in tests.
 
 #![expect(clippy::needless_range_loop, reason = "kernels read as index arithmetic over several buffers at once")]
 
 pub mod activation;
+mod activation_kind;
 pub mod attention;
+mod attention_spec;
 pub mod attn_kernel;
 pub mod bf16;
 mod bits;
@@ -13,7 +15,6 @@ pub mod embedding;
 pub mod gemm;
 pub mod gemm16;
 pub mod grad;
-pub mod held;
 pub mod kv_blocks;
 pub mod linear;
 pub mod low_rank;
@@ -25,7 +26,9 @@ pub mod product;
 pub mod q4;
 pub mod q8;
 mod q8_rows;
+pub mod quantized;
 pub mod rope;
+mod rope_table;
 pub mod served;
 pub mod simd;
 pub mod token_logprobs;
@@ -34,12 +37,12 @@ use std::ops::Deref;
 
 use candle_core::{CpuStorage, DType, Layout, Result, Shape, Tensor};
 
-/// Whether the CPU kernels apply: f32 on the CPU. Everything else takes the plain twin.
+/// Whether the CPU kernels apply: f32 on the CPU. Other tensors use the reference versions.
 pub fn fused(x: &Tensor) -> bool {
     x.device().is_cpu() && x.dtype() == DType::F32
 }
 
-/// The contiguous f32 data behind a storage.
+/// The f32 data of a contiguous storage.
 pub fn f32s<'a>(storage: &'a CpuStorage, layout: &Layout, op: &'static str) -> Result<&'a [f32]> {
     let data = storage.as_slice::<f32>()?;
     match layout.contiguous_offsets() {
@@ -48,7 +51,7 @@ pub fn f32s<'a>(storage: &'a CpuStorage, layout: &Layout, op: &'static str) -> R
     }
 }
 
-/// Reads a contiguous f32 CPU tensor in place.
+/// Calls `f` with the data of an f32 CPU tensor, which is copied only if it is not contiguous.
 pub fn with_f32s<R>(t: &Tensor, f: impl FnOnce(&[f32]) -> Result<R>) -> Result<R> {
     let t = t.contiguous()?;
     let (storage, layout) = t.storage_and_layout();
@@ -58,7 +61,7 @@ pub fn with_f32s<R>(t: &Tensor, f: impl FnOnce(&[f32]) -> Result<R>) -> Result<R
     }
 }
 
-/// A contiguous f32 CPU tensor's data, readable while the guard lives.
+/// A guard that gives access to the data of a contiguous f32 CPU tensor.
 struct Read<G> {
     storage: G,
     range: std::ops::Range<usize>,
@@ -70,16 +73,16 @@ impl<G: Deref<Target = candle_core::Storage>> Deref for Read<G> {
     fn deref(&self) -> &[f32] {
         match &*self.storage {
             candle_core::Storage::Cpu(CpuStorage::F32(data)) => &data[self.range.clone()],
-            // `read` has looked.
+            // `read` has checked the storage.
             _ => &[],
         }
     }
 }
 
-/// Opens a tensor for reading.
+/// The data of a tensor, without a copy.
 ///
 /// # Errors
-/// When it is not f32, not on the CPU or not contiguous.
+/// If it is not f32, not on the CPU, or not contiguous.
 pub fn read(t: &Tensor) -> Result<impl Deref<Target = [f32]> + '_> {
     let (storage, layout) = t.storage_and_layout();
     match (&*storage, layout.contiguous_offsets()) {
@@ -88,7 +91,7 @@ pub fn read(t: &Tensor) -> Result<impl Deref<Target = [f32]> + '_> {
     }
 }
 
-/// sum += x, element by element.
+/// Adds x to `sum`, element by element.
 pub fn add_assign(sum: &mut [f32], x: &[f32]) {
     assert_eq!(sum.len(), x.len(), "sizes");
     let out = par::SharedMut::new(sum);
@@ -102,6 +105,7 @@ pub fn add_assign(sum: &mut [f32], x: &[f32]) {
     });
 }
 
+/// A CPU storage with its shape, the result of a custom operation.
 pub fn storage(data: Vec<f32>, shape: impl Into<Shape>) -> (CpuStorage, Shape) {
     (CpuStorage::F32(data), shape.into())
 }
@@ -111,13 +115,13 @@ pub fn tensor(data: Vec<f32>, shape: impl Into<Shape>) -> Result<Tensor> {
     Tensor::from_vec(data, shape.into(), &candle_core::Device::Cpu)
 }
 
-/// A buffer whose every element the caller writes before reading.
+/// A zeroed buffer.
 pub fn buffer(len: usize) -> Vec<f32> {
-    // Zeroed by the allocator: fresh pages come as zeros, so this costs nothing for large buffers.
+    // The system zeroes fresh pages, so this costs nothing for large buffers.
     vec![0f32; len]
 }
 
-/// Deterministic values in [−1, 1) for the kernels' own tests.
+/// Deterministic values in [−1, 1) for tests.
 #[cfg(test)]
 pub fn noise(n: usize, mut seed: u64) -> Vec<f32> {
     (0..n)

@@ -1,4 +1,4 @@
-//! y = x·Wᵀ with a gradient for both sides; weights frozen for serving are packed once.
+//! y = x·Wᵀ with gradients of x and W. Frozen weights are packed once.
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -11,36 +11,37 @@ use super::blocks::BlockType;
 pub use super::gemm::WeightLayout;
 use super::gemm::{PackedF32, matmul_packed, pack_into};
 use super::gemm16::{HalfKind, PackedHalf};
-use super::held::Held;
-use super::low_rank::Beside;
+use super::low_rank::LowRankUpdate;
 use super::product::{Dims, product, product_transposed};
 use super::q4::PackedQ4;
 use super::q8::PackedQ8;
+use super::quantized::QuantizedMatrix;
 use super::served::{Serve, ServedMatrix};
 use super::{buffer, f32s, fused, grad, read, storage, tensor, with_f32s};
 
-/// A weight matrix in the form its use needs.
+/// A weight matrix, in the format that its use requires.
 #[derive(Clone, Debug)]
 pub enum Weight {
-    /// Changes under training, or lives on another device.
+    /// Trained, or on another device than the CPU.
     Dense(Tensor, WeightLayout),
-    /// Frozen on the CPU in f32: packed once. The natural layout is kept only where a backward needs it.
+    /// Frozen on the CPU in f32, and packed. The unpacked tensor is present only if a backward pass needs it.
     Packed { packed: Arc<PackedF32>, dense: Option<(Tensor, WeightLayout)> },
-    /// Frozen on the CPU in bfloat16, as are its inputs. `back` is W for the way back, where gradients pass.
-    Half { packed: Arc<PackedBf16>, back: Option<Arc<PackedBf16>> },
-    /// Frozen on the CPU in blocks of 32, multiplied in f32; gradients pass.
-    Held(Held),
-    /// In the form that serving asks for; no gradient passes it.
+    /// Frozen on the CPU in bfloat16; its inputs are rounded to bfloat16, too. `back` is the transposed matrix, present
+    /// if gradients are needed.
+    Bf16 { packed: Arc<PackedBf16>, back: Option<Arc<PackedBf16>> },
+    /// Frozen on the CPU in quantised blocks of 32, multiplied in f32, with a gradient of the input.
+    Quantized(QuantizedMatrix),
+    /// Frozen on the CPU in a format for serving, without gradients.
     Served(Arc<dyn ServedMatrix>),
 }
 
-/// How frozen weights are held for serving.
+/// The format of frozen weights for serving.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum WeightFormat {
-    /// Exact: the path that RL rollouts take.
+    /// Exact, as in training and rollouts.
     #[default]
     F32,
-    /// bfloat16, computed in f32: exact for models published in bfloat16, half the memory traffic.
+    /// bfloat16, computed in f32: half the memory traffic, and exact for models published in bfloat16.
     Bf16,
     /// Half precision, computed in f32.
     F16,
@@ -48,7 +49,7 @@ pub enum WeightFormat {
     Q8_0,
     /// Blocks of 32 with f16 scale and minimum, as GGUF's Q4_1.
     Q4_1,
-    /// Each tensor as the model's file holds it, where a kernel for that exists.
+    /// Each tensor in the format of the model's file, if there is a kernel for it.
     File,
 }
 
@@ -66,19 +67,20 @@ impl WeightFormat {
         }
     }
 
-    /// "f32, bf16, …" for messages.
+    /// All names for messages: "f32, bf16, …".
     pub fn names() -> String {
         Self::ALL.map(Self::as_str).join(", ")
     }
 
-    /// The format of this name, or `None`.
+    /// The format of this name, in upper or lower case.
     pub fn parse(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|format| name.eq_ignore_ascii_case(format.as_str()))
     }
 }
 
 impl Weight {
-    /// Packs what can be packed. `backward` keeps the natural layout, so that gradients can pass through.
+    /// Packs a frozen f32 matrix on the CPU; any other stays dense. With `backward` the unpacked tensor is kept for the
+    /// gradient of the input.
     pub fn new(w: &Tensor, layout: WeightLayout, backward: bool) -> Result<Self> {
         if w.track_op() || !fused(w) {
             return Ok(Self::Dense(w.clone(), layout));
@@ -88,29 +90,31 @@ impl Weight {
         Ok(Self::Packed { packed, dense: backward.then(|| (w.clone(), layout)) })
     }
 
-    /// As `new`, with what is packed rounded to bfloat16, and its inputs with it.
-    pub fn half(w: &Tensor, layout: WeightLayout, backward: bool) -> Result<Self> {
+    /// Rounds a frozen f32 matrix on the CPU to bfloat16 and packs it; any other stays dense. With `backward` the
+    /// transposed matrix is packed, too, for the gradient of the input.
+    pub fn bf16(w: &Tensor, layout: WeightLayout, backward: bool) -> Result<Self> {
         if w.track_op() || !fused(w) {
             return Ok(Self::Dense(w.clone(), layout));
         }
         let (m, k) = out_in(w.dims2()?, layout);
         with_f32s(w, |w| {
             let back = backward.then(|| Arc::new(PackedBf16::pack(w, k, m, layout.flipped())));
-            Ok(Self::Half { packed: Arc::new(PackedBf16::pack(w, m, k, layout)), back })
+            Ok(Self::Bf16 { packed: Arc::new(PackedBf16::pack(w, m, k, layout)), back })
         })
     }
 
-    /// A frozen matrix in blocks of `kind`, for training under adapters. On other devices it stays as it is.
-    pub fn held(w: &Tensor, layout: WeightLayout, kind: BlockType) -> Result<Self> {
+    /// Quantises a frozen f32 matrix on the CPU to blocks of `kind`, for training adapters; any other stays dense.
+    pub fn quantized(w: &Tensor, layout: WeightLayout, kind: BlockType) -> Result<Self> {
         if w.track_op() || !fused(w) {
             return Ok(Self::Dense(w.clone(), layout));
         }
         let (m, k) = out_in(w.dims2()?, layout);
         let w = if layout == WeightLayout::InOut { w.t()?.contiguous()? } else { w.clone() };
-        with_f32s(&w, |w| Ok(Self::Held(Held::quantize(w, m, k, kind)?)))
+        with_f32s(&w, |w| Ok(Self::Quantized(QuantizedMatrix::quantize(w, m, k, kind)?)))
     }
 
-    /// A frozen CPU weight in another form than f32; `File` is the caller's to resolve and means f32 here.
+    /// Converts a frozen matrix to a format for serving; on other devices than the CPU it stays dense. The caller
+    /// resolves `File`, which means f32 here.
     pub fn served(w: &Tensor, layout: WeightLayout, format: WeightFormat) -> Result<Self> {
         let half = match format {
             WeightFormat::F32 | WeightFormat::File => return Self::new(w, layout, false),
@@ -132,10 +136,10 @@ impl Weight {
         })
     }
 
-    /// A GGUF tensor [m, k] of quantised values, its rows of blocks end to end.
+    /// A quantised GGUF tensor `[m, k]`; `bytes` are its rows of blocks.
     ///
     /// # Panics
-    /// For types that are no blocks of integers.
+    /// If `kind` is not a quantised type.
     pub fn blocks(bytes: &[u8], kind: BlockType, m: usize, k: usize) -> Self {
         Self::Served(match (kind, bits::from_gguf(bytes, kind, m, k)) {
             (_, Some(packed)) => packed.into(),
@@ -149,30 +153,32 @@ impl Weight {
             Self::Served(matrix) => matrix.shape().0,
             Self::Dense(w, layout) => out_in((w.dims()[0], w.dims()[1]), *layout).0,
             Self::Packed { packed, .. } => packed.m,
-            Self::Half { packed, .. } => packed.m,
-            Self::Held(held) => held.m,
+            Self::Bf16 { packed, .. } => packed.m,
+            Self::Quantized(matrix) => matrix.m,
         }
     }
 
-    /// x [n, in] → [n, out].
+    /// x · Wᵀ: x `[n, in]` → `[n, out]`.
     pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
         match self {
             Self::Dense(w, layout) => linear(x, w, *layout),
             Self::Served(matrix) => x.contiguous()?.apply_op1_no_bwd(&Serve(matrix.clone())),
-            Self::Packed { .. } | Self::Half { .. } | Self::Held(_) => x.contiguous()?.apply_op1(Frozen(self.clone())),
+            Self::Packed { .. } | Self::Bf16 { .. } | Self::Quantized(_) => {
+                x.contiguous()?.apply_op1(Frozen(self.clone()))
+            }
         }
     }
 
-    /// Whether a gradient is wanted.
+    /// Whether the weight is trained.
     pub fn trained(&self) -> bool {
         matches!(self, Self::Dense(w, _) if w.track_op())
     }
 
-    /// Whether the slice functions below apply.
+    /// Whether `forward` and the other functions on slices apply.
     pub fn on_host(&self) -> bool {
         match self {
             Self::Dense(w, _) => fused(w) && w.is_contiguous(),
-            Self::Packed { .. } | Self::Half { .. } | Self::Held(_) | Self::Served(_) => true,
+            Self::Packed { .. } | Self::Bf16 { .. } | Self::Quantized(_) | Self::Served(_) => true,
         }
     }
 
@@ -180,64 +186,65 @@ impl Weight {
         let (m, k) = match self {
             Self::Dense(w, layout) => out_in((w.dims()[0], w.dims()[1]), *layout),
             Self::Packed { packed, .. } => (packed.m, packed.k),
-            Self::Half { packed, .. } => (packed.m, packed.k),
-            Self::Held(held) => (held.m, held.k),
+            Self::Bf16 { packed, .. } => (packed.m, packed.k),
+            Self::Quantized(matrix) => (matrix.m, matrix.k),
             Self::Served(matrix) => matrix.shape(),
         };
         Dims { n, m, k }
     }
 
-    /// y [n, out] = x [n, in] · Wᵀ on plain slices, the same bits as `apply`; plus an adapter's term.
-    pub fn forward(&self, x: &[f32], y: &mut [f32], n: usize, beside: Option<Beside<'_>>) -> Result<()> {
+    /// y `[n, out]` = x `[n, in]` · Wᵀ on slices, with the bits of `apply`, plus a low-rank term.
+    pub fn forward(&self, x: &[f32], y: &mut [f32], n: usize, low_rank: Option<LowRankUpdate<'_>>) -> Result<()> {
         match self {
             Self::Dense(w, layout) => product(x, &read(w)?, *layout, y, self.dims(n), false),
             Self::Packed { packed, .. } => packed.matmul(x, y, n),
-            Self::Half { packed, .. } => {
-                packed.matmul(x, y, n, false, beside);
+            Self::Bf16 { packed, .. } => {
+                packed.matmul(x, y, n, false, low_rank);
                 return Ok(());
             }
-            Self::Held(held) => held.forward(x, y, n)?,
+            Self::Quantized(matrix) => matrix.forward(x, y, n)?,
             Self::Served(matrix) => matrix.matmul(x, y, n),
         }
-        if let Some(beside) = beside {
-            beside.add(x, y, n);
+        if let Some(low_rank) = low_rank {
+            low_rank.add(x, y, n);
         }
         Ok(())
     }
 
-    /// gx [n, in] (+)= gy [n, out] · W, plus what passes an adapter.
+    /// gx `[n, in]` (+)= gy `[n, out]` · W, plus a low-rank term.
     pub fn backward_input(
         &self,
         gy: &[f32],
         gx: &mut [f32],
         n: usize,
         add: bool,
-        beside: Option<Beside<'_>>,
+        low_rank: Option<LowRankUpdate<'_>>,
     ) -> Result<()> {
         let layout = match self {
             Self::Dense(_, layout) | Self::Packed { dense: Some((_, layout)), .. } => layout.flipped(),
-            Self::Half { back: Some(back), .. } => {
-                back.matmul(gy, gx, n, add, beside);
+            Self::Bf16 { back: Some(back), .. } => {
+                back.matmul(gy, gx, n, add, low_rank);
                 return Ok(());
             }
-            Self::Held(held) => {
-                held.backward_input(gy, gx, n, add)?;
-                if let Some(beside) = beside {
-                    beside.add(gy, gx, n);
+            Self::Quantized(matrix) => {
+                matrix.backward_input(gy, gx, n, add)?;
+                if let Some(low_rank) = low_rank {
+                    low_rank.add(gy, gx, n);
                 }
                 return Ok(());
             }
-            _ => candle_core::bail!("linear: the weight was loaded for serving only, no gradient passes it"),
+            _ => candle_core::bail!("linear: the weight was loaded for serving and has no gradients"),
         };
         let Dims { m, k, .. } = self.dims(n);
         product(gy, &read(self.dense()?)?, layout, gx, Dims { n, m: k, k: m }, add);
-        if let Some(beside) = beside {
-            beside.add(gy, gx, n);
+        if let Some(low_rank) = low_rank {
+            low_rank.add(gy, gx, n);
         }
         Ok(())
     }
 
-    /// Adds to the gradient of a trained weight; outside `grad::collecting`, returns it.
+    /// Adds gyᵀ·x to the gradient of a trained weight; outside `grad::accumulate`, returns it. `None` for a frozen
+    /// weight.
     pub fn backward_weight(&self, x: &[f32], gy: &[f32], n: usize) -> Result<Option<Tensor>> {
         let Self::Dense(w, layout) = self else { return Ok(None) };
         let Dims { m, k, .. } = self.dims(n);
@@ -247,22 +254,22 @@ impl Weight {
         })
     }
 
-    /// The natural tensor, if it was kept.
-    pub fn natural(&self) -> Option<&Tensor> {
+    /// The unpacked tensor, if it is present.
+    pub fn unpacked(&self) -> Option<&Tensor> {
         match self {
             Self::Dense(w, _) | Self::Packed { dense: Some((w, _)), .. } => Some(w),
-            Self::Packed { dense: None, .. } | Self::Half { .. } | Self::Held(_) | Self::Served(_) => None,
+            Self::Packed { dense: None, .. } | Self::Bf16 { .. } | Self::Quantized(_) | Self::Served(_) => None,
         }
     }
 
-    /// The natural tensor.
+    /// The unpacked tensor.
     ///
     /// # Errors
-    /// When it was not kept.
+    /// If it is not present.
     pub fn dense(&self) -> Result<&Tensor> {
-        match self.natural() {
+        match self.unpacked() {
             Some(w) => Ok(w),
-            None => candle_core::bail!("this weight was loaded for serving only"),
+            None => candle_core::bail!("this weight was loaded for serving and has no unpacked tensor"),
         }
     }
 }
@@ -274,7 +281,7 @@ fn out_in((rows, cols): (usize, usize), layout: WeightLayout) -> (usize, usize) 
     }
 }
 
-/// y [n, m] = x [n, k] · Wᵀ, differentiable in both; W is [m, k] or, for `InOut`, [k, m].
+/// y `[n, m]` = x `[n, k]` · Wᵀ, differentiable in x and W. W is `[m, k]`, or `[k, m]` for `InOut`.
 pub fn linear(x: &Tensor, w: &Tensor, layout: WeightLayout) -> Result<Tensor> {
     if fused(x) && fused(w) {
         return x.contiguous()?.apply_op2(&w.contiguous()?, Linear { layout });
@@ -286,7 +293,7 @@ pub fn linear(x: &Tensor, w: &Tensor, layout: WeightLayout) -> Result<Tensor> {
 }
 
 thread_local! {
-    /// Weights change at every optimizer step, so training packs anew each call; the buffer is reused.
+    /// Trained weights change at every optimizer step and are packed at every call; the buffer is reused.
     static PANELS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -326,7 +333,7 @@ impl CustomOp2 for Linear {
 }
 
 impl Weight {
-    /// Gradient of the input as a tensor: gy [n, out] → [n, in].
+    /// The gradient of the input: gy `[n, out]` → `[n, in]`.
     fn grad_input(&self, gy: &Tensor) -> Result<Tensor> {
         let n = gy.dim(0)?;
         let k = self.dims(n).k;
@@ -336,7 +343,7 @@ impl Weight {
     }
 }
 
-/// A frozen weight, packed.
+/// Applies a packed frozen weight.
 struct Frozen(Weight);
 
 impl CustomOp1 for Frozen {

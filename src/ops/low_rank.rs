@@ -1,17 +1,18 @@
-//! The low-rank term beside a matrix: y += scale·(x·Aᵀ)·Bᵀ in f32 (LoRA, arXiv 2106.09685, section 4.1), fused into the
-//! product with the matrix, while the rows of x and y are in the cache. Elements are the chains of `gemm`.
+//! The low-rank term of LoRA (arXiv 2106.09685, equation 3): y += scale·(x·Aᵀ)·Bᵀ in f32. It is added as part of the
+//! product with the base matrix, while the rows of x and y are in the processor's cache. Every element is a chain of
+//! fused multiply-adds as in `gemm`.
 
 use super::gemm::{NR, WeightLayout, pack_into, panel_rows};
 use super::par::{SharedMut, split};
 use super::product::{NARROW_ROWS, narrow_panel, narrow_rows};
 use super::simd::LANES;
 
-/// Both factors in the panels that kernels read.
+/// Both factors, packed into panels.
 #[derive(Debug)]
 pub struct LowRank {
-    /// A [rank, k] as panels [k, 16].
+    /// A `[rank, k]` as panels `[k, 16]`.
     down: Vec<f32>,
-    /// B [m, rank] as panels [rank, 64].
+    /// B `[m, rank]` as panels `[rank, 64]`.
     up: Vec<f32>,
     pub rank: usize,
     k: usize,
@@ -19,17 +20,18 @@ pub struct LowRank {
     scale: f32,
 }
 
-/// A term and where its inner values scale·x·Aᵀ go, [n, rank].
-pub struct Beside<'a> {
-    pub term: &'a LowRank,
-    pub inner: &'a mut [f32],
+/// A low-rank term to be added to a product, and the buffer for its down projection.
+pub struct LowRankUpdate<'a> {
+    pub factors: &'a LowRank,
+    /// Receives scale·x·Aᵀ, `[n, rank]`.
+    pub projected: &'a mut [f32],
 }
 
 impl LowRank {
-    /// `a` [rank, k] and `b` [m, rank] for `OutIn`; for `InOut` both are given transposed: what gradients of the
-    /// input pass through is the term (Bᵀ, Aᵀ).
+    /// Packs `a` `[rank, k]` and `b` `[m, rank]`; with `InOut` both are passed transposed. The gradient of the input is
+    /// the term with the factors (Bᵀ, Aᵀ).
     pub fn new(a: &[f32], b: &[f32], layout: WeightLayout, rank: usize, scale: f32) -> Self {
-        assert!(rank > 0 && a.len().is_multiple_of(rank) && b.len().is_multiple_of(rank), "factors of one rank");
+        assert!(rank > 0 && a.len().is_multiple_of(rank) && b.len().is_multiple_of(rank), "sizes of the factors");
         let (k, m) = (a.len() / rank, b.len() / rank);
         let down = (0..rank).step_by(LANES).flat_map(|c0| narrow_panel(a, layout, rank, k, c0)).collect();
         let mut up = Vec::new();
@@ -37,38 +39,38 @@ impl LowRank {
         Self { down, up, rank, k, m, scale }
     }
 
-    /// inner = scale · x·Aᵀ for the rows of x.
-    pub fn inner(&self, x: &[f32], inner: &mut [f32]) {
+    /// Writes scale·x·Aᵀ `[n, rank]` to `projected`, for x `[n, k]`.
+    pub fn project(&self, x: &[f32], projected: &mut [f32]) {
         for (p, panel) in self.down.chunks_exact(self.k * LANES).enumerate() {
-            narrow_rows(x, panel, inner, self.rank, p * LANES, self.k, false);
+            narrow_rows(x, panel, projected, self.rank, p * LANES, self.k, false);
         }
-        inner.iter_mut().for_each(|v| *v *= self.scale);
+        projected.iter_mut().for_each(|v| *v *= self.scale);
     }
 
-    /// Columns 64·p… of `rows` of y [·, m] += inner [·, rank] · Bᵀ.
-    pub(super) fn add_panel(&self, p: usize, inner: &[f32], y: SharedMut<f32>, rows: std::ops::Range<usize>) {
+    /// Adds projected `[·, rank]` · Bᵀ to the columns of panel `p` (64·p…) of `rows` of y `[·, m]`.
+    pub(super) fn add_panel(&self, p: usize, projected: &[f32], y: SharedMut<f32>, rows: std::ops::Range<usize>) {
         let panel = &self.up[p * self.rank * NR..(p + 1) * self.rank * NR];
-        panel_rows(panel, inner, y, rows, p * NR, self.m, self.rank, true);
+        panel_rows(panel, projected, y, rows, p * NR, self.m, self.rank, true);
     }
 }
 
-impl Beside<'_> {
-    /// The whole term, for a y that the matrix has written already.
+impl LowRankUpdate<'_> {
+    /// Adds the whole term of x `[n, k]` to y `[n, m]`.
     pub fn add(self, x: &[f32], y: &mut [f32], n: usize) {
-        let Self { term, inner } = self;
-        let (k, m, rank) = (term.k, term.m, term.rank);
-        assert!(x.len() == n * k && y.len() == n * m && inner.len() == n * rank, "sizes of the low-rank term");
-        let (y, inner) = (SharedMut::new(y), SharedMut::new(inner));
+        let Self { factors, projected } = self;
+        let (k, m, rank) = (factors.k, factors.m, factors.rank);
+        assert!(x.len() == n * k && y.len() == n * m && projected.len() == n * rank, "sizes of the low-rank term");
+        let (y, projected) = (SharedMut::new(y), SharedMut::new(projected));
         split(n.div_ceil(NARROW_ROWS), n * (k + m) * rank, |tiles| {
             for t in tiles {
                 let rows = t * NARROW_ROWS..((t + 1) * NARROW_ROWS).min(n);
                 // SAFETY: one tile of rows per t.
-                let (inner, y) = unsafe {
-                    (inner.slice(rows.start * rank, rows.len() * rank), y.slice(rows.start * m, rows.len() * m))
+                let (projected, y) = unsafe {
+                    (projected.slice(rows.start * rank, rows.len() * rank), y.slice(rows.start * m, rows.len() * m))
                 };
-                term.inner(&x[rows.start * k..rows.end * k], inner);
+                factors.project(&x[rows.start * k..rows.end * k], projected);
                 for p in 0..m.div_ceil(NR) {
-                    term.add_panel(p, inner, SharedMut::new(y), 0..rows.len());
+                    factors.add_panel(p, projected, SharedMut::new(y), 0..rows.len());
                 }
             }
         });
@@ -82,18 +84,18 @@ mod tests {
     use crate::noise;
     use crate::product::{Dims, product};
 
-    /// The term by the products it is made of.
+    /// The term as two products. Returns the down projection.
     fn composed(x: &[f32], a: &[f32], b: &[f32], y: &mut [f32], n: usize, rank: usize, scale: f32) -> Vec<f32> {
         let (k, m) = (a.len() / rank, b.len() / rank);
-        let mut inner = vec![0f32; n * rank];
-        product(x, a, WeightLayout::OutIn, &mut inner, Dims { n, m: rank, k }, false);
-        inner.iter_mut().for_each(|v| *v *= scale);
-        product(&inner, b, WeightLayout::OutIn, y, Dims { n, m, k: rank }, true);
-        inner
+        let mut projected = vec![0f32; n * rank];
+        product(x, a, WeightLayout::OutIn, &mut projected, Dims { n, m: rank, k }, false);
+        projected.iter_mut().for_each(|v| *v *= scale);
+        product(&projected, b, WeightLayout::OutIn, y, Dims { n, m, k: rank }, true);
+        projected
     }
 
     #[test]
-    fn is_the_same_to_the_bit_with_the_matrix_or_after_it() {
+    fn the_fused_term_has_the_bits_of_separate_products() {
         for (n, m, k, rank) in [(1, 70, 33, 8), (16, 200, 96, 4), (29, 64, 130, 20), (700, 130, 70, 8)] {
             let (w, x) = (noise(m * k, 1), noise(n * k, 2));
             let (a, b) = (noise(rank * k, 3), noise(m * rank, 4));
@@ -101,21 +103,21 @@ mod tests {
             let mut want = vec![f32::NAN; n * m];
             packed.matmul(&x, &mut want, n, false, None);
             let mut apart = want.clone();
-            let want_inner = composed(&x, &a, &b, &mut want, n, rank, 2.0);
+            let want_projected = composed(&x, &a, &b, &mut want, n, rank, 2.0);
 
             let term = LowRank::new(&a, &b, WeightLayout::OutIn, rank, 2.0);
-            let mut inner = vec![f32::NAN; n * rank];
-            Beside { term: &term, inner: &mut inner }.add(&x, &mut apart, n);
-            assert_eq!((&apart, &inner), (&want, &want_inner), "after: {n}×{m}×{k}, rank {rank}");
+            let mut projected = vec![f32::NAN; n * rank];
+            LowRankUpdate { factors: &term, projected: &mut projected }.add(&x, &mut apart, n);
+            assert_eq!((&apart, &projected), (&want, &want_projected), "after: {n}×{m}×{k}, rank {rank}");
 
-            let (mut y, mut inner) = (vec![f32::NAN; n * m], vec![f32::NAN; n * rank]);
-            packed.matmul(&x, &mut y, n, false, Some(Beside { term: &term, inner: &mut inner }));
-            assert_eq!((&y, &inner), (&want, &want_inner), "with: {n}×{m}×{k}, rank {rank}");
+            let (mut y, mut projected) = (vec![f32::NAN; n * m], vec![f32::NAN; n * rank]);
+            packed.matmul(&x, &mut y, n, false, Some(LowRankUpdate { factors: &term, projected: &mut projected }));
+            assert_eq!((&y, &projected), (&want, &want_projected), "with: {n}×{m}×{k}, rank {rank}");
         }
     }
 
     #[test]
-    fn factors_may_come_transposed() {
+    fn transposed_factors_give_the_same_term() {
         let (n, m, k, rank) = (13, 70, 40, 5);
         let (x, a, b) = (noise(n * k, 1), noise(rank * k, 2), noise(m * rank, 3));
         let turned = |t: &[f32], rows: usize, cols: usize| -> Vec<f32> {
@@ -126,9 +128,9 @@ mod tests {
             LowRank::new(&turned(&a, rank, k), &turned(&b, m, rank), WeightLayout::InOut, rank, 1.0),
         ]
         .map(|term| {
-            let (mut y, mut inner) = (vec![0f32; n * m], vec![f32::NAN; n * rank]);
-            Beside { term: &term, inner: &mut inner }.add(&x, &mut y, n);
-            (y, inner)
+            let (mut y, mut projected) = (vec![0f32; n * m], vec![f32::NAN; n * rank]);
+            LowRankUpdate { factors: &term, projected: &mut projected }.add(&x, &mut y, n);
+            (y, projected)
         });
         assert_eq!(results[0], results[1]);
         assert!(results[0].0.iter().any(|v| *v != 0.0));

@@ -1,4 +1,5 @@
-//! RMSNorm (arXiv 1910.07467) and LayerNorm (arXiv 1607.06450) over the last dimension, with backward.
+//! RMSNorm (arXiv 1910.07467) and LayerNorm (arXiv 1607.06450) over the last dimension, with backward
+//! passes.
 
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
 
@@ -14,7 +15,7 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     plain::rms_norm(x, weight, eps)
 }
 
-/// (x − mean)/√(var + eps) ⊙ weight `[d]` + bias `[d]`, for x `[n, d]`; biased variance.
+/// (x − mean)/√(var + eps) ⊙ weight `[d]` + bias `[d]`, for x `[n, d]`, with the biased variance.
 pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
     if fused(x) {
         let op = LayerNorm { eps: eps as f32 };
@@ -23,10 +24,11 @@ pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Resul
     plain::layer_norm(x, weight, bias, eps)
 }
 
-/// Rows per partial sum of the weight gradient: fixed, so that the sum's order never depends on threads.
+/// Number of rows per partial sum of the weight's gradient. Fixed, so that the order of the sum does not depend on
+/// threads.
 const GRAD_ROWS: usize = 128;
 
-/// A norm on plain slices: RMSNorm without a bias, LayerNorm with one.
+/// A norm on slices: RMSNorm without a bias, LayerNorm with one.
 #[derive(Clone, Copy)]
 pub struct Norm<'a> {
     pub weight: &'a [f32],
@@ -35,7 +37,7 @@ pub struct Norm<'a> {
 }
 
 impl Norm<'_> {
-    /// y = norm(x), both [n, d].
+    /// y = norm(x), both `[n, d]`.
     pub fn forward(self, x: &[f32], y: &mut [f32]) {
         let d = self.weight.len();
         let out = SharedMut::new(y);
@@ -49,8 +51,8 @@ impl Norm<'_> {
         });
     }
 
-    /// gx (+)= gradient of x. Returns those of weight and, for LayerNorm, bias behind it; nothing without
-    /// `trained`.
+    /// gx (+)= the gradient of x. With `trained` returns the gradient of the weight `[d]`, followed by that of the bias
+    /// `[d]` for LayerNorm; else an empty vector.
     pub fn backward(self, x: &[f32], gy: &[f32], gx: &mut [f32], add: bool, trained: bool) -> Vec<f32> {
         let d = self.weight.len();
         let width = if self.bias.is_some() { 2 * d } else { d };
@@ -145,7 +147,7 @@ impl CustomOp2 for RmsNorm {
     }
 }
 
-/// Column sums of [rows, d] in ascending row order.
+/// The sums of the columns of x `[rows, d]`, in ascending order of rows.
 fn sum_rows(x: &[f32], d: usize) -> Vec<f32> {
     let mut total = vec![0f32; d];
     for row in x.chunks_exact(d) {
@@ -185,7 +187,7 @@ multiversion! {
 }
 
 multiversion! {
-    /// `gwb` is [2, d]: the weight's gradient, then the bias's; empty when neither is trained.
+    /// `gwb` `[2, d]` has the gradients of weight and bias; it is empty if they are not trained.
     fn layer_rows_bwd(x: &[f32], w: &[f32], gy: &[f32], eps: f32, gx: &mut [f32], gwb: &mut [f32], add: bool) {
         let d = w.len();
         for ((x, gy), gx) in x.chunks_exact(d).zip(gy.chunks_exact(d)).zip(gx.chunks_exact_mut(d)) {

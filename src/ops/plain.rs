@@ -1,18 +1,20 @@
-//! The operations of this crate built from candle's differentiable operations: slow, simple, for any device.
-//! They are the reference that the fused kernels are tested against.
+//! Reference versions of this crate's operations, built from candle's differentiable operations: slow, but simple and
+//! for any device. The fused kernels are tested against them.
 
 use candle_core::{D, DType, Result, Tensor};
 
-use super::activation::Activation;
-use super::attention::AttentionSpec;
-use super::rope::{RopeTable, Row};
+use super::activation_kind::Activation;
+use super::attention_spec::AttentionSpec;
+use super::rope_table::{RopeTable, Row};
 
+/// RMSNorm over the last dimension.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     let x32 = x.to_dtype(DType::F32)?;
     let scale = (x32.sqr()?.mean_keepdim(D::Minus1)? + eps)?.sqrt()?;
     x32.broadcast_div(&scale)?.to_dtype(x.dtype())?.broadcast_mul(weight)
 }
 
+/// LayerNorm over the last dimension.
 pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
     let x32 = x.to_dtype(DType::F32)?;
     let centred = x32.broadcast_sub(&x32.mean_keepdim(D::Minus1)?)?;
@@ -20,10 +22,12 @@ pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Resul
     centred.broadcast_div(&scale)?.to_dtype(x.dtype())?.broadcast_mul(weight)?.broadcast_add(bias)
 }
 
+/// silu(gate) ⊙ up.
 pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     gated(Activation::Silu, gate, up)
 }
 
+/// activation(gate) ⊙ up.
 pub fn gated(kind: Activation, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     activate(kind, gate)? * up
 }
@@ -36,12 +40,13 @@ pub fn activate(kind: Activation, x: &Tensor) -> Result<Tensor> {
     }
 }
 
+/// Rotates every head of x `[n, heads·head_dim]` by the angles of its row.
 pub fn rope(x: &Tensor, table: &RopeTable, positions: &[Row]) -> Result<Tensor> {
     let (n, width) = x.dims2()?;
     let half = table.half;
-    let (mut cos, mut sin, mut own) = (Vec::new(), Vec::new(), Default::default());
+    let (mut cos, mut sin, mut buffer) = (Vec::new(), Vec::new(), Default::default());
     for p in positions {
-        let row = table.cos_sin(*p, &mut own);
+        let row = table.cos_sin(*p, &mut buffer);
         cos.extend_from_slice(row.0);
         sin.extend_from_slice(row.1);
     }
@@ -56,13 +61,13 @@ pub fn rope(x: &Tensor, table: &RopeTable, positions: &[Row]) -> Result<Tensor> 
     Tensor::cat(&y, 2)?.reshape((n, width))
 }
 
-/// Softmax over the last dimension that keeps its gradient (candle's fused one drops it).
+/// Softmax over the last dimension, with a gradient (candle's fused version has none).
 pub fn softmax(x: &Tensor) -> Result<Tensor> {
     let shifted = x.broadcast_sub(&x.max_keepdim(D::Minus1)?.detach())?.exp()?;
     shifted.broadcast_div(&shifted.sum_keepdim(D::Minus1)?)
 }
 
-/// log-softmax over the last dimension, with gradient.
+/// log-softmax over the last dimension, with a gradient.
 pub fn log_softmax(x: &Tensor) -> Result<Tensor> {
     let shifted = x.broadcast_sub(&x.max_keepdim(D::Minus1)?.detach())?;
     shifted.broadcast_sub(&shifted.exp()?.sum_keepdim(D::Minus1)?.log()?)
@@ -73,18 +78,18 @@ pub fn soft_cap(x: &Tensor, cap: f64) -> Result<Tensor> {
     (x / cap)?.tanh()? * cap
 }
 
-/// One sequence at a time, [heads, len, len] scores.
+/// Attention, one sequence at a time, with scores `[heads, len, len]`.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, spec: &AttentionSpec) -> Result<Tensor> {
-    attention_watched(q, k, v, spec, &mut |_| Ok(()))
+    attention_with_probabilities(q, k, v, spec, &mut |_| Ok(()))
 }
 
-/// Attention, one sequence at a time; `watch` is called with the probabilities [heads, queries, keys] of each sequence.
-pub fn attention_watched(
+/// Attention, one sequence at a time. Calls `record` with the probabilities `[heads, queries, keys]` of each sequence.
+pub fn attention_with_probabilities(
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
     spec: &AttentionSpec,
-    watch: &mut dyn FnMut(&Tensor) -> Result<()>,
+    record: &mut dyn FnMut(&Tensor) -> Result<()>,
 ) -> Result<Tensor> {
     let mut outs = Vec::new();
     for w in spec.offsets.windows(2) {
@@ -110,14 +115,14 @@ pub fn attention_watched(
         }
         if spec.causal || spec.window.is_some() {
             let row = |i: usize| {
-                let seen = spec.seen(i, len);
-                (0..len).map(move |j| if seen.contains(&j) { 0.0 } else { f32::NEG_INFINITY })
+                let visible = spec.visible_keys(i, len);
+                (0..len).map(move |j| if visible.contains(&j) { 0.0 } else { f32::NEG_INFINITY })
             };
             let mask: Vec<f32> = (0..len).flat_map(row).collect();
             scores = scores.broadcast_add(&Tensor::from_vec(mask, (1, len, len), scores.device())?)?;
         }
         let probabilities = softmax(&scores)?;
-        watch(&probabilities)?;
+        record(&probabilities)?;
         let out = probabilities.to_dtype(v.dtype())?.matmul(&v)?;
         outs.push(out.transpose(0, 1)?.reshape((len, spec.n_heads * spec.head_dim))?);
     }

@@ -1,4 +1,4 @@
-//! A pool of reusable buffers: activations of a few fixed sizes are allocated and freed thousands of times a step, and
+//! A pool of reusable buffers. Activations of a few sizes are allocated and freed thousands of times per step, and
 //! fresh memory from the system costs a page fault for every 4 KiB.
 
 use std::sync::Mutex;
@@ -8,27 +8,27 @@ use candle_core::{CpuStorage, InplaceOp1, Layout, Tensor};
 
 /// Free buffers, smallest capacity first.
 static FREE: Mutex<Vec<Vec<f32>>> = Mutex::new(Vec::new());
-/// Smaller buffers are left to the allocator.
-const WORTH_KEEPING: usize = 4096;
-/// Values in all free buffers together, and how many there may be: a server's steps come in many sizes, and what one
-/// left need not fit the next.
-static KEPT: AtomicUsize = AtomicUsize::new(0);
+/// Smaller buffers (in values) are freed.
+const MIN_POOLED: usize = 4096;
+/// Number of values in all free buffers.
+static POOLED: AtomicUsize = AtomicUsize::new(0);
+/// Maximum of `POOLED`: a server's steps have many sizes, so that a freed buffer may never fit again.
 static LIMIT: AtomicUsize = AtomicUsize::new(16 << 20);
 
-/// Keeps whatever comes: for a process that does one kind of work over and over.
+/// Removes the limit, for a process that repeats the same kind of step.
 pub fn keep_all() {
     LIMIT.store(usize::MAX, Ordering::Relaxed);
 }
 
-/// A buffer of `len` values of any content: the caller writes all of them.
+/// A buffer of `len` arbitrary values, all of which the caller overwrites.
 pub fn take(len: usize) -> Vec<f32> {
-    let found = (len >= WORTH_KEEPING).then(|| {
+    let found = (len >= MIN_POOLED).then(|| {
         let mut free = FREE.lock().unwrap_or_else(|e| e.into_inner());
         let at = free.partition_point(|b| b.capacity() < len);
-        // Never a much larger one: it would be missing where it fits.
+        // Not a much larger one, which another caller may need.
         let fits = at < free.len() && free[at].capacity() <= len + len / 4;
         fits.then(|| {
-            KEPT.fetch_sub(free[at].capacity(), Ordering::Relaxed);
+            POOLED.fetch_sub(free[at].capacity(), Ordering::Relaxed);
             free.remove(at)
         })
     });
@@ -41,20 +41,20 @@ pub fn take(len: usize) -> Vec<f32> {
     }
 }
 
-/// Gives a buffer back.
+/// Returns a buffer to the pool.
 pub fn give(buffer: Vec<f32>) {
     let size = buffer.capacity();
-    if size >= WORTH_KEEPING && size <= LIMIT.load(Ordering::Relaxed).saturating_sub(KEPT.load(Ordering::Relaxed)) {
+    if size >= MIN_POOLED && size <= LIMIT.load(Ordering::Relaxed).saturating_sub(POOLED.load(Ordering::Relaxed)) {
         let mut free = FREE.lock().unwrap_or_else(|e| e.into_inner());
-        KEPT.fetch_add(size, Ordering::Relaxed);
+        POOLED.fetch_add(size, Ordering::Relaxed);
         let at = free.partition_point(|b| b.capacity() < size);
         free.insert(at, buffer);
     }
 }
 
-/// Takes the buffer out of a tensor that nobody reads any more, and keeps it.
+/// Moves the buffer of a tensor that is no longer used to the pool.
 pub fn reclaim(tensor: Tensor) {
-    // Tensors elsewhere, or of other numbers, are simply dropped.
+    // Tensors of other types or on other devices are dropped.
     let _ = tensor.inplace_op1(&Reclaim);
 }
 
@@ -73,9 +73,9 @@ impl InplaceOp1 for Reclaim {
     }
 }
 
-/// Frees all that is not in use, where another kind of work begins.
+/// Frees all pooled buffers, before another kind of work begins.
 pub fn drain() {
     let mut free = FREE.lock().unwrap_or_else(|e| e.into_inner());
     free.clear();
-    KEPT.store(0, Ordering::Relaxed);
+    POOLED.store(0, Ordering::Relaxed);
 }

@@ -1,6 +1,6 @@
-//! Matrix products of training: many rows, operands that change at every step. Panels are packed by the
-//! task that uses them, into a buffer that stays in its cache, so nothing packed is kept or written to memory.
-//! Elements are the same chains as in `gemm`: ascending depth, one fused multiply-add each.
+//! Matrix products of training: many rows, and operands that change at every step. Each task packs the panels that it
+//! uses into a buffer in its cache, so packed panels are not written to memory. Elements are the chains of `gemm`:
+//! fused multiply-adds in ascending depth.
 
 use std::cell::RefCell;
 
@@ -21,8 +21,8 @@ pub struct Dims {
     pub k: usize,
 }
 
-/// out [n, m] = a [n, k] · Bᵀ for `b` [m, k] (`OutIn`), or a · B for `b` [k, m] (`InOut`). With `add` each
-/// element's chain goes on from what `out` holds.
+/// out `[n, m]` = a `[n, k]` · bᵀ for b `[m, k]` (`OutIn`), or a · b for b `[k, m]` (`InOut`). With `add` the sums
+/// start from the contents of `out`.
 pub fn product(a: &[f32], b: &[f32], layout: WeightLayout, out: &mut [f32], dims: Dims, add: bool) {
     let Dims { n, m, k } = dims;
     assert!(a.len() == n * k && b.len() == m * k && out.len() == n * m, "product sizes");
@@ -55,7 +55,7 @@ pub fn product(a: &[f32], b: &[f32], layout: WeightLayout, out: &mut [f32], dims
     });
 }
 
-/// Few columns (adapters): panels of one vector, or most of each panel would be padding.
+/// The product for few columns (adapters), with panels of one vector instead of four, to avoid padding.
 fn narrow(a: &[f32], b: &[f32], layout: WeightLayout, out: &mut [f32], dims: Dims, add: bool) {
     let Dims { n, m, k } = dims;
     for c0 in (0..m).step_by(LANES) {
@@ -70,7 +70,7 @@ fn narrow(a: &[f32], b: &[f32], layout: WeightLayout, out: &mut [f32], dims: Dim
     }
 }
 
-/// Rows `c0..c0 + 16` of `b` [m, k] (`OutIn`) or columns of `b` [k, m] as a panel [k, 16], zero-padded.
+/// Rows `c0..c0 + 16` of b `[m, k]` (`OutIn`), or columns of b `[k, m]` (`InOut`), as a panel `[k, 16]`, zero-padded.
 pub(super) fn narrow_panel(b: &[f32], layout: WeightLayout, m: usize, k: usize, c0: usize) -> Vec<f32> {
     let mut panel = vec![0f32; k * LANES];
     let cols = LANES.min(m - c0);
@@ -85,16 +85,16 @@ pub(super) fn narrow_panel(b: &[f32], layout: WeightLayout, m: usize, k: usize, 
     panel
 }
 
-/// Rows that go through `narrow_rows` together.
+/// Number of rows that `narrow_rows` computes together.
 pub(super) const NARROW_ROWS: usize = 12;
 
 multiversion! {
-    /// The rows of a [·, k] times one panel [k, 16] into columns `c0..` of out [·, m].
+    /// Multiplies the rows of a `[·, k]` by one panel `[k, 16]` into columns `c0..` of out `[·, m]`.
     pub(super) fn narrow_rows(a: &[f32], panel: &[f32], out: &mut [f32], m: usize, c0: usize, k: usize, add: bool) {
         let (panel, rows, mut r) = (panel.as_chunks::<LANES>().0, a.len() / k, 0);
         while r < rows {
             let (a, out) = (&a[r * k..], &mut out[r * m..]);
-            // Fewer than four chains side by side would wait for their own last addition.
+            // At least four independent chains hide the latency of additions.
             r += match rows - r {
                 NARROW_ROWS.. => narrow_tile::<NARROW_ROWS>(a, panel, out, m, c0, k, add),
                 8.. => narrow_tile::<8>(a, panel, out, m, c0, k, add),
@@ -105,7 +105,7 @@ multiversion! {
     }
 }
 
-/// R rows of `narrow_rows`. Returns R.
+/// Computes R rows of `narrow_rows`. Returns R.
 #[inline(always)]
 fn narrow_tile<const R: usize>(
     a: &[f32],
@@ -139,14 +139,14 @@ fn narrow_tile<const R: usize>(
     R
 }
 
-/// Rows below which panels are read where they lie: packing would cost more than it saves.
+/// Up to this number of rows b is read without packing, which would cost more than it saves.
 const THIN_ROWS: usize = 8;
 const THIN_COLUMNS: usize = 2 * LANES;
 
-/// Depth of one pass: so many rows of b are read side by side, each from front to back.
+/// Depth of one pass: the number of rows of b that are read in parallel.
 const THIN_DEPTH: usize = 32;
 
-/// Few rows (gradients of adapters) of a [n, k] times b [k, m].
+/// The product for few rows (gradients of adapters): a `[n, k]` · b `[k, m]`.
 fn thin(a: &[f32], b: &[f32], out: &mut [f32], dims: Dims, add: bool) {
     let Dims { n, m, k } = dims;
     let shared = SharedMut::new(out);
@@ -160,7 +160,7 @@ fn thin(a: &[f32], b: &[f32], out: &mut [f32], dims: Dims, add: bool) {
 }
 
 multiversion! {
-    /// Columns `c0..c0 + 32` and depth `k0..k0 + 32` of `thin`.
+    /// Columns `c0..c0 + 32` of `thin`, at depth `k0..k0 + 32`.
     fn thin_strip(a: &[f32], b: &[f32], out: SharedMut<f32>, dims: Dims, c0: usize, k0: usize, add: bool) {
         let Dims { n, m, k } = dims;
         let (cols, depth) = (THIN_COLUMNS.min(m - c0), k0..(k0 + THIN_DEPTH).min(k));
@@ -194,13 +194,13 @@ multiversion! {
             }
         }
         for (r, acc) in acc.iter().enumerate().take(n) {
-            // SAFETY: as above.
+            // SAFETY: one strip of columns per task.
             unsafe { out.slice(r * m + c0, cols) }.copy_from_slice(&acc.as_flattened()[..cols]);
         }
     }
 }
 
-/// Little depth (adapters): one pass over the output, in rows.
+/// The product for small depth (adapters): one pass over the rows of the output.
 fn shallow(a: &[f32], b: &[f32], layout: WeightLayout, out: &mut [f32], dims: Dims, add: bool) {
     let Dims { n, m, k } = dims;
     let mut turned = Vec::new();
@@ -221,7 +221,7 @@ fn shallow(a: &[f32], b: &[f32], layout: WeightLayout, out: &mut [f32], dims: Di
 }
 
 multiversion! {
-    /// out [rows, m] = a [rows, k] · b [k, m].
+    /// out `[rows, m]` = a `[rows, k]` · b `[k, m]`.
     fn shallow_rows(a: &[f32], b: &[f32], out: &mut [f32], m: usize, k: usize, add: bool) {
         const WIDE: usize = 4 * LANES;
         for (a, out) in a.chunks_exact(k).zip(out.chunks_exact_mut(m)) {
@@ -251,16 +251,17 @@ multiversion! {
     }
 }
 
-/// Columns of `a` transposed at a time: bounds the scratch of wide gradients (an output matrix).
+/// Number of columns of `a` that are transposed at a time. Bounds the scratch memory for the gradient of an output
+/// matrix.
 const STRIP: usize = 2048;
 
-/// out [m, k] (+)= aᵀ·b for `a` [n, m] and `b` [n, k]: the gradient of a weight. Chains run over the n rows
-/// in order, so adding micro-batch after micro-batch is the same chain as one large batch.
+/// out `[m, k]` (+)= aᵀ·b for a `[n, m]` and b `[n, k]`: the gradient of a weight. The sums run over the n rows in
+/// order, so adding one micro-batch after the other gives the bits of one large batch.
 pub fn product_transposed(a: &[f32], b: &[f32], out: &mut [f32], dims: Dims, add: bool) {
     let Dims { n, m, k } = dims;
     assert!(a.len() == n * m && b.len() == n * k && out.len() == m * k, "product sizes");
     if k <= 2 * LANES && m > k {
-        // Few columns: the transposed result needs no transposed copy of the large `a`.
+        // With few columns, the transposed product avoids a transposed copy of the large `a`.
         let mut turned = vec![0f32; m * k];
         if add {
             transpose(out, m, k, 0, k, &mut turned);
@@ -278,7 +279,7 @@ pub fn product_transposed(a: &[f32], b: &[f32], out: &mut [f32], dims: Dims, add
     pool::give(strip);
 }
 
-/// Columns `c0..c0 + cols` of x [rows, width] as rows of y [cols, rows].
+/// Writes columns `c0..c0 + cols` of x `[rows, width]` as rows of y `[cols, rows]`.
 fn transpose(x: &[f32], rows: usize, width: usize, c0: usize, cols: usize, y: &mut [f32]) {
     const TILE: usize = 16;
     if rows == 0 {
@@ -314,7 +315,7 @@ mod tests {
     use crate::noise;
 
     #[test]
-    fn products_are_the_chains_of_packed_weights() {
+    fn products_have_the_bits_of_products_with_packed_weights() {
         for (n, m, k) in
             [(1, 3, 5), (70, 130, 33), (200, 64, 1100), (13, 200, 17), (50, 8, 90), (7, 20, 40), (9, 150, 8)]
         {
@@ -333,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn a_weight_gradient_in_two_parts_is_that_of_the_whole() {
+    fn a_weight_gradient_in_two_parts_has_the_bits_of_the_whole() {
         let (n, m, k) = (45, 2100, 70);
         let (gy, x) = (noise(n * m, 3), noise(n * k, 4));
         let (mut whole, mut parts) = (vec![f32::NAN; m * k], vec![f32::NAN; m * k]);

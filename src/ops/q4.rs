@@ -1,5 +1,5 @@
-//! y = x·Wᵀ with 4-bit weights and 8-bit activations: w = scale · q + min over blocks of 32 along k, the
-//! common form of GGUF's Q4_0, Q4_1 and Q4_K. Results are batch-invariant and the same on every instruction set.
+//! y = x·Wᵀ with 4-bit weights and 8-bit activations: w = scale · q + min over blocks of 32 along k, to which GGUF's
+//! Q4_0, Q4_1 and Q4_K are converted. Results are batch-invariant, and the same on every instruction set.
 
 use half::f16;
 
@@ -9,10 +9,10 @@ use super::q8_rows::{Activations, BLOCK, Dot, GROUP, Line, PANEL, Tile, dot_kern
 use super::served::ServedMatrix;
 use super::simd::multiversion;
 
-/// Registers of weights per block: each byte holds two values, 16 apart along k.
+/// Registers of weights per block: each byte has two values, 16 apart along k.
 const LINES: usize = BLOCK / GROUP / 2;
 
-/// 32 values 0…15 with their scale and minimum.
+/// 32 values 0…15, with a scale and a minimum.
 #[derive(Clone, Copy)]
 struct Block {
     q: [u8; BLOCK],
@@ -20,27 +20,27 @@ struct Block {
     min: f32,
 }
 
-/// A weight matrix [m, k] as ⌈m/16⌉ panels. Line l of a block holds k values 4l…4l+3 of 16 rows in the
-/// low halves of its bytes and 16+4l…16+4l+3 in the high halves.
+/// A weight matrix `[m, k]` as ⌈m/16⌉ panels. Line l of a block has the values 4l…4l+3 along k of 16 rows in the low
+/// halves of its bytes, and 16+4l…16+4l+3 in the high halves.
 pub struct PackedQ4 {
     lines: Vec<Line>,
-    /// [panel][block]: 16 scales, then 16 minima.
+    /// `[panels][blocks]`: 16 scales, then 16 minima.
     scales: Vec<[f16; 2 * PANEL]>,
     m: usize,
     k: usize,
     blocks: usize,
 }
 
-/// Block `b` of a row stored as `kind`.
+/// Block `b` of a row in the format `kind`.
 fn read_block(row: &[u8], kind: BlockType, b: usize) -> Block {
     let found = blocks::read(row, kind, b);
-    // Q4_0 counts from −8.
+    // Values of Q4_0 are −8…7.
     let offset = if kind == BlockType::Q4_0 { 8 } else { 0 };
     let min = found.min[0] - f32::from(offset) * found.scale[0];
     Block { q: found.q.map(|q| (q + offset) as u8), scale: found.scale[0], min }
 }
 
-/// Least and greatest value map to 0 and 15.
+/// Quantises a block so that its minimum becomes 0 and its maximum 15.
 fn quantize_block(x: &[f32]) -> Block {
     let (low, high) = x.iter().fold((f32::MAX, f32::MIN), |(l, h), v| (l.min(*v), h.max(*v)));
     let scale = f16::from_f32((high - low) / 15.0).to_f32();
@@ -53,7 +53,7 @@ fn quantize_block(x: &[f32]) -> Block {
 }
 
 impl PackedQ4 {
-    /// Quantises a row-major f32 matrix [m, k].
+    /// Quantises a row-major f32 matrix `[m, k]`.
     pub fn quantize(w: &[f32], m: usize, k: usize) -> Self {
         assert_eq!(w.len(), m * k, "weight size");
         Self::pack(m, k, |row, b| {
@@ -61,10 +61,9 @@ impl PackedQ4 {
         })
     }
 
-    /// Takes a GGUF file's blocks, m rows of k values (k a multiple of the block), as they are.
-    /// Only the three types of four bits.
+    /// Packs the blocks of a GGUF file in Q4_0, Q4_1 or Q4_K: m rows of k values, k a multiple of the block size.
     pub fn from_gguf(bytes: &[u8], kind: BlockType, m: usize, k: usize) -> Self {
-        assert!(matches!(kind, BlockType::Q4_0 | BlockType::Q4_1 | BlockType::Q4K), "{kind:?} is another layout");
+        assert!(matches!(kind, BlockType::Q4_0 | BlockType::Q4_1 | BlockType::Q4K), "{kind:?} has another layout");
         assert!(k.is_multiple_of(kind.block().0) && bytes.len() == m * kind.bytes(k), "{kind:?} size");
         let row_bytes = kind.bytes(k);
         Self::pack(m, k, |row, b| read_block(&bytes[row * row_bytes..(row + 1) * row_bytes], kind, b))
@@ -241,7 +240,7 @@ mod x86 {
             let mut total = [[_mm256_setzero_ps(); R]; 2];
             for b in 0..rows.blocks {
                 for side in 0..2 {
-                    // All products of a block stay inside 16 bits: 16 · 15 · 127 = 30480.
+                    // The sum of a lane's products in a block fits into 16 bits: 16 · 15 · 127 = 30480.
                     let mut acc = [_mm256_setzero_si256(); R];
                     for l in 0..LINES {
                         let line = lines.as_ptr().add(b * LINES + l).cast::<u8>().add(32 * side);
@@ -291,13 +290,13 @@ mod tests {
     use crate::noise;
     use crate::q8_rows::kernels;
 
-    /// The product with the weights that the blocks stand for, as candle reads them.
+    /// The product with weights w `[m, k]`.
     fn expected(w: &[f32], x: &[f32], m: usize, k: usize) -> Vec<f32> {
         (0..m).map(|c| (0..k).map(|i| x[i] * w[c * k + i]).sum()).collect()
     }
 
     #[test]
-    fn blocks_of_a_file_mean_what_candle_reads_in_them() {
+    fn blocks_of_a_file_have_the_values_that_candle_reads() {
         for (kind, dtype) in
             [(BlockType::Q4_0, GgmlDType::Q4_0), (BlockType::Q4_1, GgmlDType::Q4_1), (BlockType::Q4K, GgmlDType::Q4K)]
         {
@@ -316,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn close_to_f32_and_equal_in_any_batch_and_instruction_set() {
+    fn products_are_close_to_f32_and_equal_in_any_batch_and_on_every_instruction_set() {
         for (n, m, k) in [(1, 16, 32), (11, 70, 576), (3, 5, 48)] {
             let (w, x) = (noise(m * k, 1), noise(n * k, 2));
             let packed = PackedQ4::quantize(&w, m, k);
@@ -331,7 +330,7 @@ mod tests {
                     let mut tile = Tile::default();
                     let (lines, scales) = packed.panel(0);
                     tile_rows(kind, lines, scales, &rows, r, 1, &mut tile);
-                    assert_eq!(tile[0][..m.min(PANEL)], alone[..m.min(PANEL)], "{kind:?} agrees exactly");
+                    assert_eq!(tile[0][..m.min(PANEL)], alone[..m.min(PANEL)], "{kind:?} has the same bits");
                 }
                 for (exact, got) in expected(&w, &x[r * k..(r + 1) * k], m, k).iter().zip(&alone) {
                     assert!((exact - got).abs() < 0.08 * (k as f32).sqrt(), "{exact} {got}");

@@ -1,5 +1,5 @@
-//! y = x·Wᵀ with 8-bit weights and activations (GGUF's Q8_0: blocks of 32 along k, one f16 scale each).
-//! Integer sums are exact and blocks are added in ascending order, so results are batch-invariant and the same on every
+//! y = x·Wᵀ with 8-bit weights and activations (GGUF's Q8_0: blocks of 32 along k, with one f16 scale each). Integer
+//! sums are exact, and blocks are added in ascending order, so results are batch-invariant and the same on every
 //! instruction set.
 
 use half::f16;
@@ -12,21 +12,21 @@ use super::simd::multiversion;
 /// Registers of weights per block.
 const LINES: usize = BLOCK / GROUP;
 
-/// A weight matrix `[m, k]` as ⌈m/16⌉ panels of `[k/4][16][4]` bytes, biased by 128 (the dot-product
-/// instruction wants one unsigned side).
+/// A weight matrix `[m, k]` as ⌈m/16⌉ panels of `[k/4][16][4]` bytes, with 128 added because the dot-product
+/// instruction needs one unsigned operand.
 pub struct PackedQ8 {
     lines: Vec<Line>,
-    /// [panel][block][16]
+    /// `[panels][blocks][16]`.
     scales: Vec<f16>,
     m: usize,
     k: usize,
     blocks: usize,
 }
 
-/// Scale and 32 rounded values of one block: max |x| maps to 127.
+/// Quantises one block of up to 32 values so that max |x| becomes 127. Returns the scale.
 fn quantize_block(x: &[f32], out: &mut [i8; BLOCK]) -> f16 {
     let max = x.iter().fold(0f32, |m, v| m.max(v.abs()));
-    // Through f16, as the stored scale is: what was rounded to is what will be multiplied.
+    // Rounded to f16 first, because the product uses the stored scale.
     let scale = f16::from_f32(max / 127.0);
     let inv = if scale > f16::ZERO { 1.0 / scale.to_f32() } else { 0.0 };
     out.fill(0);
@@ -37,7 +37,7 @@ fn quantize_block(x: &[f32], out: &mut [i8; BLOCK]) -> f16 {
 }
 
 impl PackedQ8 {
-    /// Quantises a row-major f32 matrix [m, k].
+    /// Quantises a row-major f32 matrix `[m, k]`.
     pub fn quantize(w: &[f32], m: usize, k: usize) -> Self {
         assert_eq!(w.len(), m * k, "weight size");
         Self::pack(m, k, |row, b, q| {
@@ -45,7 +45,7 @@ impl PackedQ8 {
         })
     }
 
-    /// Takes GGUF's Q8_0 blocks `[m][k/32]` of (f16 scale, 32 × i8) as they are; k is a multiple of 32.
+    /// Packs GGUF's Q8_0 blocks `[m][k/32]` of (f16 scale, 32 × i8); k is a multiple of 32.
     pub fn from_gguf(bytes: &[u8], m: usize, k: usize) -> Self {
         const BYTES: usize = 2 + BLOCK;
         assert!(k.is_multiple_of(BLOCK) && bytes.len() == m * (k / BLOCK) * BYTES, "Q8_0 size");
@@ -58,7 +58,7 @@ impl PackedQ8 {
         })
     }
 
-    /// `block(row, b, out)` writes the values of one block and gives its scale.
+    /// Packs a matrix; `block(row, b, out)` writes the values of one block and returns its scale.
     fn pack(m: usize, k: usize, block: impl Fn(usize, usize, &mut [i8; BLOCK]) -> f16 + Sync + Send) -> Self {
         let (panels, blocks) = (m.div_ceil(PANEL), k.div_ceil(BLOCK));
         let per_panel = blocks * LINES;
@@ -195,8 +195,8 @@ mod x86 {
         }
     }
 
-    /// Without VNNI the 16-bit products of biased bytes could overflow: signs move to the activations, so that both
-    /// sides stay within ±127. The sizes of the weights are taken once for all rows.
+    /// Without VNNI the 16-bit sums of biased bytes could overflow, so the signs of the weights are moved to the
+    /// activations, and both operands stay within ±127.
     #[target_feature(enable = "avx2,fma,f16c")]
     pub unsafe fn avx2<const R: usize>(lines: &[Line], scales: &[f16], rows: &Activations, r0: usize, out: &mut Tile) {
         // SAFETY: the caller has checked the panel and the rows.
@@ -244,7 +244,7 @@ mod tests {
     use crate::q8_rows::kernels;
 
     #[test]
-    fn close_to_f32_and_equal_in_any_batch_and_instruction_set() {
+    fn products_are_close_to_f32_and_equal_in_any_batch_and_on_every_instruction_set() {
         for (n, m, k) in [(1, 16, 32), (11, 70, 576), (3, 5, 48)] {
             let (w, x) = (noise(m * k, 1), noise(n * k, 2));
             let packed = PackedQ8::quantize(&w, m, k);
@@ -259,7 +259,7 @@ mod tests {
                     let mut tile = Tile::default();
                     let (lines, scales) = packed.panel(0);
                     tile_rows(kind, lines, scales, &rows, r, 1, &mut tile);
-                    assert_eq!(tile[0][..m.min(PANEL)], alone[..m.min(PANEL)], "{kind:?} agrees exactly");
+                    assert_eq!(tile[0][..m.min(PANEL)], alone[..m.min(PANEL)], "{kind:?} has the same bits");
                 }
                 for c in 0..m {
                     let exact: f32 = (0..k).map(|i| x[r * k + i] * w[c * k + i]).sum();
@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn blocks_of_a_file_are_taken_as_they_are() {
+    fn blocks_of_a_file_are_packed_without_rounding() {
         let (m, k) = (18, 64);
         let mut bytes = Vec::new();
         let mut w = Vec::new();

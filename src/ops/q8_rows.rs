@@ -1,19 +1,19 @@
-//! Rows of activations in 8 bits, for products with quantised weights: blocks of 32 along k, one f32 scale
-//! each. A row is quantised on its own, so its result is batch-invariant.
+//! Activations quantised to 8 bits, for products with quantised weights: blocks of 32 along k, with one f32 scale each.
+//! Each row is quantised separately, so its result is batch-invariant.
 
 use super::par::{SharedMut, split};
 use super::simd::multiversion;
 
-/// Values that share a scale, in weights and activations alike (GGUF's Q8_0, Q4_0 and Q4_1).
+/// Number of values with a common scale, in weights and activations (GGUF's Q8_0, Q4_0 and Q4_1).
 pub const BLOCK: usize = 32;
-/// Output rows per weight panel: one 512-bit register of i32 sums.
+/// Outputs per weight panel: one 512-bit register of i32 sums.
 pub(super) const PANEL: usize = 16;
-/// k values per lane and dot-product instruction.
+/// Number of values along k per lane and dot-product instruction.
 pub(super) const GROUP: usize = 4;
-/// Batch rows per pass over a panel.
+/// Maximum number of batch rows per pass over a panel.
 pub(super) const MAX_R: usize = 8;
 
-/// What a kernel computes for one panel and up to `MAX_R` rows.
+/// The results of a kernel for one panel and up to `MAX_R` rows.
 pub(super) type Tile = [[f32; PANEL]; MAX_R];
 
 /// 64 weights of one panel, 16 outputs × 4 k values: one register.
@@ -21,13 +21,13 @@ pub(super) type Tile = [[f32; PANEL]; MAX_R];
 #[repr(align(64))]
 pub(super) struct Line(pub [u8; 64]);
 
-/// Quantised rows [n, k].
+/// Quantised activations `[n, k]`.
 pub(super) struct Activations {
-    /// [n][blocks · 32], zero past k.
+    /// `[n, blocks · 32]`, zero past k.
     pub q: Vec<i8>,
-    /// [n][blocks]
+    /// `[n, blocks]`.
     pub scales: Vec<f32>,
-    /// Σ q of each block, [n][blocks]: takes a bias or minimum of the weights into account.
+    /// Σ q of each block, `[n, blocks]`: the factor of an offset or minimum of the weights.
     pub sums: Vec<i32>,
     pub blocks: usize,
 }
@@ -86,7 +86,7 @@ multiversion! {
     }
 }
 
-/// Runs `kernel(panel, first_row, rows, tile)` over all panels and groups of rows of y [n, m], in parallel.
+/// Runs `kernel(panel, first_row, rows, tile)` for all panels and groups of rows of y `[n, m]`, in parallel.
 pub(super) fn over_tiles(
     y: &mut [f32],
     (n, m): (usize, usize),
@@ -110,24 +110,24 @@ pub(super) fn over_tiles(
     });
 }
 
-/// Calls a kernel that is generic over its number of rows (1 to `MAX_R`), and perhaps over a form of weights.
+/// Calls a kernel that is generic over its number of rows (1 to `MAX_R`), and optionally over a layout of weights.
 macro_rules! for_rows {
-    ($count:expr, $($kernel:ident)::+ $(of $form:ident)?; $($arg:expr),*) => {
+    ($count:expr, $($kernel:ident)::+ $(of $layout:ident)?; $($arg:expr),*) => {
         match $count {
-            1 => $($kernel)::+::<$($form,)? 1>($($arg),*),
-            2 => $($kernel)::+::<$($form,)? 2>($($arg),*),
-            3 => $($kernel)::+::<$($form,)? 3>($($arg),*),
-            4 => $($kernel)::+::<$($form,)? 4>($($arg),*),
-            5 => $($kernel)::+::<$($form,)? 5>($($arg),*),
-            6 => $($kernel)::+::<$($form,)? 6>($($arg),*),
-            7 => $($kernel)::+::<$($form,)? 7>($($arg),*),
-            _ => $($kernel)::+::<$($form,)? 8>($($arg),*),
+            1 => $($kernel)::+::<$($layout,)? 1>($($arg),*),
+            2 => $($kernel)::+::<$($layout,)? 2>($($arg),*),
+            3 => $($kernel)::+::<$($layout,)? 3>($($arg),*),
+            4 => $($kernel)::+::<$($layout,)? 4>($($arg),*),
+            5 => $($kernel)::+::<$($layout,)? 5>($($arg),*),
+            6 => $($kernel)::+::<$($layout,)? 6>($($arg),*),
+            7 => $($kernel)::+::<$($layout,)? 7>($($arg),*),
+            _ => $($kernel)::+::<$($layout,)? 8>($($arg),*),
         }
     };
 }
 pub(super) use for_rows;
 
-/// Which dot-product kernels this CPU runs.
+/// The dot-product kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Dot {
     Plain,
@@ -136,6 +136,7 @@ pub(super) enum Dot {
     Vnni,
 }
 
+/// The fastest kernel that this CPU supports.
 pub(super) fn dot_kernel() -> Dot {
     use std::sync::OnceLock;
     static KIND: OnceLock<Dot> = OnceLock::new();
@@ -155,7 +156,7 @@ pub(super) fn dot_kernel() -> Dot {
     })
 }
 
-/// The kernels that this CPU can run, for tests that they agree.
+/// All kernels that this CPU supports.
 #[cfg(test)]
 pub(super) fn kernels() -> Vec<Dot> {
     match dot_kernel() {

@@ -1,17 +1,18 @@
-//! Weight matrices in the forms that only serving uses: no gradient passes them.
+//! Weight matrices in formats for serving only, without gradients.
+
+use std::sync::Arc;
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape};
 
 use super::{f32s, storage};
-use std::sync::Arc;
 
-/// A packed matrix [m, k] on the CPU that multiplies f32 rows.
+/// A packed matrix W `[m, k]` on the CPU that multiplies f32 rows.
 pub trait ServedMatrix: Send + Sync {
     /// (outputs m, inputs k).
     fn shape(&self) -> (usize, usize);
-    /// Memory taken.
+    /// Size in memory.
     fn bytes(&self) -> usize;
-    /// y [n, m] = x [n, k] · Wᵀ. Overwrites y; a row's result does not depend on the other rows.
+    /// y `[n, m]` = x `[n, k]` · Wᵀ. A row's result does not depend on the other rows.
     fn matmul(&self, x: &[f32], y: &mut [f32], n: usize);
 }
 
@@ -22,7 +23,7 @@ impl std::fmt::Debug for dyn ServedMatrix {
     }
 }
 
-/// Applies a served matrix to a tensor [n, k].
+/// Applies a served matrix to a tensor `[n, k]`.
 pub(super) struct Serve(pub Arc<dyn ServedMatrix>);
 
 impl CustomOp1 for Serve {

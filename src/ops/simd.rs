@@ -1,11 +1,11 @@
-//! Run-time choice of vector instructions, and the few scalar functions kernels share.
-//! Kernels are written once as plain loops over `[f32; LANES]` and compiled for each instruction set.
+//! Selection of vector instructions at run time, and scalar functions that kernels share. Kernels are loops over
+//! `[f32; LANES]`, compiled for each instruction set.
 
-/// Lanes of the widest supported f32 vector; layouts (K blocks, panels) are multiples of it everywhere.
+/// Lanes of the widest supported f32 vector. The sizes of key blocks and panels are multiples of it.
 pub const LANES: usize = 16;
 
-/// Instruction sets with kernels of their own. All give bit-identical f32 results: every element is one
-/// chain of fused multiply-adds in the same order.
+/// The instruction sets for which kernels are compiled. All give the same f32 bits: every element is one chain of fused
+/// multiply-adds in the same order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Isa {
     Portable,
@@ -13,7 +13,7 @@ pub enum Isa {
     Avx512,
 }
 
-/// What this CPU can do; asked once.
+/// The instruction set that this process uses: the best one that the CPU has and `INSTRUCTD_MAX_ISA` allows.
 pub fn isa() -> Isa {
     use std::sync::OnceLock;
     static ISA: OnceLock<Isa> = OnceLock::new();
@@ -33,7 +33,7 @@ pub fn isa() -> Isa {
     })
 }
 
-/// Compiles one `#[inline(always)]` body for every instruction set and dispatches at run time.
+/// Compiles the body of a function for every instruction set, and dispatches at run time.
 #[macro_export]
 macro_rules! multiversion {
     ($(#[$doc:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
@@ -62,11 +62,11 @@ macro_rules! multiversion {
 }
 pub use multiversion;
 
-/// Asks for the cache line of `x[at]`, where memory's own guess of what comes next would be wrong.
+/// Prefetches the cache line of `x[at]`, for access patterns that the hardware does not predict.
 #[inline(always)]
 pub fn prefetch(x: &[f32], at: usize) {
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: a hint, which may name any address.
+    // SAFETY: a prefetch is a hint and may have any address.
     unsafe {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
         _mm_prefetch::<_MM_HINT_T0>(x.as_ptr().wrapping_add(at).cast());
@@ -97,7 +97,7 @@ pub fn exp(x: f32) -> f32 {
     if x < -87.3 { 0.0 } else { e }
 }
 
-/// The largest value, −∞ of nothing; 16 strided chains, since the order does not matter.
+/// The largest value, or −∞ for an empty slice.
 #[inline(always)]
 pub fn max(x: &[f32]) -> f32 {
     let greater = |a: f32, b: f32| if a > b { a } else { b };
@@ -111,7 +111,7 @@ pub fn max(x: &[f32]) -> f32 {
     lanes.iter().chain(tail).fold(f32::NEG_INFINITY, |m, v| greater(*v, m))
 }
 
-/// Sum in a fixed order: 16 strided chains, then one fold.
+/// The sum in a fixed order: 16 strided chains, which are then folded.
 #[inline(always)]
 pub fn sum(x: &[f32]) -> f32 {
     let mut lanes = [0f32; LANES];
@@ -124,7 +124,7 @@ pub fn sum(x: &[f32]) -> f32 {
     fold(lanes) + tail.iter().sum::<f32>()
 }
 
-/// Dot product in a fixed order: 16 strided chains, then one fold.
+/// The dot product in a fixed order: 16 strided chains, which are then folded.
 #[inline(always)]
 pub fn dot(x: &[f32], y: &[f32]) -> f32 {
     let mut lanes = [0f32; LANES];

@@ -1,5 +1,5 @@
-//! log p(target | hidden row) and entropy straight from hidden states and the output matrix, without keeping
-//! [rows, vocab] in the autograd graph: forward computes the gradient too, up to each row's factor.
+//! Log-probs of target tokens and entropies, computed from hidden states and the output matrix without logits `[rows,
+//! vocab]` in the autograd graph. The forward pass also computes the gradient of each row, up to the factor of the row.
 
 use std::sync::Mutex;
 
@@ -11,24 +11,26 @@ use super::par::{SharedMut, split};
 use super::simd::{exp, max, multiversion};
 use super::{buffer, f32s, fused, plain, pool, read, storage, tensor};
 
-/// Of a trained matrix, logits of at most this many bytes are kept for its gradient instead of being rebuilt.
-const KEEP_BYTES: usize = 160 << 20;
-/// Rows of logits held at once otherwise.
+/// For a trained output matrix, gradients of logits up to this size are saved for the backward pass; larger ones are
+/// recomputed.
+const SAVED_BYTES: usize = 160 << 20;
+/// Number of rows whose logits are in memory at a time otherwise.
 const CHUNK_ROWS: usize = 384;
 
-/// Per-row results, both `[m]`, f32.
+/// The results, both f32 `[m]`.
 pub struct TokenLogprobs {
-    /// log-softmax(logits / temperature) at the target, differentiable in hidden and weight.
+    /// log-softmax(logits / temperature) of the target in nats, differentiable in hidden states and weight.
     pub logprobs: Tensor,
-    /// Entropy of softmax(logits / temperature) in nats; carries a gradient only where it was asked for.
+    /// The entropy of softmax(logits / temperature) in nats. Only `with_entropy` gives it a gradient.
     pub entropy: Tensor,
 }
 
-/// What becomes of the products of hidden states and output matrix before they are logits.
+/// How logits are computed from the products of hidden states and output matrix.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LogitShape {
+    /// Divides the products.
     pub divisor: f32,
-    /// Logits become cap · tanh(logit / cap), after the division.
+    /// After the division, logits become cap · tanh(logit / cap).
     pub cap: Option<f32>,
 }
 
@@ -39,7 +41,7 @@ impl Default for LogitShape {
 }
 
 impl LogitShape {
-    /// Products [m, vocab] to logits, f32.
+    /// Converts products `[m, vocab]` to logits, f32.
     pub fn apply(self, products: &Tensor) -> Result<Tensor> {
         let x = products.to_dtype(candle_core::DType::F32)?;
         if self == Self::default() {
@@ -57,7 +59,7 @@ impl LogitShape {
         self.cap.map_or(Ok(x.clone()), |cap| plain::soft_cap(&x, f64::from(cap)))
     }
 
-    /// Products of one row `[vocab]` to logits, in place.
+    /// Converts the products of one row `[vocab]` to logits, in place.
     pub fn apply_to(self, z: &mut [f32]) {
         match self.cap {
             Some(cap) => soft_cap(z, cap, 1.0 / self.divisor),
@@ -66,8 +68,8 @@ impl LogitShape {
         }
     }
 
-    /// The gradient `g` of logits becomes that of the products; `slopes` are those of the cap.
-    fn back(self, g: &mut [f32], slopes: &[f32]) {
+    /// Converts the gradient `g` of the logits to that of the products. `slopes` are the derivatives of the cap.
+    fn backward(self, g: &mut [f32], slopes: &[f32]) {
         g.iter_mut().zip(slopes).for_each(|(g, slope)| *g *= slope);
         if self.divisor != 1.0 {
             g.iter_mut().for_each(|g| *g /= self.divisor);
@@ -75,12 +77,13 @@ impl LogitShape {
     }
 }
 
-/// `hidden` `[m, d]`, output matrix `[vocab, d]`, `targets` `[m]` < vocab; `temperature` > 0 divides the logits.
+/// The log-probs of `targets` `[m]` and the entropies, for hidden states `[m, hidden]` and the output matrix
+/// `[vocab, hidden]`. `temperature` > 0 divides the logits.
 pub fn token_logprobs(hidden: &Tensor, head: &Weight, targets: &[u32], temperature: f32) -> Result<TokenLogprobs> {
     shaped_logprobs(hidden, head, targets, temperature, LogitShape::default())
 }
 
-/// As `token_logprobs`, of logits that `shape` divides and caps first.
+/// The log-probs of `targets` `[m]` and the entropies, with logits that `shape` divides and caps.
 pub fn shaped_logprobs(
     hidden: &Tensor,
     head: &Weight,
@@ -88,12 +91,11 @@ pub fn shaped_logprobs(
     temperature: f32,
     shape: LogitShape,
 ) -> Result<TokenLogprobs> {
-    let TokenLogprobs { logprobs, entropy } = both(hidden, head, targets, temperature, shape, false)?;
+    let TokenLogprobs { logprobs, entropy } = compute(hidden, head, targets, temperature, shape, false)?;
     Ok(TokenLogprobs { logprobs, entropy: entropy.detach() })
 }
 
-/// The same values, with a gradient of the entropies as well. Nothing of the logits is kept: the backward pass computes
-/// them again.
+/// The log-probs of `targets` `[m]` and the entropies, both differentiable. The backward pass recomputes the logits.
 pub fn with_entropy(
     hidden: &Tensor,
     head: &Weight,
@@ -101,10 +103,10 @@ pub fn with_entropy(
     temperature: f32,
     shape: LogitShape,
 ) -> Result<TokenLogprobs> {
-    both(hidden, head, targets, temperature, shape, true)
+    compute(hidden, head, targets, temperature, shape, true)
 }
 
-fn both(
+fn compute(
     hidden: &Tensor,
     head: &Weight,
     targets: &[u32],
@@ -122,14 +124,14 @@ fn both(
     }
     if m > 0 && fused(hidden) && head.on_host() && !matches!(head, Weight::Served(_)) {
         let hidden = hidden.contiguous()?;
-        let op = Op {
+        let op = TokenLogprobsOp {
             head: head.clone(),
             targets: targets.to_vec(),
             inv_t: 1.0 / temperature,
             shape,
             slopes: hidden.track_op(),
             entropy,
-            kept: Mutex::default(),
+            saved: Mutex::default(),
         };
         let both = if head.trained() { hidden.apply_op2(head.dense()?, op)? } else { hidden.apply_op1(op)? };
         let entropy = both.narrow(1, 1, 1)?.squeeze(1)?;
@@ -142,36 +144,36 @@ fn both(
     Ok(TokenLogprobs { logprobs: all.gather(&index, 1)?.squeeze(1)?, entropy })
 }
 
-/// Entropy in nats of softmax(logits / temperature), bit-identical to training's.
+/// The entropy in nats of softmax(logits / temperature), with the bits that training's forward pass gives.
 pub fn entropy(logits: &[f32], temperature: f32) -> f32 {
     let mut z = logits.to_vec();
     let (lse, mean) = row_stats(&mut z, 1.0 / temperature);
     lse - mean
 }
 
-struct Op {
+struct TokenLogprobsOp {
     head: Weight,
     targets: Vec<u32>,
     inv_t: f32,
     shape: LogitShape,
-    /// Whether hidden wants a gradient.
+    /// Whether the hidden states need a gradient.
     slopes: bool,
-    /// Whether the entropies have one.
+    /// Whether the entropies have a gradient.
     entropy: bool,
-    kept: Mutex<Kept>,
+    saved: Mutex<SavedGradients>,
 }
 
-/// What forward leaves for backward.
+/// Gradients that the forward pass saves for the backward pass.
 #[derive(Default)]
-struct Kept {
-    /// d log p(target) / d hidden [m, d]: the gradient of row r is g_r times row r, whatever g_r will be.
+struct SavedGradients {
+    /// d log p(target) / d hidden, `[m, hidden]`: the gradient of row r is g_r times this row.
     slopes: Vec<f32>,
-    /// d log p(target) / d logits [m, vocab], where the matrix is trained and this is small.
+    /// d log p(target) / d logits, `[m, vocab]`, if the matrix is trained and this is small.
     logits: Option<Vec<f32>>,
 }
 
 multiversion! {
-    /// Scales a row of logits by 1/T in place; returns (log-sum-exp, Σ p·z).
+    /// Multiplies a row of logits by 1/T in place. Returns (log-sum-exp, Σ p·z).
     fn row_stats(z: &mut [f32], inv_t: f32) -> (f32, f32) {
         for v in z.iter_mut() {
             *v *= inv_t;
@@ -197,7 +199,7 @@ multiversion! {
 }
 
 multiversion! {
-    /// z ← (onehot(target) − softmax(z)) · inv_t, the gradient of the log-prob with respect to the raw logits.
+    /// Replaces z by (onehot(target) − softmax(z)) · inv_t, the gradient of the log-prob with respect to the logits.
     fn row_grad(z: &mut [f32], lse: f32, target: usize, inv_t: f32) {
         for v in z.iter_mut() {
             *v = -inv_t * exp(*v - lse);
@@ -207,8 +209,8 @@ multiversion! {
 }
 
 multiversion! {
-    /// z, scaled by 1/T → the gradient of `g[0]`·log p(target) + `g[1]`·entropy with respect to the raw logits, with the
-    /// log-sum-exp and Σ p·z of z. Of the entropy it is −p·(log p + entropy) = −p·(z − Σ p·z).
+    /// Replaces z (logits / T, with their log-sum-exp and mean Σ p·z) by the gradient of g[0]·log p(target) +
+    /// g[1]·entropy with respect to the logits. The gradient of the entropy is −p·(log p + entropy) = −p·(z − Σ p·z).
     fn row_grad_of_both(z: &mut [f32], lse: f32, mean: f32, target: usize, g: [f32; 2], inv_t: f32) {
         for v in z.iter_mut() {
             *v = -inv_t * exp(*v - lse) * (g[0] + g[1] * (*v - mean));
@@ -217,26 +219,26 @@ multiversion! {
     }
 }
 
-/// What becomes of a row of logits once its results are known.
+/// The gradient by which a row of logits is replaced.
 #[derive(Clone, Copy)]
-enum Slopes<'a> {
-    /// It stays.
+enum RowGradient<'a> {
+    /// None: the logits stay.
     None,
     /// The gradient of the log-prob.
     OfLogprob,
-    /// The gradient of the log-prob and of the entropy, each times its factor: [m, 2].
+    /// The gradient of the log-prob and of the entropy, each times its factor in `[m, 2]`.
     OfBoth(&'a [f32]),
 }
 
-/// Natural log of the normaliser of `logits · inv_t`, the very value that the fused op computes.
+/// The log-sum-exp of `logits · inv_t`, with the bits that the fused operation gives.
 pub fn log_sum_exp(logits: &[f32], inv_t: f32) -> f32 {
     row_normaliser(logits, inv_t)
 }
 
 multiversion! {
-    /// `row_stats` without the scaled logits and the entropy.
+    /// The log-sum-exp of `row_stats`, without changing the logits.
     fn row_normaliser(logits: &[f32], inv_t: f32) -> f32 {
-        // Scaling keeps the order, also after rounding.
+        // Scaling preserves the order, also after rounding.
         let max = max(logits) * inv_t;
         let mut total = [0f32; 16];
         let (head, tail) = logits.as_chunks::<16>();
@@ -253,9 +255,10 @@ multiversion! {
     }
 }
 
-impl Op {
-    /// Logits of rows `r0..` of x, turned into gradients with respect to them as `grads` says; results go to `out`.
-    fn rows(&self, x: &[f32], r0: usize, z: &mut [f32], out: Option<&mut [f32]>, grads: Slopes<'_>) -> Result<()> {
+impl TokenLogprobsOp {
+    /// Computes the logits z of rows `r0..` of x and replaces them by the gradients that `grads` requests. Writes
+    /// (log-prob, entropy) of each row to `out`.
+    fn rows(&self, x: &[f32], r0: usize, z: &mut [f32], out: Option<&mut [f32]>, grads: RowGradient<'_>) -> Result<()> {
         let vocab = self.head.out_features();
         let n = z.len() / vocab;
         let d = x.len() / self.targets.len();
@@ -273,7 +276,7 @@ impl Op {
                 let target = self.targets[r0 + r] as usize;
                 self.shape.apply_to(z);
                 let mut slopes = Vec::new();
-                if let Some(cap) = self.shape.cap.filter(|_| !matches!(grads, Slopes::None)) {
+                if let Some(cap) = self.shape.cap.filter(|_| !matches!(grads, RowGradient::None)) {
                     slopes.resize(vocab, 0.0);
                     soft_cap_slopes(z, cap, &mut slopes);
                 }
@@ -281,51 +284,51 @@ impl Op {
                 out[0] = z[target] - lse;
                 out[1] = lse - mean;
                 match grads {
-                    Slopes::None => continue,
-                    Slopes::OfLogprob => row_grad(z, lse, target, self.inv_t),
-                    Slopes::OfBoth(g) => {
+                    RowGradient::None => continue,
+                    RowGradient::OfLogprob => row_grad(z, lse, target, self.inv_t),
+                    RowGradient::OfBoth(g) => {
                         let at = (r0 + r) * 2;
                         row_grad_of_both(z, lse, mean, target, [g[at], g[at + 1]], self.inv_t);
                     }
                 }
-                self.shape.back(z, &slopes);
+                self.shape.backward(z, &slopes);
             }
         });
         Ok(())
     }
 
-    /// (log-prob, entropy) rows [m, 2].
+    /// Computes (log-prob, entropy) of each row, `[m, 2]`.
     fn forward(&self, x: &[f32]) -> Result<Vec<f32>> {
         let (m, vocab) = (self.targets.len(), self.head.out_features());
         let d = x.len() / m;
-        let keep = !self.entropy && self.head.trained() && m * vocab * size_of::<f32>() <= KEEP_BYTES;
+        let save = !self.entropy && self.head.trained() && m * vocab * size_of::<f32>() <= SAVED_BYTES;
         let slopes = self.slopes && !self.entropy;
-        let rows = if keep { m } else { CHUNK_ROWS.min(m) };
-        let mut kept = Kept::default();
+        let rows = if save { m } else { CHUNK_ROWS.min(m) };
+        let mut saved = SavedGradients::default();
         if slopes {
-            kept.slopes = pool::take(m * d);
+            saved.slopes = pool::take(m * d);
         }
         let mut out = buffer(m * 2);
         let mut logits = pool::take(rows * vocab);
         for r0 in (0..m).step_by(rows) {
             let n = rows.min(m - r0);
             let z = &mut logits[..n * vocab];
-            let grads = if slopes || keep { Slopes::OfLogprob } else { Slopes::None };
+            let grads = if slopes || save { RowGradient::OfLogprob } else { RowGradient::None };
             self.rows(x, r0, z, Some(&mut out[r0 * 2..(r0 + n) * 2]), grads)?;
             if slopes {
-                self.head.backward_input(z, &mut kept.slopes[r0 * d..(r0 + n) * d], n, false, None)?;
+                self.head.backward_input(z, &mut saved.slopes[r0 * d..(r0 + n) * d], n, false, None)?;
             }
         }
-        if keep {
-            kept.logits = Some(logits);
+        if save {
+            saved.logits = Some(logits);
         } else {
             pool::give(logits);
         }
-        *self.kept.lock().unwrap_or_else(|e| e.into_inner()) = kept;
+        *self.saved.lock().unwrap_or_else(|e| e.into_inner()) = saved;
         Ok(out)
     }
 
-    /// Gradients of hidden and of the matrix for `g` [m, 2].
+    /// The gradients of hidden states and output matrix, for the gradient `g` `[m, 2]` of the results.
     fn backward(&self, x: &Tensor, g: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
         match self.entropy {
             true => self.backward_of_both(x, g),
@@ -333,7 +336,7 @@ impl Op {
         }
     }
 
-    /// The logits again, a chunk of rows at a time, and their gradient.
+    /// Recomputes the logits, a chunk of rows at a time, and their gradients.
     fn backward_of_both(&self, x: &Tensor, g: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let (m, d) = x.dims2()?;
         let vocab = self.head.out_features();
@@ -346,7 +349,7 @@ impl Op {
         for r0 in (0..m).step_by(rows) {
             let n = rows.min(m - r0);
             let z = &mut logits[..n * vocab];
-            self.rows(&x, r0, z, None, Slopes::OfBoth(&g))?;
+            self.rows(&x, r0, z, None, RowGradient::OfBoth(&g))?;
             if self.slopes {
                 self.head.backward_input(z, &mut gx[r0 * d..(r0 + n) * d], n, false, None)?;
             }
@@ -363,11 +366,12 @@ impl Op {
         Ok((gx, gw))
     }
 
-    /// Entropy's column of `g` carries nothing.
+    /// Uses the saved gradients. The entropy's column of `g` is ignored.
     fn backward_of_logprobs(&self, x: &Tensor, g: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let (m, d) = x.dims2()?;
         let vocab = self.head.out_features();
-        let Kept { mut slopes, logits } = std::mem::take(&mut *self.kept.lock().unwrap_or_else(|e| e.into_inner()));
+        let SavedGradients { mut slopes, logits } =
+            std::mem::take(&mut *self.saved.lock().unwrap_or_else(|e| e.into_inner()));
         let g = g.contiguous()?;
         let g: Vec<f32> = read(&g)?.iter().step_by(2).copied().collect();
         let mut gw = None;
@@ -388,7 +392,7 @@ impl Op {
                     for r0 in (0..m).step_by(rows) {
                         let n = rows.min(m - r0);
                         let z = &mut logits[..n * vocab];
-                        self.rows(&x, r0, z, None, Slopes::OfLogprob)?;
+                        self.rows(&x, r0, z, None, RowGradient::OfLogprob)?;
                         let part = self.head.backward_weight(&scaled[r0 * d..(r0 + n) * d], z, n)?;
                         gw = match (gw, part) {
                             (Some(sum), Some(part)) => Some((sum + part)?),
@@ -408,12 +412,12 @@ impl Op {
     }
 }
 
-impl CustomOp2 for Op {
+impl CustomOp2 for TokenLogprobsOp {
     fn name(&self) -> &'static str {
         "token-logprobs"
     }
 
-    /// The second argument is the trained matrix: it ties the result to the graph and is read through `head`.
+    /// The second argument is the trained matrix. It connects the result to the graph; its data is read through `head`.
     fn cpu_fwd(&self, s: &CpuStorage, l: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
         Ok(storage(self.forward(f32s(s, l, "token-logprobs")?)?, (self.targets.len(), 2)))
     }
@@ -423,7 +427,7 @@ impl CustomOp2 for Op {
     }
 }
 
-impl CustomOp1 for Op {
+impl CustomOp1 for TokenLogprobsOp {
     fn name(&self) -> &'static str {
         "token-logprobs-frozen"
     }

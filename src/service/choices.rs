@@ -203,7 +203,7 @@ async fn run(engine: &dyn Generator, question: &Question, ids: Vec<u32>, from: O
         params: SamplingParams { max_tokens: 0, ..SamplingParams::default() },
         prompt_logprobs: from.map(|_| 0),
         prompt_from: from.unwrap_or(0),
-        adapter: question.adapter.as_ref().map(|a| a.id.clone()),
+        soft_prompt: question.adapter.as_ref().map(|a| a.id.clone()),
         background: false,
     };
     let mut generation = engine.generate(request).await?;

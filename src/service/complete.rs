@@ -218,7 +218,7 @@ pub async fn resolve_adapter(services: &Services, name: Option<&str>, model: &Se
     if version.state == ModelState::Retired {
         return Err(super::bad_input(FIELD, format!("{} is retired", version.name)));
     }
-    let tokens = services.engine()?.load_adapter(&version, model).await?;
+    let tokens = services.engine()?.load_soft_prompt(&version, model).await?;
     Ok(Some(Adapter { id: version.id, name: version.name, tokens }))
 }
 
@@ -255,7 +255,7 @@ pub async fn start(services: &Arc<Services>, start: Start) -> Result<Running> {
         params: params.clone(),
         prompt_logprobs,
         prompt_from: 0,
-        adapter: adapter.as_ref().map(|a| a.id.clone()),
+        soft_prompt: adapter.as_ref().map(|a| a.id.clone()),
         background: super::urgency::is_background(),
     };
     let engine = services.engine()?;
@@ -469,7 +469,7 @@ impl Running {
         }
         if let Some(constraint) = &self.params.constraint {
             // The tokens were not sampled from the distribution of their log-probs.
-            sampling["constrained"] = serde_json::json!(constraint.form.name());
+            sampling["constrained"] = serde_json::json!(constraint.kind.name());
         }
         if let Some(adapter) = &self.adapter {
             // The soft prompt is part of the policy that generated the text.

@@ -2,7 +2,7 @@
 
 use super::{Result, ServiceError, Services, bad_input, meter, register};
 use crate::domain::{ModelKind, ModelState, ModelVersion};
-use crate::engine::{EmbedRequest, Embeddings, FillRequest, Filled};
+use crate::engine::{EmbedRequest, Embeddings, FillRequest, FillResult};
 
 /// # Errors
 /// `NotFound` and `BadInput` at `model` for no such version and versions of another kind; `Conflict` when no
@@ -44,9 +44,9 @@ pub async fn fill(
     services: &Services,
     model: Option<&str>,
     request: FillRequest,
-) -> Result<(ModelVersion, Vec<Filled>)> {
+) -> Result<(ModelVersion, Vec<FillResult>)> {
     let version = resolve(services, model).await?;
     let found = services.engine()?.fill(&version, request).await?;
-    meter::charge(services, found.first().map_or(0, |gap| gap.read)).await?;
+    meter::charge(services, found.first().map_or(0, |gap| gap.text_tokens)).await?;
     Ok((version, found))
 }

@@ -61,14 +61,14 @@ impl Accumulator {
     pub fn add(&mut self, params: &Params, loss: &Tensor) -> Result<()> {
         let mut watch = Stopwatch::start();
         let sums = params.iter().filter_map(|(name, var)| Some((var.id(), self.grads.remove(name)?))).collect();
-        let taker = self.stepping.clone().map(|stepping| -> grad::Taker {
+        let sink = self.stepping.clone().map(|stepping| -> grad::GradientSink {
             Box::new(move |id, grad| {
                 stepping.borrow_mut().apply(id, &grad)?;
                 pool::reclaim(grad);
                 Ok(())
             })
         });
-        let (store, mut sums) = grad::collecting(sums, taker, || loss.backward());
+        let (store, mut sums) = grad::accumulate(sums, sink, || loss.backward());
         let mut store = store?;
         for (name, var) in params {
             let sum = match (sums.remove(&var.id()), store.remove(var)) {

@@ -8,8 +8,6 @@ use std::path::Path;
 const KNOWN: &[&[&str]] = &[
     // The table of routes has the handlers of the pages that show the table.
     &["http::docs", "http::openapi", "http::routes"],
-    // The plain reference versions of operations take the operations' parameter types.
-    &["ops::activation", "ops::attention", "ops::plain", "ops::rope"],
     // A configuration is read by its family's table, and a family's table makes a configuration.
     &["model::config", "model::families", "model::families::read", "model::gguf::metadata"],
     &[
@@ -22,8 +20,6 @@ const KNOWN: &[&[&str]] = &[
         "model::load",
         "model::load::side_files",
     ],
-    &["engine::constraint::compile", "engine::constraint::guide"],
-    &["engine::loaded", "engine::output", "engine::scheduler", "engine::sequence"],
     &["train::rl::redraw", "train::rl::rollout"],
     &["train::rl::final_answer::number", "train::rl::final_answer::units"],
 ];

@@ -1,15 +1,15 @@
-//! GBNF, llama.cpp's grammars, as Lark for llguidance. Every character is a terminal of its own, so that the grammar
-//! means what it means there: no longest match, no tokens. Rules get numbered names.
+//! Translates GBNF, the grammar notation of llama.cpp, to Lark for llguidance. Every character becomes a terminal,
+//! because GBNF has no lexer: with longer terminals, longest match would change the language. Rules get numbered names.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-/// Rules and parts deeper in each other are refused.
-const MOST_DEPTH: usize = 64;
-/// Most repetitions that can be named.
-const MOST_TIMES: usize = 10_000;
+/// Maximum nesting of parentheses.
+const MAX_DEPTH: usize = 64;
+/// Maximum of a repetition count.
+const MAX_REPETITIONS: usize = 10_000;
 
-/// Whether a grammar is GBNF and not Lark: its rules are defined by `::=`.
+/// Whether a grammar is GBNF, which defines rules by `::=`, and not Lark.
 pub fn is_gbnf(text: &str) -> bool {
     text.lines().any(|line| {
         let rule = line.trim_start().split_once("::=").map(|(name, _)| name.trim_end());
@@ -21,48 +21,50 @@ fn is_name(c: char) -> bool {
     c.is_ascii_alphanumeric() || c == '-' || c == '_'
 }
 
+/// The Lark grammar that accepts the texts of a GBNF grammar.
+///
 /// # Errors
-/// What is wrong, with its line.
+/// What is wrong, with the line.
 pub fn to_lark(text: &str) -> Result<String, String> {
-    let mut reader = Reader { chars: text.chars().collect(), at: 0, names: BTreeMap::new(), defined: Vec::new() };
+    let mut parser = Parser { chars: text.chars().collect(), at: 0, names: BTreeMap::new(), defined: Vec::new() };
     let mut lark = String::new();
     loop {
-        reader.space(true);
-        if reader.peek().is_none() {
+        parser.space(true);
+        if parser.peek().is_none() {
             break;
         }
-        let name = reader.name().ok_or_else(|| reader.wrong("a rule's name is expected"))?;
-        reader.space(true);
-        if !reader.takes("::=") {
-            return Err(reader.wrong("::= is expected"));
+        let name = parser.name().ok_or_else(|| parser.error("a rule's name is expected"))?;
+        parser.space(true);
+        if !parser.eat("::=") {
+            return Err(parser.error("::= is expected"));
         }
-        let rule = reader.rule(&name);
-        if reader.defined.contains(&rule) {
-            return Err(reader.wrong(&format!("the rule {name} is there twice")));
+        let rule = parser.rule(&name);
+        if parser.defined.contains(&rule) {
+            return Err(parser.error(&format!("the rule {name} is defined twice")));
         }
-        reader.defined.push(rule.clone());
-        let body = reader.alternatives(0)?;
+        parser.defined.push(rule.clone());
+        let body = parser.alternatives(0)?;
         // Writing to a String does not fail.
         let _ = writeln!(lark, "{rule}: {body}");
     }
-    let missing = reader.names.iter().find(|(_, rule)| !reader.defined.contains(rule));
+    let missing = parser.names.iter().find(|(_, rule)| !parser.defined.contains(rule));
     match missing {
         Some((name, _)) => Err(format!("the rule {name} is not defined")),
-        None if !reader.names.contains_key("root") => Err("there is no rule root".into()),
+        None if !parser.names.contains_key("root") => Err("the rule root is missing".into()),
         None => Ok(lark),
     }
 }
 
-struct Reader {
+struct Parser {
     chars: Vec<char>,
     at: usize,
-    /// Its name here → its name in Lark.
+    /// Names of rules in GBNF and in Lark.
     names: BTreeMap<String, String>,
     defined: Vec<String>,
 }
 
-impl Reader {
-    fn wrong(&self, what: &str) -> String {
+impl Parser {
+    fn error(&self, what: &str) -> String {
         let line = 1 + self.chars[..self.at.min(self.chars.len())].iter().filter(|c| **c == '\n').count();
         format!("line {line} of the grammar: {what}")
     }
@@ -77,7 +79,7 @@ impl Reader {
         c
     }
 
-    fn takes(&mut self, text: &str) -> bool {
+    fn eat(&mut self, text: &str) -> bool {
         let here = text.chars().enumerate().all(|(i, c)| self.chars.get(self.at + i) == Some(&c));
         if here {
             self.at += text.chars().count();
@@ -85,7 +87,7 @@ impl Reader {
         here
     }
 
-    /// Skips white space and comments; ends of lines only where the rule goes on behind them.
+    /// Skips white space and comments; with `lines`, also line ends.
     fn space(&mut self, lines: bool) {
         while let Some(c) = self.peek() {
             match c {
@@ -118,14 +120,14 @@ impl Reader {
     }
 
     fn alternatives(&mut self, depth: usize) -> Result<String, String> {
-        if depth > MOST_DEPTH {
-            return Err(self.wrong("too many parentheses in each other"));
+        if depth > MAX_DEPTH {
+            return Err(self.error("parentheses are nested too deeply"));
         }
         let mut all = vec![self.sequence(depth)?];
         loop {
             let before = self.at;
             self.space(true);
-            if !self.takes("|") {
+            if !self.eat("|") {
                 // The end of the line is the end of the rule.
                 self.at = before;
                 return Ok(all.join(" | "));
@@ -153,8 +155,8 @@ impl Reader {
                     self.at += 1;
                     let inner = self.alternatives(depth + 1)?;
                     self.space(true);
-                    if !self.takes(")") {
-                        return Err(self.wrong(") is expected"));
+                    if !self.eat(")") {
+                        return Err(self.error(") is expected"));
                     }
                     format!("({inner})")
                 }
@@ -169,14 +171,15 @@ impl Reader {
         Ok(if parts.is_empty() { "\"\"".to_owned() } else { parts.join(" ") })
     }
 
-    /// A rule's first part may stand on the line below `::=`, unless another rule begins there.
+    /// Skips to the next line if the rule continues there: its first part may be on the line after `::=`, unless that
+    /// line begins another rule.
     fn first_line(&mut self) {
         let before = self.at;
         self.space(true);
         let start = self.at;
         if self.name().is_some() {
             self.space(false);
-            if self.takes("::=") {
+            if self.eat("::=") {
                 self.at = before;
                 return;
             }
@@ -205,7 +208,7 @@ impl Reader {
     fn times(&mut self) -> Result<String, String> {
         let low = self.number()?;
         self.space(false);
-        let (low, high) = match self.takes(",") {
+        let (low, high) = match self.eat(",") {
             false => (low, low),
             true => {
                 self.space(false);
@@ -213,11 +216,13 @@ impl Reader {
             }
         };
         self.space(false);
-        let Some(low) = low.filter(|_| self.takes("}")) else {
-            return Err(self.wrong("a repetition is written {n}, {n,} or {n,m}"));
+        let Some(low) = low.filter(|_| self.eat("}")) else {
+            return Err(self.error("a repetition is written {n}, {n,} or {n,m}"));
         };
-        if high.is_some_and(|high| high < low) || low.max(high.unwrap_or(0)) > MOST_TIMES {
-            return Err(self.wrong(&format!("a part is repeated at most {MOST_TIMES} times, and not less than least")));
+        if high.is_some_and(|high| high < low) || low.max(high.unwrap_or(0)) > MAX_REPETITIONS {
+            return Err(self.error(&format!(
+                "a repetition is at most {MAX_REPETITIONS}, and its maximum is not below its minimum"
+            )));
         }
         Ok(format!("{{{low},{}}}", high.map(|h| h.to_string()).unwrap_or_default()))
     }
@@ -231,11 +236,11 @@ impl Reader {
         let digits: String = self.chars[start..self.at].iter().collect();
         match digits.is_empty() {
             true => Ok(None),
-            false => digits.parse().map(Some).map_err(|_| self.wrong("the number is too large")),
+            false => digits.parse().map(Some).map_err(|_| self.error("the number is too large")),
         }
     }
 
-    /// `"abc"` as three terminals.
+    /// A literal: `"abc"` becomes three terminals.
     fn literal(&mut self) -> Result<String, String> {
         self.at += 1;
         let mut parts = Vec::new();
@@ -245,7 +250,7 @@ impl Reader {
                     self.at += 1;
                     break;
                 }
-                None | Some('\n') => return Err(self.wrong("a text in quotation marks does not end")),
+                None | Some('\n') => return Err(self.error("a literal has no closing quotation mark")),
                 Some(_) => {
                     let c = self.character()?;
                     parts.push(format!("/{}/", escaped(c)));
@@ -262,13 +267,13 @@ impl Reader {
     fn class(&mut self) -> Result<String, String> {
         self.at += 1;
         let mut class = String::from("/[");
-        if self.takes("^") {
+        if self.eat("^") {
             class.push('^');
         }
         let mut any = false;
         loop {
             match self.peek() {
-                None | Some('\n') => return Err(self.wrong("a class does not end")),
+                None | Some('\n') => return Err(self.error("a character class has no closing bracket")),
                 Some(']') => {
                     self.at += 1;
                     break;
@@ -283,26 +288,26 @@ impl Reader {
                 self.at += 1;
                 let high = self.character()?;
                 if high < low {
-                    return Err(self.wrong("a range in a class ends before it begins"));
+                    return Err(self.error("a range in a character class ends before it begins"));
                 }
                 class.push('-');
                 class.push_str(&escaped(high));
             }
         }
         if !any {
-            return Err(self.wrong("a class is empty"));
+            return Err(self.error("a character class is empty"));
         }
         class.push_str("]/");
         Ok(class)
     }
 
-    /// One character of a text or class, escapes undone.
+    /// One character of a literal or class, unescaped.
     fn character(&mut self) -> Result<char, String> {
-        let c = self.next().ok_or_else(|| self.wrong("the grammar ends in a text"))?;
+        let c = self.next().ok_or_else(|| self.error("the grammar ends in a literal"))?;
         if c != '\\' {
             return Ok(c);
         }
-        let escape = self.next().ok_or_else(|| self.wrong("the grammar ends in an escape"))?;
+        let escape = self.next().ok_or_else(|| self.error("the grammar ends in an escape"))?;
         let digits = match escape {
             'x' => 2,
             'u' => 4,
@@ -311,18 +316,19 @@ impl Reader {
             'r' => return Ok('\r'),
             'n' => return Ok('\n'),
             '\\' | '"' | '[' | ']' | '-' | '^' | '/' => return Ok(escape),
-            other => return Err(self.wrong(&format!("\\{other} is no escape"))),
+            other => return Err(self.error(&format!("\\{other} is not an escape sequence"))),
         };
         let end = self.at + digits;
         let text: String = self.chars.get(self.at..end).unwrap_or_default().iter().collect();
         let found = u32::from_str_radix(&text, 16).ok().and_then(char::from_u32);
-        let found = found.ok_or_else(|| self.wrong(&format!("\\{escape} needs {digits} digits of a character")))?;
+        let found =
+            found.ok_or_else(|| self.error(&format!("\\{escape} needs {digits} hexadecimal digits of a character")))?;
         self.at = end;
         Ok(found)
     }
 }
 
-/// The character as it stands in a regular expression.
+/// The character, escaped for a regular expression.
 fn escaped(c: char) -> String {
     if c.is_ascii_alphanumeric() { c.to_string() } else { format!("\\x{{{:x}}}", u32::from(c)) }
 }
@@ -348,11 +354,11 @@ mod tests {
     }
 
     #[test]
-    fn what_grammars_accept() {
+    fn translated_grammars_accept_the_same_texts() {
         let arithmetic = "# llama.cpp's example\nroot  ::= (expr \"=\" ws term \"\\n\")+\nexpr  ::= term ([-+*/] term)*\n\
                           term  ::= ident | num | \"(\" ws expr \")\" ws\nident ::= [a-z] [a-z0-9_]* ws\n\
                           num   ::= [0-9]+ ws\nws    ::= [ \\t\\n]*";
-        // Texts in which a lexer of longest matches would go wrong.
+        // A lexer with longest match would refuse these texts.
         let overlap = "root ::= [a-z]* \"begin\" [a-z]*";
         let nested = "root ::=\n  pair |\n  \"x\"{2,3} # a comment\npair ::= \"<\" root? \">\" | \"\\u4e2d\" [^\\x00-\\x1F\"]{1,}";
         for (grammar, yes, no) in [
@@ -372,21 +378,21 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named() {
+    fn errors_name_the_problem() {
         for (grammar, part) in [
-            ("a ::= \"x\"", "no rule root"),
+            ("a ::= \"x\"", "root is missing"),
             ("root ::= b", "rule b is not defined"),
-            ("root ::= \"x", "does not end"),
-            ("root ::= [a", "does not end"),
+            ("root ::= \"x", "no closing quotation"),
+            ("root ::= [a", "no closing bracket"),
             ("root ::= []", "is empty"),
             ("root ::= (\"x\"", ") is expected"),
-            ("root ::= \"x\"{3,2}", "repeated"),
-            ("root ::= \"x\"{99999}", "repeated"),
-            ("root ::= \"\\q\"", "no escape"),
+            ("root ::= \"x\"{3,2}", "repetition"),
+            ("root ::= \"x\"{99999}", "repetition"),
+            ("root ::= \"\\q\"", "not an escape"),
             ("root ::= [b-a]", "ends before"),
-            ("root ::= \"x\"\nroot ::= \"y\"", "line 2 of the grammar: the rule root is there twice"),
+            ("root ::= \"x\"\nroot ::= \"y\"", "line 2 of the grammar: the rule root is defined twice"),
             ("root ::= \"x\"\n%", "a rule's name"),
-            (&format!("root ::= {}", "(".repeat(200)), "too many parentheses"),
+            (&format!("root ::= {}", "(".repeat(200)), "nested too deeply"),
         ] {
             let error = to_lark(grammar).unwrap_err();
             assert!(error.contains(part), "{grammar}: {error}");

@@ -1,80 +1,79 @@
-//! One sample's place in its form.
+//! The state of one sample's constraint.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use llguidance::Matcher;
 use llguidance::toktrie::SimpleVob;
 
-use super::compile::explained;
-use crate::generation::sampling::{Context, Drawn, Warpers, draw_among};
+use super::readable;
+use crate::generation::sampling::{DrawContext, Drawn, Warpers, draw_among};
 
-/// Which tokens may come next, and whether the text may or must end here.
+/// Computes which tokens may come next, and whether the text may or must end.
 pub struct Guide {
     matcher: Mutex<Matcher>,
-    /// Not to be drawn as the first token.
-    unlike: Option<Arc<SimpleVob>>,
+    /// Tokens that must not be the first one.
+    not_first: Option<Arc<SimpleVob>>,
     eos_ids: Arc<[u32]>,
 }
 
 impl Guide {
-    pub fn new(matcher: Matcher, unlike: Option<Arc<SimpleVob>>, eos_ids: Arc<[u32]>) -> Self {
-        Self { matcher: Mutex::new(matcher), unlike, eos_ids }
+    pub fn new(matcher: Matcher, not_first: Option<Arc<SimpleVob>>, eos_ids: Arc<[u32]>) -> Self {
+        Self { matcher: Mutex::new(matcher), not_first, eos_ids }
     }
 
-    /// The same place for another sample.
+    /// A copy in the same state, for another sample.
     pub fn fork(&self) -> Self {
         let matcher = self.matcher.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        Self { matcher: Mutex::new(matcher), unlike: self.unlike.clone(), eos_ids: self.eos_ids.clone() }
+        Self { matcher: Mutex::new(matcher), not_first: self.not_first.clone(), eos_ids: self.eos_ids.clone() }
     }
 
-    /// The tokens that may be drawn behind `written` tokens.
+    /// The tokens that are allowed after `generated` tokens.
     ///
     /// # Errors
-    /// Why the form can be followed no further.
-    pub fn allowed(&self, written: usize) -> Result<SimpleVob, String> {
+    /// Why the constraint cannot be satisfied.
+    pub fn allowed(&self, generated: usize) -> Result<SimpleVob, String> {
         let mut matcher = self.matcher.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut allowed = matcher.compute_mask_or_eos().map_err(|e| explained(&e.to_string()))?;
-        if let Some(unlike) = self.unlike.as_ref().filter(|_| written == 0) {
-            allowed.sub(unlike);
+        let mut allowed = matcher.compute_mask_or_eos().map_err(|e| readable(&e.to_string()))?;
+        if let Some(not_first) = self.not_first.as_ref().filter(|_| generated == 0) {
+            allowed.sub(not_first);
         }
         Ok(allowed)
     }
 
-    /// Draws among the allowed tokens. An end token that must not be drawn yet is drawn after all where the form
-    /// lets nothing else through.
+    /// Draws among the allowed tokens. An end token that must not be drawn yet is drawn if no other token is allowed.
     ///
     /// # Errors
-    /// Why the form can be followed no further.
+    /// Why the constraint cannot be satisfied.
     pub fn draw(
         &self,
         logits: &[f32],
         warpers: &Warpers,
-        context: &Context<'_>,
+        context: &DrawContext<'_>,
         ignore_eos: bool,
     ) -> Result<Drawn, String> {
         let allowed = self.allowed(context.generated.len())?;
-        let stays = || "it cannot be followed: no token of this model goes on from here".to_owned();
+        let stuck = || "it cannot be followed: no token of this model goes on from here".to_owned();
         if !ignore_eos && context.forbidden.is_empty() {
-            return draw_among(logits, warpers, context, allowed.as_slice()).ok_or_else(stays);
+            return draw_among(logits, warpers, context, allowed.as_slice()).ok_or_else(stuck);
         }
-        let mut going_on = allowed.clone();
+        let mut without_end = allowed.clone();
         let ends = context.forbidden.iter().chain(self.eos_ids.iter().filter(|_| ignore_eos));
         for id in ends.filter(|id| (**id as usize) < allowed.len()) {
-            going_on.disallow_token(*id);
+            without_end.disallow_token(*id);
         }
-        let left = Context { forbidden: &[], ..*context };
-        draw_among(logits, warpers, &left, going_on.as_slice())
-            .or_else(|| draw_among(logits, warpers, &left, allowed.as_slice()))
-            .ok_or_else(stays)
+        let unrestricted = DrawContext { forbidden: &[], ..*context };
+        draw_among(logits, warpers, &unrestricted, without_end.as_slice())
+            .or_else(|| draw_among(logits, warpers, &unrestricted, allowed.as_slice()))
+            .ok_or_else(stuck)
     }
 
-    /// Goes on by a token that was drawn. `true` when nothing can follow it.
+    /// Advances by a drawn token. `true` if no token can follow it.
     ///
     /// # Errors
-    /// Why the form can be followed no further.
+    /// Why the constraint cannot be satisfied.
     pub fn advance(&self, id: u32) -> Result<bool, String> {
         let mut matcher = self.matcher.lock().unwrap_or_else(PoisonError::into_inner);
-        matcher.consume_token(id).map_err(|e| explained(&e.to_string()))?;
+        matcher.consume_token(id).map_err(|e| readable(&e.to_string()))?;
         Ok(matcher.is_stopped())
     }
 }

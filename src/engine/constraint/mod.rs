@@ -1,6 +1,7 @@
-//! Texts that must have a form: JSON, a regular expression, one of several choices, or a grammar. The form is
-//! compiled once for each request on a blocking thread; then every sample follows it with its own [`Guide`], which
-//! says before each draw which tokens may come next. Nothing is drawn twice, and log-probs stay those of the model.
+//! Constrained decoding: texts that must be JSON, match a regular expression or a grammar, or be one of several
+//! choices. A constraint is compiled once for each request, on a blocking thread. Every sample has its own [`Guide`],
+//! which computes the mask of allowed tokens before each draw. Reported log-probs are those of the model without the
+//! mask.
 
 mod compile;
 mod gbnf;
@@ -11,17 +12,17 @@ pub(super) use guide::Guide;
 
 use serde_json::Value;
 
-/// What a text must be.
+/// A constraint on the text of an answer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Constraint {
-    /// The request's field that asked for it, for errors.
+    /// The field of the request that contains it, for error messages.
     pub field: &'static str,
-    pub form: Form,
+    pub kind: ConstraintKind,
 }
 
-/// The forms that can be asked for.
+/// The kinds of constraints.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Form {
+pub enum ConstraintKind {
     /// Any JSON object.
     JsonObject,
     /// A JSON value that this schema (draft 2020-12) accepts.
@@ -30,12 +31,12 @@ pub enum Form {
     Regex(String),
     /// One of these texts.
     Choice(Vec<String>),
-    /// GBNF as llama.cpp writes it (`root ::= …`), or llguidance's kind of Lark (`start: …`).
+    /// A grammar in llama.cpp's GBNF (`root ::= …`) or in llguidance's dialect of Lark (`start: …`).
     Grammar(String),
 }
 
-impl Form {
-    /// How stored completions name it.
+impl ConstraintKind {
+    /// The name in stored completions.
     pub fn name(&self) -> &'static str {
         match self {
             Self::JsonObject => "json_object",
@@ -46,7 +47,7 @@ impl Form {
         }
     }
 
-    /// Bytes that have to be read to compile it.
+    /// Size of the definition in bytes.
     pub fn bytes(&self) -> usize {
         match self {
             Self::JsonObject => 0,
@@ -55,4 +56,12 @@ impl Form {
             Self::Choice(choices) => choices.iter().map(|c| c.len() + 1).sum(),
         }
     }
+}
+
+/// The beginning of an error of llguidance, without the parser state that it appends.
+fn readable(error: &str) -> String {
+    let text = error.split("<non-verbose/>").next().unwrap_or(error);
+    let text = text.split("<state>").next().unwrap_or(text).trim();
+    let start: String = text.chars().take(400).collect();
+    format!("it cannot be followed: {start}")
 }

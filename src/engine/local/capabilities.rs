@@ -1,11 +1,11 @@
-//! What the local engine can do beside writing text: token ids, rewards, soft prompts, encoders, attention maps. What
-//! takes more than a millisecond runs on threads for such work.
+//! The capabilities of the local engine: token ids, rewards, soft prompts, encoders, attention maps. Work that takes
+//! more than a millisecond runs on blocking threads.
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use super::{LocalEngine, READ_HERE};
+use super::{INLINE_BYTES, LocalEngine};
 use crate::domain::{Message, ModelKind};
 use crate::engine::*;
 use crate::engine::{attention, encoders};
@@ -19,36 +19,36 @@ impl Tokens for LocalEngine {
         form: TextForm<'_>,
     ) -> Result<Vec<u32>, EngineError> {
         let model = self.find(version)?;
-        if text.len() <= READ_HERE {
+        if text.len() <= INLINE_BYTES {
             return model.encode(text, form);
         }
         let text = text.to_owned();
         match form {
             TextForm::Whole { special, parse_special } => {
-                self.texts.run(move |_| model.encode(&text, TextForm::Whole { special, parse_special })).await
+                self.tokenizing.run(move |_| model.encode(&text, TextForm::Whole { special, parse_special })).await
             }
             TextForm::Open { special, parse_special } => {
-                self.texts.run(move |_| model.encode(&text, TextForm::Open { special, parse_special })).await
+                self.tokenizing.run(move |_| model.encode(&text, TextForm::Open { special, parse_special })).await
             }
             TextForm::After(left) => {
                 let left = left.to_owned();
-                self.texts.run(move |_| model.encode(&text, TextForm::After(&left))).await
+                self.tokenizing.run(move |_| model.encode(&text, TextForm::After(&left))).await
             }
         }
     }
 
-    async fn gap_prompt(
+    async fn infill_prompt(
         &self,
         version: Option<&ModelVersionId>,
-        before: &str,
-        behind: &str,
+        prefix: &str,
+        suffix: &str,
     ) -> Result<Vec<u32>, EngineError> {
         let model = self.find(version)?;
-        if before.len() + behind.len() <= READ_HERE {
-            return model.gap(before, behind);
+        if prefix.len() + suffix.len() <= INLINE_BYTES {
+            return model.infill_prompt(prefix, suffix);
         }
-        let (before, behind) = (before.to_owned(), behind.to_owned());
-        self.texts.run(move |_| model.gap(&before, &behind)).await
+        let (prefix, suffix) = (prefix.to_owned(), suffix.to_owned());
+        self.tokenizing.run(move |_| model.infill_prompt(&prefix, &suffix)).await
     }
 
     async fn detokenize(&self, version: Option<&ModelVersionId>, ids: &[u32]) -> Result<String, EngineError> {
@@ -57,11 +57,11 @@ impl Tokens for LocalEngine {
             let decoded = model.tokenizer()?.decode(ids, false);
             decoded.map_err(|e| EngineError::BadRequest { param: "tokens", message: e.to_string() })
         };
-        if ids.len() <= READ_HERE / 4 {
+        if ids.len() <= INLINE_BYTES / 4 {
             return decode(ids);
         }
         let ids = ids.to_owned();
-        self.texts.run(move |_| decode(&ids)).await
+        self.tokenizing.run(move |_| decode(&ids)).await
     }
 
     async fn token_pieces(
@@ -73,7 +73,7 @@ impl Tokens for LocalEngine {
         let model = self.find(version)?;
         let mut context = left.to_vec();
         let one = |token: &TokenLogprob| {
-            // Models without a tokenizer still answer log-prob requests: ids stand for themselves.
+            // A model without a tokenizer still answers log-prob requests; the text of a token is then its id.
             let piece = |id: u32| match &model.tokenizer {
                 Some(tokenizer) => tokenizer.piece(&context, id),
                 None => Piece::of(id.to_string()),
@@ -95,12 +95,12 @@ impl Tokens for LocalEngine {
             let bad = |message: String| EngineError::BadRequest { param: "messages", message };
             model.template()?.encode(messages, true, model.tokenizer()?).map_err(|e| bad(e.to_string()))
         };
-        // Templates of many messages take long, too.
-        if messages.iter().map(|m| m.content.len() + 256).sum::<usize>() <= READ_HERE {
+        // Many short messages take long to render, too: each counts as at least 256 bytes.
+        if messages.iter().map(|m| m.content.len() + 256).sum::<usize>() <= INLINE_BYTES {
             return render(messages);
         }
         let messages = messages.to_owned();
-        self.texts.run(move |_| render(&messages)).await
+        self.tokenizing.run(move |_| render(&messages)).await
     }
 
     async fn conversation_prompt(
@@ -109,11 +109,11 @@ impl Tokens for LocalEngine {
         conversation: &Conversation,
     ) -> Result<ChatPrompt, EngineError> {
         let model = self.find(version)?;
-        if conversation.bytes() + 256 * conversation.turns.len() <= READ_HERE {
+        if conversation.bytes() + 256 * conversation.turns.len() <= INLINE_BYTES {
             return model.conversation(conversation);
         }
         let conversation = conversation.clone();
-        self.texts.run(move |_| model.conversation(&conversation)).await
+        self.tokenizing.run(move |_| model.conversation(&conversation)).await
     }
 }
 
@@ -131,37 +131,40 @@ impl RewardScorer for LocalEngine {
 
 #[async_trait]
 impl SoftPrompts for LocalEngine {
-    async fn load_adapter(&self, adapter: &ModelVersion, base: &ServedModel) -> Result<usize, EngineError> {
-        self.adapters.load(adapter, &self.files, base).await
+    async fn load_soft_prompt(&self, soft_prompt: &ModelVersion, base: &ServedModel) -> Result<usize, EngineError> {
+        self.soft_prompts.load(soft_prompt, &self.files, base).await
     }
 }
 
 #[async_trait]
 impl EncoderModels for LocalEngine {
     async fn embed(&self, encoder: &ModelVersion, request: EmbedRequest) -> Result<Embeddings, EngineError> {
-        self.encoders.with(encoder, &self.files, move |encoder, asker| encoders::embed(encoder, request, asker)).await
+        self.encoders.with(encoder, &self.files, move |encoder, cancel| encoders::embed(encoder, request, cancel)).await
     }
 
-    async fn fill(&self, encoder: &ModelVersion, request: FillRequest) -> Result<Vec<Filled>, EngineError> {
+    async fn fill(&self, encoder: &ModelVersion, request: FillRequest) -> Result<Vec<FillResult>, EngineError> {
         self.encoders.with(encoder, &self.files, move |encoder, _| encoders::fill(encoder, request)).await
     }
 }
 
 #[async_trait]
 impl Inspection for LocalEngine {
-    async fn attention(&self, version: &ModelVersion, text: &str, most: usize) -> Result<Attention, EngineError> {
+    async fn attention(&self, version: &ModelVersion, text: &str, max_tokens: usize) -> Result<Attention, EngineError> {
         let text = text.to_owned();
         if version.kind == ModelKind::Encoder {
             return self
                 .encoders
-                .with(version, &self.files, move |encoder, _| attention::of_encoder(encoder, &text, most))
+                .with(version, &self.files, move |encoder, _| attention::of_encoder(encoder, &text, max_tokens))
                 .await;
         }
         let model = self.find(Some(&version.id))?;
         if model.lora.is_some() {
-            let message = format!("{} is served as an adapter; attention maps are made of whole models", version.name);
+            let message = format!(
+                "{} is served as a LoRA adapter; attention maps need a version with weights of its own: set engine.share_base = false",
+                version.name
+            );
             return Err(EngineError::BadRequest { param: "model", message });
         }
-        self.views.run(move |_| attention::of_decoder(&model.decoder, model.tokenizer()?, &text, most)).await
+        self.inspecting.run(move |_| attention::of_decoder(&model.decoder, model.tokenizer()?, &text, max_tokens)).await
     }
 }

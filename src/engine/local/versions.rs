@@ -1,27 +1,28 @@
-//! How versions come into memory: whole, or as an adapter beside the model that they were trained from.
+//! Loads versions: with weights of their own, or as a LoRA adapter over the model from which they were trained.
 
 use std::sync::Arc;
 
 use super::{LocalEngine, read, write};
 use crate::domain::ModelVersion;
 use crate::engine::EngineError;
-use crate::engine::loaded::{LoadedModel, load_beside, load_model};
+use crate::engine::loaded::{LoadedModel, load_lora, load_model};
 use crate::model::adapters::peft;
 
 impl LocalEngine {
-    /// A version with weights of its own, loaded if it is not.
-    pub(super) async fn whole(&self, version: &ModelVersion) -> Result<Arc<LoadedModel>, EngineError> {
+    /// Loads a version with weights of its own.
+    pub(super) async fn load_whole(&self, version: &ModelVersion) -> Result<Arc<LoadedModel>, EngineError> {
         let path = self.files.path(version).await.map_err(EngineError::Failed)?;
         let version = version.clone();
         let (weights, device, limits) = (self.options.weights, self.options.device.clone(), self.options.limits());
         let model = tokio::task::spawn_blocking(move || load_model(&path, version, weights, &device, limits))
             .await
             .map_err(|e| EngineError::Failed(e.to_string()))??;
-        Ok(self.keep(model))
+        Ok(self.insert(model))
     }
 
-    /// A version as an adapter beside its parent; `None` where it cannot stand there.
-    pub(super) async fn beside(
+    /// Loads a version as a LoRA adapter over its parent, which is loaded first if necessary. `None` if the version has
+    /// no adapter or the parent is itself a LoRA version.
+    pub(super) async fn load_lora(
         &self,
         version: &ModelVersion,
         parent: &ModelVersion,
@@ -30,23 +31,24 @@ impl LocalEngine {
         if !path.join(peft::FOLDER).is_dir() {
             return Ok(None);
         }
-        // Adapters stand on models, not on adapters.
-        let under = self.files.path(parent).await.map_err(EngineError::Failed)?;
-        if under.join(peft::FOLDER).is_dir() {
+        // Adapters are not stacked.
+        let parent_path = self.files.path(parent).await.map_err(EngineError::Failed)?;
+        if parent_path.join(peft::FOLDER).is_dir() {
             return Ok(None);
         }
         let known = read(&self.state.models).get(&parent.id).cloned();
         let base = match known {
             Some(base) => base,
-            None => self.whole(parent).await?,
+            None => self.load_whole(parent).await?,
         };
         let version = version.clone();
-        tokio::task::spawn_blocking(move || load_beside(&base, &path, version))
+        tokio::task::spawn_blocking(move || load_lora(&base, &path, version))
             .await
             .map_err(|e| EngineError::Failed(e.to_string()))?
     }
 
-    pub(super) fn keep(&self, model: LoadedModel) -> Arc<LoadedModel> {
+    /// Adds a model to the loaded ones.
+    pub(super) fn insert(&self, model: LoadedModel) -> Arc<LoadedModel> {
         let model = Arc::new(model);
         write(&self.state.models).insert(model.served.version.id.clone(), model.clone());
         model

@@ -1,10 +1,12 @@
-//! Requests to and responses of an OpenAI-compatible server. A parameter that this kind of server does not have is refused
-//! by name, because the server would ignore it silently.
+//! Requests to and responses of an OpenAI-compatible server. A parameter that this kind of server does not have is
+//! refused by name, because the server would ignore it silently.
 
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use crate::engine::{Constraint, EngineError, FinishReason, Form, GenerateRequest, SamplingParams, TextPrompt};
+use crate::engine::{
+    Constraint, ConstraintKind, EngineError, FinishReason, GenerateRequest, SamplingParams, TextPrompt,
+};
 
 /// Which server answers; they differ in what they take beyond OpenAI's own parameters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -152,18 +154,20 @@ fn sampling(kind: Kind, params: &SamplingParams, body: &mut Map<String, Value>) 
 /// A form as this kind of server is asked for it.
 fn form(kind: Kind, constraint: &Constraint) -> Result<(&'static str, Value), EngineError> {
     let ours = matches!(kind, Kind::Vllm | Kind::Instructd);
-    Ok(match &constraint.form {
-        Form::JsonObject => ("response_format", json!({"type": "json_object"})),
-        Form::JsonSchema(schema) => {
+    Ok(match &constraint.kind {
+        ConstraintKind::JsonObject => ("response_format", json!({"type": "json_object"})),
+        ConstraintKind::JsonSchema(schema) => {
             let inner = json!({"name": "answer", "schema": schema, "strict": true});
             ("response_format", json!({"type": "json_schema", "json_schema": inner}))
         }
-        Form::Regex(regex) if ours => ("guided_regex", json!(regex)),
-        Form::Regex(regex) if kind == Kind::Sglang => ("regex", json!(regex)),
-        Form::Choice(choices) if ours => ("guided_choice", json!(choices)),
-        Form::Grammar(grammar) if ours => ("guided_grammar", json!(grammar)),
-        Form::Grammar(grammar) if kind == Kind::LlamaCpp => ("grammar", json!(grammar)),
-        Form::Regex(_) | Form::Choice(_) | Form::Grammar(_) => return Err(refuse(constraint.field)),
+        ConstraintKind::Regex(regex) if ours => ("guided_regex", json!(regex)),
+        ConstraintKind::Regex(regex) if kind == Kind::Sglang => ("regex", json!(regex)),
+        ConstraintKind::Choice(choices) if ours => ("guided_choice", json!(choices)),
+        ConstraintKind::Grammar(grammar) if ours => ("guided_grammar", json!(grammar)),
+        ConstraintKind::Grammar(grammar) if kind == Kind::LlamaCpp => ("grammar", json!(grammar)),
+        ConstraintKind::Regex(_) | ConstraintKind::Choice(_) | ConstraintKind::Grammar(_) => {
+            return Err(refuse(constraint.field));
+        }
     })
 }
 
@@ -295,7 +299,7 @@ mod tests {
             params,
             prompt_logprobs: None,
             prompt_from: 0,
-            adapter: None,
+            soft_prompt: None,
             background: false,
         }
     }

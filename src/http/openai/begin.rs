@@ -8,7 +8,7 @@ use super::chat_request::ChatRequest;
 use super::completions::check_bias;
 use super::params;
 use super::turns::{self, Choice, Tools};
-use crate::engine::{ChatPrompt, Constraint, Form, Generator, SamplingParams, ServedModel};
+use crate::engine::{ChatPrompt, Constraint, ConstraintKind, Generator, SamplingParams, ServedModel};
 use crate::http::error::{ApiError, ApiResult};
 use crate::prompt::Conversation;
 use crate::prompt::answer::{AnswerReader, Dialect, Grammar, Part, Thinking, ToolTags};
@@ -257,5 +257,5 @@ fn calls(dialect: &Dialect, functions: &[(String, Value)], parallel: bool) -> Ap
         return Err(ApiError::bad("tools", "this model cannot be made to call tools").code("unsupported_parameter"));
     };
     let grammar = tags.grammar(&Grammar { tools: functions, parallel });
-    Ok(Constraint { field: "tools", form: Form::Grammar(grammar) })
+    Ok(Constraint { field: "tools", kind: ConstraintKind::Grammar(grammar) })
 }

@@ -304,7 +304,7 @@ async fn gap(engine: &dyn Generator, model: &ServedModel, given: Given, suffix: 
     let Given::Text(before) = given else {
         return Err(ApiError::bad("suffix", "requires prompts of text, not of token ids"));
     };
-    let ids = engine.gap_prompt(Some(&model.version.id), &before, suffix).await?;
+    let ids = engine.infill_prompt(Some(&model.version.id), &before, suffix).await?;
     let text = engine.detokenize(Some(&model.version.id), &ids).await?;
     Ok(Input { text, prompt: PromptInput::Ids(ids), added: 0 })
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use crate::engine::{Constraint, Form};
+use crate::engine::{Constraint, ConstraintKind};
 use crate::http::error::{ApiError, ApiResult};
 
 /// The fields as given.
@@ -26,17 +26,17 @@ impl FormFields<'_> {
     /// # Errors
     /// 400 at a malformed field, and at the second of two fields that require a form.
     pub fn check(self) -> ApiResult<Option<Arc<Constraint>>> {
-        let text = |t: Option<&String>, form: fn(String) -> Form| t.map(|t| form(t.clone()));
+        let text = |t: Option<&String>, form: fn(String) -> ConstraintKind| t.map(|t| form(t.clone()));
         let schema = |field, given: Option<&Value>| given.map(|v| schema(field, v)).transpose();
         let choice = self.guided_choice.map(|list| choices("guided_choice", list.clone())).transpose()?;
         let given = [
             ("response_format", self.response_format.map(response_format).transpose()?.flatten()),
             ("guided_json", schema("guided_json", self.guided_json)?),
-            ("guided_regex", text(self.guided_regex, Form::Regex)),
+            ("guided_regex", text(self.guided_regex, ConstraintKind::Regex)),
             ("guided_choice", choice),
-            ("guided_grammar", text(self.guided_grammar, Form::Grammar)),
+            ("guided_grammar", text(self.guided_grammar, ConstraintKind::Grammar)),
             ("structured_outputs", self.structured_outputs.map(structured_outputs).transpose()?.flatten()),
-            ("grammar", text(self.grammar, Form::Grammar)),
+            ("grammar", text(self.grammar, ConstraintKind::Grammar)),
             ("json_schema", schema("json_schema", self.json_schema)?),
         ];
         let mut found: Option<Constraint> = None;
@@ -46,28 +46,28 @@ impl FormFields<'_> {
                 let message = format!("{field} and {} both require a form of the text; give one of them", first.field);
                 return Err(ApiError::bad(field, message));
             }
-            found = Some(Constraint { field, form });
+            found = Some(Constraint { field, kind: form });
         }
         Ok(found.map(Arc::new))
     }
 }
 
 /// A schema as an object or, like in vLLM, as its text.
-fn schema(field: &str, given: &Value) -> ApiResult<Form> {
+fn schema(field: &str, given: &Value) -> ApiResult<ConstraintKind> {
     match given {
-        Value::Object(_) | Value::Bool(_) => Ok(Form::JsonSchema(given.clone())),
+        Value::Object(_) | Value::Bool(_) => Ok(ConstraintKind::JsonSchema(given.clone())),
         Value::String(text) => match serde_json::from_str(text) {
-            Ok(read @ (Value::Object(_) | Value::Bool(_))) => Ok(Form::JsonSchema(read)),
+            Ok(read @ (Value::Object(_) | Value::Bool(_))) => Ok(ConstraintKind::JsonSchema(read)),
             _ => Err(ApiError::bad(field, "must be a JSON schema: an object, or the text of one")),
         },
         _ => Err(ApiError::bad(field, "must be a JSON schema: an object, or the text of one")),
     }
 }
 
-fn choices(field: &str, list: Vec<String>) -> ApiResult<Form> {
+fn choices(field: &str, list: Vec<String>) -> ApiResult<ConstraintKind> {
     match list.is_empty() {
         true => Err(ApiError::bad(field, "must name at least one choice")),
-        false => Ok(Form::Choice(list)),
+        false => Ok(ConstraintKind::Choice(list)),
     }
 }
 
@@ -79,7 +79,7 @@ fn only(field: &str, object: &serde_json::Map<String, Value>, known: &[&str]) ->
     }
 }
 
-fn response_format(given: &Value) -> ApiResult<Option<Form>> {
+fn response_format(given: &Value) -> ApiResult<Option<ConstraintKind>> {
     const FIELD: &str = "response_format";
     let object = given.as_object().ok_or_else(|| ApiError::bad(FIELD, "must be an object with a type"))?;
     match object.get("type").and_then(Value::as_str) {
@@ -89,7 +89,7 @@ fn response_format(given: &Value) -> ApiResult<Option<Form>> {
             only(FIELD, object, &["type", "schema"])?;
             match object.get("schema").filter(|s| !s.is_null()) {
                 Some(given) => Ok(Some(schema("response_format.schema", given)?)),
-                None => Ok(Some(Form::JsonObject)),
+                None => Ok(Some(ConstraintKind::JsonObject)),
             }
         }
         Some("json_schema") => {
@@ -106,7 +106,7 @@ fn response_format(given: &Value) -> ApiResult<Option<Form>> {
     }
 }
 
-fn structured_outputs(given: &Value) -> ApiResult<Option<Form>> {
+fn structured_outputs(given: &Value) -> ApiResult<Option<ConstraintKind>> {
     const FIELD: &str = "structured_outputs";
     let object = given.as_object().ok_or_else(|| ApiError::bad(FIELD, "must be an object"))?;
     only(FIELD, object, &["json", "regex", "choice", "grammar", "json_object"])?;
@@ -123,14 +123,14 @@ fn structured_outputs(given: &Value) -> ApiResult<Option<Form>> {
     let text = || value.as_str().map(str::to_owned).ok_or_else(|| ApiError::bad(&field, "must be a text"));
     let form = match key.as_str() {
         "json" => schema(&field, value)?,
-        "regex" => Form::Regex(text()?),
-        "grammar" => Form::Grammar(text()?),
+        "regex" => ConstraintKind::Regex(text()?),
+        "grammar" => ConstraintKind::Grammar(text()?),
         "choice" => match serde_json::from_value(value.clone()) {
             Ok(list) => choices(&field, list)?,
             Err(_) => return Err(ApiError::bad(field, "must be a list of texts")),
         },
         _ => match value {
-            Value::Bool(true) => Form::JsonObject,
+            Value::Bool(true) => ConstraintKind::JsonObject,
             _ => return Err(ApiError::bad(field, "must be true or false")),
         },
     };
@@ -159,8 +159,8 @@ mod tests {
         let schema = json!({"type": "integer"});
         let named = json!({"type": "json_schema", "json_schema": {"name": "n", "strict": true, "schema": schema}});
         let text = json!(schema.to_string());
-        let of = |asked: FormFields<'_>| asked.check().unwrap().map(|c| (c.field, c.form.clone()));
-        let want = Form::JsonSchema(schema.clone());
+        let of = |asked: FormFields<'_>| asked.check().unwrap().map(|c| (c.field, c.kind.clone()));
+        let want = ConstraintKind::JsonSchema(schema.clone());
         assert_eq!(of(FormFields { response_format: Some(&named), ..NONE }), Some(("response_format", want.clone())));
         let loose = json!({"type": "json_object", "schema": schema});
         assert_eq!(of(FormFields { response_format: Some(&loose), ..NONE }), Some(("response_format", want.clone())));
@@ -176,7 +176,7 @@ mod tests {
         let list = vec!["a".to_owned()];
         assert_eq!(
             of(FormFields { guided_choice: Some(&list), ..NONE }),
-            Some(("guided_choice", Form::Choice(list.clone())))
+            Some(("guided_choice", ConstraintKind::Choice(list.clone())))
         );
     }
 

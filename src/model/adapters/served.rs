@@ -12,7 +12,7 @@ use crate::model::adapters::peft;
 use crate::model::families::{MlpNames, Qkv};
 use crate::model::layers::block::{Layer, Mlp, Projections};
 use crate::ops::linear::WeightLayout;
-use crate::ops::low_rank::{Beside, LowRank};
+use crate::ops::low_rank::{LowRank, LowRankUpdate};
 use crate::ops::{embedding, pool, read};
 
 /// The term of one module. It adds to the columns from `at` of a matrix that may hold several modules.
@@ -62,7 +62,7 @@ impl Group<'_> {
             let mut added = pool::take(count * width);
             added.fill(0.0);
             let mut inner = pool::take(count * term.rank);
-            Beside { term, inner: &mut inner }.add(&own, &mut added, count);
+            LowRankUpdate { factors: term, projected: &mut inner }.add(&own, &mut added, count);
             for (row, add) in self.rows.iter().zip(added.chunks_exact(*width)) {
                 let from = *row as usize * m + at;
                 y[from..from + width].iter_mut().zip(add).for_each(|(y, v)| *y += v);

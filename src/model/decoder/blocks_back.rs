@@ -13,8 +13,8 @@ use crate::ops::{activation, add_assign, attention, embedding, grad, pool, rope}
 impl Blocks {
     /// Runs the backward pass; `gy` is the gradient of the result.
     pub(in crate::model) fn back(&self, gy: &[f32]) -> Result<()> {
-        if !grad::active() {
-            candle_core::bail!("the backward pass of a decoder runs inside ops::grad::collecting");
+        if !grad::is_accumulating() {
+            candle_core::bail!("the backward pass of a decoder runs inside ops::grad::accumulate");
         }
         let trace = self.trace.lock().unwrap_or_else(|e| e.into_inner()).take();
         let Some((kept, last)) = trace else { candle_core::bail!("a decoder's backward pass runs once") };

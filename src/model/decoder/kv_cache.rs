@@ -103,7 +103,7 @@ impl KvCache {
 
     /// The accounting of pages for `tokens` tokens without keys and values, which are on a device. There, windowed
     /// layers share the pages of the other layers.
-    pub fn elsewhere(tokens: usize) -> Self {
+    pub fn on_device(tokens: usize) -> Self {
         let pages = Pages::new(tokens.div_ceil(PAGE));
         Self { layers: Vec::new(), heads: 0, pages, windowed: None, copies: Some(Vec::new()) }
     }

@@ -24,7 +24,7 @@ use crate::model::layers::rope_tables;
 use crate::model::layers::{Builder, Norm};
 use crate::model::{Loaded, ModelConfig, PackedBatch, Weights};
 use crate::ops::attention::{Attend, AttentionSpec, attention};
-use crate::ops::embedding::{self, embedding, embedding_but};
+use crate::ops::embedding::{self, embedding, embedding_with_padding};
 use crate::ops::linear::{Weight, WeightFormat, WeightLayout};
 use crate::ops::rope::{Row, grown_row};
 use crate::ops::token_logprobs::{LogitShape, TokenLogprobs, shaped_logprobs, with_entropy};
@@ -57,11 +57,11 @@ impl Purpose {
     pub(in crate::model) fn prepare(self, w: &Tensor, layout: WeightLayout) -> Result<Weight> {
         match self {
             Self::Train => Weight::new(w, layout, true),
-            Self::TrainOverBf16 => Weight::half(w, layout, true),
+            Self::TrainOverBf16 => Weight::bf16(w, layout, true),
             Self::TrainOverHeld if w.track_op() => Ok(Weight::Dense(w.clone(), layout)),
             Self::TrainOverHeld => Ok(Weight::Dense(w.detach(), layout)),
             Self::Score => Ok(Weight::Dense(w.detach(), layout)),
-            Self::ScoreInBf16 => Weight::half(&w.detach(), layout, false),
+            Self::ScoreInBf16 => Weight::bf16(&w.detach(), layout, false),
             Self::Serve => Weight::new(&w.detach(), layout, false),
             Self::ServeAs(format) => Weight::served(w, layout, format),
         }
@@ -81,7 +81,7 @@ pub struct Decoder {
     long_from: Option<usize>,
     /// The activations that the backward pass recomputes.
     pub recompute: Recompute,
-    /// Whether gradients of variables are summed by `ops::grad::collecting` instead of candle's store.
+    /// Whether gradients of variables are summed by `ops::grad::accumulate` instead of candle's store.
     collected: bool,
 }
 
@@ -202,7 +202,7 @@ impl Decoder {
         Ok(other)
     }
 
-    /// Enables the fused backward pass; gradients must then be computed inside `ops::grad::collecting`.
+    /// Enables the fused backward pass; gradients must then be computed inside `ops::grad::accumulate`.
     pub fn collected(self) -> Self {
         Self { collected: true, ..self }
     }
@@ -325,7 +325,7 @@ impl Decoder {
 
     /// The output matrix [vocab, d] in the file's layout. Fails when it is packed.
     pub(super) fn head_tensor(&self) -> Result<Tensor> {
-        let Some(weight) = self.head.weight()?.natural() else { candle_core::bail!("the output matrix is packed") };
+        let Some(weight) = self.head.weight()?.unpacked() else { candle_core::bail!("the output matrix is packed") };
         Ok(weight.clone())
     }
 
@@ -379,7 +379,7 @@ impl Decoder {
     }
 
     fn words(&self, ids: &Arc<Vec<u32>>) -> Result<Tensor> {
-        let words = embedding_but(&self.embed, ids, self.config.frozen_padding())?;
+        let words = embedding_with_padding(&self.embed, ids, self.config.frozen_padding())?;
         match self.config.switches.embedding_scale {
             1.0 => Ok(words),
             scale => words * scale,

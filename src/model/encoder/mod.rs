@@ -14,7 +14,7 @@ use crate::model::layers::{Builder, Linear, Norm};
 use crate::model::{ModelConfig, PackedBatch, Weights};
 use crate::ops::activation;
 use crate::ops::attention::{Attend, AttentionSpec, attention};
-use crate::ops::embedding::{embedding, embedding_but};
+use crate::ops::embedding::{embedding, embedding_with_padding};
 use crate::ops::linear::{Weight, WeightLayout};
 use crate::ops::rope::Row;
 use crate::ops::token_logprobs::{TokenLogprobs, token_logprobs};
@@ -116,7 +116,7 @@ impl Encoder {
         };
         let positions = Arc::new(batch.positions.clone());
         let rotary = Arc::new(batch.positions.iter().map(|p| Row::from(*p)).collect::<Vec<_>>());
-        let mut x = embedding_but(&self.words, &Arc::new(batch.ids.clone()), self.config.frozen_padding())?;
+        let mut x = embedding_with_padding(&self.words, &Arc::new(batch.ids.clone()), self.config.frozen_padding())?;
         if let Some(table) = &self.positions {
             let offset = self.config.switches.position_offset as u32;
             let rows = if offset == 0 { positions.clone() } else { Arc::new(shifted(&positions, offset)) };

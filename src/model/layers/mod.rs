@@ -12,10 +12,10 @@ use crate::model::adapters::served::Group;
 use crate::model::families::NormKind;
 use crate::model::gguf::GgufTensors;
 use crate::model::{ModelConfig, Purpose, Weights, hold};
-use crate::ops::held::Held;
 use crate::ops::linear::{Weight, WeightFormat, WeightLayout, linear};
-use crate::ops::low_rank::{Beside, LowRank};
+use crate::ops::low_rank::{LowRank, LowRankUpdate};
 use crate::ops::product::{Dims, column_sums, product_transposed};
+use crate::ops::quantized::QuantizedMatrix;
 use crate::ops::{self, grad};
 
 /// The inputs for finding and preparing the parameters of one model.
@@ -103,9 +103,10 @@ impl Builder<'_> {
             WeightLayout::OutIn => [out, input],
         };
         let name = format!("{module}.weight");
-        let held = self.weights.get(&name).and_then(|w| Held::of(w, input)).filter(|held| held.m == out);
+        let held =
+            self.weights.get(&name).and_then(|w| QuantizedMatrix::from_blocks(w, input)).filter(|held| held.m == out);
         let weight = match held {
-            Some(held) => Weight::Held(held),
+            Some(held) => Weight::Quantized(held),
             None => self.weight(&name, &self.tensor(&name, &dims)?, layout)?,
         };
         let bias = if bias { Some(self.tensor(&format!("{module}.bias"), &[out])?) } else { None };
@@ -238,7 +239,7 @@ impl Linear {
     /// The layer's tensors in the file's layout, adapter included, without weights that were packed for serving.
     pub fn tensors(&self) -> impl Iterator<Item = &Tensor> {
         let adapter = self.lora.iter().flat_map(|l| [&l.a, &l.b]);
-        self.weight.natural().into_iter().chain(&self.bias).chain(adapter)
+        self.weight.unpacked().into_iter().chain(&self.bias).chain(adapter)
     }
 
     /// Whether `run` and `back` apply.
@@ -258,7 +259,9 @@ impl Linear {
             None => self.weight.forward(x, y, n, None)?,
             Some(adapter) => {
                 low = vec![0f32; n * adapter.rank()?];
-                adapter.with_term(|term| self.weight.forward(x, y, n, Some(Beside { term, inner: &mut low })))?;
+                adapter.with_term(|term| {
+                    self.weight.forward(x, y, n, Some(LowRankUpdate { factors: term, projected: &mut low }))
+                })?;
             }
         }
         if let Some(bias) = &self.bias {
@@ -297,14 +300,20 @@ impl Linear {
         let (term, mut glow) = (adapter.term(WeightLayout::InOut)?, vec![0f32; n * adapter.rank()?]);
         match gx {
             Some((gx, add)) => {
-                self.weight.backward_input(gy, gx, n, add, Some(Beside { term: &term, inner: &mut glow }))?;
+                self.weight.backward_input(
+                    gy,
+                    gx,
+                    n,
+                    add,
+                    Some(LowRankUpdate { factors: &term, projected: &mut glow }),
+                )?;
             }
-            None => term.inner(gy, &mut glow),
+            None => term.project(gy, &mut glow),
         }
         Ok(glow)
     }
 
-    /// Adds to the gradients of the layer's variables, inside `ops::grad::collecting`. `low` is what `run` returned for
+    /// Adds to the gradients of the layer's variables, inside `ops::grad::accumulate`. `low` is what `run` returned for
     /// `x`,
     /// `glow` what `back_input` did for `gy`.
     pub fn back_weights(&self, x: &[f32], low: &[f32], gy: &[f32], glow: &[f32], n: usize) -> Result<()> {

@@ -30,22 +30,22 @@ fn table(config: &ModelConfig, theta: f64, scaling: &RopeScaling) -> RopeTable {
     let (head_dim, dim, n) = (config.head_dim, config.rotary_dim(), config.max_positions);
     let plain = frequencies(theta, dim);
     let of = |list: Vec<f32>, scale: f64| {
-        let turns = move |row: usize, to: &mut Vec<f32>| {
+        let row_frequencies = move |row: usize, to: &mut Vec<f32>| {
             to.extend_from_slice(&list);
             row
         };
-        RopeTable::of(head_dim, dim.div_ceil(2), n, scale as f32, Box::new(turns))
+        RopeTable::with_frequencies(head_dim, dim.div_ceil(2), n, scale as f32, Box::new(row_frequencies))
     };
     match scaling {
         RopeScaling::None => of(plain, 1.0),
         RopeScaling::Linear { factor } => of(plain.iter().map(|f| f / *factor as f32).collect(), 1.0),
         RopeScaling::Dynamic { factor, trained } => {
             let (factor, trained) = (*factor, *trained);
-            let grown = move |length: usize, to: &mut Vec<f32>| {
+            let length_frequencies = move |length: usize, to: &mut Vec<f32>| {
                 let growth = factor * length as f64 / trained as f64 - (factor - 1.0);
                 to.extend(frequencies(theta * growth.powf(dim as f64 / (dim as f64 - 2.0)), dim));
             };
-            of(plain, 1.0).growing(Box::new(grown))
+            of(plain, 1.0).with_length_frequencies(Box::new(length_frequencies))
         }
         RopeScaling::Llama3 { factor, low, high, original } => {
             let one = |f: f32| llama3(f, *factor as f32, *low as f32, *high as f32, *original);
@@ -62,11 +62,11 @@ fn table(config: &ModelConfig, theta: f64, scaling: &RopeScaling) -> RopeTable {
             };
             let (short, long) = (divided(short), divided(long));
             let rows = if *original < n { 2 * n } else { n };
-            let turns = move |row: usize, to: &mut Vec<f32>| {
+            let row_frequencies = move |row: usize, to: &mut Vec<f32>| {
                 to.extend_from_slice(if row < n { &short } else { &long });
                 row % n
             };
-            RopeTable::of(head_dim, dim.div_ceil(2), rows, *attention as f32, Box::new(turns))
+            RopeTable::with_frequencies(head_dim, dim.div_ceil(2), rows, *attention as f32, Box::new(row_frequencies))
         }
     }
 }

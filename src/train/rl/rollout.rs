@@ -1,5 +1,5 @@
-//! One round of experience: sampled responses, their scores, and the log-probs of policy and reference and the values of
-//! the critic for every token before any update.
+//! One round of experience: sampled responses, their scores, and the log-probs of policy and reference and the values
+//! of the critic for every token before any update.
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};
@@ -257,9 +257,9 @@ impl Sampler<'_> {
             eos_ids: self.texts.eos_ids().to_vec(),
             seed: derive(self.args.common.seed, Stream::Rollout, iteration),
             first_stream: attempt * self.args.rollout_batch_size as u64,
-            // The kernels of the CPU are batch-invariant, so the log-probs of sampling are those of the update's forward
-            // pass; elsewhere the trainer computes them again.
-            trace: self.traced,
+            // The kernels of the CPU are batch-invariant, so the log-probs of sampling are those of the update's
+            // forward pass; elsewhere the trainer computes them again.
+            with_hidden: self.traced,
             ..GenParams::default()
         };
         let (steps, told) = (Cell::new(0), Cell::new(Instant::now()));

@@ -106,12 +106,12 @@ async fn tokens_of_all_texts_are_bounded() {
     use instructd::engine::{EmbedRequest, EncoderInput, EngineError, Pooling};
     let server = with_encoder(&fixture("bert-tiny")).await;
     let encoder = server.services.store.models().find("bert").await.unwrap().unwrap();
-    let ask = |most_tokens| EmbedRequest {
+    let ask = |max_tokens| EmbedRequest {
         inputs: (0..4).map(|_| EncoderInput::Text("t5 t9 t2".into())).collect(),
         pooling: Some(Pooling::default()),
         normalize: true,
         truncate: false,
-        most_tokens,
+        max_tokens,
     };
     let engine = server.services.engine().unwrap();
     assert_eq!(engine.embed(&encoder, ask(12)).await.unwrap().vectors.len(), 4);

@@ -46,12 +46,12 @@ async fn served_logprobs_are_those_of_a_plain_forward_pass() {
             softs.push(saved(&path, n, width, i as u64 + 1));
             let mut v = version(&format!("soft{i}"), name);
             (v.kind, v.artifact_uri) = (ModelKind::PromptAdapter, path.display().to_string());
-            assert_eq!(engine.load_adapter(&v, &served).await.unwrap(), n);
+            assert_eq!(engine.load_soft_prompt(&v, &served).await.unwrap(), n);
         }
         let prompt: Vec<u32> = (0..23).map(|i| (i * 7 + 3) % 90).collect();
         let ask = |adapter: Option<usize>| GenerateRequest {
             version: Some(base.id.clone()),
-            adapter: adapter.map(|i| format!("soft{i}").into()),
+            soft_prompt: adapter.map(|i| format!("soft{i}").into()),
             prompt_logprobs: Some(0),
             ..request(prompt.clone(), 2, params(3, 6))
         };
@@ -92,10 +92,10 @@ async fn a_soft_prompt_for_another_base_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let mut v = version("soft", "llama-tiny");
     v.artifact_uri = dir.path().display().to_string();
-    let missing = engine.load_adapter(&v, &served).await.unwrap_err();
+    let missing = engine.load_soft_prompt(&v, &served).await.unwrap_err();
     assert!(matches!(&missing, EngineError::Failed(m) if m.contains("soft_prompt.json")), "{missing}");
     saved(dir.path(), 4, 64, 1);
-    let wrong = engine.load_adapter(&v, &served).await.unwrap_err();
+    let wrong = engine.load_soft_prompt(&v, &served).await.unwrap_err();
     assert!(
         matches!(&wrong, EngineError::BadRequest { param: "prompt_adapter", message } if message.contains(BASE_SHA)),
         "{wrong}"
@@ -104,7 +104,7 @@ async fn a_soft_prompt_for_another_base_is_refused() {
     let facts = std::fs::read_to_string(dir.path().join("soft_prompt.json")).unwrap();
     std::fs::write(dir.path().join("soft_prompt.json"), facts.replace("\"n_tokens\": 4", "\"n_tokens\": 5")).unwrap();
     assert!(SoftPrompt::load(dir.path(), &Device::Cpu).is_err());
-    let unknown = GenerateRequest { adapter: Some("nope".into()), ..request(vec![1], 1, params(0, 1)) };
+    let unknown = GenerateRequest { soft_prompt: Some("nope".into()), ..request(vec![1], 1, params(0, 1)) };
     assert!(matches!(engine.generate(unknown).await, Err(EngineError::BadRequest { param: "prompt_adapter", .. })));
 }
 

@@ -2,23 +2,25 @@
 
 use std::sync::Arc;
 
-use instructd::engine::{Constraint, EngineError, EngineOptions, Form, Generator, LocalEngine, SamplingParams};
+use instructd::engine::{
+    Constraint, ConstraintKind, EngineError, EngineOptions, Generator, LocalEngine, SamplingParams,
+};
 use serde_json::json;
 
 use super::{collect, idle, params, request, run, version};
 use crate::support::{byte_level, random_model};
 
-fn constrained(seed: u64, form: Form) -> SamplingParams {
-    let constraint = Some(Arc::new(Constraint { field: "grammar", form }));
+fn constrained(seed: u64, form: ConstraintKind) -> SamplingParams {
+    let constraint = Some(Arc::new(Constraint { field: "grammar", kind: form }));
     SamplingParams { constraint, ignore_eos: false, ..params(seed, 60) }
 }
 
-fn forms() -> [Form; 4] {
+fn forms() -> [ConstraintKind; 4] {
     [
-        Form::JsonObject,
-        Form::JsonSchema(json!({"type": "array", "items": {"type": "integer"}, "minItems": 3})),
-        Form::Regex("[a-c]{5,20}".into()),
-        Form::Grammar("root ::= (\"x\" | \"(\" root \")\") root?".into()),
+        ConstraintKind::JsonObject,
+        ConstraintKind::JsonSchema(json!({"type": "array", "items": {"type": "integer"}, "minItems": 3})),
+        ConstraintKind::Regex("[a-c]{5,20}".into()),
+        ConstraintKind::Grammar("root ::= (\"x\" | \"(\" root \")\") root?".into()),
     ]
 }
 
@@ -63,14 +65,16 @@ async fn constraints_change_nothing_in_other_rows() {
     }
     // A form that this vocabulary cannot write, and one that no vocabulary can.
     let unwritable = super::engine(EngineOptions::default()).await;
-    for (engine, form) in [(&unwritable, Form::JsonObject), (&alone, Form::Regex("a{".into()))] {
+    for (engine, form) in [(&unwritable, ConstraintKind::JsonObject), (&alone, ConstraintKind::Regex("a{".into()))] {
         let refused = engine.generate(request(vec![3], 1, constrained(1, form))).await;
         assert!(matches!(refused, Err(EngineError::BadRequest { param: "grammar", .. })), "{:?}", refused.err());
     }
     // Whoever leaves frees the slot, as without a constraint.
-    let left = alone.generate(request(vec![3], 2, constrained(1, Form::Regex("[a-z]*".into())))).await.unwrap();
+    let left =
+        alone.generate(request(vec![3], 2, constrained(1, ConstraintKind::Regex("[a-z]*".into())))).await.unwrap();
     drop(left);
     idle(&alone).await;
-    let after = alone.generate(request(vec![3], 1, constrained(1, Form::Choice(vec!["ab".into()])))).await.unwrap();
+    let after =
+        alone.generate(request(vec![3], 1, constrained(1, ConstraintKind::Choice(vec!["ab".into()])))).await.unwrap();
     assert_eq!(collect(after, 1).await.text, ["ab"]);
 }

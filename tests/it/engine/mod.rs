@@ -59,7 +59,7 @@ fn request(prompt: Vec<u32>, n: usize, params: SamplingParams) -> GenerateReques
         params,
         prompt_logprobs: None,
         prompt_from: 0,
-        adapter: None,
+        soft_prompt: None,
         background: false,
     }
 }

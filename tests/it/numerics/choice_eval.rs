@@ -33,7 +33,7 @@ fn the_scorer_shares_prefixes_and_changes_no_bit() {
             let mut scorer = ContinuationScorer::new(&decoder, soft.clone(), 4).unwrap();
             let prefix: Vec<u32> = (0..19).map(|i| (i * 7 + 2) % 96).collect();
             for kept in [0, 1, 16, 19] {
-                scorer.keep(&prefix[..kept]).unwrap();
+                scorer.set_prefix(&prefix[..kept]).unwrap();
                 for own in [1usize, 5, 17] {
                     let prompt: Vec<u32> = prefix.iter().copied().chain((0..own as u32).map(|i| i * 5 + 1)).collect();
                     let with = |tail: &[u32]| [prompt.as_slice(), tail].concat();
@@ -66,7 +66,7 @@ fn texts_that_do_not_fit_the_model_are_refused() {
         let long = |n: usize| Continuation { ids: (0..n).map(|i| i as u32 % 90).collect(), from: n - 1 };
         // The last token is not fed.
         assert!(scorer.score(&[long(most + 1)]).is_ok(), "{name}");
-        for refused in [scorer.score(&[long(most + 2)]).map(drop), scorer.keep(&long(most + 1).ids)] {
+        for refused in [scorer.score(&[long(most + 2)]).map(drop), scorer.set_prefix(&long(most + 1).ids)] {
             let error = refused.unwrap_err().to_string();
             assert!(error.contains(&format!("exceed the model's {most} positions")), "{name}: {error}");
         }

@@ -95,7 +95,7 @@ fn a_cache_in_fewer_bits_takes_less_memory() {
     {
         assert_eq!(KvCache::with_format(&config, format, 1024, 1024).bytes(), bytes, "{}", format.as_str());
     }
-    assert_eq!(KvCache::elsewhere(1024).bytes(), 0);
+    assert_eq!(KvCache::on_device(1024).bytes(), 0);
 }
 
 /// A Llama of one block whose matrices are stored as `kind`, except `odd`, stored as Q5_0.

@@ -1,7 +1,7 @@
 //! Draws against exact probabilities, computed here in f64 from the definitions.
 
 use instructd::generation::Warpers;
-use instructd::generation::sampling::{Context, draw};
+use instructd::generation::sampling::{DrawContext, draw};
 use proptest::prelude::*;
 
 const DRAWS: u64 = 4000;
@@ -59,7 +59,7 @@ proptest! {
         let Some(p) = exact(&z, &warpers) else { return Ok(()) };
         let mut counts = vec![0u64; z.len()];
         for seed in first_seed..first_seed + DRAWS {
-            let context = Context {
+            let context = DrawContext {
                 prompt: &[], generated: &[], forbidden: &[], seed, stream: 0, logprob_temperature: 1.0, top: 0,
             };
             counts[draw(&z, &warpers, &context).id as usize] += 1;

@@ -117,7 +117,7 @@ fn a_step_is_ten_launches_a_block() {
         let before = on.model.counts();
         on.feed(&[(&[4], 0)], &mut cached);
         let counts = on.model.counts() - before;
-        // Beside the blocks: embedding, the last addition, picked rows, final norm, output matrix.
+        // LowRankUpdate the blocks: embedding, the last addition, picked rows, final norm, output matrix.
         let blocks = counts.launches - 5;
         assert!(blocks <= at_most * on.config().n_layers as u64, "{name}: {blocks} launches");
         assert_eq!((counts.uploads, counts.downloads, counts.waits), (1, 1, 1), "{name}");
@@ -213,7 +213,7 @@ fn a_smaller_cache_leaves_room_for_the_largest_step() {
         assert!(error.contains("bytes free"), "{error}");
         let mut model = open(yes).unwrap();
         assert!(model.page_count() >= context.div_ceil(16) && model.page_count() < 100_000, "{}", model.page_count());
-        let mut cache = KvCache::elsewhere(model.page_count() * 16);
+        let mut cache = KvCache::on_device(model.page_count() * 16);
         let mut cached = fresh(1);
         // One sequence to the end of its context, 40 tokens at a time and the last 40 rows wanted.
         let ids: Vec<u32> = (0..context as u32).map(|i| i % loaded.config.vocab_size as u32).collect();

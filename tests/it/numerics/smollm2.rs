@@ -2,7 +2,7 @@
 //! `INSTRUCTD_TEST_GGUF` names the file; prints a line and passes elsewhere.
 
 use candle_core::{Device, Tensor};
-use instructd::generation::sampling::report;
+use instructd::generation::sampling::logprob_and_top;
 use instructd::generation::{GenParams, Warpers, generate};
 use instructd::model::{Decoder, PackedBatch, Purpose, load};
 use serde_json::Value;
@@ -24,7 +24,7 @@ fn smollm2_matches_transformers() {
         let hidden = decoder.forward(&PackedBatch::new(&[&ids[..]])).unwrap();
         let last = hidden.narrow(0, ids.len() - 1, 1).unwrap();
         let logits: Vec<f32> = decoder.logits(&last).unwrap().flatten_all().unwrap().to_vec1().unwrap();
-        let (_, top) = report(&logits, 0, 1.0, 5);
+        let (_, top) = logprob_and_top(&logits, 0, 1.0, 5);
         for ((id, logprob), want) in top.iter().zip(row["next_top5"].as_array().unwrap()) {
             assert_eq!(u64::from(*id), want[0].as_u64().unwrap(), "{}", row["input"]);
             assert!((f64::from(*logprob) - want[1].as_f64().unwrap()).abs() < 2e-3, "{}: {top:?}", row["input"]);

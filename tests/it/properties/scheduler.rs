@@ -64,7 +64,7 @@ async fn ask(engine: &LocalEngine, client: Client, seed: u64) -> bool {
         params,
         prompt_logprobs: None,
         prompt_from: 0,
-        adapter: None,
+        soft_prompt: None,
         background: false,
     };
     let mut generation = match engine.generate(request).await {

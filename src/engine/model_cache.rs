@@ -1,5 +1,5 @@
-//! A cache of models loaded beside the served versions (reward models, encoders, soft prompts): the most recently used
-//! stay in memory.
+//! A cache of models other than the served versions (reward models, encoders, soft prompts). The most recently used
+//! ones stay in memory.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,26 +9,28 @@ use crate::domain::{ModelVersion, ModelVersionId};
 
 type Entry<T> = (ModelVersionId, Arc<T>);
 
-pub struct Recent<T> {
-    keep: usize,
+/// An LRU cache of loaded models by version.
+pub struct ModelCache<T> {
+    capacity: usize,
     /// Most recently used last.
     entries: Arc<Mutex<Vec<Entry<T>>>>,
-    /// Held while one is brought and loaded: two requests never load the same files twice.
+    /// Locked while a model is fetched and loaded, so that concurrent requests do not load the same files twice.
     loading: Arc<tokio::sync::Mutex<()>>,
 }
 
-impl<T> Clone for Recent<T> {
+impl<T> Clone for ModelCache<T> {
     fn clone(&self) -> Self {
-        Self { keep: self.keep, entries: self.entries.clone(), loading: self.loading.clone() }
+        Self { capacity: self.capacity, entries: self.entries.clone(), loading: self.loading.clone() }
     }
 }
 
-impl<T: Send + Sync + 'static> Recent<T> {
-    pub fn new(keep: usize) -> Self {
-        Self { keep, entries: Arc::default(), loading: Arc::default() }
+impl<T: Send + Sync + 'static> ModelCache<T> {
+    /// A cache of at most `capacity` models.
+    pub fn new(capacity: usize) -> Self {
+        Self { capacity, entries: Arc::default(), loading: Arc::default() }
     }
 
-    /// One that is in memory; it counts as used.
+    /// The model, if it is in memory. Counts as a use.
     pub fn get(&self, id: &ModelVersionId) -> Option<Arc<T>> {
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         let at = entries.iter().position(|(known, _)| known == id)?;
@@ -38,11 +40,11 @@ impl<T: Send + Sync + 'static> Recent<T> {
         Some(found)
     }
 
-    /// The one of `version`, loaded from its files by `load` on a blocking thread when it is not in memory. A
-    /// caller that leaves does not end a load that has begun.
+    /// The model of `version`. If it is not in memory, `load` loads it from its files on a blocking thread. Loading
+    /// continues if the caller is dropped.
     ///
     /// # Errors
-    /// What `files` and `load` say.
+    /// Those of `files` and `load`.
     pub async fn get_or_load(
         &self,
         version: &ModelVersion,
@@ -63,7 +65,7 @@ impl<T: Send + Sync + 'static> Recent<T> {
             let loaded = Arc::new(loaded.await.map_err(|e| EngineError::Failed(e.to_string()))??);
             let mut entries = this.entries.lock().unwrap_or_else(PoisonError::into_inner);
             entries.push((version.id, loaded.clone()));
-            if entries.len() > this.keep {
+            if entries.len() > this.capacity {
                 entries.remove(0);
             }
             Ok(loaded)

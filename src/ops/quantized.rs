@@ -1,6 +1,6 @@
-//! Frozen matrices that train under adapters, held in blocks of 32 numbers (QLoRA, arXiv 2305.14314). Products are f32
-//! products with the numbers that the blocks stand for, forward and backward, in the chains of `gemm`: the task that
-//! needs a panel makes it from the blocks.
+//! Frozen matrices in quantised blocks of 32 values, for training adapters (QLoRA, arXiv 2305.14314). Forward and
+//! backward products are f32 products with the dequantised values, in the chains of `gemm`. Each task dequantises the
+//! panels that it uses.
 
 use std::cell::RefCell;
 
@@ -14,14 +14,14 @@ use super::simd::multiversion;
 
 const BLOCK: usize = 32;
 
-/// Bytes of a block of Q8_0 and of Q4_1.
+/// Size in bytes of a block of Q8_0 and of Q4_1.
 const Q8: usize = 34;
 const Q4: usize = 20;
 
-/// A matrix [m, k]: rows of ⌈k/32⌉ blocks of GGUF's Q8_0 or Q4_1, the last one filled up with zeros.
+/// A matrix `[m, k]`: each row is ⌈k/32⌉ blocks of GGUF's Q8_0 or Q4_1, the last one padded with zeros.
 #[derive(Clone, Debug)]
-pub struct Held {
-    /// U8 [m, bytes of a row].
+pub struct QuantizedMatrix {
+    /// The blocks, U8 `[m, bytes of a row]`.
     rows: Tensor,
     kind: BlockType,
     pub m: usize,
@@ -32,11 +32,11 @@ thread_local! {
     static PANEL: RefCell<(Vec<f32>, Vec<f32>)> = const { RefCell::new((Vec::new(), Vec::new())) };
 }
 
-impl Held {
-    /// Rounds `w` [m, k] on the CPU.
+impl QuantizedMatrix {
+    /// Quantises w `[m, k]`.
     ///
     /// # Errors
-    /// Another `kind` than Q8_0 and Q4_1; a tensor on another device.
+    /// If `kind` is neither Q8_0 nor Q4_1.
     pub fn quantize(w: &[f32], m: usize, k: usize, kind: BlockType) -> Result<Self> {
         let size = size_of_block(kind)?;
         assert_eq!(w.len(), m * k, "weight size");
@@ -58,8 +58,8 @@ impl Held {
         Ok(Self { rows, kind, m, k })
     }
 
-    /// The matrix whose blocks `rows` holds, as `tensor` gives them; `None` for any other tensor.
-    pub fn of(rows: &Tensor, k: usize) -> Option<Self> {
+    /// The matrix of k columns with the blocks `rows`, which `tensor` returned; `None` for any other tensor.
+    pub fn from_blocks(rows: &Tensor, k: usize) -> Option<Self> {
         let (m, bytes) = rows.dims2().ok()?;
         if rows.dtype() != DType::U8 || !rows.device().is_cpu() || !rows.is_contiguous() {
             return None;
@@ -69,7 +69,7 @@ impl Held {
         Some(Self { rows: rows.clone(), kind, m, k })
     }
 
-    /// The blocks, shared: U8 [m, bytes of a row].
+    /// The blocks, U8 `[m, bytes of a row]`.
     pub fn tensor(&self) -> &Tensor {
         &self.rows
     }
@@ -82,7 +82,7 @@ impl Held {
         self.rows.elem_count()
     }
 
-    /// The numbers that the blocks stand for, f32 [m, k].
+    /// The dequantised values, f32 `[m, k]`.
     pub fn dequantize(&self) -> Result<Tensor> {
         let mut values = vec![0f32; self.m * self.k];
         self.with_bytes(|bytes| {
@@ -97,7 +97,7 @@ impl Held {
         Tensor::from_vec(values, (self.m, self.k), &Device::Cpu)
     }
 
-    /// y [n, m] = x [n, k] · Wᵀ.
+    /// y `[n, m]` = x `[n, k]` · Wᵀ.
     pub(super) fn forward(&self, x: &[f32], y: &mut [f32], n: usize) -> Result<()> {
         let (m, k) = (self.m, self.k);
         assert!(x.len() == n * k && y.len() == n * m, "product sizes");
@@ -119,7 +119,7 @@ impl Held {
         })
     }
 
-    /// gx [n, k] (+)= gy [n, m] · W.
+    /// gx `[n, k]` (+)= gy `[n, m]` · W.
     pub(super) fn backward_input(&self, gy: &[f32], gx: &mut [f32], n: usize, add: bool) -> Result<()> {
         let (m, k) = (self.m, self.k);
         assert!(gy.len() == n * m && gx.len() == n * k, "product sizes");
@@ -139,7 +139,7 @@ impl Held {
         })
     }
 
-    /// Numbers from column `from` on, a multiple of 32, of row `r`.
+    /// Dequantises row `r` from column `from` on, which is a multiple of 32.
     fn row(&self, bytes: &[u8], r: usize, from: usize, to: &mut [f32]) {
         let size = if self.kind == BlockType::Q8_0 { Q8 } else { Q4 };
         let row = self.k.div_ceil(BLOCK) * size;
@@ -163,7 +163,9 @@ fn size_of_block(kind: BlockType) -> Result<usize> {
     match kind {
         BlockType::Q8_0 => Ok(Q8),
         BlockType::Q4_1 => Ok(Q4),
-        other => candle_core::bail!("matrices are not held in {} for training", other.as_str()),
+        other => {
+            candle_core::bail!("{} is not supported for frozen matrices in training; use Q8_0 or Q4_1", other.as_str())
+        }
     }
 }
 
@@ -198,13 +200,13 @@ multiversion! {
 }
 
 multiversion! {
-    /// One row of `x` as blocks of Q8_0, the last one filled up with zeros.
+    /// Quantises one row to blocks of Q8_0, the last one padded with zeros.
     fn quantize_q8(x: &[f32], to: &mut [u8]) {
         for (to, from) in to.as_chunks_mut::<Q8>().0.iter_mut().zip(x.chunks(BLOCK)) {
             let mut block = [0f32; BLOCK];
             block[..from.len()].copy_from_slice(from);
-            let most = block.iter().fold(0f32, |most, v| most.max(v.abs()));
-            let scale = f16::from_f32(most / 127.0);
+            let max = block.iter().fold(0f32, |max, v| max.max(v.abs()));
+            let scale = f16::from_f32(max / 127.0);
             let inverse = if scale.to_f32() > 0.0 { 1.0 / scale.to_f32() } else { 0.0 };
             to[..2].copy_from_slice(&scale.to_le_bytes());
             for (to, v) in to[2..].iter_mut().zip(&block) {
@@ -215,7 +217,7 @@ multiversion! {
 }
 
 multiversion! {
-    /// One row of `x` as blocks of Q4_1, the last one filled up with zeros.
+    /// Quantises one row to blocks of Q4_1, the last one padded with zeros.
     fn quantize_q4(x: &[f32], to: &mut [u8]) {
         for (to, from) in to.as_chunks_mut::<Q4>().0.iter_mut().zip(x.chunks(BLOCK)) {
             let mut block = [0f32; BLOCK];
@@ -233,21 +235,21 @@ multiversion! {
     }
 }
 
-/// Scale and minimum with the least sum of squared errors, out of some near the range of `from`. `counts` has 1 for the
-/// numbers of `x` that count and 0 for the others.
+/// The scale and minimum with the smallest sum of squared errors, of several candidates near the range of `from`.
+/// `counts` is 1 for values of `x` and 0 for padding.
 #[inline(always)]
 fn best_q4(x: &[f32; BLOCK], counts: &[f32; BLOCK], from: &[f32]) -> (f16, f16) {
     let (low, high) = from.iter().fold((f32::MAX, f32::MIN), |(l, h), v| (l.min(*v), h.max(*v)));
     let mut best = (f32::MAX, f16::ZERO, f16::ZERO);
     for step in 0..8 {
-        // Both ends moved inwards: what lies beyond them is cut.
+        // Both ends of the range are moved inwards; values outside are clamped.
         let inside = (high - low) * 0.02 * step as f32;
         let mut pair = ((high - low - 2.0 * inside) / 15.0, low + inside);
         for fits in 0..3 {
             if fits > 0 {
                 pair = fitted(x, counts, pair);
             }
-            // Of the numbers that the blocks hold, which are rounded.
+            // The error of the rounded scale and minimum, which the block stores.
             let (scale, min) = (f16::from_f32(pair.0), f16::from_f32(pair.1));
             let error = error_of(x, counts, (scale.to_f32(), min.to_f32()));
             if error < best.0 {
@@ -258,7 +260,7 @@ fn best_q4(x: &[f32; BLOCK], counts: &[f32; BLOCK], from: &[f32]) -> (f16, f16) 
     (best.1, best.2)
 }
 
-/// The steps of 0…15 that come nearest to the numbers.
+/// The integers 0…15 whose dequantised values are nearest to x.
 #[inline(always)]
 fn steps(x: &[f32; BLOCK], (scale, min): (f32, f32)) -> [f32; BLOCK] {
     let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
@@ -269,18 +271,19 @@ fn steps(x: &[f32; BLOCK], (scale, min): (f32, f32)) -> [f32; BLOCK] {
     q
 }
 
+/// The sum of squared errors.
 #[inline(always)]
 fn error_of(x: &[f32; BLOCK], counts: &[f32; BLOCK], (scale, min): (f32, f32)) -> f32 {
     let q = steps(x, (scale, min));
     let mut sums = [0f32; 8];
     for i in 0..BLOCK {
-        let far = scale * q[i] + min - x[i];
-        sums[i % 8] += counts[i] * far * far;
+        let error = scale * q[i] + min - x[i];
+        sums[i % 8] += counts[i] * error * error;
     }
     sums.iter().sum()
 }
 
-/// The line through (step, number) with the least squares, for the steps of `pair`.
+/// Scale and minimum by least squares, for the integers that `pair` (scale, minimum) gives.
 #[inline(always)]
 fn fitted(x: &[f32; BLOCK], counts: &[f32; BLOCK], pair: (f32, f32)) -> (f32, f32) {
     let steps = steps(x, pair);
@@ -310,46 +313,46 @@ mod tests {
     use crate::product::{Dims, product};
 
     #[test]
-    fn products_are_those_of_the_numbers_that_the_blocks_stand_for_bit_for_bit() {
+    fn products_have_the_bits_of_products_with_the_dequantised_values() {
         for kind in [BlockType::Q8_0, BlockType::Q4_1] {
             for (n, m, k) in [(1, 70, 64), (13, 130, 100), (70, 48, 33), (200, 200, 1056), (3, 5, 7)] {
-                let held = Held::quantize(&noise(m * k, 1), m, k, kind).unwrap();
-                let w: Vec<f32> = held.dequantize().unwrap().flatten_all().unwrap().to_vec1().unwrap();
+                let matrix = QuantizedMatrix::quantize(&noise(m * k, 1), m, k, kind).unwrap();
+                let w: Vec<f32> = matrix.dequantize().unwrap().flatten_all().unwrap().to_vec1().unwrap();
                 let (x, gy) = (noise(n * k, 2), noise(n * m, 3));
                 let (mut got, mut want) = (vec![f32::NAN; n * m], vec![f32::NAN; n * m]);
-                held.forward(&x, &mut got, n).unwrap();
+                matrix.forward(&x, &mut got, n).unwrap();
                 product(&x, &w, WeightLayout::OutIn, &mut want, Dims { n, m, k }, false);
                 assert_eq!(got, want, "{kind:?} {n}×{m}×{k}");
                 for add in [false, true] {
                     let (mut got, mut want) = (noise(n * k, 4), noise(n * k, 4));
-                    held.backward_input(&gy, &mut got, n, add).unwrap();
+                    matrix.backward_input(&gy, &mut got, n, add).unwrap();
                     product(&gy, &w, WeightLayout::InOut, &mut want, Dims { n, m: k, k: m }, add);
                     assert_eq!(got, want, "{kind:?} {n}×{m}×{k}, back");
                 }
-                let again = Held::of(held.tensor(), k).unwrap();
+                let again = QuantizedMatrix::from_blocks(matrix.tensor(), k).unwrap();
                 assert_eq!((again.kind(), again.m, again.k), (kind, m, k));
             }
         }
-        assert!(Held::quantize(&[0.0; 32], 1, 32, BlockType::Q6K).is_err());
+        assert!(QuantizedMatrix::quantize(&[0.0; 32], 1, 32, BlockType::Q6K).is_err());
     }
 
     #[test]
-    fn numbers_come_near_and_blocks_are_those_of_gguf() {
+    fn errors_are_small_and_blocks_are_in_ggufs_format() {
         let (m, k) = (9, 320);
         let w = noise(m * k, 5);
-        for (kind, most) in [(BlockType::Q8_0, 0.0025), (BlockType::Q4_1, 0.037)] {
-            let held = Held::quantize(&w, m, k, kind).unwrap();
-            let ours: Vec<f32> = held.dequantize().unwrap().flatten_all().unwrap().to_vec1().unwrap();
-            let far = (ours.iter().zip(&w).map(|(a, b)| (a - b).powi(2)).sum::<f32>() / (m * k) as f32).sqrt();
-            assert!(far < most, "{kind:?}: {far}");
+        for (kind, limit) in [(BlockType::Q8_0, 0.0025), (BlockType::Q4_1, 0.037)] {
+            let matrix = QuantizedMatrix::quantize(&w, m, k, kind).unwrap();
+            let ours: Vec<f32> = matrix.dequantize().unwrap().flatten_all().unwrap().to_vec1().unwrap();
+            let error = (ours.iter().zip(&w).map(|(a, b)| (a - b).powi(2)).sum::<f32>() / (m * k) as f32).sqrt();
+            assert!(error < limit, "{kind:?}: {error}");
             let mut theirs = vec![0f32; m * k];
-            let bytes: Vec<u8> = held.tensor().flatten_all().unwrap().to_vec1().unwrap();
+            let bytes: Vec<u8> = matrix.tensor().flatten_all().unwrap().to_vec1().unwrap();
             crate::blocks::dequantize(&bytes, kind, &mut theirs);
             assert_eq!(ours, theirs, "{kind:?}");
         }
         for flat in [0.0f32, 0.75, -2.0] {
-            let held = Held::quantize(&[flat; 40], 1, 40, BlockType::Q4_1).unwrap();
-            let values: Vec<f32> = held.dequantize().unwrap().flatten_all().unwrap().to_vec1().unwrap();
+            let matrix = QuantizedMatrix::quantize(&[flat; 40], 1, 40, BlockType::Q4_1).unwrap();
+            let values: Vec<f32> = matrix.dequantize().unwrap().flatten_all().unwrap().to_vec1().unwrap();
             assert!(values.iter().all(|v| *v == flat), "{values:?}");
         }
     }

@@ -1,35 +1,37 @@
-//! Soft prompts in memory: loaded at the first request that names them, checked against the model they belong to.
+//! Soft prompts in memory: loaded at the first request that names them, and checked against the model for which they
+//! were tuned.
 
 use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::Device;
 
-use super::recent::Recent;
+use super::model_cache::ModelCache;
 use super::{EngineError, ModelFiles, ServedModel};
 use crate::domain::{ModelVersion, ModelVersionId};
 use crate::model::SoftPrompt;
 
-/// Soft prompts kept in memory; each is some hundred kilobytes.
-const KEEP: usize = 64;
+/// Number of soft prompts in memory; each has a few hundred kilobytes.
+const CACHED: usize = 64;
 
-pub struct Adapters {
-    loaded: Recent<SoftPrompt>,
+/// The soft prompts in memory.
+pub struct SoftPromptCache {
+    loaded: ModelCache<SoftPrompt>,
 }
 
 fn bad(message: String) -> EngineError {
     EngineError::BadRequest { param: "prompt_adapter", message }
 }
 
-impl Adapters {
+impl SoftPromptCache {
     pub fn new() -> Self {
-        Self { loaded: Recent::new(KEEP) }
+        Self { loaded: ModelCache::new(CACHED) }
     }
 
-    /// Positions that the soft prompt takes before a prompt of `base`.
+    /// Loads a soft prompt for requests to `base`, and returns its number of positions.
     ///
     /// # Errors
-    /// `BadRequest` when it belongs to another base or does not fit its context; `Failed` for damaged files.
+    /// `BadRequest` if it was tuned for another model or does not fit the context; `Failed` if its files are damaged.
     pub async fn load(
         &self,
         version: &ModelVersion,
@@ -55,7 +57,10 @@ impl Adapters {
         Ok(soft.info.n_tokens)
     }
 
-    /// A soft prompt that was loaded before.
+    /// A loaded soft prompt.
+    ///
+    /// # Errors
+    /// `BadRequest` if it is not in memory.
     pub fn get(&self, id: &ModelVersionId) -> Result<Arc<SoftPrompt>, EngineError> {
         self.loaded.get(id).ok_or_else(|| bad(format!("prompt adapter {id} is not loaded")))
     }
