@@ -8,6 +8,7 @@ use super::pull::pull_model;
 use crate::artifacts::Artifacts;
 use crate::domain::{ModelKind, ModelState, ModelVersion, error_chain};
 use crate::engine::{EngineOptions, Generator, LocalEngine};
+use crate::ops::kv_blocks::KvFormat;
 use crate::ops::linear::WeightFormat;
 use crate::service::Services;
 use crate::service::configured::{named, share};
@@ -103,9 +104,14 @@ fn engine(services: &Services, artifacts: Arc<Artifacts>) -> Result<Arc<dyn Gene
     let weights = WeightFormat::parse(&config.weights).with_context(|| {
         format!("weights: '{}' is not a known format; use one of {}", config.weights, WeightFormat::names())
     })?;
+    let kv_format = KvFormat::parse(&config.engine.kv_cache).with_context(|| {
+        let names = KvFormat::ALL.map(KvFormat::as_str).join(", ");
+        format!("engine.kv_cache: '{}' is not a known format; use one of {names}", config.engine.kv_cache)
+    })?;
     let options = EngineOptions {
         data_dir: config.data_dir.clone(),
         weights,
+        kv_format,
         device: config.engine.device.clone(),
         max_running: config.engine.max_batch,
         max_waiting: config.engine.max_waiting,

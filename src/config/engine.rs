@@ -21,6 +21,10 @@ pub struct EngineConfig {
     pub max_waiting: usize,
     /// Capacity of the key-value cache in tokens; 0 = sized from the model and `max_batch`.
     pub kv_tokens: usize,
+    /// How the key-value cache stores numbers: `f32` (exact), `f16` (half the memory) or `q8_0` (8 bits and a scale for
+    /// 32 numbers: 3.5 times less memory). Other formats than `f32` change log-probs slightly. CPU only.
+    #[serde(deserialize_with = "text")]
+    pub kv_cache: String,
     /// Versions that were trained with LoRA are served as adapters on the model that they were trained from, which is
     /// in memory once, and share its batches. Their results differ from those of the merged weights by rounding. CPU
     /// only.
@@ -38,6 +42,7 @@ impl Default for EngineConfig {
             max_batch: 32,
             max_waiting: 256,
             kv_tokens: 0,
+            kv_cache: "f32".to_owned(),
             share_base: false,
             draft_tokens: 0,
         }
@@ -54,7 +59,12 @@ impl EngineConfig {
         if self.draft_tokens > MOST_DRAFT {
             return Err(error("engine.draft_tokens", format!("must be 0 to {MOST_DRAFT}")));
         }
-        for (key, on) in [("engine.share_base", self.share_base), ("engine.draft_tokens", self.draft_tokens > 0)] {
+        let of_the_cpu = [
+            ("engine.share_base", self.share_base),
+            ("engine.draft_tokens", self.draft_tokens > 0),
+            ("engine.kv_cache", self.kv_cache != "f32"),
+        ];
+        for (key, on) in of_the_cpu {
             if on && self.device != "cpu" {
                 return Err(error(key, "requires engine.device = \"cpu\""));
             }

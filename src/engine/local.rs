@@ -27,6 +27,7 @@ use super::{
 };
 use crate::domain::{ModelVersion, ModelVersionId};
 use crate::model::SoftPrompt;
+use crate::ops::kv_blocks::KvFormat;
 use crate::ops::linear::WeightFormat;
 
 /// Texts of up to this many bytes are tokenized on the async thread, longer ones on a blocking thread.
@@ -51,6 +52,8 @@ pub struct EngineOptions {
     pub prefill_tokens: usize,
     /// Size of each version's cache in tokens; 0 means `max_running` full contexts, at most 2 GiB.
     pub kv_tokens: usize,
+    /// How the cache stores keys and values. CPU only.
+    pub kv_format: KvFormat,
     /// Finds versions that are not under `data_dir`.
     pub files: Option<Arc<dyn ModelFiles>>,
     /// LoRA versions share the weights of the model from which they were trained, instead of being loaded merged.
@@ -71,6 +74,7 @@ impl Default for EngineOptions {
             max_waiting: 256,
             prefill_tokens: 512,
             kv_tokens: 0,
+            kv_format: KvFormat::F32,
             max_loaded: 3,
             files: None,
             share_base: false,
@@ -86,6 +90,7 @@ impl EngineOptions {
             draft_tokens: self.draft_tokens,
             prefill_tokens: self.prefill_tokens,
             kv_tokens: self.kv_tokens,
+            kv_format: self.kv_format,
         }
     }
 }

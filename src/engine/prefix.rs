@@ -145,6 +145,7 @@ impl PrefixTree {
 mod tests {
     use super::*;
     use crate::model::ModelConfig;
+    use crate::ops::kv_blocks::KvFormat;
 
     /// A window of 20 in every second layer.
     fn config() -> ModelConfig {
@@ -174,7 +175,7 @@ mod tests {
 
     #[test]
     fn windowed_layers_keep_their_window_and_a_prefix_is_found_while_its_windowed_pages_are_cached() {
-        let (mut tree, mut cache) = (PrefixTree::default(), KvCache::with_windows(&config(), 512, 256));
+        let (mut tree, mut cache) = (PrefixTree::default(), KvCache::with_format(&config(), KvFormat::F32, 512, 256));
         let tokens: Vec<u32> = (0..160).map(|i| i % 50).collect();
         let mut first = CachedSequence::default();
         extend(&mut tree, &mut cache, &mut first, &tokens, 24);
@@ -211,7 +212,7 @@ mod tests {
 
     #[test]
     fn a_sequence_of_any_length_holds_one_window_of_windowed_pages() {
-        let mut cache = KvCache::with_windows(&config(), 528, 64);
+        let mut cache = KvCache::with_format(&config(), KvFormat::F32, 528, 64);
         let mut s = CachedSequence::default();
         for len in 1..=500usize {
             assert!(cache.reserve(&mut s, 1), "{len}");

@@ -37,7 +37,7 @@ impl Scheduler {
         let cache = match &model.device {
             None => {
                 let (tokens, windowed) = cache_tokens(&model.decoder.config, limits);
-                KvCache::with_windows(&model.decoder.config, tokens, windowed)
+                KvCache::with_format(&model.decoder.config, limits.kv_format, tokens, windowed)
             }
             Some(device) => KvCache::on_device(device.pages * PAGE),
         };

@@ -16,6 +16,27 @@ pub fn padded(head_dim: usize) -> usize {
     head_dim.div_ceil(LANES) * LANES
 }
 
+/// 16 keys `[hd][16]` or 16 values `[16][hd]` of one head, with hd padded, in f32 or in the format of a cache.
+pub trait Block: Copy {
+    /// Writes the products of the rows of q `[rows, hd]` with the 16 keys to `scores[r][at..at + 16]`. The rows of
+    /// `scores` are `stride` apart.
+    fn score(self, q: &[f32], hd: usize, at: usize, stride: usize, scores: &mut [f32]);
+
+    /// `out[r]` += Σ_j `p[r][at + j]` · value j for out `[rows, hd]`, in the order of the keys. The rows of `p` are
+    /// `stride` apart.
+    fn mix(self, p: &[f32], hd: usize, at: usize, stride: usize, out: &mut [f32]);
+}
+
+impl Block for &[f32] {
+    fn score(self, q: &[f32], hd: usize, at: usize, stride: usize, scores: &mut [f32]) {
+        score_block(q, self, hd, at, stride, scores);
+    }
+
+    fn mix(self, p: &[f32], hd: usize, at: usize, stride: usize, out: &mut [f32]) {
+        mix_block(p, self, hd, at, stride, out);
+    }
+}
+
 /// Scratch memory of one task: the scores of all rows, and the padded queries and outputs.
 #[derive(Default)]
 pub struct Scratch {
@@ -25,17 +46,17 @@ pub struct Scratch {
 }
 
 /// `out[r] = softmax(q[r]·Kᵀ)·V` for q `[rows, hd]`, already scaled. Row r attends to the keys `visible[r]`. With
-/// `cap`, scores become cap · tanh(score / cap). `k_blocks(b)` is `[hd][16]` and `v_blocks(b)` `[16][hd]` for keys
-/// 16b…16b+15, with hd padded; they are called only for blocks with visible keys. On return `scores` has the
-/// probabilities of these blocks, rows `stride` apart, with zeros for masked keys.
+/// `cap`, scores become cap · tanh(score / cap). `k_blocks(b)` and `v_blocks(b)` are the keys and values 16b…16b+15;
+/// they are called only for blocks with visible keys. On return `scores` has the probabilities of these blocks, rows
+/// `stride` apart, with zeros for masked keys.
 #[expect(clippy::too_many_arguments, reason = "a kernel's plain inputs")]
-pub fn attend<'a>(
+pub fn attend<K: Block, V: Block>(
     q: &[f32],
     visible: &[Range<usize>],
     cap: Option<f32>,
     hd: usize,
-    k_blocks: impl Fn(usize) -> &'a [f32],
-    v_blocks: impl Fn(usize) -> &'a [f32],
+    k_blocks: impl Fn(usize) -> K,
+    v_blocks: impl Fn(usize) -> V,
     scores: &mut Vec<f32>,
     stride: usize,
     out: &mut [f32],
@@ -44,19 +65,19 @@ pub fn attend<'a>(
     let blocks = probabilities(q, visible, cap, hd, k_blocks, scores, stride, None);
     out.fill(0.0);
     for b in blocks {
-        mix_block(scores, v_blocks(b), hd, b * LANES, stride, out);
+        v_blocks(b).mix(scores, hd, b * LANES, stride, out);
     }
 }
 
 /// Computes the probabilities of `attend` in `scores`. Returns the blocks with visible keys. `slopes` receives the
 /// derivatives of the cap, in the layout of the scores.
 #[expect(clippy::too_many_arguments, reason = "a kernel's plain inputs")]
-pub fn probabilities<'a>(
+pub fn probabilities<K: Block>(
     q: &[f32],
     visible: &[Range<usize>],
     cap: Option<f32>,
     hd: usize,
-    k_blocks: impl Fn(usize) -> &'a [f32],
+    k_blocks: impl Fn(usize) -> K,
     scores: &mut Vec<f32>,
     stride: usize,
     mut slopes: Option<&mut Vec<f32>>,
@@ -67,7 +88,7 @@ pub fn probabilities<'a>(
     assert!(rows <= MAX_ROWS && stride >= blocks.end * LANES && q.len() == rows * hd, "sizes");
     scores.resize(rows * stride, 0.0);
     for b in blocks.clone() {
-        score_block(q, k_blocks(b), hd, b * LANES, stride, scores);
+        k_blocks(b).score(q, hd, b * LANES, stride, scores);
     }
     if let Some(slopes) = &mut slopes {
         slopes.resize(rows * stride, 0.0);

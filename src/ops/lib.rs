@@ -15,6 +15,7 @@ pub mod embedding;
 pub mod gemm;
 pub mod gemm16;
 pub mod grad;
+pub mod kv_blocks;
 pub mod linear;
 pub mod low_rank;
 pub mod norm;

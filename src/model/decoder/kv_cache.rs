@@ -1,5 +1,5 @@
 //! Paged key/value cache on the CPU: pages of 16 tokens, reference-counted so that sequences can share a
-//! prefix. Layout is the attention kernel's own, so serving and training compute identical numbers.
+//! prefix. Layout is the attention kernel's own, so in f32 serving and training compute identical numbers.
 
 use std::sync::Arc;
 
@@ -9,7 +9,8 @@ pub use super::kv_pages::GONE;
 use super::kv_pages::Pages;
 use crate::model::adapters::served::{AdapterRows, ServedAdapter};
 use crate::model::{ModelConfig, SoftRows};
-use crate::ops::attn_kernel::{MAX_ROWS, Scratch, attend, padded, put_key};
+use crate::ops::attn_kernel::{MAX_ROWS, Scratch, attend, padded};
+use crate::ops::kv_blocks::{KvBlocks, KvFormat, KvKind};
 use crate::ops::par::{SharedMut, split};
 use crate::ops::rope::Row;
 use crate::ops::simd::LANES;
@@ -23,8 +24,8 @@ pub const PAGE: usize = LANES;
 #[derive(Debug)]
 pub struct KvCache {
     layers: Vec<Pool>,
-    /// f32 per page in one pool: kv_heads · padded(head_dim) · 16.
-    page_size: usize,
+    /// Key/value heads = blocks of a page in one pool.
+    heads: usize,
     pages: Pages,
     windowed: Option<Windowed>,
     /// Pages that the holder of the contents must copy before the next step; `None` where this cache holds the
@@ -41,10 +42,11 @@ struct Windowed {
     layers: Vec<bool>,
 }
 
+/// Keys and values of one layer: a page has one block for each key/value head.
 #[derive(Debug)]
 struct Pool {
-    k: Vec<f32>,
-    v: Vec<f32>,
+    k: KvBlocks,
+    v: KvBlocks,
 }
 
 /// One cached sequence: its pages in order, and how many tokens are written.
@@ -76,19 +78,19 @@ impl RopeLength {
 }
 
 impl KvCache {
-    /// A cache for `tokens` tokens (rounded up to pages). The memory is not touched until it is used.
+    /// A cache in f32 for `tokens` tokens (rounded up to pages). The memory is not touched until it is used.
     pub fn new(config: &ModelConfig, tokens: usize) -> Self {
-        Self::with_windows(config, tokens, tokens)
+        Self::with_format(config, KvFormat::F32, tokens, tokens)
     }
 
     /// A cache for `tokens` tokens, and for `windowed` tokens in windowed layers (both rounded up to pages).
-    pub fn with_windows(config: &ModelConfig, tokens: usize, windowed: usize) -> Self {
+    pub fn with_format(config: &ModelConfig, format: KvFormat, tokens: usize, windowed: usize) -> Self {
         let (pages, fewer) = (tokens.div_ceil(PAGE), windowed.min(tokens).div_ceil(PAGE));
-        let page_size = config.n_kv_heads * padded(config.head_dim) * PAGE;
         let windows: Vec<Option<usize>> = (0..config.n_layers).map(|i| config.layer(i).window).collect();
         let pool = |window: &Option<usize>| {
-            let size = if window.is_some() { fewer } else { pages } * page_size;
-            Pool { k: vec![0.0; size], v: vec![0.0; size] }
+            let blocks = if window.is_some() { fewer } else { pages } * config.n_kv_heads;
+            let blocks = |kind| KvBlocks::new(format, kind, blocks, padded(config.head_dim));
+            Pool { k: blocks(KvKind::Keys), v: blocks(KvKind::Values) }
         };
         let layers = windows.iter().map(pool).collect();
         let windowed = windows.iter().flatten().max().map(|window| Windowed {
@@ -96,14 +98,19 @@ impl KvCache {
             window: *window,
             layers: windows.iter().map(Option::is_some).collect(),
         });
-        Self { layers, page_size, pages: Pages::new(pages), windowed, copies: None }
+        Self { layers, heads: config.n_kv_heads, pages: Pages::new(pages), windowed, copies: None }
     }
 
     /// The accounting of pages for `tokens` tokens without keys and values, which are on a device. There, windowed
     /// layers share the pages of the other layers.
     pub fn on_device(tokens: usize) -> Self {
         let pages = Pages::new(tokens.div_ceil(PAGE));
-        Self { layers: Vec::new(), page_size: 0, pages, windowed: None, copies: Some(Vec::new()) }
+        Self { layers: Vec::new(), heads: 0, pages, windowed: None, copies: Some(Vec::new()) }
+    }
+
+    /// Memory for the keys and values of all pages; 0 where they are on a device.
+    pub fn bytes(&self) -> usize {
+        self.layers.iter().map(|pool| pool.k.bytes() + pool.v.bytes()).sum()
     }
 
     /// Pages to be copied (from, to), in order, before the next step.
@@ -225,13 +232,13 @@ impl KvCache {
             self.retain_windowed(*page);
         }
         if rest > 0 {
-            let size = self.page_size;
+            let blocks = self.heads;
             for (i, pool) in self.layers.iter_mut().enumerate() {
                 let windowed = self.windowed.as_ref().is_some_and(|w| w.layers[i]);
-                let of = |s: &CachedSequence| if windowed { s.windowed[full] } else { s.pages[full] } as usize * size;
+                let of = |s: &CachedSequence| if windowed { s.windowed[full] } else { s.pages[full] } as usize * blocks;
                 let (from, to) = (of(sequence), of(&copy));
-                pool.k.copy_within(from..from + size, to);
-                pool.v.copy_within(from..from + size, to);
+                pool.k.copy(from, to, blocks);
+                pool.v.copy(from, to, blocks);
             }
             copy.len = sequence.len;
         }
@@ -270,40 +277,30 @@ impl KvCache {
         out: &mut [f32],
         config: &ModelConfig,
     ) {
-        let (pool, page_size) = (&mut self.layers[layer], self.page_size);
+        let pool = &mut self.layers[layer];
         let window = config.layer(layer).window;
-        pool.write(rows, k, v, config, page_size, window.is_some());
-        pool.read(rows, q, out, config, page_size, window);
+        pool.write(rows, k, v, config, window.is_some());
+        pool.read(rows, q, out, config, window);
     }
 }
 
 impl Pool {
-    fn write(&mut self, rows: &StepRows, k: &[f32], v: &[f32], config: &ModelConfig, page_size: usize, windowed: bool) {
-        let (d, hd, heads) = (config.head_dim, padded(config.head_dim), config.n_kv_heads);
+    fn write(&mut self, rows: &StepRows, k: &[f32], v: &[f32], config: &ModelConfig, windowed: bool) {
+        let (d, heads) = (config.head_dim, config.n_kv_heads);
         for segment in &rows.segments {
             for i in 0..segment.len {
                 let (row, position) = (segment.first_row + i, segment.start + i);
-                let page = segment.pages(windowed)[position / PAGE] as usize * page_size;
+                let page = segment.pages(windowed)[position / PAGE] as usize * heads;
                 for h in 0..heads {
                     let from = (row * heads + h) * d;
-                    let block = page + h * hd * PAGE;
-                    put_key(&mut self.k[block..block + hd * PAGE], position % PAGE, &k[from..from + d]);
-                    let at = block + position % PAGE * hd;
-                    self.v[at..at + d].copy_from_slice(&v[from..from + d]);
+                    self.k.put(page + h, position % PAGE, &k[from..from + d]);
+                    self.v.put(page + h, position % PAGE, &v[from..from + d]);
                 }
             }
         }
     }
 
-    fn read(
-        &self,
-        rows: &StepRows,
-        q: &[f32],
-        out: &mut [f32],
-        config: &ModelConfig,
-        page_size: usize,
-        window: Option<usize>,
-    ) {
+    fn read(&self, rows: &StepRows, q: &[f32], out: &mut [f32], config: &ModelConfig, window: Option<usize>) {
         let (d, hd) = (config.head_dim, padded(config.head_dim));
         let per_kv = config.n_heads / config.n_kv_heads;
         let (scale, cap) = (config.attention_scale(), config.switches.attention_softcap.map(|cap| cap as f32));
@@ -315,7 +312,7 @@ impl Pool {
             for task in &tasks[range] {
                 let segment = &rows.segments[task.segment];
                 let pages = segment.pages(window.is_some());
-                let block = |b: usize| pages[b] as usize * page_size + task.kv_head * hd * PAGE;
+                let block = |b: usize| pages[b] as usize * config.n_kv_heads + task.kv_head;
                 let mut at = Vec::with_capacity(MAX_ROWS);
                 let mut seen = Vec::with_capacity(MAX_ROWS);
                 for i in task.from..task.to {
@@ -334,8 +331,7 @@ impl Pool {
                 }
                 scratch.out.resize(at.len() * hd, 0.0);
                 let stride = (segment.start + segment.len).div_ceil(PAGE) * PAGE;
-                let (kb, vb) =
-                    (|b| &self.k[block(b)..block(b) + hd * PAGE], |b| &self.v[block(b)..block(b) + hd * PAGE]);
+                let (kb, vb) = (|b| self.k.block(block(b)), |b| self.v.block(block(b)));
                 let Scratch { scores, q, out } = &mut scratch;
                 attend(q, &seen, cap, hd, kb, vb, scores, stride, out);
                 for (i, to) in at.iter().enumerate() {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use instructd::engine::{EngineOptions, GenerateRequest, Generator, LocalEngine, SamplingParams};
 use instructd::generation::Warpers;
+use instructd::ops::kv_blocks::KvFormat;
 use instructd::ops::linear::WeightFormat;
 
 use super::{engine, idle, params, request, requests, run, version};
@@ -47,16 +48,16 @@ fn repeating(n: u64) -> Vec<GenerateRequest> {
 async fn drafts_change_no_text() {
     let mut guessed = [0, 0];
     for name in crate::support::DECODERS {
-        for weights in [WeightFormat::F32, WeightFormat::Q8_0] {
-            let plain = of(name, EngineOptions { weights, ..EngineOptions::default() }).await;
+        for (weights, kv_format) in [(WeightFormat::F32, KvFormat::F32), (WeightFormat::Q8_0, KvFormat::Q8_0)] {
+            let formats = EngineOptions { weights, kv_format, ..EngineOptions::default() };
+            let plain = of(name, formats.clone()).await;
             let all: Vec<_> = repeating(24).into_iter().chain(requests()).collect();
             let mut want = Vec::new();
             for r in &all {
                 want.push(run(&plain, r.clone()).await);
             }
             for (draft_tokens, kv_tokens, max_running) in [(1, 0, 64), (5, 0, 64), (16, 260, 6)] {
-                let options =
-                    EngineOptions { weights, draft_tokens, kv_tokens, max_running, ..EngineOptions::default() };
+                let options = EngineOptions { draft_tokens, kv_tokens, max_running, ..formats.clone() };
                 let drafting = of(name, options).await;
                 for (i, r) in all.iter().enumerate().filter(|_| kv_tokens == 0) {
                     assert_eq!(

@@ -5,8 +5,9 @@ use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};
 use instructd::model::decoder::kv_cache::{CachedSequence, KvCache, StepRows};
 use instructd::model::gguf::write::{self, Meta};
-use instructd::model::{Decoder, Loaded, Opened, PackedBatch, Purpose, load, open};
+use instructd::model::{Decoder, Loaded, ModelConfig, Opened, PackedBatch, Purpose, load, open};
 use instructd::ops::blocks::BlockType;
+use instructd::ops::kv_blocks::KvFormat;
 use instructd::ops::linear::WeightFormat;
 
 use crate::support::fixtures;
@@ -84,6 +85,23 @@ fn every_format_is_batch_invariant_and_cacheable() {
     }
 }
 
+#[test]
+fn a_cache_in_fewer_bits_takes_less_memory() {
+    // The shape of SmolLM2 135M: 30 layers, 3 key/value heads of 64 dimensions.
+    let config = serde_json::json!({
+        "model_type": "llama", "vocab_size": 100, "hidden_size": 576, "intermediate_size": 1536,
+        "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3, "max_position_embeddings": 2048,
+    });
+    let config = ModelConfig::from_hf(&config, None).unwrap();
+    let numbers = 2 * 30 * 3 * 64 * 1024;
+    for (format, bytes) in
+        [(KvFormat::F32, 4 * numbers), (KvFormat::F16, 2 * numbers), (KvFormat::Q8_0, numbers * 9 / 8)]
+    {
+        assert_eq!(KvCache::with_format(&config, format, 1024, 1024).bytes(), bytes, "{}", format.as_str());
+    }
+    assert_eq!(KvCache::on_device(1024).bytes(), 0);
+}
+
 /// Sizes of a Llama with four heads.
 #[derive(Clone, Copy)]
 pub(crate) struct Sizes {
@@ -122,10 +140,8 @@ pub(crate) fn llama(Sizes { d, inner, vocab, blocks }: Sizes, kind: BlockType, o
         _ if name == odd => BlockType::Q5_0,
         _ => kind,
     };
-    let table: Vec<write::Tensor> = shapes
-        .into_iter()
-        .map(|(name, shape)| write::Tensor { kind: kind_of(&name, &shape), name, shape })
-        .collect();
+    let table: Vec<write::Tensor> =
+        shapes.into_iter().map(|(name, shape)| write::Tensor { kind: kind_of(&name, &shape), name, shape }).collect();
     let count = |key: &str, n: usize| (format!("llama.{key}"), Meta::U32(n as u32));
     let metadata = [
         ("general.architecture".to_owned(), Meta::Str("llama".into())),
