@@ -35,6 +35,11 @@ pub async fn start(services: &Arc<Services>) -> Result<Arc<dyn Generator>> {
     if version.id == wanted.id {
         services.store.models().activate(&version.id, services.now()).await?;
     }
+    if let Some(draft) = &config.engine.draft_model {
+        load_draft_model(services, &artifacts, &engine, draft)
+            .await
+            .with_context(|| format!("engine.draft_model = {draft}"))?;
+    }
     if let Some(encoder) = &config.encoder {
         register_encoder(services, &artifacts, encoder).await.with_context(|| format!("the encoder {encoder}"))?;
     }
@@ -99,7 +104,12 @@ async fn register_encoder(services: &Services, artifacts: &Artifacts, encoder: &
     Ok(())
 }
 
-fn engine(services: &Services, artifacts: Arc<Artifacts>) -> Result<Arc<dyn Generator>> {
+async fn load_draft_model(services: &Services, artifacts: &Artifacts, engine: &LocalEngine, name: &str) -> Result<()> {
+    let version = named(services, artifacts, name, ModelKind::Policy, pull_model).await?;
+    Ok(engine.load_draft_model(&version).await?)
+}
+
+fn engine(services: &Services, artifacts: Arc<Artifacts>) -> Result<Arc<LocalEngine>> {
     let config = &services.config;
     let weights = WeightFormat::parse(&config.weights).with_context(|| {
         format!("weights: '{}' is not a known format; use one of {}", config.weights, WeightFormat::names())

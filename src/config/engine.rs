@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::text::text;
+use super::text::{optional_text, text};
 use super::{ConfigError, error};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -32,6 +32,10 @@ pub struct EngineConfig {
     /// Tokens that are drafted for each sample and step by prompt lookup (n-gram matches in the text so far); 0 = none.
     /// Does not change the texts. Useful for texts that repeat their prompt, with few concurrent requests. CPU only.
     pub draft_tokens: usize,
+    /// A small model with the same tokens, which then drafts instead of prompt lookup: a name, a Hugging Face directory
+    /// or a GGUF file. Does not change the texts. CPU only.
+    #[serde(deserialize_with = "optional_text")]
+    pub draft_model: Option<String>,
 }
 
 impl Default for EngineConfig {
@@ -45,6 +49,7 @@ impl Default for EngineConfig {
             kv_cache: "f32".to_owned(),
             share_base: false,
             draft_tokens: 0,
+            draft_model: None,
         }
     }
 }
@@ -58,6 +63,9 @@ impl EngineConfig {
     pub(super) fn check(&self) -> Result<(), ConfigError> {
         if self.draft_tokens > MOST_DRAFT {
             return Err(error("engine.draft_tokens", format!("must be 0 to {MOST_DRAFT}")));
+        }
+        if self.draft_model.is_some() && self.draft_tokens == 0 {
+            return Err(error("engine.draft_model", "requires engine.draft_tokens of at least 1"));
         }
         let of_the_cpu = [
             ("engine.share_base", self.share_base),

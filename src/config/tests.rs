@@ -52,6 +52,18 @@ fn every_setting_can_come_from_the_environment() {
 }
 
 #[test]
+fn settings_of_the_cpu_and_of_drafts_are_checked() {
+    let refused = |text: &str| from_toml(text).expect_err(text).to_string();
+    let draft = refused("[engine]\ndraft_model = \"small\"");
+    assert!(draft.contains("engine.draft_model") && draft.contains("engine.draft_tokens"), "{draft}");
+    assert!(from_toml("[engine]\ndraft_model = \"small\"\ndraft_tokens = 4").is_ok());
+    for setting in ["kv_cache = \"q8_0\"", "draft_model = \"small\"\ndraft_tokens = 4", "share_base = true"] {
+        let message = refused(&format!("[engine]\ndevice = \"sim\"\n{setting}"));
+        assert!(message.contains("requires engine.device = \"cpu\""), "{message}");
+    }
+}
+
+#[test]
 fn numbers_are_keys_too() {
     let config = from_toml("admin_key = 12345678").expect("loads");
     assert_eq!(config.admin_key.as_deref(), Some("12345678"));

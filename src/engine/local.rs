@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -58,7 +58,8 @@ pub struct EngineOptions {
     pub files: Option<Arc<dyn ModelFiles>>,
     /// LoRA versions share the weights of the model from which they were trained, instead of being loaded merged.
     pub share_base: bool,
-    /// Maximum number of tokens drafted from the text so far, for each sample and step; 0 turns drafting off. CPU only.
+    /// Maximum number of tokens drafted for each sample and step, from the text so far or by the draft model
+    /// ([`LocalEngine::load_draft_model`]); 0 turns drafting off. CPU only.
     pub draft_tokens: usize,
     /// Maximum number of versions in memory. Beyond it, the least recently activated ones are unloaded once idle.
     pub max_loaded: usize,
@@ -106,6 +107,8 @@ struct EngineState {
     models: RwLock<HashMap<ModelVersionId, Arc<LoadedModel>>>,
     /// Activated versions, the active one last.
     activations: RwLock<Vec<ModelVersionId>>,
+    /// Drafts tokens for the served versions.
+    draft_model: OnceLock<Arc<LoadedModel>>,
     stats: StatCounters,
     draining: AtomicBool,
 }
@@ -144,6 +147,7 @@ impl LocalEngine {
         let state = Arc::new(EngineState {
             models: RwLock::default(),
             activations: RwLock::default(),
+            draft_model: OnceLock::new(),
             stats: StatCounters::default(),
             draining: AtomicBool::new(false),
         });
@@ -393,7 +397,7 @@ fn dispatch(command: Command, schedulers: &mut Vec<Scheduler>, state: &EngineSta
             let scheduler = match schedulers.iter().position(|l| l.model.served.version.id == *id) {
                 Some(i) => &mut schedulers[i],
                 None => {
-                    schedulers.push(Scheduler::new(model, limits));
+                    schedulers.push(Scheduler::new(model, limits, state.draft_model.get()));
                     schedulers.last_mut().expect("just pushed")
                 }
             };

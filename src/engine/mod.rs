@@ -7,6 +7,7 @@ mod blocking;
 pub mod capabilities;
 mod constraint;
 pub mod device;
+mod drafter;
 mod encoders;
 mod limits;
 mod loaded;

@@ -9,6 +9,7 @@ use std::sync::{Arc, PoisonError};
 use rayon::prelude::*;
 
 use super::constraint::Guide;
+use super::drafter::{Drafter, check_tokens};
 use super::limits::{Limits, cache_tokens};
 use super::loaded::LoadedModel;
 use super::lookup;
@@ -28,12 +29,24 @@ pub struct Scheduler {
     batch: Stepper<Sequence>,
     prefixes: PrefixTree,
     waiting: VecDeque<Sequence>,
+    /// Drafts tokens where a draft model is configured and has the same tokens. Prompt lookup drafts otherwise.
+    drafter: Option<Drafter>,
     /// Buffer for the logits of a step. It is freed when the scheduler becomes idle.
     logits: Vec<f32>,
 }
 
+/// A drafter for `model`; `None`, with a warning, if the draft model has other tokens.
+fn drafter(draft: &Arc<LoadedModel>, model: &LoadedModel, limits: Limits) -> Option<Drafter> {
+    if let Err(reason) = check_tokens(draft, model) {
+        let (draft, served) = (&draft.served.version.name, &model.served.version.name);
+        tracing::warn!("the draft model '{draft}' is not used for '{served}': {reason}");
+        return None;
+    }
+    Some(Drafter::new(draft.clone(), limits))
+}
+
 impl Scheduler {
-    pub fn new(model: Arc<LoadedModel>, limits: Limits) -> Self {
+    pub fn new(model: Arc<LoadedModel>, limits: Limits, draft_model: Option<&Arc<LoadedModel>>) -> Self {
         let cache = match &model.device {
             None => {
                 let (tokens, windowed) = cache_tokens(&model.decoder.config, limits);
@@ -45,7 +58,9 @@ impl Scheduler {
         let on_host = model.device.is_none() && model.decoder.on_host();
         let draft_tokens = if on_host { limits.draft_tokens } else { 0 };
         let limits = Limits { draft_tokens, ..limits };
+        let drafter = draft_model.filter(|_| draft_tokens > 0).and_then(|draft| drafter(draft, &model, limits));
         Self {
+            drafter,
             model,
             limits,
             batch: Stepper::new(cache),
@@ -279,33 +294,66 @@ impl Scheduler {
             i += 1;
         }
         scheduled.retain(|part| part.sequence < self.running());
-        // Drafts use only rows of the batch that are free.
-        let mut spare = self.limits.max_running.saturating_sub(scheduled.len());
-        for part in &mut scheduled {
-            if part.tokens == self.batch.running()[part.sequence].state.pending() {
-                part.draft = self.draft(part.sequence, part.tokens, spare);
-                spare -= part.draft.len();
-            }
-        }
+        self.draft(&mut scheduled);
         self.batch.build_step(scheduled)
     }
 
-    /// Drafts at most `spare` tokens for sample `i`, and reserves pages for them. Empty if no pages are free.
-    fn draft(&mut self, i: usize, tokens: usize, spare: usize) -> Vec<u32> {
-        let (decoder, Sequence { shared, state, .. }) = (&self.model.decoder, &self.batch.running()[i]);
-        if self.limits.draft_tokens == 0 || state.generated().is_empty() {
-            return Vec::new();
+    /// Adds drafts, which use only rows of the batch that are free.
+    fn draft(&mut self, scheduled: &mut [ScheduledTokens]) {
+        let mut spare = self.limits.max_running.saturating_sub(scheduled.len());
+        let mut of_model = Vec::new();
+        for part in scheduled.iter_mut() {
+            let limit = self.draft_limit(part).min(spare);
+            if self.drafter.is_none() {
+                let Sequence { shared, state, .. } = &self.batch.running()[part.sequence];
+                let draft = lookup::draft(&state.ids[shared.soft_len()..], limit);
+                self.add_draft(part, draft);
+                spare -= part.draft.len();
+            } else if limit > 0 {
+                of_model.push((part.sequence, limit));
+                spare -= limit;
+            }
+        }
+        let drafts = self.drafts_of_model(&of_model);
+        for ((sequence, _), draft) in of_model.into_iter().zip(drafts) {
+            if let Some(part) = scheduled.iter_mut().find(|part| part.sequence == sequence) {
+                self.add_draft(part, draft);
+            }
+        }
+    }
+
+    /// Maximum number of tokens that can be drafted behind the scheduled ones of a sample.
+    fn draft_limit(&self, part: &ScheduledTokens) -> usize {
+        let Sequence { shared, state, .. } = &self.batch.running()[part.sequence];
+        if state.generated().is_empty() || part.tokens < state.pending() {
+            return 0;
         }
         // The last token of an answer is never computed.
         let left = shared.request.params.max_tokens.saturating_sub(state.generated().len() + 1);
-        let room = decoder.config.max_positions.saturating_sub(state.ids.len() + 1);
-        let limit = self.limits.draft_tokens.min(left).min(room).min(spare);
-        let draft = lookup::draft(&state.ids[shared.soft_len()..], limit);
+        let room = self.model.decoder.config.max_positions.saturating_sub(state.ids.len() + 1);
+        self.limits.draft_tokens.min(left).min(room)
+    }
+
+    /// Drafts of the draft model for samples with their limits; none after it has failed.
+    fn drafts_of_model(&mut self, wanted: &[(usize, usize)]) -> Vec<Vec<u32>> {
+        let Some(drafter) = self.drafter.as_mut().filter(|_| !wanted.is_empty()) else { return Vec::new() };
+        drafter.draft(self.batch.running(), wanted).unwrap_or_else(|error| {
+            tracing::error!(%error, "the draft model failed and is not used any more");
+            self.drafter = None;
+            Vec::new()
+        })
+    }
+
+    /// Adds a draft to the scheduled tokens of a sample and reserves pages for it; does nothing if no pages are free.
+    fn add_draft(&mut self, part: &mut ScheduledTokens, mut draft: Vec<u32>) {
+        let (decoder, state) = (&self.model.decoder, &self.batch.running()[part.sequence].state);
+        // The draft model may have unused ids beyond the vocabulary.
+        let known = draft.iter().take_while(|id| (**id as usize) < decoder.config.vocab_size).count();
+        draft.truncate(known);
         let grows_long = decoder.is_long(state.ids.len() + draft.len()) && !state.cached.rope.long;
-        if draft.is_empty() || grows_long || !self.batch.reserve(i, tokens + draft.len()) {
-            return Vec::new();
+        if !draft.is_empty() && !grows_long && self.batch.reserve(part.sequence, part.tokens + draft.len()) {
+            part.draft = draft;
         }
-        draft
     }
 
     /// Reserves pages for sample `i`; evicts cached prefixes, then preempts the samples after it, last first. `false`

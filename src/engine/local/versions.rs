@@ -5,19 +5,40 @@ use std::sync::Arc;
 use super::{LocalEngine, read, write};
 use crate::domain::ModelVersion;
 use crate::engine::EngineError;
+use crate::engine::drafter::check_tokens;
 use crate::engine::loaded::{LoadedModel, load_lora, load_model};
 use crate::model::adapters::peft;
 
 impl LocalEngine {
+    /// Loads the model that drafts tokens for the served versions. It must be loaded after the active version and
+    /// before the first request.
+    ///
+    /// # Errors
+    /// If it cannot be loaded, has other tokens than the active version, or if there is a draft model already.
+    pub async fn load_draft_model(&self, version: &ModelVersion) -> Result<(), EngineError> {
+        let served = self.find(None)?;
+        let draft = self.read_whole(version).await?;
+        let failed = |reason: String| {
+            let (draft, served) = (&version.name, &served.served.version.name);
+            EngineError::Failed(format!("'{draft}' cannot draft tokens for '{served}': {reason}"))
+        };
+        check_tokens(&draft, &served).map_err(failed)?;
+        let set = self.state.draft_model.set(Arc::new(draft));
+        set.map_err(|_| failed("there is a draft model already".to_owned()))
+    }
+
     /// Loads a version with weights of its own.
     pub(super) async fn load_whole(&self, version: &ModelVersion) -> Result<Arc<LoadedModel>, EngineError> {
+        Ok(self.insert(self.read_whole(version).await?))
+    }
+
+    async fn read_whole(&self, version: &ModelVersion) -> Result<LoadedModel, EngineError> {
         let path = self.files.path(version).await.map_err(EngineError::Failed)?;
         let version = version.clone();
         let (weights, device, limits) = (self.options.weights, self.options.device.clone(), self.options.limits());
-        let model = tokio::task::spawn_blocking(move || load_model(&path, version, weights, &device, limits))
+        tokio::task::spawn_blocking(move || load_model(&path, version, weights, &device, limits))
             .await
-            .map_err(|e| EngineError::Failed(e.to_string()))??;
-        Ok(self.insert(model))
+            .map_err(|e| EngineError::Failed(e.to_string()))?
     }
 
     /// Loads a version as a LoRA adapter over its parent, which is loaded first if necessary. `None` if the version has

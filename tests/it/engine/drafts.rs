@@ -87,6 +87,62 @@ async fn drafts_change_no_text() {
     assert!(guessed[0] > guessed[1], "wrong guesses: {guessed:?}");
 }
 
+/// A draft model drafts for `served`, with at most `draft_tokens` tokens.
+async fn drafted_by(draft: &str, served: &str, options: EngineOptions) -> Arc<LocalEngine> {
+    let engine = of(served, options).await;
+    engine.load_draft_model(&version("d", draft)).await.unwrap();
+    engine
+}
+
+/// The texts of `engine` are those of `plain`, alone and together, and no page stays in use. Returns the numbers of
+/// drafted and accepted tokens.
+async fn changes_no_text(plain: &LocalEngine, engine: &LocalEngine, name: &str) -> (u64, u64) {
+    let all: Vec<_> = repeating(24).into_iter().chain(requests()).collect();
+    let mut want = Vec::new();
+    for (i, r) in all.iter().enumerate() {
+        want.push(run(plain, r.clone()).await);
+        assert_eq!(run(engine, r.clone()).await, want[i], "{name}: request {i}");
+    }
+    let together = futures::future::join_all(all.iter().map(|r| run(engine, r.clone()))).await;
+    for (i, got) in together.into_iter().enumerate() {
+        assert_eq!(got, want[i], "{name}, together: request {i}");
+    }
+    idle(engine).await;
+    eventually(LONG, "no page of a rejected draft", async || (engine.stats().kv_tokens_used == 0).then_some(())).await;
+    let stats = engine.stats();
+    (stats.draft_tokens, stats.draft_tokens_right)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn drafts_of_a_model_change_no_text() {
+    for name in crate::support::DECODERS {
+        let plain = of(name, EngineOptions::default()).await;
+        // The model itself draws what the sampler draws. Tokens drafted past the end of a text are not accepted.
+        let same = drafted_by(name, name, EngineOptions { draft_tokens: 4, ..EngineOptions::default() }).await;
+        let (drafted, accepted) = changes_no_text(&plain, &same, name).await;
+        assert!(accepted <= drafted && accepted * 2 > drafted, "{name}: {accepted} of {drafted}");
+        // Little memory and few places: samples are preempted, and drafts give way.
+        let crowded = EngineOptions { draft_tokens: 7, kv_tokens: 260, max_running: 6, ..EngineOptions::default() };
+        let other = if name == "llama-tiny" { "qwen2-tiny" } else { "llama-tiny" };
+        let (drafted, accepted) = changes_no_text(&plain, &drafted_by(other, name, crowded).await, name).await;
+        assert!(drafted > accepted, "{name} by {other}: {accepted} of {drafted}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_draft_model_has_the_tokens_of_the_served_one() {
+    let options = EngineOptions { draft_tokens: 4, ..EngineOptions::default() };
+    let engine = of("llama-tiny", options).await;
+    let tokenizer = crate::support::byte_level(&["<|im_end|>"], &[]);
+    let other = crate::support::random_model(&tokenizer, &serde_json::json!({}), 0);
+    let mut unlike = version("d", "llama-tiny");
+    unlike.artifact_uri = other.path().display().to_string();
+    let refused = engine.load_draft_model(&unlike).await.unwrap_err().to_string();
+    assert!(refused.contains("'d' cannot draft tokens for 'v': token id 0 is"), "{refused}");
+    // A request is answered without drafts of it.
+    run(&engine, request(vec![1, 2, 3], 1, params(1, 9))).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn drafts_use_spare_slots_only() {
     // With one place there is no room for a guess.
