@@ -445,11 +445,11 @@ fn advantages(
             return Ok(Experience { rollout, advantages, returns: estimate.returns, selection: None });
         }
         Algorithm::OnlineDpo(args) => {
-            let chosen = Selection::pairs(&rollout.scores, args.group_size);
+            let selection = Selection::pairs(&rollout.scores, args.group_size);
             return Ok(Experience { rollout, advantages: Vec::new(), returns: Vec::new(), selection: Some(selection) });
         }
         Algorithm::Raft(args) => {
-            let chosen = Selection::best(&returns(), args);
+            let selection = Selection::best(&returns(), args);
             return Ok(Experience { rollout, advantages: Vec::new(), returns: Vec::new(), selection: Some(selection) });
         }
         Algorithm::Reinforce { baseline_rate } => Some(baseline.advantages(&returns(), *baseline_rate)),

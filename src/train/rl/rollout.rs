@@ -199,7 +199,7 @@ impl Sampler<'_> {
         iteration: u64,
         monitor: &RoundMonitor<'_>,
     ) -> Result<Option<Rollout>> {
-        let chosen = self.selection(iteration);
+        let chosen = self.chosen(iteration);
         let mut watch = Stopwatch::start();
         let prompts: Vec<Vec<u32>> = chosen.iter().map(|&i| self.prompts[i].ids.clone()).collect();
         let mut recording = self.recording(&prompts);

@@ -122,9 +122,7 @@ impl Learner<'_> {
             let order = match self.args.minibatches {
                 // The order of a single minibatch does not matter, and this one is that of the rollout's passes.
                 1 => (0..n).collect(),
-                _ => {
-                    permutation(n, &mut rng(self.args.common.seed, Stream::MinibatchGradients, run.step * 1000 + epoch))
-                }
+                _ => permutation(n, &mut rng(self.args.common.seed, Stream::Minibatch, run.step * 1000 + epoch)),
             };
             for part in 0..self.args.minibatches {
                 // The sizes of minibatches differ by at most one, and no response is left out.

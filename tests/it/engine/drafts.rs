@@ -124,7 +124,8 @@ async fn drafts_of_a_model_change_no_text() {
         // Little memory and few places: samples are preempted, and drafts give way.
         let crowded = EngineOptions { draft_tokens: 7, kv_tokens: 260, max_running: 6, ..EngineOptions::default() };
         let other = if name == "llama-tiny" { "qwen2-tiny" } else { "llama-tiny" };
-        let (drafted, accepted) = changes_no_text(&plain, &drafted_by(other, name, crowded).await, name).await;
+        let drafting = drafted_by(other, name, crowded).await;
+        let (drafted, accepted) = changes_no_text(&plain, &drafting, name).await;
         assert!(drafted > accepted, "{name} by {other}: {accepted} of {drafted}");
     }
 }
