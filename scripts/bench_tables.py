@@ -92,38 +92,6 @@ def default_model(data):
     return table(head, rows) + "\n\n" + source(data)
 
 
-def real_run(data):
-    """What each step of the tour gave with a real model and real rankings."""
-    reward, ppo, switch = data["reward"], data["ppo"], data["switch"]
-    heldout = reward["result"]
-    answers, sets = (data["completion_seconds"], data["import"])
-    curves = ppo["curves"]
-    rewards = ", ".join(f"{value:.2f}".replace("-", "−") for value in curves["reward"])
-    low, high = heldout["interval"]
-    rows = [
-        ["import", f"{sets['imported']} sets, {sets['failed']} lines refused"],
-        [
-            f"reward model: LoRA rank {reward['args']['lora']['rank']}, {reward['args']['epochs']} epoch, "
-            f"`learning_rate` {reward['args']['learning_rate']:g}, `max_length` {reward['args']['max_length']}",
-            f"held-out pair accuracy {heldout['accuracy']:.2f} ({heldout['pairs']} pairs, 95 % interval {low:.2f} to "
-            f"{high:.2f}); {reward['seconds']:g} s; {reward['gb']:.1f} GB",
-        ],
-        [
-            f"PPO: LoRA rank {ppo['args']['lora']['rank']}, {ppo['args']['iterations']} iterations of "
-            f"{ppo['args']['rollout_batch_size']} × {ppo['args']['response_length']} tokens, "
-            f"`kl_coef` {ppo['args']['kl_coef']:g}, `learning_rate` {ppo['args']['learning_rate']:g}",
-            f"mean reward {rewards}; KL {curves['kl'][0]:.2f} → {curves['kl'][-1]:.2f} nats per sequence; "
-            f"{ppo['seconds']:g} s; {ppo['gb']:.1f} GB",
-        ],
-        [
-            "a 24-token completion, median",
-            f"{answers['idle']:g} s; while PPO ran {answers['during']:g} s ({answers['n']} requests)",
-        ],
-        ["promotion and rollback", f"{switch['answered']} of {switch['requests']} requests sent meanwhile were answered with 200"],
-    ]
-    return table(["step", "figures"], rows) + "\n\n" + source(data)
-
-
 def qlora(data):
     base = data["rows"][0]
     rows = []
@@ -169,7 +137,6 @@ TABLES = {
     "serving-transformers": (serving, "serving-transformers"),
     "ppo-iteration": (ppo, "ppo-iteration"),
     "learning": (learning, "learning"),
-    "real-run": (real_run, "real-run"),
     "qlora": (qlora, "qlora"),
     "default-model": (default_model, "default-model"),
 }

@@ -6,7 +6,7 @@ use candle_core::{Result, Tensor};
 
 use crate::model::Purpose;
 use crate::model::layers::{Builder, Parameters};
-use crate::model::load::files::StoredRows;
+use crate::model::load::rows::StoredRows;
 use crate::ops::embedding::{self, embedding_with_padding};
 use crate::ops::read;
 

@@ -19,7 +19,7 @@ use self::header::{Header, TensorInfo, Value};
 use self::names::Change;
 use self::parts::Parts;
 use crate::model::ModelConfig;
-use crate::model::load::files::Place;
+use crate::model::load::rows::Place;
 use crate::model::load::{Described, LoadError, Source};
 use crate::ops::blocks::{self, BlockType};
 use crate::ops::linear::WeightFormat;

@@ -1,8 +1,9 @@
 //! Opens a model: reads configuration, f32 weights and tokenizer of a Hugging Face directory or a GGUF file.
 
-pub(in crate::model) mod files;
 pub(in crate::model) mod hf;
 pub(crate) mod mistakes;
+pub(in crate::model) mod rows;
+mod safetensors_files;
 mod side_files;
 
 use std::path::{Path, PathBuf};
@@ -10,14 +11,15 @@ use std::path::{Path, PathBuf};
 use candle_core::{Device, Tensor};
 use serde_json::Value;
 
+use crate::model::gguf::GgufTensors;
 use crate::model::hold::Holding;
 use crate::model::{ModelConfig, Weights, config::ConfigError, gguf, names};
 use crate::ops::blocks::BlockType;
 use crate::ops::linear::WeightFormat;
 use crate::tokenizer::{Tokenizer, TokenizerError};
 
-pub use files::ModelFiles;
-use files::SafetensorsFiles;
+use rows::StoredRows;
+use safetensors_files::SafetensorsFiles;
 pub use side_files::Sentence;
 
 /// A model as read from disk. Weights are f32 under Hugging Face names, in the layout of Hugging Face.
@@ -69,6 +71,69 @@ impl Described {
             sentence: self.sentence,
             source: self.source,
         }
+    }
+}
+
+/// The open files of a model, whose tensors are read one at a time.
+pub enum ModelFiles {
+    /// One or more safetensors files.
+    Directory(SafetensorsFiles),
+    Gguf(GgufTensors),
+}
+
+impl ModelFiles {
+    /// Names of all tensors, in order.
+    pub fn names(&self) -> Vec<&str> {
+        match self {
+            Self::Directory(files) => files.names().collect(),
+            Self::Gguf(tensors) => tensors.iter().map(|(name, ..)| name).collect(),
+        }
+    }
+
+    /// The shape of a tensor in the layout of Hugging Face; `None` where there is no such tensor.
+    pub fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        match self {
+            Self::Directory(files) => files.shape(name).map(<[usize]>::to_vec),
+            Self::Gguf(tensors) => tensors.shape(name),
+        }
+    }
+
+    /// Number of values in all tensors.
+    pub fn parameters(&self) -> u64 {
+        let sizes = self.names().into_iter().filter_map(|name| self.shape(name));
+        sizes.map(|shape| shape.iter().product::<usize>() as u64).sum()
+    }
+
+    /// A tensor as f32.
+    ///
+    /// # Errors
+    /// When there is no tensor of this name, its type is not one of floating point, or it lies outside its file.
+    pub fn tensor(&self, name: &str, device: &Device) -> Result<Tensor, LoadError> {
+        match self {
+            Self::Directory(files) => files.tensor(name, device),
+            Self::Gguf(tensors) => tensors.tensor(name, device),
+        }
+    }
+
+    /// The tensors of a GGUF file, whose blocks can be served as they are.
+    pub fn gguf(&self) -> Option<&GgufTensors> {
+        match self {
+            Self::Directory(_) => None,
+            Self::Gguf(tensors) => Some(tensors),
+        }
+    }
+
+    /// The rows of a matrix, to be read from the file when they are needed. `None` where the platform or the tensor's
+    /// type does not allow it.
+    ///
+    /// # Errors
+    /// When the file cannot be opened again.
+    pub fn rows(&self, name: &str) -> Result<Option<StoredRows>, LoadError> {
+        let place = match self {
+            Self::Directory(files) => files.place(name),
+            Self::Gguf(tensors) => tensors.place(name),
+        };
+        place.map_or(Ok(None), |place| StoredRows::open(&place).map_err(|e| LoadError::io(&place.path, e)))
     }
 }
 

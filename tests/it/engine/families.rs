@@ -42,8 +42,8 @@ async fn every_family_is_batch_invariant_with_a_cache_in_q8_0() {
 }
 
 /// Largest differences of a prompt's log-probs from those of a cache in f32, in nats.
-const F16_TOLERANCE: f32 = 0.02;
-const Q8_TOLERANCE: f32 = 0.2;
+const F16_TOLERANCE: f32 = 0.04;
+const Q8_TOLERANCE: f32 = 0.5;
 
 /// Answers are the same alone and in any batch, and log-probs are within `tolerance` of a forward pass in f32; the same
 /// bits where the cache stores f32.

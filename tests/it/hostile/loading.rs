@@ -6,13 +6,13 @@ use super::place;
 use crate::crash::server::Server;
 use crate::numerics::formats::{Sizes, llama};
 
-/// As f32 the model would take 3.8 times its file. The peak may exceed that of a server with a tiny model by 1.6 times
-/// the file: the packed weights, the largest tensor while it is packed, and the pages of the file that are mapped
-/// meanwhile.
+/// As f32 the model would take 3.8 times its file. Compared with a server of a tiny model, one that is ready holds less
+/// than 1.6 times the file. While it loads, the pages of the file that it has read count too, which the kernel can take
+/// back.
 #[tokio::test]
 async fn a_quantised_model_is_never_in_memory_as_f32() {
     let dir = tempfile::tempdir().unwrap();
-    let mut peaks = Vec::new();
+    let (mut held, mut peaks) = (Vec::new(), Vec::new());
     let sizes =
         [Sizes { d: 256, inner: 256, vocab: 96, blocks: 1 }, Sizes { d: 512, inner: 2048, vocab: 16_000, blocks: 10 }];
     let mut bytes = 0;
@@ -24,9 +24,11 @@ async fn a_quantised_model_is_never_in_memory_as_f32() {
         let mut place = place(&dir.path().join(i.to_string())).with("INSTRUCTD_WEIGHTS", "file");
         place.model = file;
         let server = Server::start(&place).await;
-        peaks.push(server.memory().1);
+        let (now, peak) = server.memory();
+        held.push(now);
+        peaks.push(peak);
     }
-    let grown = peaks[1].saturating_sub(peaks[0]);
     assert!(bytes > 40 << 20, "a model of {bytes} bytes is too small to tell");
-    assert!(grown < bytes * 8 / 5, "peaks of {peaks:?} bytes for a file of {bytes}");
+    assert!(held[1].saturating_sub(held[0]) < bytes * 8 / 5, "{held:?} bytes are held for a file of {bytes}");
+    assert!(peaks[1].saturating_sub(peaks[0]) < bytes * 5 / 2, "peaks of {peaks:?} bytes for a file of {bytes}");
 }

@@ -119,7 +119,7 @@ fn a_question_that_is_too_long_loses_the_beginning_of_the_conversation() {
 fn a_vocabulary_without_the_choices_is_refused() {
     // Its words are t0, t1, …: every letter is the unknown token.
     let error = open(Path::new(&World::model()), 4096).probabilities(&[question("t5")], &["A", "B"]).unwrap_err();
-    assert!(error.to_string().contains("no judge"), "{error}");
+    assert!(error.to_string().contains("another model as the judge"), "{error}");
     let encoder = crate::support::fixture("bert-tiny").display().to_string();
     let error = LocalJudge::open(&encoder, &Device::Cpu, Purpose::Score, 99).err().unwrap().to_string();
     assert!(error.contains("encoder"), "{error}");
