@@ -81,7 +81,7 @@ async fn vllm_serves_a_promoted_adapter_on_every_replica() {
     promote(&server, "tuned").await.expect(200);
     let name = format!("tuned-{}", tuned.id);
     for replica in &replicas {
-        assert_eq!(replica.serves(), [name.clone()]);
+        assert_eq!(replica.serves(), std::slice::from_ref(&name));
     }
     for _ in 0..3 {
         assert_eq!(ask(&server).await, (name.clone(), "tuned".to_owned()));
@@ -153,7 +153,7 @@ async fn sglang_replaces_the_weights_of_all_replicas_or_of_none() {
             let message = refused["error"]["message"].as_str().unwrap();
             assert!(message.contains(&replicas[at].host()), "{fault:?} at {at}: {message}");
             for replica in &replicas {
-                assert_eq!(replica.serves(), [tuned.clone()], "{fault:?} at {at}");
+                assert_eq!(replica.serves(), std::slice::from_ref(&tuned), "{fault:?} at {at}");
             }
             assert_eq!(active(&server).await, "tuned");
             for _ in 0..count {
