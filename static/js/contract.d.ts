@@ -706,7 +706,7 @@ export type Detokenized = {
   prompt: string;
 };
 
-/** Bytes that weights and caches of the loaded models hold on devices, and bytes of those devices that are ours. */
+/** Memory of devices in bytes: used by the weights and caches of loaded models, and in total. */
 export type DeviceMemory = {
   used: number;
   total: number;
