@@ -92,6 +92,16 @@ def default_model(data):
     return table(head, rows) + "\n\n" + source(data)
 
 
+def serving_memory(data):
+    """MB by weight format, as held after one answer / at the peak while loading."""
+    names = list(data["rows"][0]["formats"])
+    rows = [
+        [r["name"], f"{r['mb']} MB", *(f"{r['formats'][n]['held']} / {r['formats'][n]['peak']} MB" for n in names)]
+        for r in data["rows"]
+    ]
+    return table(["model", "file", *(f"`{n}`" for n in names)], rows) + "\n\n" + source(data)
+
+
 def qlora(data):
     base = data["rows"][0]
     rows = []
@@ -138,6 +148,7 @@ TABLES = {
     "ppo-iteration": (ppo, "ppo-iteration"),
     "learning": (learning, "learning"),
     "qlora": (qlora, "qlora"),
+    "serving-memory": (serving_memory, "serving-memory"),
     "default-model": (default_model, "default-model"),
 }
 
