@@ -4,7 +4,7 @@
 use candle_core::{DType, Device};
 
 use crate::gpu;
-use crate::model::{Decoder, Loaded, Purpose, Weights};
+use crate::model::{Decoder, ModelConfig, Purpose, Weights};
 
 /// The name of the simulated device, which runs the kernels of `gpu` on the CPU. It is slow and meant for tests.
 pub const SIMULATED: &str = "sim";
@@ -31,7 +31,7 @@ pub fn open(name: &str) -> Result<Device, String> {
 ///
 /// # Errors
 /// If `format` is supported only on the CPU.
-pub fn dense(loaded: &Loaded, format: &str) -> candle_core::Result<Decoder> {
+pub fn dense(config: &ModelConfig, weights: &Weights, format: &str) -> candle_core::Result<Decoder> {
     let dtype = match format {
         "f32" => DType::F32,
         "f16" => DType::F16,
@@ -39,8 +39,8 @@ pub fn dense(loaded: &Loaded, format: &str) -> candle_core::Result<Decoder> {
         other => candle_core::bail!("weights = \"{other}\" is supported only on the CPU; use f32, f16 or bf16"),
     };
     let weights: candle_core::Result<Weights> =
-        loaded.weights.iter().map(|(name, tensor)| Ok((name.clone(), tensor.to_dtype(dtype)?))).collect();
-    Decoder::new(&loaded.config, &weights?, Purpose::Serve)
+        weights.iter().map(|(name, tensor)| Ok((name.clone(), tensor.to_dtype(dtype)?))).collect();
+    Decoder::new(config, &weights?, Purpose::Serve)
 }
 
 #[cfg(test)]

@@ -178,10 +178,11 @@ pub(super) fn load_model(
     let decoder = match device {
         Device::Cpu if !simulated => Decoder::serve(&opened, weights),
         _ => {
-            let loaded = model::load(path, &device).map_err(|e| failed(e.to_string()))?;
+            let tensors = opened.weights(&device, None).map_err(|e| failed(e.to_string()))?;
+            let config = &opened.described.config;
             match device {
-                Device::Cpu => Decoder::new(&loaded.config, &loaded.weights, Purpose::Score),
-                _ => device::dense(&loaded, weights.as_str()),
+                Device::Cpu => Decoder::new(config, &tensors, Purpose::Score),
+                _ => device::dense(config, &tensors, weights.as_str()),
             }
         }
     };

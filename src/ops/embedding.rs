@@ -13,7 +13,7 @@ pub fn embedding(table: &Tensor, ids: &Arc<Vec<u32>>) -> Result<Tensor> {
 
 /// The rows `ids` of table `[vocab, hidden]`, `[n, hidden]`. The backward pass adds no gradient to the row `padding`.
 pub fn embedding_with_padding(table: &Tensor, ids: &Arc<Vec<u32>>, padding: Option<u32>) -> Result<Tensor> {
-    check(table, ids)?;
+    check(table.dim(0)?, ids)?;
     if fused(table) {
         return table.contiguous()?.apply_op1(Embedding { ids: ids.clone(), padding });
     }
@@ -24,8 +24,9 @@ pub fn embedding_with_padding(table: &Tensor, ids: &Arc<Vec<u32>>, padding: Opti
     rows.broadcast_mul(&trained)? + rows.detach().broadcast_mul(&trained.affine(-1.0, 1.0)?)?
 }
 
-fn check(table: &Tensor, ids: &[u32]) -> Result<()> {
-    let vocab = table.dim(0)?;
+/// # Errors
+/// When an id is not below `vocab`, the number of rows.
+pub fn check(vocab: usize, ids: &[u32]) -> Result<()> {
     match ids.iter().find(|id| **id as usize >= vocab) {
         Some(id) => candle_core::bail!("id {id} is outside the table of {vocab} rows"),
         None => Ok(()),

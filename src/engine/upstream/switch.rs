@@ -77,13 +77,13 @@ impl Switch {
         let Some(push) = &self.push else { return Err(EngineError::UnknownModel(wanted.target.version_name)) };
         let _one_at_a_time = self.changing.lock().await;
         let rollout = Rollout { fleet: &self.fleet, push };
-        if self.fleet.holders(&wanted.target.version) == 0 || push.loader.keeps_others() {
-            if push.loader.keeps_others() {
-                rollout.add(&wanted.target).await.map_err(EngineError::Failed)?;
-            } else if let [_, .., last] = self.fleet.replicas.as_slice() {
-                let active = self.active().target;
-                rollout.replace(last, &active, &wanted.target).await.map_err(EngineError::Failed)?;
-            }
+        if push.loader.keeps_others() {
+            rollout.add(&wanted.target).await.map_err(EngineError::Failed)?;
+        } else if self.fleet.holders(&wanted.target.version) == 0
+            && let [_, .., last] = self.fleet.replicas.as_slice()
+        {
+            let active = self.active().target;
+            rollout.replace(last, &active, &wanted.target).await.map_err(EngineError::Failed)?;
         }
         let mut versions = self.versions();
         if !versions.known.iter().any(|known| known.target.version == wanted.target.version) {

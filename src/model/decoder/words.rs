@@ -47,10 +47,7 @@ impl WordTable {
             Self::Tensor(table) => table.dim(0)?,
             Self::Stored(rows) => rows.shape().0,
         };
-        match ids.iter().find(|id| **id as usize >= vocab) {
-            Some(id) => candle_core::bail!("id {id} is outside the table of {vocab} rows"),
-            None => Ok(()),
-        }
+        embedding::check(vocab, ids)
     }
 
     /// Writes the rows `ids` to `y`, `[ids.len(), d]`; the table must be f32 on the CPU.

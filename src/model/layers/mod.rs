@@ -79,14 +79,14 @@ impl Builder<'_> {
             WeightLayout::InOut => [input, out],
             WeightLayout::OutIn => [out, input],
         };
-        self.prepare(&[name], &self.tensor(name, &dims)?, layout)
+        self.prepare(name, &self.tensor(name, &dims)?, layout)
     }
 
-    /// Prepares `w`, which has the rows of the tensors `names`.
-    fn prepare(&self, names: &[&str], w: &Tensor, layout: WeightLayout) -> Result<Weight> {
+    /// Prepares `w`, the tensor `name` or the rows of several tensors of which it is the first.
+    fn prepare(&self, name: &str, w: &Tensor, layout: WeightLayout) -> Result<Weight> {
         let format = match (self.purpose, self.parameters.gguf()) {
             (Purpose::ServeAs(WeightFormat::File), None) => WeightFormat::F32,
-            (Purpose::ServeAs(WeightFormat::File), Some(gguf)) => gguf.near_format(names[0]),
+            (Purpose::ServeAs(WeightFormat::File), Some(gguf)) => gguf.near_format(name),
             (Purpose::ServeAs(format), _) => format,
             (purpose, _) => return purpose.prepare(w, layout),
         };
@@ -134,8 +134,7 @@ impl Builder<'_> {
             None => {
                 let parts = tensors.iter().map(|(name, out)| self.tensor(name, &[*out, input]));
                 let parts = Tensor::cat(&parts.collect::<Result<Vec<_>>>()?, 0)?;
-                let names: Vec<&str> = tensors.iter().map(|(name, _)| *name).collect();
-                self.prepare(&names, &parts, WeightLayout::OutIn)?
+                self.prepare(&names[0], &parts, WeightLayout::OutIn)?
             }
         };
         let bias = match bias {

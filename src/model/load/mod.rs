@@ -154,8 +154,11 @@ impl Opened {
         }
     }
 
-    /// Reads all tensors, the matrices of the blocks as `kind` where one is given and `device` is the CPU.
-    fn load(self, device: &Device, kind: Option<BlockType>) -> Result<Loaded, LoadError> {
+    /// All tensors as f32 on `device`, the matrices of the blocks as `kind` where one is given and `device` is the CPU.
+    ///
+    /// # Errors
+    /// When a tensor cannot be read.
+    pub fn weights(&self, device: &Device, kind: Option<BlockType>) -> Result<Weights, LoadError> {
         let (config, path) = (&self.described.config, &self.described.source.path);
         let holding = kind.filter(|_| device.is_cpu()).map(|kind| Holding::new(config, kind));
         let one = |name: &str| -> Result<(String, Tensor), LoadError> {
@@ -167,8 +170,7 @@ impl Opened {
             }
             Ok((name.to_owned(), tensor))
         };
-        let weights = self.files.names().into_iter().map(one).collect::<Result<Weights, _>>()?;
-        Ok(self.described.with_weights(weights))
+        self.files.names().into_iter().map(one).collect()
     }
 }
 
@@ -228,7 +230,9 @@ pub fn load_held(path: &Path, device: &Device, kind: BlockType) -> Result<Loaded
 }
 
 fn load_as(path: &Path, device: &Device, kind: Option<BlockType>) -> Result<Loaded, LoadError> {
-    open(path)?.load(device, kind)
+    let opened = open(path)?;
+    let weights = opened.weights(device, kind)?;
+    Ok(opened.described.with_weights(weights))
 }
 
 /// Opens a model without reading its tensors.

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::SystemTime;
 
 use crate::ops::blocks::{self, BlockType};
+use crate::ops::embedding;
 
 /// Where a matrix lies in a file, row after row.
 pub struct Place {
@@ -58,11 +59,9 @@ impl StoredRows {
         if state(&self.file).map_err(failed)? != self.state {
             candle_core::bail!("{} was changed while the model was served: load the model again", self.path.display());
         }
+        embedding::check(self.rows, ids)?;
         let mut bytes = vec![0; self.kind.bytes(self.width)];
         for (id, row) in ids.iter().zip(y.chunks_exact_mut(self.width)) {
-            if *id as usize >= self.rows {
-                candle_core::bail!("id {id} is outside the table of {} rows", self.rows);
-            }
             read_at(&self.file, &mut bytes, self.start + u64::from(*id) * self.kind.bytes(self.width) as u64)
                 .map_err(failed)?;
             blocks::dequantize(&bytes, self.kind, row);

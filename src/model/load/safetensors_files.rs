@@ -69,7 +69,7 @@ impl SafetensorsFiles {
     /// When there is no tensor of this name, or its type is not one of floating point.
     pub fn tensor(&self, name: &str, device: &Device) -> Result<Tensor> {
         let Some(InFile { file, found, dtype, shape, start, bytes }) = self.tensors.get(name) else {
-            let (path, _) = self.files.first().map_or((Path::new(name), ()), |(path, _)| (path.as_path(), ()));
+            let path = self.files.first().map_or(Path::new(name), |(path, _)| path.as_path());
             return Err(LoadError::malformed(path, format!("tensor {name} is missing")));
         };
         let (path, map) = &self.files[*file];

@@ -44,7 +44,7 @@ fn dense_weights_of_any_format_on_any_device() {
             };
             let loaded = load(&fixture(model), &device).unwrap();
             for (format, tolerance) in formats {
-                let decoder = device::dense(&loaded, format).unwrap();
+                let decoder = device::dense(&loaded.config, &loaded.weights, format).unwrap();
                 let whole = logits(&decoder, &decoder.forward(&batch).unwrap());
                 let off = largest_difference(&want, &whole);
                 assert!(off < *tolerance, "{model} {name} {format}: off by {off}");
@@ -77,7 +77,7 @@ fn dense_weights_of_any_format_on_any_device() {
                     assert!(off < *tolerance, "{model} {name} {format}, cached: off by {off}");
                 }
             }
-            assert!(device::dense(&loaded, "q8_0").is_err());
+            assert!(device::dense(&loaded.config, &loaded.weights, "q8_0").is_err());
         }
     }
 }

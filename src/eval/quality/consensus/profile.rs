@@ -127,7 +127,7 @@ impl Profile {
         let zero = vec![0.0; self.labelers];
         let mut expected = Expected { all: self.weights(named), attentive: zero.clone(), blind_first: zero };
         let mut work = Work::default();
-        let mut one = |component: &Component| {
+        for component in chosen(&self.components, named) {
             let halves = &self.halves[component.halves.clone()];
             work.maximise(halves, parameters, &mut self.scores[component.items.clone()]);
             for (half, looked) in halves.iter().zip(&work.looked) {
@@ -136,10 +136,6 @@ impl Profile {
                     expected.blind_first[half.by] += half.weight * (1.0 - looked);
                 }
             }
-        };
-        match named {
-            Some(named) => named.iter().for_each(|i| one(&self.components[*i])),
-            None => self.components.iter().for_each(one),
         }
         expected
     }
@@ -147,14 +143,10 @@ impl Profile {
     /// Weight of each labeler's votes in the components, all or the named ones.
     pub fn weights(&self, named: Option<&[usize]>) -> Vec<f64> {
         let mut weights = vec![0.0; self.labelers];
-        let mut one = |component: &Component| {
+        for component in chosen(&self.components, named) {
             for half in &self.halves[component.halves.clone()] {
                 weights[half.by] += half.weight;
             }
-        };
-        match named {
-            Some(named) => named.iter().for_each(|i| one(&self.components[*i])),
-            None => self.components.iter().for_each(one),
         }
         weights
     }
@@ -167,6 +159,12 @@ impl Profile {
         }
         scores
     }
+}
+
+/// All components, or those with the numbers `named`.
+fn chosen<'a>(components: &'a [Component], named: Option<&'a [usize]>) -> impl Iterator<Item = &'a Component> {
+    let count = named.map_or(components.len(), <[usize]>::len);
+    (0..count).map(move |i| &components[named.map_or(i, |named| named[i])])
 }
 
 /// The component of each item, numbered from 0 by their first items; `None` for items without votes.
