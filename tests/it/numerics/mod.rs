@@ -2,7 +2,6 @@
 
 mod attention_maps;
 mod choice_eval;
-mod devices;
 mod eval;
 pub(crate) mod formats;
 mod further;
