@@ -16,7 +16,7 @@ use instructd::gpu::cuda::Cuda;
 use instructd::gpu::device::Device;
 use instructd::gpu::sim::Sim;
 use instructd::gpu::tape;
-use instructd::model::decoder::device::Room;
+use instructd::model::decoder::device::{Draw, Room};
 use instructd::model::decoder::kv_cache::{CachedSequence, KvCache, StepRows};
 use instructd::model::init::{Heads, init};
 use instructd::model::{Decoder, DeviceModel, ModelConfig, PackedBatch, Purpose};
@@ -120,9 +120,36 @@ fn feed(
         }
         last.push(rows.push(ids, cached) as u32);
     }
-    let logits = model.step(decoder, &rows, &last).map_err(|e| e.to_string())?;
+    let result = model.step(decoder, &rows, &last, &[]).map_err(|e| e.to_string())?;
     parts.iter_mut().for_each(|(ids, cached)| cached.len += ids.len());
-    Ok(logits)
+    Ok(result.logits)
+}
+
+/// Advances every sequence by its next token, drawn on the device.
+fn advance(
+    model: &mut DeviceModel,
+    decoder: &Decoder,
+    cache: &mut KvCache,
+    running: &mut [(Vec<u32>, CachedSequence)],
+) -> Result<(), String> {
+    let (mut rows, mut draws) = (StepRows::default(), Vec::new());
+    for (i, (ids, cached)) in running.iter_mut().enumerate() {
+        if !cache.reserve(cached, ids.len()) {
+            return Err("the cache is too small".to_owned());
+        }
+        let row = rows.push(ids, cached) as u32;
+        let uniform = (i * 37 % 101) as f64 / 101.0;
+        draws.push(Draw { row, inverse_temperature: 1.0, uniform });
+    }
+    let result = model.step(decoder, &rows, &[], &draws).map_err(|e| e.to_string())?;
+    for ((ids, cached), (id, logprob)) in running.iter_mut().zip(&result.drawn) {
+        if !(logprob.is_finite() && *logprob <= 0.0) {
+            return Err(format!("a log-prob of {logprob}"));
+        }
+        cached.len += ids.len();
+        *ids = vec![*id];
+    }
+    Ok(())
 }
 
 fn prompt(n: usize, vocab: usize, seed: usize) -> Vec<u32> {
@@ -212,7 +239,7 @@ fn speed(simulated: bool, decoder: &Decoder, shape: &Shape, streams: usize) -> R
     let mut timed = |steps: usize| -> Result<f64, String> {
         let began = Instant::now();
         for _ in 0..steps {
-            feed(&mut model, decoder, &mut cache, &mut running)?;
+            advance(&mut model, decoder, &mut cache, &mut running)?;
         }
         Ok(began.elapsed().as_secs_f64())
     };

@@ -373,7 +373,8 @@ def q8_products(mods, t):
     full = Buffer(t, w.values.astype(np.float32) * np.repeat(s.values.astype(np.float32), 32, 1)).values
     full = full.astype(np.float64)
     want = x.values.astype(np.float64) @ full.T
-    for rows, tile in ((16, 64), (64, 32)):
+    for rows in (16, 64):
+        tile = TABLE[f"matmul_q8.{rows}.{t}"].constants["BM"]
         for name, more in (("matmul_q8", 0), ("matmul_q8_bias", b.values)):
             y = Buffer(t, shape=(n, m))
             launch(mods, f"{name}.{rows}.{t}", (up(m, tile), up(n, rows)), x=x, w=w, scales=s, bias=b, y=y, n=n, m=m,
@@ -381,7 +382,8 @@ def q8_products(mods, t):
             agree(y.values, want + more, TOLERANCE[t], name)
     if t != "f32":
         y = Buffer("f32", shape=(n, m))
-        launch(mods, f"matmul_q8_out.16.{t}", (up(m, 64), up(n, 16)), x=x, w=w, scales=s, bias=b, y=y, n=n, m=m, k=k)
+        few = TABLE[f"matmul_q8.16.{t}"].constants["BM"]
+        launch(mods, f"matmul_q8_out.16.{t}", (up(m, few), up(n, 16)), x=x, w=w, scales=s, bias=b, y=y, n=n, m=m, k=k)
         agree(y.values, want, TOLERANCE[t], "matmul_q8_out")
 
 

@@ -43,12 +43,21 @@ class Product:
     stages: int
 
 
+def tile(bn, bm, bk, warps, stages):
+    return Product(dict(BN=bn, BM=bm, BK=bk), warps, stages)
+
+
+def products_q8(t):
+    """The same with weights in 8 bits. Tiles are narrower and warps more where dequantised weights would not fit the
+    registers."""
+    if t == "f32":
+        return {16: tile(16, 64, 32, 8, 2), 64: tile(64, 32, 32, 8, 2)}
+    return {16: tile(16, 32, 128, 4, 4), 64: tile(64, 64, 64, 8, 3)}
+
+
 def products(t):
     """Tiles by the number of rows that they take. Their order of sums is the same. Those of bf16 were measured on an
     H200: few rows wait for weights, so that much is read ahead in narrow tiles; many rows want large tiles."""
-    def tile(bn, bm, bk, warps, stages):
-        return Product(dict(BN=bn, BM=bm, BK=bk), warps, stages)
-
     if t == "f32":
         return {16: tile(16, 64, 32, 4, 2), 64: tile(64, 64, 32, 4, 2)}
     return {16: tile(16, 32, 128, 4, 5), 64: tile(64, 64, 64, 4, 4), 128: tile(128, 64, 64, 4, 3)}
@@ -111,13 +120,12 @@ def forward():
                 yield one(f"matmul_bias{any_}.{rows}", "matmul", text, dict(BIAS=True, **sizes), *rest, Y=t)
                 if t != "f32":
                     yield one(f"matmul_out{any_}.{rows}", "matmul", text, dict(BIAS=False, **sizes), *rest, Y="f32")
-        for rows in (16, 64):
-            # More warps and narrower tiles where dequantised weights would not fit the registers.
-            sizes = dict(BN=rows, BM=32 if rows == 64 else 64, BK=32)
-            yield one(f"matmul_q8.{rows}", "matmul_q8", q8, dict(BIAS=False, **sizes), warps=8, Y=t)
-            yield one(f"matmul_q8_bias.{rows}", "matmul_q8", q8, dict(BIAS=True, **sizes), warps=8, Y=t)
+        for rows, shape in products_q8(t).items():
+            rest = (shape.warps, shape.stages)
+            yield one(f"matmul_q8.{rows}", "matmul_q8", q8, dict(BIAS=False, **shape.sizes), *rest, Y=t)
+            yield one(f"matmul_q8_bias.{rows}", "matmul_q8", q8, dict(BIAS=True, **shape.sizes), *rest, Y=t)
             if t != "f32":
-                yield one(f"matmul_q8_out.{rows}", "matmul_q8", q8, dict(BIAS=False, **sizes), warps=8, Y="f32")
+                yield one(f"matmul_q8_out.{rows}", "matmul_q8", q8, dict(BIAS=False, **shape.sizes), *rest, Y="f32")
         for kind, name in enumerate(ACTIVATIONS):
             for gated in (False, True):
                 constants = dict(KIND=kind, GATED=gated, BLOCK=1024)
@@ -131,8 +139,8 @@ def forward():
     yield plain("scale_logits", "shape_logits", shape, dict(CAP=False, BLOCK=1024))
     yield plain("cap_logits", "shape_logits", shape, dict(CAP=True, BLOCK=1024))
     yield plain("logprobs", "logprobs", "z:*f32 targets:*i32 logprob:*f32 lse:*f32 entropy:*f32 vocab:i32 inverse:f32",
-                dict(BLOCK=1024))
-    yield plain("sample", "sample", "z:*f32 uniforms:*f64 inverses:*f32 ids:*i32 vocab:i32", dict(BLOCK=1024))
+                dict(BLOCK=4096), warps=8)
+    yield plain("sample", "sample", "z:*f32 uniforms:*f64 inverses:*f32 ids:*i32 vocab:i32", dict(BLOCK=4096), warps=8)
 
 
 def backward():

@@ -139,7 +139,56 @@ def labelers(data):
     return table(head, rows) + "\n\n" + note + " " + source(data)
 
 
+def gpu(data):
+    rows = [[r["phase"], r["result"], "ok" if r["ok"] else "failed"] for r in data["rows"]]
+    return table(["phase", "result", ""], rows) + "\n\n" + source(data)
+
+
+def gpu_products(data):
+    """Times of products, with the part of the copy bandwidth for few rows and the arithmetic rate for many."""
+    rows = []
+    for r in data["rows"]:
+        n, m, k = r["rows"], r["outputs"], r["inputs"]
+        if n <= 64:
+            share = m * k * 2 / r["now_us"] / 1e3 / data["copy_gb_per_s"]
+            reached = f"{m * k * 2 / r['now_us'] / 1e6:.2f} TB/s of weights, {share:.2f} of a copy's rate"
+        else:
+            reached = f"{2 * n * m * k / r['now_us'] / 1e6:.0f} TFLOP/s"
+        before, now = r["before_us"], r["now_us"]
+        rows.append([str(n), f"{k} → {m}", f"{before:.1f} µs", f"{now:.1f} µs", f"{before / now:.1f}×", reached])
+    head = ["rows", "matrix", "before", "now", "faster", "now reaches"]
+    how = f"Measured on {data['date']} at commits {data['commit']}, {data['machine']}: {data['how']}."
+    return table(head, rows) + "\n\n" + how
+
+
+def real_run(data):
+    """The steps of the tour with a real model and real rankings."""
+    reward, ppo = data["reward"], data["ppo"]
+    figures = reward["result"]["metrics"] if "metrics" in reward["result"] else reward["result"]
+    rows = [["import", f"{data['import']['imported']} sets of ranked completions"]]
+    rows.append([
+        f"reward model: LoRA rank {reward['args']['lora']['rank']}, {reward['args']['epochs']} epoch, "
+        f"`learning_rate` {reward['args']['learning_rate']:g}, `max_length` {reward['args']['max_length']}",
+        f"{figures_text(figures)}; {reward['seconds'] / 60:.1f} minutes, {reward['gb']:.1f} GB",
+    ])
+    rewards = ", ".join(f"{v:.2f}" for v in ppo["curves"]["reward"])
+    args = ppo["args"]
+    rows.append([
+        f"PPO: LoRA rank {args['lora']['rank']}, {args['iterations']} iterations of {args['rollout_batch_size']} × "
+        f"{args['response_length']} tokens, `kl_coef` {args['kl_coef']:g}, `learning_rate` {args['learning_rate']:g}",
+        f"mean reward {rewards}; KL {ppo['curves']['kl'][0]:.2f} → {ppo['curves']['kl'][-1]:.2f} nats per sequence; "
+        f"{ppo['seconds'] / 60:.1f} minutes, {ppo['gb']:.1f} GB",
+    ])
+    asked = data["completion_seconds"]
+    rows.append(["a completion of 24 tokens", f"{asked['idle']} s alone, {asked['during']} s while PPO ran"])
+    switch = data["switch"]
+    rows.append(["promotion and rollback", f"{switch['answered']} of {switch['requests']} requests sent meanwhile were answered"])
+    return table(["step", "figures"], rows) + "\n\n" + source(data)
+
+
 TABLES = {
+    "gpu": (gpu, "gpu"),
+    "gpu-products": (gpu_products, "gpu-products"),
     "labelers": (labelers, "labelers"),
     "serving-models": (serving, "serving-models"),
     "serving-ratios": (serving_ratios, "serving-llamacpp"),

@@ -326,7 +326,7 @@ fn warm_up_device(decoder: &Decoder, model: &mut DeviceModel, limits: Limits) ->
         }
         let mut rows = StepRows::default();
         rows.push(&vec![0; tokens], &sequence);
-        let logits = model.step(decoder, &rows, &[tokens as u32 - 1]).map_err(|e| e.to_string())?;
+        let logits = model.step(decoder, &rows, &[tokens as u32 - 1], &[]).map_err(|e| e.to_string())?.logits;
         finite(Ok(logits.iter().map(|v| v.abs()).sum()))?;
         cache.release_all(&mut sequence);
     }

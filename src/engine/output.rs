@@ -8,12 +8,14 @@ use super::loaded::LoadedModel;
 pub(super) enum StepOutput {
     /// Hidden states `[rows, hidden]` of all rows, on the device of the model.
     Hidden(Tensor),
-    /// Logits `[rows, vocab]` of the requested rows, which ascend.
-    Logits { rows: Vec<u32>, logits: Vec<f32> },
+    /// Logits `[rows, vocab]` of the requested rows, which ascend. The device drew a token from each of the `drawn`
+    /// rows, which ascend too.
+    Logits { rows: Vec<u32>, logits: Vec<f32>, drawn: Vec<u32> },
 }
 
 impl StepOutput {
-    /// Replaces the contents of `logits` by the logits of the `wanted` rows, `[wanted, vocab]`.
+    /// Replaces the contents of `logits` by the logits of the `wanted` rows, `[wanted, vocab]`. The values of rows from
+    /// which the device drew are unspecified.
     ///
     /// # Errors
     /// If a row has no logits, and those of the model.
@@ -24,12 +26,15 @@ impl StepOutput {
         }
         match self {
             Self::Hidden(hidden) => model.decoder.logits_into(hidden, wanted, logits),
-            Self::Logits { rows, logits: known } => {
+            Self::Logits { rows, logits: known, drawn } => {
                 let vocab = model.decoder.config.vocab_size;
-                logits.clear();
-                for row in wanted {
-                    let Ok(at) = rows.binary_search(row) else { candle_core::bail!("row {row} has no logits") };
-                    logits.extend_from_slice(&known[at * vocab..(at + 1) * vocab]);
+                logits.resize(wanted.len() * vocab, 0.0);
+                for (row, to) in wanted.iter().zip(logits.chunks_exact_mut(vocab)) {
+                    match rows.binary_search(row) {
+                        Ok(at) => to.copy_from_slice(&known[at * vocab..(at + 1) * vocab]),
+                        Err(_) if drawn.binary_search(row).is_ok() => {}
+                        Err(_) => candle_core::bail!("row {row} has no logits"),
+                    }
                 }
                 Ok(())
             }

@@ -18,8 +18,9 @@ use super::prefix::PrefixTree;
 use super::sequence::{RunningRequest, Sequence};
 use super::stats::StatCounters;
 use super::{EngineError, GenEvent, TokenLogprob};
-use crate::generation::sampling::logprob_and_top;
+use crate::generation::sampling::{Drawn, logprob_and_top};
 use crate::generation::stepper::{ScheduledTokens, SequenceRows, SequenceState, Step, Stepper};
+use crate::model::decoder::device::Draw;
 use crate::model::decoder::kv_cache::{CachedSequence, KvCache, PAGE};
 
 /// Batches the requests to one model version, and to the LoRA versions that share its weights.
@@ -85,6 +86,7 @@ impl Scheduler {
             prompt,
             siblings,
             guide,
+            drawn: None,
         });
     }
 
@@ -238,7 +240,16 @@ impl Scheduler {
         let Some(device) = &self.model.device else {
             return self.batch.hidden(&self.model.decoder, step).map(StepOutput::Hidden);
         };
-        let mut wanted: Vec<u32> = step.complete().map(SequenceRows::last_row).collect();
+        let (mut wanted, mut draws, mut owners) = (Vec::new(), Vec::new(), Vec::new());
+        for s in step.complete() {
+            match self.batch.running()[s.sequence].device_draw() {
+                Some((inverse_temperature, uniform)) => {
+                    draws.push(Draw { row: s.last_row(), inverse_temperature, uniform });
+                    owners.push(s.sequence);
+                }
+                None => wanted.push(s.last_row()),
+            }
+        }
         for s in &step.sequences {
             let targets = self.prompt_targets(s, self.batch.running()[s.sequence].state.cached.len);
             wanted.extend(targets.iter().map(|(row, _)| *row as u32));
@@ -249,8 +260,13 @@ impl Scheduler {
         for (from, to) in self.batch.cache.take_copies() {
             device.copy_page(from, to).map_err(candle_core::Error::wrap)?;
         }
-        let logits = device.step(&self.model.decoder, &step.rows, &wanted).map_err(candle_core::Error::wrap)?;
-        Ok(StepOutput::Logits { rows: wanted, logits })
+        let result = device.step(&self.model.decoder, &step.rows, &wanted, &draws).map_err(candle_core::Error::wrap)?;
+        drop(device);
+        for (owner, (id, logprob)) in owners.into_iter().zip(result.drawn) {
+            self.batch.running_mut()[owner].drawn = Some(Drawn { id, logprob, top: Vec::new() });
+        }
+        let drawn = draws.iter().map(|draw| draw.row).collect();
+        Ok(StepOutput::Logits { rows: wanted, logits: result.logits, drawn })
     }
 
     /// Releases the windowed layers' pages to which no later token attends. Pages of a prompt are added to the prefix
@@ -405,7 +421,9 @@ impl Scheduler {
             let waits = forked.is_none();
             let state = SequenceState { prompt_len: ids.len(), ids: ids.clone(), cached: forked.unwrap_or_default() };
             let guide = shared.guide.as_ref().map(Guide::fork);
-            let mut sample = Sequence { shared: shared.clone(), index, state, text, prompt: None, siblings: 0, guide };
+            let shared = shared.clone();
+            let mut sample =
+                Sequence { shared, index, state, text, prompt: None, siblings: 0, guide, drawn: None };
             if waits {
                 self.waiting.push_front(sample);
             } else if sample.draw_tokens(std::iter::once(row), &[], self.model.decoder.config.max_positions, stats) {

@@ -90,6 +90,8 @@ pub struct Sequence {
     pub siblings: usize,
     /// The state of this sample's constraint.
     pub guide: Option<Guide>,
+    /// The next token, where the device has drawn it.
+    pub drawn: Option<Drawn>,
 }
 
 impl RunningSequence for Sequence {
@@ -142,11 +144,27 @@ impl Sequence {
         }
     }
 
-    /// Draws the next token from a row of logits.
+    /// The inputs of a draw on the device: 1 / temperature (0 for the most likely token) and the random number. `None`
+    /// where the sampler of the host is needed: for the first token, which samples of a request share the logits of,
+    /// for constraints, alternatives, penalties, and truncated distributions. Depends only on the request and the
+    /// position, so that a token does not depend on the batch.
+    pub fn device_draw(&self) -> Option<(f32, f64)> {
+        let context = self.context();
+        let first = context.generated.is_empty();
+        if first || self.guide.is_some() || context.top > 0 || !context.forbidden.is_empty() {
+            return None;
+        }
+        self.shared.request.params.warpers.plain_draw(&context)
+    }
+
+    /// Draws the next token from a row of logits, unless the device has drawn it.
     ///
     /// # Errors
     /// If no token satisfies the constraint.
-    pub fn draw(&self, logits: &[f32]) -> Result<Drawn, EngineError> {
+    pub fn draw(&mut self, logits: &[f32]) -> Result<Drawn, EngineError> {
+        if let Some(drawn) = self.drawn.take() {
+            return Ok(drawn);
+        }
         let params = &self.shared.request.params;
         let warpers = &params.warpers;
         match &self.guide {

@@ -54,6 +54,21 @@ impl Warpers {
     }
 }
 
+impl Warpers {
+    /// 1 / temperature (0 for greedy draws) and the random number of a draw from the whole distribution. `None` if the
+    /// warpers change the logits or drop tokens.
+    pub fn plain_draw(&self, context: &DrawContext<'_>) -> Option<(f32, f64)> {
+        let whole = self.top_k == 0 && self.top_p >= 1.0 && self.min_p <= 0.0;
+        if !self.is_plain() {
+            None
+        } else if self.temperature == 0.0 {
+            Some((0.0, 0.0))
+        } else {
+            whole.then(|| (1.0 / self.temperature, uniform(context.seed, context.stream, context.generated.len())))
+        }
+    }
+}
+
 /// The inputs of a draw besides the logits and the warpers.
 pub struct DrawContext<'a> {
     pub prompt: &'a [u32],

@@ -24,7 +24,7 @@ pub struct PackedQ8 {
 }
 
 /// Quantises one block of up to 32 values so that max |x| becomes 127. Returns the scale.
-fn quantize_block(x: &[f32], out: &mut [i8; BLOCK]) -> f16 {
+pub fn quantize_block(x: &[f32], out: &mut [i8; BLOCK]) -> f16 {
     let max = x.iter().fold(0f32, |m, v| m.max(v.abs()));
     // Rounded to f16 first, because the product uses the stored scale.
     let scale = f16::from_f32(max / 127.0);

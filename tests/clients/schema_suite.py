@@ -5,7 +5,7 @@ length; each schema that is not supported must be refused by name. Also how a sc
 
     pip install -r tests/clients/requirements.txt
     python3 tests/clients/schema_suite.py [--random 500] [--seed 1] [--suite CHECKOUT] [--speed]
-    (INSTRUCTD_BIN: default target/debug/instructd)
+    (INSTRUCTD_BIN: default target/debug/instructd; INSTRUCTD_TEST_MODEL: another model than the tiny one, for --speed)
 """
 
 import argparse
@@ -28,6 +28,8 @@ import tiny_model
 AT_ONCE = 8
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 USER = [{"role": "user", "content": "x"}]
+# The served version: the active one.
+MODEL = "active"
 
 
 def random_schema(dice, depth=3):
@@ -127,7 +129,34 @@ def suite_schemas(checkout):
                 yield path.stem, schema
 
 
-def speed(client, streams, rounds=5):
+def first_token(client, dice, rounds=30):
+    """Milliseconds to the first token: without a schema, with one that the server has not seen, and with the same one
+    again, in turns."""
+    def ask(extra):
+        began = time.perf_counter()
+        with client.chat.completions.create(model=MODEL, messages=USER, max_tokens=4, stream=True, **extra) as stream:
+            next(iter(stream))
+            return (time.perf_counter() - began) * 1e3
+
+    def form(seed):
+        schema = {"type": "object", "additionalProperties": False, "properties": {}}
+        for i in range(8):
+            schema["properties"][f"field_{seed}_{i}"] = random_schema(dice, 0)
+        schema["required"] = list(schema["properties"])
+        return dict(response_format={"type": "json_schema", "json_schema": {"name": "n", "schema": schema}})
+
+    ask({}), ask(form("warm"))
+    rows = []
+    for seed in range(rounds):
+        new = form(seed)
+        rows.append((ask({}), ask(new), ask(new)))
+    plain, new, again = (statistics.median(row[i] for row in rows) for i in range(3))
+    worst = max(row[1] for row in rows)
+    print(f"first token of {rounds} schemas of 8 fields: {plain:.1f} ms without, {new:.1f} with a new schema "
+          f"(at most {worst:.1f}), {again:.1f} with the same one again", flush=True)
+
+
+def speed(client, streams, tokens, rounds=5):
     """Tokens a second with a schema and without, in turns: pairs see the same machine."""
     schema = {"type": "array", "items": {"type": "object", "properties": {"name": {"type": "string"},
               "n": {"type": "integer"}}, "required": ["name", "n"], "additionalProperties": False}, "minItems": 500}
@@ -135,12 +164,12 @@ def speed(client, streams, rounds=5):
 
     def run(extra):
         def ask(seed):
-            return client.chat.completions.create(model="tiny", messages=USER, max_tokens=256, seed=seed,
+            return client.chat.completions.create(model=MODEL, messages=USER, max_tokens=tokens, seed=seed,
                                                   extra_body={"ignore_eos": True}, **extra).usage.completion_tokens
         began = time.perf_counter()
         with concurrent.futures.ThreadPoolExecutor(streams) as pool:
-            tokens = sum(pool.map(ask, range(streams * 2)))
-        return tokens / (time.perf_counter() - began)
+            done = sum(pool.map(ask, range(streams * 2)))
+        return done / (time.perf_counter() - began)
 
     run(dict(response_format=form))
     pairs = [(run({}), run(dict(response_format=form))) for _ in range(rounds)]
@@ -156,6 +185,7 @@ def main():
     options.add_argument("--seed", type=int, default=1)
     options.add_argument("--suite")
     options.add_argument("--speed", action="store_true")
+    options.add_argument("--tokens", type=int, default=256)
     options = options.parse_args()
     with tempfile.TemporaryDirectory(prefix="instructd-schemas-") as directory:
         if "INSTRUCTD_TEST_MODEL" not in os.environ:
@@ -177,8 +207,9 @@ def main():
                     print(f"  refused {count}: {message}")
                 assert not checked.wrong, checked.wrong[:5]
             if options.speed:
+                first_token(client, dice)
                 for streams in (1, 32):
-                    speed(client, streams)
+                    speed(client, streams, options.tokens)
             assert server.alive()
 
 

@@ -2,13 +2,18 @@
 //! themselves in other batches. With INSTRUCTD_TEST_DEVICE=cuda, on the GPU.
 
 use candle_core::Device;
+use instructd::generation::sampling::{DrawContext, Warpers, draw};
 use instructd::gpu::cuda::Cuda;
 use instructd::gpu::device;
 use instructd::gpu::sim::Sim;
-use instructd::model::decoder::device::Room;
+use instructd::model::decoder::device::{Draw, Room};
 use instructd::model::decoder::kv_cache::{CachedSequence, KvCache, StepRows};
-use instructd::model::{Decoder, DeviceModel, ModelConfig, PackedBatch, Purpose, load};
+use instructd::model::init::{Heads, init};
+use instructd::model::{Decoder, DeviceModel, ModelConfig, PackedBatch, Purpose, Weights, load};
+use instructd::ops::blocks::BlockType;
 use instructd::ops::linear::WeightFormat;
+use instructd::ops::quantized::QuantizedMatrix;
+use rand::{Rng, SeedableRng};
 
 use crate::support::{DECODERS, fixture};
 
@@ -55,7 +60,7 @@ impl OnDevice {
             rows.push(ids, &cached[*sequence]);
         }
         let wanted: Vec<u32> = (0..rows.ids().len() as u32).collect();
-        let logits = self.model.step(&self.decoder, &rows, &wanted).unwrap();
+        let logits = self.model.step(&self.decoder, &rows, &wanted, &[]).unwrap().logits;
         for (ids, sequence) in parts {
             cached[*sequence].len += ids.len();
         }
@@ -118,6 +123,54 @@ fn logits_are_those_of_the_cpu_for_every_family() {
     }
 }
 
+/// Matrices in 8 bits: the logits are those of the CPU with the matrices rounded to 8 bits beforehand, and the memory is
+/// about half.
+#[test]
+fn matrices_in_eight_bits_are_those_that_were_rounded_beforehand() {
+    for tied in [true, false] {
+        let config = serde_json::json!({
+            "model_type": "qwen2", "vocab_size": 200, "hidden_size": 96, "intermediate_size": 160,
+            "num_hidden_layers": 2, "num_attention_heads": 6, "num_key_value_heads": 2,
+            "max_position_embeddings": 512, "tie_word_embeddings": tied,
+        });
+        let config = ModelConfig::from_hf(&config, None).unwrap();
+        let normals = |tensor: u64, n: usize| -> Vec<f64> {
+            let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(tensor);
+            (0..n).map(|_| f64::from(rng.next_u32()) / f64::from(u32::MAX) * 4.0 - 2.0).collect()
+        };
+        let weights = init(&config, Heads::Backbone, &Device::Cpu, normals).unwrap();
+        let rounded: Weights = weights
+            .iter()
+            .map(|(name, tensor)| {
+                let matrix = name.contains("_proj.weight") || name.contains("lm_head");
+                if !matrix {
+                    return (name.clone(), tensor.clone());
+                }
+                let (m, k) = tensor.dims2().unwrap();
+                let values = tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+                let packed = QuantizedMatrix::quantize(&values, m, k, BlockType::Q8_0).unwrap();
+                (name.clone(), packed.dequantize().unwrap())
+            })
+            .collect();
+        let exact = Decoder::new(&config, &rounded, Purpose::Serve).unwrap();
+        let [long, short] = sequences(&config);
+        let batch = PackedBatch::new(&[long.clone(), short.clone()]);
+        let want = exact.logits(&exact.forward(&batch).unwrap()).unwrap().to_vec2::<f32>().unwrap();
+        let decoder = Decoder::new(&config, &weights, Purpose::Score).unwrap();
+        let open = |format| DeviceModel::new(&decoder, device(64 << 20), format, pages(PAGES)).unwrap();
+        let (dense, model) = (open(WeightFormat::Bf16), open(WeightFormat::Q8_0));
+        assert!(model.memory().0 < dense.memory().0, "{} bytes, {} in bf16", model.memory().0, dense.memory().0);
+        let mut on = OnDevice { decoder, model, cache: KvCache::new(&config, PAGES * 16) };
+        let got = on.feed(&[(&long, 0), (&short, 1)], &mut fresh(2));
+        let off = difference(want.iter().flatten().zip(got.iter().flatten()));
+        assert!(off < 1e-2, "tied {tied}: off by {off}");
+        // Alone, the short sequence gets the same bits.
+        let mut other = fresh(1);
+        let alone = on.feed(&[(&short, 0)], &mut other);
+        assert_eq!(alone[..], got[long.len()..], "tied {tied}");
+    }
+}
+
 #[test]
 fn a_step_is_ten_launches_a_block() {
     for (name, at_most) in [("llama-tiny", 10), ("qwen2-tiny", 10), ("families/qwen3", 10), ("gpt2-tiny", 10)] {
@@ -127,7 +180,7 @@ fn a_step_is_ten_launches_a_block() {
         let before = on.model.counts();
         on.feed(&[(&[4], 0)], &mut cached);
         let counts = on.model.counts() - before;
-        // LowRankUpdate the blocks: embedding, the last addition, picked rows, final norm, output matrix.
+        // Outside of the blocks: embedding, the last addition, picked rows, final norm, output matrix.
         let blocks = counts.launches - 5;
         assert!(blocks <= at_most * on.config().n_layers as u64, "{name}: {blocks} launches");
         assert_eq!((counts.uploads, counts.downloads, counts.waits), (1, 1, 1), "{name}");
@@ -184,7 +237,7 @@ fn unsupported_models_are_refused_when_a_device_loads_them() {
         DeviceModel::new(&decoder, Box::new(Sim::new(bytes)), format, pages(4)).err().unwrap().to_string()
     };
     let error = open(WeightFormat::Q4_1, 64 << 20);
-    assert!(error.contains("q4_1") && error.contains("f32 or bf16"), "{error}");
+    assert!(error.contains("q4_1") && error.contains("f32, bf16 or q8_0"), "{error}");
     let error = open(WeightFormat::F32, 10_000);
     assert!(error.contains("bytes free"), "{error}");
     // Out of memory in a step is an error of the step; a smaller one succeeds.
@@ -196,12 +249,12 @@ fn unsupported_models_are_refused_when_a_device_loads_them() {
     let mut cached = fresh(2);
     assert!(on.cache.reserve(&mut cached[0], 60) && on.cache.reserve(&mut cached[1], 1));
     rows.push(&[1; 60], &cached[0]);
-    let error = on.model.step(&decoder, &rows, &[59]).unwrap_err().to_string();
+    let error = on.model.step(&decoder, &rows, &[59], &[]).unwrap_err().to_string();
     assert!(error.contains("bytes free"), "{error}");
     assert_eq!(on.model.memory().0, held, "a failed step gives everything back");
     let mut rows = StepRows::default();
     rows.push(&[1], &cached[1]);
-    assert_eq!(on.model.step(&decoder, &rows, &[0]).unwrap().len(), on.config().vocab_size);
+    assert_eq!(on.model.step(&decoder, &rows, &[0], &[]).unwrap().logits.len(), on.config().vocab_size);
 }
 
 /// Where memory is short, the cache is what remains beside the largest step, which then always fits.
@@ -232,8 +285,89 @@ fn a_smaller_cache_leaves_room_for_the_largest_step() {
             let mut rows = StepRows::default();
             rows.push(chunk, &cached[0]);
             let wanted: Vec<u32> = (0..chunk.len() as u32).collect();
-            model.step(&decoder, &rows, &wanted).unwrap();
+            model.step(&decoder, &rows, &wanted, &[]).unwrap();
             cached[0].len += chunk.len();
         }
+    }
+}
+
+/// Draws on the device are those of the host's sampler from the same logits.
+#[test]
+fn tokens_are_drawn_on_the_device_as_on_the_host() {
+    let mut on = OnDevice::new("llama-tiny", WeightFormat::F32);
+    let vocab = on.config().vocab_size;
+    let ids: Vec<u32> = (0..20).map(|i| i * 7 % vocab as u32).collect();
+    let mut rows = StepRows::default();
+    let mut cached = CachedSequence::default();
+    assert!(on.cache.reserve(&mut cached, ids.len()));
+    rows.push(&ids, &cached);
+    let every: Vec<u32> = (0..ids.len() as u32).collect();
+    let logits = on.model.step(&on.decoder, &rows, &every, &[]).unwrap().logits;
+    let temperature = |row: u32| [0.0, 0.5, 1.0, 1.7][row as usize % 4];
+    let context = |row: u32| DrawContext {
+        prompt: &ids,
+        generated: &ids[..row as usize],
+        forbidden: &[],
+        seed: 11,
+        stream: 3,
+        logprob_temperature: 1.0,
+        top: 0,
+    };
+    let warpers = |row| Warpers { temperature: temperature(row), ..Warpers::default() };
+    let draws: Vec<Draw> = every
+        .iter()
+        .map(|row| {
+            let (inverse_temperature, uniform) = warpers(*row).plain_draw(&context(*row)).unwrap();
+            Draw { row: *row, inverse_temperature, uniform }
+        })
+        .collect();
+    let before = on.model.counts();
+    // Some logits are requested too; their rows overlap.
+    let result = on.model.step(&on.decoder, &rows, &[2, 7], &draws).unwrap();
+    let counts = on.model.counts() - before;
+    assert_eq!((counts.uploads, counts.downloads, counts.waits), (1, 2, 1));
+    assert_eq!(result.logits, [&logits[2 * vocab..3 * vocab], &logits[7 * vocab..8 * vocab]].concat());
+    assert_eq!(result.drawn.len(), draws.len());
+    for (row, (id, logprob)) in every.iter().zip(&result.drawn) {
+        let at = *row as usize * vocab;
+        let want = draw(&logits[at..at + vocab], &warpers(*row), &context(*row));
+        assert_eq!(*id, want.id, "row {row}");
+        assert!((logprob - want.logprob).abs() < 1e-5 * want.logprob.abs().max(1.0), "row {row}");
+    }
+    let ids: std::collections::BTreeSet<_> = result.drawn.iter().map(|(id, _)| id).collect();
+    assert!(ids.len() > 5, "draws differ between rows");
+    // Without requested logits, one download.
+    let before = on.model.counts();
+    let again = on.model.step(&on.decoder, &rows, &[], &draws[3..]).unwrap();
+    assert_eq!((on.model.counts() - before).downloads, 1);
+    assert_eq!(again.drawn, result.drawn[3..]);
+}
+
+/// Whatever truncates or changes the distribution is the host's.
+#[test]
+fn only_plain_draws_are_made_on_the_device() {
+    let context = DrawContext {
+        prompt: &[1],
+        generated: &[2],
+        forbidden: &[],
+        seed: 1,
+        stream: 0,
+        logprob_temperature: 1.0,
+        top: 0,
+    };
+    let plain = Warpers::default();
+    assert!(plain.plain_draw(&context).is_some());
+    let greedy = Warpers { temperature: 0.0, top_k: 5, top_p: 0.5, ..plain.clone() };
+    assert_eq!(greedy.plain_draw(&context), Some((0.0, 0.0)), "the most likely token is never dropped");
+    for warpers in [
+        Warpers { top_k: 5, ..plain.clone() },
+        Warpers { top_p: 0.9, ..plain.clone() },
+        Warpers { min_p: 0.1, ..plain.clone() },
+        Warpers { repetition_penalty: 1.1, ..plain.clone() },
+        Warpers { presence_penalty: 0.1, ..plain.clone() },
+        Warpers { frequency_penalty: 0.1, ..plain.clone() },
+        Warpers { temperature: 0.0, logit_bias: vec![(1, 2.0)], ..plain },
+    ] {
+        assert!(warpers.plain_draw(&context).is_none(), "{warpers:?}");
     }
 }

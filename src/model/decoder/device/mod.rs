@@ -4,14 +4,15 @@
 mod rows;
 mod weights;
 
-use self::rows::{Buffers, Rows, Scratch, buffers, logit_sizes, most_scratch, pack};
+use self::rows::{Buffers, Inputs, Rows, Scratch, buffers, logit_sizes, most_scratch, pack};
 use self::weights::{Block, Element, Matrix, NormWeights, Weights, candle};
 use super::Decoder;
 use super::kv_cache::{PAGE, StepRows};
 use crate::gpu::arena::GRAIN;
-use crate::gpu::device::{Counts, Device, launch};
+use crate::gpu::device::{Counts, Device, Download, launch};
 use crate::gpu::launch::{
-    Activate, Add, Attend, Combine, Embed, GatherRows, Matmul, Norm as NormLaunch, RopeCache, ShapeLogits,
+    Activate, Add, Attend, Combine, Embed, GatherRows, Logprobs, Matmul, MatmulQ8, Norm as NormLaunch, RopeCache, Sample,
+    ShapeLogits,
 };
 use crate::gpu::manifest::kernel;
 use crate::gpu::{GpuError, Slice};
@@ -49,6 +50,26 @@ pub struct DeviceModel {
     cap: Option<f32>,
 }
 
+/// A token to be drawn on the device.
+#[derive(Clone, Copy, Debug)]
+pub struct Draw {
+    /// The row of the step whose logits the token is drawn from.
+    pub row: u32,
+    /// 1 / temperature; 0 draws the most likely token.
+    pub inverse_temperature: f32,
+    /// A random number in [0, 1).
+    pub uniform: f64,
+}
+
+/// The results of a step.
+#[derive(Debug, Default)]
+pub struct StepResult {
+    /// Logits [wanted, vocab].
+    pub logits: Vec<f32>,
+    /// The id of each draw, and its natural log-prob under softmax(logits).
+    pub drawn: Vec<(u32, f32)>,
+}
+
 /// A term that is still to be added to the hidden states.
 type Pending = Option<Slice>;
 
@@ -61,8 +82,8 @@ impl DeviceModel {
     /// step leaves free: the requested number, or as many as fit.
     ///
     /// # Errors
-    /// `OutOfMemory`, also when not even one whole context fits; formats other than f32 and bf16, and heads of more
-    /// than 256 channels.
+    /// `OutOfMemory`, also when not even one whole context fits; formats other than f32, bf16 and q8_0, whose matrices
+    /// have 8 bits and whose other numbers are bf16; heads of more than 256 channels.
     pub fn new(
         decoder: &Decoder,
         mut device: Box<dyn Device>,
@@ -70,13 +91,14 @@ impl DeviceModel {
         room: Room,
     ) -> Result<Self, GpuError> {
         let c = decoder.config.clone();
-        let element = match format {
-            WeightFormat::F32 => Element::F32,
-            WeightFormat::Bf16 => Element::Bf16,
+        let (element, quantised) = match format {
+            WeightFormat::F32 => (Element::F32, false),
+            WeightFormat::Bf16 => (Element::Bf16, false),
+            WeightFormat::Q8_0 => (Element::Bf16, true),
             other => {
                 let name = other.as_str();
                 return Err(GpuError::Launch(format!(
-                    "weights = \"{name}\" is for the CPU; this device takes f32 or bf16"
+                    "weights = \"{name}\" is for the CPU; this device takes f32, bf16 or q8_0"
                 )));
             }
         };
@@ -87,7 +109,7 @@ impl DeviceModel {
             let why = format!("heads of {} channels: above 64, this device takes multiples of 8", c.head_dim);
             return Err(GpuError::Launch(why));
         }
-        let weights = weights::load(decoder, device.as_mut(), element)?;
+        let weights = weights::load(decoder, device.as_mut(), element, quantised)?;
         let page = c.n_kv_heads * PAGE * c.head_dim * element.bytes();
         let (used, total) = device.memory();
         let free = (total - used).saturating_sub(most_scratch(&c, element, &weights, room));
@@ -148,12 +170,19 @@ impl DeviceModel {
         Ok(())
     }
 
-    /// Advances cached sequences as `Decoder::step` does, and returns the logits [wanted, vocab] of chosen rows.
+    /// Advances cached sequences as `Decoder::step` does. Returns the logits [wanted, vocab] of chosen rows, and the
+    /// tokens of `draws`, whose logits stay on the device.
     ///
     /// # Errors
     /// A position or an id that the model does not have; `OutOfMemory`, which leaves the cache unchanged; a failure of
     /// the device.
-    pub fn step(&mut self, decoder: &Decoder, rows: &StepRows, wanted: &[u32]) -> Result<Vec<f32>, GpuError> {
+    pub fn step(
+        &mut self,
+        decoder: &Decoder,
+        rows: &StepRows,
+        wanted: &[u32],
+        draws: &[Draw],
+    ) -> Result<StepResult, GpuError> {
         let positions = rows.positions();
         decoder.check_positions(&positions).map_err(candle)?;
         if let Some(id) = rows.ids().iter().find(|id| **id as usize >= self.config.vocab_size) {
@@ -164,8 +193,9 @@ impl DeviceModel {
         }
         let Self { config, element, device, weights, pages, ropes, wide, inverse, cap, .. } = self;
         let mut scratch = Scratch { device: device.as_mut(), held: Vec::new() };
-        let step = || -> Result<Option<crate::gpu::device::Download>, GpuError> {
-            let at = pack(&mut scratch, decoder, config, ropes, rows, &positions, wanted)?;
+        let step = || -> Result<[Option<Download>; 2], GpuError> {
+            let inputs = Inputs { rows, positions: &positions, wanted, draws };
+            let at = pack(&mut scratch, decoder, config, ropes, &inputs)?;
             let buffers = buffers(&mut scratch, config, *element, weights, &at)?;
             let pass = Pass { config, element: *element, weights, wide: *wide, rows: &at, b: &buffers };
             pass.embed(scratch.device, decoder, rows, &positions)?;
@@ -174,21 +204,44 @@ impl DeviceModel {
                 pending = pass.block(scratch.device, block, pools, pending)?;
             }
             pass.add(scratch.device, pending)?;
-            if wanted.is_empty() {
-                return Ok(None);
+            if at.wanted_count == 0 {
+                return Ok([None, None]);
             }
             let logits = pass.logits(&mut scratch, *inverse, *cap)?;
-            scratch.device.download(logits).map(Some)
+            let own = draws.len() * config.vocab_size * 4;
+            let drawn = match draws.len() {
+                0 => None,
+                _ => Some(pass.draw(&mut scratch, logits.part(0, own), draws.len())?),
+            };
+            let drawn = drawn.map(|drawn| scratch.device.download(drawn)).transpose()?;
+            let rest = logits.part(own, logits.bytes - own);
+            let logits = (!wanted.is_empty()).then(|| scratch.device.download(rest)).transpose()?;
+            Ok([logits, drawn])
         };
-        let download = step();
+        let downloads = step();
         scratch.give()?;
         let waited = device.wait();
-        let download = download?;
+        let [logits, drawn] = downloads?;
         waited?;
-        let Some(download) = download else { return Ok(Vec::new()) };
-        let bytes = device.take(download)?;
-        Ok(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
+        let mut result = StepResult::default();
+        if let Some(logits) = logits {
+            result.logits = numbers(&device.take(logits)?);
+        }
+        if let Some(drawn) = drawn {
+            let words: Vec<u32> = numbers(&device.take(drawn)?);
+            let (ids, logprobs) = words.split_at(words.len() / 2);
+            result.drawn =
+                ids.iter().zip(logprobs).take(draws.len()).map(|(id, bits)| (*id, f32::from_bits(*bits))).collect();
+        }
+        Ok(result)
     }
+}
+
+/// Downloaded bytes as numbers.
+fn numbers<T: bytemuck::Pod>(bytes: &[u8]) -> Vec<T> {
+    let mut all = vec![T::zeroed(); bytes.len() / size_of::<T>()];
+    bytemuck::cast_slice_mut(&mut all).copy_from_slice(bytes);
+    all
 }
 
 /// Rows of the tiles of a product with `n` rows and `out` outputs. Few rows wait for the weights, which narrow tiles
@@ -202,6 +255,12 @@ fn tile_rows(n: usize, out: usize, element: Element) -> usize {
     } else {
         64
     }
+}
+
+/// The tiles of a product with `n` rows and `out` outputs.
+fn product_grid(name: &str, n: usize, out: usize) -> Result<[usize; 3], GpuError> {
+    let tile = kernel(name)?;
+    Ok([up(out, tile.constant("BM")), up(n, tile.constant("BN")), 1])
 }
 
 /// The launches of one step.
@@ -337,23 +396,20 @@ impl Pass<'_> {
         n: usize,
         variant: &str,
     ) -> Result<(), GpuError> {
-        let launched = Matmul {
-            x,
-            w: w.weight,
-            bias: w.bias.unwrap_or(self.weights.zeros),
-            y,
-            n: n as i32,
-            m: w.out as i32,
-            k: w.input as i32,
-        };
+        let bias = w.bias.unwrap_or(self.weights.zeros);
+        let [rows, m, k] = [n, w.out, w.input].map(|size| size as i32);
+        if let Some(scales) = w.scales {
+            let name = format!("matmul_q8{variant}.{}.{}", if n <= 32 { 16 } else { 64 }, self.t());
+            let launched = MatmulQ8 { x, w: w.weight, scales, bias, y, n: rows, m, k };
+            return launch(device, &name, product_grid(&name, n, w.out)?, &launched);
+        }
+        let launched = Matmul { x, w: w.weight, bias, y, n: rows, m, k };
         let (rows, any) = match w.input % 8 {
             0 => (tile_rows(n, w.out, self.element), ""),
             _ => (tile_rows(n, w.out, Element::F32), "_any"),
         };
         let name = format!("matmul{variant}{any}.{rows}.{}", self.t());
-        let tile = kernel(&name)?;
-        let grid = [up(w.out, tile.constant("BM")), up(n, tile.constant("BN")), 1];
-        launch(device, &name, grid, &launched)
+        launch(device, &name, product_grid(&name, n, w.out)?, &launched)
     }
 
     /// One block; returns the term to be added to the hidden states after it.
@@ -513,6 +569,23 @@ impl Pass<'_> {
             launch(device, name, [up(count, 1024), 1, 1], &launched)?;
         }
         Ok(logits)
+    }
+}
+
+impl Pass<'_> {
+    /// Draws a token from each row of logits [n, vocab]. Returns n ids and n log-probs, each padded to a multiple of 16
+    /// bytes.
+    fn draw(&self, scratch: &mut Scratch<'_>, logits: Slice, n: usize) -> Result<Slice, GpuError> {
+        let (width, vocab) = ((n * 4).next_multiple_of(16), self.config.vocab_size as i32);
+        let (drawn, sums) = (scratch.take(2 * width)?, scratch.take(2 * width)?);
+        let (ids, logprob) = (drawn.part(0, width), drawn.part(width, width));
+        let launched =
+            Sample { z: logits, uniforms: self.rows.uniforms, inverses: self.rows.inverses, ids, vocab };
+        launch(scratch.device, "sample", [n, 1, 1], &launched)?;
+        let (lse, entropy) = (sums.part(0, width), sums.part(width, width));
+        let launched = Logprobs { z: logits, targets: ids, logprob, lse, entropy, vocab, inverse: 1.0 };
+        launch(scratch.device, "logprobs", [n, 1, 1], &launched)?;
+        Ok(drawn)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::Room;
+use super::{Draw, Room};
 use super::weights::{Block, Element, Weights, candle};
 use crate::gpu::arena::GRAIN;
 use crate::gpu::device::Device;
@@ -13,6 +13,8 @@ use crate::ops::rope::RopeTable;
 
 /// Number of keys that one program of attention reads; compiled into every kernel.
 const SPLIT: usize = 256;
+/// Widths of page tables are multiples of this.
+const TABLE_STEP: usize = 32;
 /// Query rows and heads of a tile of attention.
 const TILE: usize = 16;
 
@@ -75,8 +77,12 @@ pub(super) struct Rows {
     pub tiles: Slice,
     pub tile_count: usize,
     pub splits: usize,
+    /// The rows of draws, then those whose logits are requested.
     pub wanted: Slice,
     pub wanted_count: usize,
+    /// Of each draw, its random number (f64) and its inverse temperature.
+    pub uniforms: Slice,
+    pub inverses: Slice,
     /// cos and sin of each table, [n, half], and the pairs of channels.
     pub rope: [Option<(Slice, Slice, usize)>; 2],
 }
@@ -97,22 +103,32 @@ pub(super) struct Buffers {
     pub sums: Slice,
 }
 
+/// What a step computes.
+pub(super) struct Inputs<'a> {
+    pub rows: &'a StepRows,
+    /// The position of each row.
+    pub positions: &'a [u32],
+    /// Rows whose logits are requested.
+    pub wanted: &'a [u32],
+    pub draws: &'a [Draw],
+}
+
 /// Uploads the inputs of the step.
 pub(super) fn pack(
     scratch: &mut Scratch<'_>,
     decoder: &Decoder,
     c: &ModelConfig,
     ropes: &[Option<Arc<RopeTable>>; 2],
-    rows: &StepRows,
-    positions: &[u32],
-    wanted: &[u32],
+    inputs: &Inputs<'_>,
 ) -> Result<Rows, GpuError> {
+    let Inputs { rows, positions, wanted, draws } = *inputs;
     let mut packed = Packed::default();
     let n = positions.len();
     let ids = packed.ints(rows.ids().iter().map(|id| *id as usize));
     let at = packed.ints(positions.iter().map(|p| *p as usize));
     let every = packed.ints(0..n);
-    let table_width = rows.spans().map(|s| s.pages.len()).max().unwrap_or(1);
+    // Widths in steps, so that the buffers of most steps have the same places and their launches repeat.
+    let table_width = rows.spans().map(|s| s.pages.len()).max().unwrap_or(1).next_multiple_of(TABLE_STEP);
     let (mut slots, mut tables, mut tiles) = (Vec::new(), Vec::new(), Vec::new());
     let group = c.n_heads / c.n_kv_heads;
     let heads = group.min(TILE);
@@ -130,7 +146,11 @@ pub(super) fn pack(
     }
     let tile_count = tiles.len() / 8;
     let (slots, tables, tiles) = (packed.ints(slots), packed.ints(tables), packed.ints(tiles));
-    let wanted_rows = packed.ints(wanted.iter().map(|row| *row as usize));
+    let wanted_rows = packed.ints(draws.iter().map(|draw| draw.row).chain(wanted.iter().copied()).map(|r| r as usize));
+    let uniforms: Vec<f64> = draws.iter().map(|draw| draw.uniform).collect();
+    let uniforms = packed.push(bytemuck::cast_slice(&uniforms));
+    let inverses: Vec<f32> = draws.iter().map(|draw| draw.inverse_temperature).collect();
+    let inverses = packed.floats(&inverses);
     let rotary = decoder.rotary_of(rows);
     let mut turns = [None, None];
     for (turn, table) in turns.iter_mut().zip(ropes) {
@@ -159,7 +179,9 @@ pub(super) fn pack(
         tile_count,
         splits: positions.iter().max().map_or(1, |p| *p as usize / SPLIT + 1),
         wanted: part(wanted_rows),
-        wanted_count: wanted.len(),
+        wanted_count: draws.len() + wanted.len(),
+        uniforms: part(uniforms),
+        inverses: part(inverses),
         rope: turns.map(|turn| turn.map(|(cos, sin, half)| (part(cos), part(sin), half))),
     })
 }
@@ -197,11 +219,13 @@ pub(super) fn logit_sizes(c: &ModelConfig, element: Element, wanted: usize) -> [
 pub(super) fn most_scratch(c: &ModelConfig, element: Element, weights: &Weights, room: Room) -> u64 {
     let splits = c.max_positions.div_ceil(SPLIT);
     let buffers = sizes(c, element, weights, room.rows, splits);
-    // For each row: six numbers, at most a tile of eight for each head, cos and sin of two tables.
-    let packed = room.rows * (6 * 4 + c.n_heads * 8 * 4 + 4 * c.head_dim * 4);
+    // For each row: nine numbers, at most a tile of eight for each head, cos and sin of two tables.
+    let packed = room.rows * (9 * 4 + c.n_heads * 8 * 4 + 4 * c.head_dim * 4);
     // For each sequence its pages; each row may be a sequence.
-    let tables = room.rows * c.max_positions.div_ceil(PAGE) * 4;
-    let parts = buffers.into_iter().chain(logit_sizes(c, element, room.wanted)).chain([packed + tables + 16 * 16]);
+    let tables = room.rows * c.max_positions.div_ceil(PAGE).next_multiple_of(TABLE_STEP) * 4;
+    // Drawn ids, log-probs, sums and entropies.
+    let drawn = [2 * (room.wanted * 4 + 16); 2];
+    let parts = buffers.into_iter().chain(logit_sizes(c, element, room.wanted)).chain([packed + tables + 16 * 16]).chain(drawn);
     parts.map(|bytes| (bytes as u64).next_multiple_of(GRAIN)).sum()
 }
 

@@ -4,6 +4,7 @@
 
 use candle_core::Tensor;
 use half::slice::HalfFloatSliceExt;
+use rayon::prelude::*;
 
 use crate::gpu::device::Device;
 use crate::gpu::{GpuError, Slice};
@@ -11,6 +12,7 @@ use crate::model::layers::block::{Layer, Mlp, Projections};
 use crate::model::layers::{Linear, Norm};
 use crate::model::{Activation, Decoder, ModelConfig};
 use crate::ops::linear::WeightLayout;
+use crate::ops::q8::quantize_block;
 use crate::ops::with_f32s;
 
 /// The element type of weights, and of activations between additions to the f32 hidden states.
@@ -37,13 +39,18 @@ impl Element {
     }
 }
 
+/// Neighbours that share a scale.
+const BLOCK: usize = 32;
 /// Bytes that are converted and copied at a time.
 const CHUNK: usize = 8 << 20;
 
 /// A matrix [out, in] and its bias [out].
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Matrix {
+    /// In the element type of the model; i8 where there are scales.
     pub weight: Slice,
+    /// One f16 for each 32 neighbours in a row, as in GGUF's Q8_0.
+    pub scales: Option<Slice>,
     pub bias: Option<Slice>,
     pub out: usize,
     pub input: usize,
@@ -98,6 +105,8 @@ pub(super) fn candle(error: candle_core::Error) -> GpuError {
 struct Loader<'a> {
     device: &'a mut dyn Device,
     element: Element,
+    /// Matrices are stored in 8 bits with scales, where their rows are multiples of 32.
+    quantised: bool,
 }
 
 impl Loader<'_> {
@@ -148,17 +157,59 @@ impl Loader<'_> {
         let outs = natural.iter().map(|(w, _)| w.dim(0)).collect::<candle_core::Result<Vec<_>>>().map_err(candle)?;
         let input = natural[0].0.dim(1).map_err(candle)?;
         let out = outs.iter().sum();
-        let weight = self.place(out * input)?;
         let bias = natural[0].1.map(|_| self.place(out)).transpose()?;
+        let quantised = self.quantised && input.is_multiple_of(BLOCK);
+        let (weight, scales) = match quantised {
+            true => (self.device.alloc(out * input)?, Some(self.device.alloc(out * (input / BLOCK) * 2)?)),
+            false => (self.place(out * input)?, None),
+        };
         let mut at = 0;
         for ((w, b), rows) in natural.iter().zip(&outs) {
-            self.write(weight, at * input, w)?;
+            match scales {
+                Some(scales) => self.write_quantised([weight, scales], at * input, w)?,
+                None => self.write(weight, at * input, w)?,
+            }
             if let (Some(bias), Some(b)) = (bias, b) {
                 self.write(bias, at, b)?;
             }
             at += rows;
         }
-        Ok(Matrix { weight, bias, out, input })
+        Ok(Matrix { weight, scales, bias, out, input })
+    }
+
+    /// A matrix without bias.
+    fn one(&mut self, t: &Tensor) -> Result<Matrix, GpuError> {
+        let (out, input) = t.dims2().map_err(candle)?;
+        if !(self.quantised && input.is_multiple_of(BLOCK)) {
+            return Ok(Matrix { weight: self.tensor(t)?, scales: None, bias: None, out, input });
+        }
+        let (weight, scales) = (self.device.alloc(out * input)?, self.device.alloc(out * (input / BLOCK) * 2)?);
+        self.write_quantised([weight, scales], 0, t)?;
+        Ok(Matrix { weight, scales: Some(scales), bias: None, out, input })
+    }
+
+    /// Writes a tensor of rows that are multiples of 32 as i8 and f16 scales, from element `at` on.
+    fn write_quantised(&mut self, [weight, scales]: [Slice; 2], at: usize, t: &Tensor) -> Result<(), GpuError> {
+        let t = t.detach().contiguous().map_err(candle)?;
+        let mut done = Ok(());
+        with_f32s(&t, |values| {
+            done = values.chunks(CHUNK).enumerate().try_for_each(|(i, part)| {
+                let (mut bytes, mut factors) = (vec![0i8; part.len()], vec![0u16; part.len() / BLOCK]);
+                let blocks = bytes.par_chunks_mut(BLOCK).zip(&mut factors).zip(part.par_chunks(BLOCK));
+                blocks.for_each(|((to, factor), from)| {
+                    let mut quantised = [0; BLOCK];
+                    *factor = quantize_block(from, &mut quantised).to_bits();
+                    to.copy_from_slice(&quantised);
+                });
+                let from = at + i * CHUNK;
+                self.device.upload(weight.part(from, part.len()), bytemuck::cast_slice(&bytes))?;
+                let scales = scales.part(from / BLOCK * 2, factors.len() * 2);
+                self.device.upload(scales, bytemuck::cast_slice(&factors))
+            });
+            Ok(())
+        })
+        .map_err(candle)?;
+        done
     }
 
     fn norm(&mut self, norm: &Norm, zeros: Slice) -> Result<NormWeights, GpuError> {
@@ -235,8 +286,13 @@ fn widest(c: &ModelConfig) -> usize {
 ///
 /// # Errors
 /// `OutOfMemory`, or `Launch` when the decoder has adapters or packed weights.
-pub(super) fn load(decoder: &Decoder, device: &mut dyn Device, element: Element) -> Result<Weights, GpuError> {
-    let mut loader = Loader { device, element };
+pub(super) fn load(
+    decoder: &Decoder,
+    device: &mut dyn Device,
+    element: Element,
+    quantised: bool,
+) -> Result<Weights, GpuError> {
+    let mut loader = Loader { device, element, quantised };
     let zeros = loader.place(widest(&decoder.config))?;
     loader.put(zeros, 0, &vec![0.0; widest(&decoder.config)])?;
     let Some(words) = decoder.embed.tensor() else {
@@ -247,10 +303,10 @@ pub(super) fn load(decoder: &Decoder, device: &mut dyn Device, element: Element)
     let blocks = decoder.layers.iter().map(|layer| loader.block(layer, zeros)).collect::<Result<Vec<_>, _>>()?;
     let final_norm = loader.norm(&decoder.final_norm, zeros)?;
     let (out, input) = (decoder.config.vocab_size, decoder.config.hidden_size);
-    let weight = match decoder.config.tie_embeddings {
-        true => embed,
-        false => loader.tensor(&decoder.head_tensor().map_err(candle)?)?,
+    let head = match decoder.config.tie_embeddings {
+        // The word vectors are read by row too, and stay in the element type.
+        true => Matrix { weight: embed, scales: None, bias: None, out, input },
+        false => loader.one(&decoder.head_tensor().map_err(candle)?)?,
     };
-    let head = Matrix { weight, bias: None, out, input };
     Ok(Weights { embed, positions, blocks, final_norm, head, zeros })
 }
