@@ -1,7 +1,8 @@
 //! Many labelers at once through the whole router, on SQLite and (where `INSTRUCTD_BENCH_POSTGRES` names an empty
 //! database) PostgreSQL: first without a pause, then with pauses of five seconds on the mean.
 //! `cargo bench --bench labelers [-- FILE.json]`; prints a line per measurement, and writes them to the file.
-//! Every acknowledged judgment is looked for afterwards, over a new connection.
+//! `INSTRUCTD_BENCH_ONLY=PostgreSQL` measures that database alone, and `INSTRUCTD_BENCH_ONLY=rush` the labelers without
+//! pauses alone. Every acknowledged judgment is looked for afterwards, over a new connection.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -193,6 +194,7 @@ fn sync_ms() -> f64 {
 
 fn main() {
     let file = std::env::args().skip(1).find(|a| !a.starts_with('-'));
+    let only = std::env::var("INSTRUCTD_BENCH_ONLY").ok();
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
     let (mut rows, sync) = (Vec::new(), sync_ms());
@@ -201,9 +203,12 @@ fn main() {
     let mut databases = vec![("SQLite", format!("sqlite://{}", dir.path().join("bench.db").display()))];
     databases.extend(std::env::var("INSTRUCTD_BENCH_POSTGRES").ok().map(|url| ("PostgreSQL", url)));
     for (name, url) in databases {
-        let (rush, paced) = (Duration::from_secs(120), Duration::from_secs(40));
-        rows.push(runtime.block_on(measure(&url, name, false, 2000, rush)));
-        rows.push(runtime.block_on(measure(&url, name, true, 2000, paced)));
+        for (paced, longest) in [(false, Duration::from_secs(120)), (true, Duration::from_secs(40))] {
+            let label = format!("{name} {}", if paced { "paced" } else { "rush" });
+            if only.as_ref().is_none_or(|only| label.contains(only)) {
+                rows.push(runtime.block_on(measure(&url, name, paced, 2000, longest)));
+            }
+        }
     }
     if let Some(file) = file {
         let now = jiff::Timestamp::now().strftime("%Y-%m-%d").to_string();

@@ -257,7 +257,7 @@ impl Db {
     pub(super) async fn read(&self) -> Result<Conn> {
         Ok(self.conn(match self {
             Self::Sqlite { readers, .. } => Held::SqliteRead(readers.acquire().await?),
-            Self::Postgres(db) => Held::PostgresRead(db.acquire().await?),
+            Self::Postgres(db) => Held::PostgresRead(db.read().await?),
         }))
     }
 
@@ -271,7 +271,10 @@ impl Db {
 
     /// A write transaction that holds the lock of leases and judgments of sets.
     pub(super) async fn begin_placing(&self) -> Result<Conn> {
-        let mut conn = self.begin().await?;
+        let mut conn = match self {
+            Self::Sqlite { .. } => self.begin().await?,
+            Self::Postgres(db) => self.conn(Held::PostgresWrite(db.begin_placing().await?)),
+        };
         if let Err(error) = self.in_time(conn.serialize(super::locks::PLACES)).await {
             let _ = self.in_time(conn.rollback()).await;
             return Err(error);

@@ -1,5 +1,6 @@
 //! Group commit of labelers' writes. All writes that wait when a transaction begins become part of it, one sync of the
-//! disk makes all of them durable, and each caller is answered after the commit.
+//! disk makes all of them durable, and each caller is answered after the commit. On PostgreSQL the leases of a group
+//! share their statements, and so do its judgments, because each statement is a round trip.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -8,10 +9,43 @@ use tokio::sync::oneshot;
 
 use super::connect::Db;
 use super::rows::{BoxFuture, Conn};
-use super::{Result, StoreError};
+use super::turns::TakeLease;
+use super::{Result, StoreError, SubmitJudgment, many_leases, many_submits};
 
 /// Most writes in one transaction. The first of them waits for the last.
 const MOST: usize = 64;
+
+/// A write that takes or frees a place on a set. It may run twice, so it keeps its parameters.
+pub(super) trait Write: Send + Sync + Sized + 'static {
+    /// What the caller gets.
+    type Done: Send + 'static;
+
+    /// Runs the write alone in a transaction that holds the lock of places. It must await nothing but its connection.
+    fn run<'c>(&'c self, conn: &'c mut Conn) -> BoxFuture<'c, Result<Self::Done>>;
+
+    /// The statements that PostgreSQL runs for the write.
+    fn statements(waiting: &mut Waiting<Self>) -> Statements<'_> {
+        Statements::Own(waiting)
+    }
+}
+
+/// Which statements a write of a group uses on PostgreSQL.
+pub(super) enum Statements<'a> {
+    /// Those of all leases of the group.
+    OfLeases(&'a mut Waiting<TakeLease>),
+    /// Those of all judgments of the group.
+    OfJudgments(&'a mut Waiting<SubmitJudgment>),
+    /// Its own.
+    Own(&'a mut dyn Job),
+}
+
+/// A write whose caller waits.
+pub(super) struct Waiting<W: Write> {
+    pub(super) write: W,
+    /// The result, which is sent after the commit.
+    pub(super) done: Option<Result<W::Done>>,
+    reply: oneshot::Sender<Result<W::Done>>,
+}
 
 /// Writes that wait for a transaction.
 #[derive(Clone, Default)]
@@ -24,33 +58,29 @@ struct Queue {
     running: bool,
 }
 
-trait Job: Send {
-    /// Runs the work inside the transaction and stores its result; returns whether it failed.
+pub(super) trait Job: Send {
+    /// Runs the write inside the transaction and stores its result; returns its error if it failed.
     fn run<'c>(&'c mut self, conn: &'c mut Conn) -> BoxFuture<'c, Result<()>>;
+    /// See [`Write::statements`].
+    fn statements(&mut self) -> Statements<'_>;
     /// Sends the result to the caller, after the commit.
     fn answer(self: Box<Self>);
     /// Sends an error to the caller; nothing was stored.
     fn refuse(self: Box<Self>, error: StoreError);
 }
 
-struct Typed<T, F> {
-    work: F,
-    done: Option<Result<T>>,
-    reply: oneshot::Sender<Result<T>>,
-}
-
-impl<T, F> Job for Typed<T, F>
-where
-    T: Send + 'static,
-    F: for<'c> FnMut(&'c mut Conn) -> BoxFuture<'c, Result<T>> + Send + 'static,
-{
+impl<W: Write> Job for Waiting<W> {
     fn run<'c>(&'c mut self, conn: &'c mut Conn) -> BoxFuture<'c, Result<()>> {
         Box::pin(async move {
-            let done = (self.work)(conn).await;
+            let done = self.write.run(conn).await;
             let failed = done.as_ref().err().cloned();
             self.done = Some(done);
             failed.map_or(Ok(()), Err)
         })
+    }
+
+    fn statements(&mut self) -> Statements<'_> {
+        W::statements(self)
     }
 
     fn answer(self: Box<Self>) {
@@ -69,18 +99,13 @@ impl Groups {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Runs `work` in a transaction that others may share, and returns after the commit. It is run again, alone, when
-    /// another work of the same transaction fails, so it must be repeatable and must await nothing but its connection.
-    /// It runs to its end also when the caller is dropped.
-    pub(super) async fn write<T, F>(&self, db: &Db, work: F) -> Result<T>
-    where
-        T: Send + 'static,
-        F: for<'c> FnMut(&'c mut Conn) -> BoxFuture<'c, Result<T>> + Send + 'static,
-    {
+    /// Runs `write` in a transaction that others may share, and returns after the commit. It is run again, alone, when
+    /// another write of the same transaction fails. It runs to its end also when the caller is dropped.
+    pub(super) async fn write<W: Write>(&self, db: &Db, write: W) -> Result<W::Done> {
         let (reply, result) = oneshot::channel();
         let idle = {
             let mut queue = self.queue();
-            queue.waiting.push_back(Box::new(Typed { work, done: None, reply }));
+            queue.waiting.push_back(Box::new(Waiting { write, done: None, reply }));
             !std::mem::replace(&mut queue.running, true)
         };
         if idle {
@@ -126,7 +151,7 @@ impl Drop for Runner {
     }
 }
 
-/// Runs all works in one transaction, or each alone when one of them fails.
+/// Runs all writes in one transaction, or each alone when one of them fails.
 async fn commit_together(db: &Db, mut group: Vec<Box<dyn Job>>) {
     let single = group.len() == 1;
     let failed = match transact(db, &mut group).await {
@@ -151,7 +176,7 @@ async fn commit_together(db: &Db, mut group: Vec<Box<dyn Job>>) {
 
 /// Why a group was not stored.
 enum Failed {
-    /// One of the works failed, or their sum: each may succeed alone.
+    /// One of the writes failed, or their sum: each may succeed alone.
     Alone(StoreError),
     /// The database.
     All(StoreError),
@@ -167,17 +192,11 @@ impl Failed {
 
 async fn transact(db: &Db, group: &mut [Box<dyn Job>]) -> Result<(), Failed> {
     let mut conn = db.begin_placing().await.map_err(Failed::All)?;
-    for job in group {
-        conn.mark();
-        let ran = db.in_time(job.run(&mut conn)).await;
-        // A refusal by the rules precedes any write and does not affect the other works.
-        let Err(error) = ran else { continue };
+    if let Err(error) = run_all(db, &mut conn, group).await {
+        // The first error is the one to report; a failed rollback closes the connection.
+        let _ = db.in_time(conn.rollback()).await;
         let unavailable = matches!(error, StoreError::Unavailable(_));
-        if unavailable || conn.may_be_dirty() {
-            // The first error is the one to report; a failed rollback closes the connection.
-            let _ = db.in_time(conn.rollback()).await;
-            return Err(if unavailable { Failed::All(error) } else { Failed::Alone(error) });
-        }
+        return Err(if unavailable { Failed::All(error) } else { Failed::Alone(error) });
     }
     db.in_time(conn.commit()).await.map_err(|error| match error {
         // What is too large for the disk together may fit one by one. After other failures it is not known what is
@@ -185,4 +204,27 @@ async fn transact(db: &Db, group: &mut [Box<dyn Job>]) -> Result<(), Failed> {
         StoreError::Full(_) => Failed::Alone(error),
         other => Failed::All(other),
     })
+}
+
+/// Runs the writes of a group. An error means that the transaction must be rolled back; a refusal by the rules, which
+/// precedes any change, is the result of its write alone.
+async fn run_all(db: &Db, conn: &mut Conn, group: &mut [Box<dyn Job>]) -> Result<()> {
+    let (mut own, mut leases, mut judgments) = (Vec::new(), Vec::new(), Vec::new());
+    for job in group {
+        match if conn.is_postgres() { job.statements() } else { Statements::Own(&mut **job) } {
+            Statements::OfLeases(lease) => leases.push(lease),
+            Statements::OfJudgments(judgment) => judgments.push(judgment),
+            Statements::Own(job) => own.push(job),
+        }
+    }
+    for job in own {
+        conn.mark();
+        if let Err(error) = db.in_time(job.run(conn)).await
+            && (matches!(error, StoreError::Unavailable(_)) || conn.may_be_dirty())
+        {
+            return Err(error);
+        }
+    }
+    db.in_time(many_leases::take(conn, leases)).await?;
+    db.in_time(many_submits::submit(conn, judgments)).await
 }

@@ -1,6 +1,7 @@
 //! Leases: reserve a set for a labeler, so that no more people judge it than its overlap.
 
-use super::rows::{Conn, Row, args, not_found};
+use super::groups::Write;
+use super::rows::{BoxFuture, Conn, Row, args, not_found};
 use super::sets::get;
 use super::{Result, StoreError};
 use crate::domain::*;
@@ -8,16 +9,21 @@ use crate::domain::*;
 /// A holder without a renewal for this long (µs) is not at work, though the lease is still current.
 const AWAY: Micros = 180_000_000;
 
-/// How many places of the set `s` others than the labeler `$3` have taken at the time `$1`: current leases,
+/// How many places of the set `s` others than the labeler have taken at the time `$1` or `$now`: current leases,
 /// submitted assignments and rankings by API. One text, so that counting sets, picking one and checking a
 /// place can never disagree. `COALESCE` keeps SQLite from its index of what is superseded, which has all first
 /// judgments under NULL, and `CASE` keeps PostgreSQL from the index of all leases: both read all of it for every set.
 macro_rules! taken_by_others {
     ($labeler:literal) => {
+        taken_by_others!($labeler, "$1")
+    };
+    ($labeler:literal, $now:literal) => {
         concat!(
             "((SELECT COUNT(*) FROM assignments a WHERE a.set_id = s.id AND a.labeler_id <> ",
             $labeler,
-            " AND CASE a.state WHEN 'submitted' THEN TRUE WHEN 'leased' THEN a.expires_at > $1 ELSE FALSE END)
+            " AND CASE a.state WHEN 'submitted' THEN TRUE WHEN 'leased' THEN a.expires_at > ",
+            $now,
+            " ELSE FALSE END)
               + (SELECT COUNT(*) FROM judgments j WHERE j.set_id = s.id AND j.labeler_id <> ",
             $labeler,
             " AND j.assignment_id IS NULL AND COALESCE(j.supersedes_id, '') = '' AND j.knowledge = 'blind'))"
@@ -39,11 +45,19 @@ macro_rules! can_judge {
     };
 }
 
-/// The labeler `$3` holds the set `s` at the time `$1`.
+/// The labeler (`$3`) holds the set `s` at the time `$now` (`$1`).
 macro_rules! held {
     () => {
-        "EXISTS (SELECT 1 FROM assignments h WHERE h.set_id = s.id AND h.labeler_id = $3
-             AND h.state = 'leased' AND h.expires_at > $1)"
+        held!("$3", "$1")
+    };
+    ($labeler:literal, $now:literal) => {
+        concat!(
+            "EXISTS (SELECT 1 FROM assignments h WHERE h.set_id = s.id AND h.labeler_id = ",
+            $labeler,
+            " AND h.state = 'leased' AND h.expires_at > ",
+            $now,
+            ")"
+        )
     };
 }
 
@@ -154,17 +168,29 @@ async fn extend(conn: &mut Conn, id: &AssignmentId, now: Micros, expires_at: Mic
     Ok(())
 }
 
+/// The extension of a lease.
+pub(super) struct Renewal {
+    pub id: AssignmentId,
+    pub token: String,
+    pub now: Micros,
+    pub expires_at: Micros,
+}
+
+impl Write for Renewal {
+    type Done = ();
+
+    fn run<'c>(&'c self, conn: &'c mut Conn) -> BoxFuture<'c, Result<()>> {
+        Box::pin(renew(conn, self))
+    }
+}
+
 /// An expired lease renews too, as long as its place was not given away.
-pub(super) async fn renew(
-    conn: &mut Conn,
-    id: &AssignmentId,
-    token: &str,
-    now: Micros,
-    expires_at: Micros,
-) -> Result<()> {
+async fn renew(conn: &mut Conn, renewal: &Renewal) -> Result<()> {
+    let Renewal { id, token, now, expires_at } = renewal;
+    let now = *now;
     let held = get_assignment(conn, id).await?;
     let lost = || StoreError::LeaseLost(id.to_string());
-    if held.lease_token != token || !matches!(held.state, AssignmentState::Leased | AssignmentState::Expired) {
+    if held.lease_token != *token || !matches!(held.state, AssignmentState::Leased | AssignmentState::Expired) {
         return Err(lost());
     }
     let current = held.state == AssignmentState::Leased && held.expires_at > now;
@@ -174,10 +200,24 @@ pub(super) async fn renew(
             return Err(lost());
         }
     }
-    extend(conn, id, now, expires_at).await
+    extend(conn, id, now, *expires_at).await
 }
 
-pub(super) async fn release(conn: &mut Conn, id: &AssignmentId, token: &str) -> Result<()> {
+/// The end of a lease without a judgment.
+pub(super) struct Release {
+    pub id: AssignmentId,
+    pub token: String,
+}
+
+impl Write for Release {
+    type Done = ();
+
+    fn run<'c>(&'c self, conn: &'c mut Conn) -> BoxFuture<'c, Result<()>> {
+        Box::pin(release(conn, &self.id, &self.token))
+    }
+}
+
+async fn release(conn: &mut Conn, id: &AssignmentId, token: &str) -> Result<()> {
     get_assignment(conn, id).await?;
     let done = conn
         .run(

@@ -16,6 +16,8 @@ mod judgments;
 mod keys;
 mod leases;
 mod locks;
+mod many_leases;
+mod many_submits;
 mod migrations;
 mod models;
 mod names;

@@ -2,20 +2,31 @@
 //! for notifications.
 
 use std::future::Future;
+use std::ops::{Deref, DerefMut};
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use sqlx::pool::PoolConnection;
-use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgListener, PgPoolOptions};
 use sqlx::{ConnectOptions, Connection, PgPool, Postgres, Transaction};
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::{Result, StoreError};
 
-const CONNECTIONS: u32 = 16;
-/// How long a caller waits for a connection before it gets `Unavailable`.
+/// Connections for reads, for writes, and for the groups of labelers' writes, which thus wait for neither. A group runs
+/// at a time; its second connection spares the next one the wait for the test of the first.
+const READS: u32 = 10;
+const WRITES: u32 = 5;
+const GROUPS: u32 = 2;
+/// How long a caller waits for a connection before the server is tested, and a write until it gets `Unavailable`.
 const ACQUIRE: Duration = Duration::from_secs(3);
+/// Longest wait of a read while the server answers. A caller that gives up earlier loses its turn and repeats the work
+/// that it has done, which makes a busy server busier.
+const LONGEST: Duration = Duration::from_secs(20);
+/// A connection that was unused for this long is tested before its use.
+const TRUSTED: Duration = Duration::from_secs(1);
 /// Time limit of a trial connection, and pause before the next one.
 const TRIAL: Duration = Duration::from_secs(1);
 const BETWEEN_TRIALS: Duration = Duration::from_millis(250);
@@ -25,7 +36,9 @@ pub(super) const ACTIVATIONS: &str = "instructd_activations";
 /// One database, through any number of outages.
 pub(super) struct PostgresDb {
     /// Replaced after an outage, because old connections may hang for minutes.
-    pool: RwLock<PgPool>,
+    pools: RwLock<Pools>,
+    /// One permit for each read, given in the order in which they came.
+    readers: Arc<Semaphore>,
     options: PgConnectOptions,
     /// Set while trial connections fail: callers get an error at once.
     away: AtomicBool,
@@ -36,8 +49,92 @@ pub(super) struct PostgresDb {
     pub(super) sent: Arc<AtomicU64>,
 }
 
-fn pool(options: &PgConnectOptions) -> PgPool {
-    PgPoolOptions::new().max_connections(CONNECTIONS).acquire_timeout(ACQUIRE).connect_lazy_with(options.clone())
+#[derive(Clone)]
+struct Pools {
+    reads: PgPool,
+    writes: PgPool,
+    groups: PgPool,
+    spares: Arc<Spares>,
+}
+
+/// Connections for reads that were used without an error a moment ago. The pool tests a connection whenever it gets it
+/// back, which takes as long as a small read. `None` once the pool is closed.
+struct Spares(Mutex<Option<Vec<(PoolConnection<Postgres>, Instant)>>>);
+
+impl Spares {
+    fn all(&self) -> MutexGuard<'_, Option<Vec<(PoolConnection<Postgres>, Instant)>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The one that was used last. Those that have been unused for too long go back to their pool.
+    fn take(&self) -> Option<PoolConnection<Postgres>> {
+        let mut all = self.all();
+        let spares = all.as_mut()?;
+        spares.retain(|(_, since)| since.elapsed() <= TRUSTED);
+        spares.pop().map(|(conn, _)| conn)
+    }
+
+    fn put(&self, conn: PoolConnection<Postgres>) {
+        if let Some(spares) = self.all().as_mut() {
+            spares.push((conn, Instant::now()));
+        }
+    }
+}
+
+/// A connection for reads. Dropped, it is tested before its next use, because a statement may have been abandoned.
+pub(super) struct Reader {
+    conn: PoolConnection<Postgres>,
+    spares: Arc<Spares>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Reader {
+    /// Makes the connection available without a test. Its last statement must have ended without an error.
+    pub(super) fn keep(self) {
+        self.spares.put(self.conn);
+    }
+}
+
+impl Deref for Reader {
+    type Target = PgConnection;
+
+    fn deref(&self) -> &PgConnection {
+        &self.conn
+    }
+}
+
+impl DerefMut for Reader {
+    fn deref_mut(&mut self) -> &mut PgConnection {
+        &mut self.conn
+    }
+}
+
+impl Pools {
+    fn new(options: &PgConnectOptions) -> Self {
+        let pool = |connections| {
+            PgPoolOptions::new()
+                .max_connections(connections)
+                .acquire_timeout(ACQUIRE)
+                .test_before_acquire(false)
+                .before_acquire(|conn, used| {
+                    Box::pin(async move {
+                        if used.idle_for > TRUSTED {
+                            conn.ping().await?;
+                        }
+                        Ok(true)
+                    })
+                })
+                .connect_lazy_with(options.clone())
+        };
+        let spares = Arc::new(Spares(Mutex::new(Some(Vec::new()))));
+        Self { reads: pool(READS), writes: pool(WRITES), groups: pool(GROUPS), spares }
+    }
+
+    async fn close(&self) {
+        // The pool waits for its connections.
+        drop(self.spares.all().take());
+        tokio::join!(self.reads.close(), self.writes.close(), self.groups.close());
+    }
 }
 
 impl PostgresDb {
@@ -48,7 +145,8 @@ impl PostgresDb {
             ("idle_in_transaction_session_timeout", "30s"),
         ]);
         let db = Arc::new(Self {
-            pool: RwLock::new(pool(&options)),
+            pools: RwLock::new(Pools::new(&options)),
+            readers: Arc::new(Semaphore::new(READS as usize)),
             options,
             away: AtomicBool::new(false),
             trying: AtomicBool::new(false),
@@ -56,29 +154,67 @@ impl PostgresDb {
             sent: Arc::default(),
         });
         // An unreachable server is an error at the start.
-        drop(db.acquire().await?);
+        db.read().await?.keep();
         Ok(db)
     }
 
-    fn current(&self) -> PgPool {
-        self.pool.read().unwrap_or_else(PoisonError::into_inner).clone()
+    fn current(&self) -> Pools {
+        self.pools.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    pub(super) async fn acquire(self: &Arc<Self>) -> Result<PoolConnection<Postgres>> {
-        let pool = self.current();
-        self.watched(pool.acquire()).await
+    /// A connection outside a transaction. Callers get theirs in the order in which they came.
+    pub(super) async fn read(self: &Arc<Self>) -> Result<Reader> {
+        let permit = self.turn().await?;
+        let Pools { reads, spares, .. } = self.current();
+        let conn = match spares.take() {
+            Some(conn) => conn,
+            None => self.watched(reads.acquire()).await?,
+        };
+        Ok(Reader { conn, spares, _permit: permit })
+    }
+
+    /// Waits while other reads have all connections and the server answers.
+    async fn turn(self: &Arc<Self>) -> Result<OwnedSemaphorePermit> {
+        let mut turn = pin!(self.readers.clone().acquire_owned());
+        let start = Instant::now();
+        let mut tested = Duration::ZERO;
+        loop {
+            self.refuse_if_away()?;
+            match tokio::time::timeout(BETWEEN_TRIALS, &mut turn).await {
+                Ok(permit) => return permit.map_err(|_| StoreError::Unavailable("the store is closed".into())),
+                Err(_) if start.elapsed() > LONGEST => {
+                    return Err(StoreError::Unavailable("all database connections are in use".into()));
+                }
+                Err(_) if start.elapsed() > tested + ACQUIRE => {
+                    tested = start.elapsed();
+                    self.try_the_server();
+                }
+                Err(_) => {}
+            }
+        }
     }
 
     pub(super) async fn begin(self: &Arc<Self>) -> Result<Transaction<'static, Postgres>> {
-        let pool = self.current();
+        let pool = self.current().writes;
         self.watched(pool.begin()).await
+    }
+
+    /// A transaction for a group of labelers' writes.
+    pub(super) async fn begin_placing(self: &Arc<Self>) -> Result<Transaction<'static, Postgres>> {
+        let pool = self.current().groups;
+        self.watched(pool.begin()).await
+    }
+
+    fn refuse_if_away(&self) -> Result<()> {
+        if self.away.load(Ordering::Relaxed) {
+            return Err(StoreError::Unavailable("the server does not answer".into()));
+        }
+        Ok(())
     }
 
     /// Gets a connection; a failure starts trial connections.
     async fn watched<T>(self: &Arc<Self>, attempt: impl Future<Output = sqlx::Result<T>>) -> Result<T> {
-        if self.away.load(Ordering::Relaxed) {
-            return Err(StoreError::Unavailable("the server does not answer".into()));
-        }
+        self.refuse_if_away()?;
         attempt.await.map_err(|error| {
             let error = StoreError::from(error);
             if matches!(error, StoreError::Unavailable(_)) && !self.closed.load(Ordering::Relaxed) {
@@ -98,8 +234,8 @@ impl PostgresDb {
             while !db.closed.load(Ordering::Relaxed) && !db.answers().await {
                 if !db.away.swap(true, Ordering::AcqRel) {
                     tracing::error!("the database does not answer; requests are refused until it does");
-                    let fresh = pool(&db.options);
-                    let old = std::mem::replace(&mut *db.pool.write().unwrap_or_else(PoisonError::into_inner), fresh);
+                    let fresh = Pools::new(&db.options);
+                    let old = std::mem::replace(&mut *db.pools.write().unwrap_or_else(PoisonError::into_inner), fresh);
                     // Closing would wait for hanging connections.
                     tokio::spawn(async move { old.close().await });
                 }
@@ -108,6 +244,8 @@ impl PostgresDb {
             if db.away.swap(false, Ordering::AcqRel) {
                 tracing::info!("the database answers again");
             }
+            // Waiting readers ask for trials all the time.
+            tokio::time::sleep(BETWEEN_TRIALS).await;
             db.trying.store(false, Ordering::Release);
         });
     }
@@ -123,6 +261,7 @@ impl PostgresDb {
 
     pub(super) async fn close(&self) {
         self.closed.store(true, Ordering::Relaxed);
+        self.readers.close();
         // A hanging connection must not delay the end of the program.
         let _ = tokio::time::timeout(TRIAL, self.current().close()).await;
     }

@@ -13,6 +13,7 @@ use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 use sqlx::{AssertSqlSafe, Postgres, Row as _, SqlSafeStr, SqlStr, Sqlite, Transaction};
 
+use super::postgres::Reader;
 use super::{Result, StoreError};
 use crate::domain::Micros;
 
@@ -77,7 +78,7 @@ pub(super) fn placeholders(first: usize, count: usize) -> String {
 pub(super) enum Held {
     SqliteRead(PoolConnection<Sqlite>),
     SqliteWrite(Transaction<'static, Sqlite>),
-    PostgresRead(PoolConnection<Postgres>),
+    PostgresRead(Reader),
     PostgresWrite(Transaction<'static, Postgres>),
 }
 
@@ -259,6 +260,13 @@ impl Conn {
             "SELECT CAST(round(unixepoch('subsec') * 1000) AS INTEGER) * 1000 AS n"
         };
         self.count(sql, vec![]).await
+    }
+
+    /// Ends the use of a connection on which every statement has succeeded: the next read needs no test of it.
+    pub(super) fn keep(self) {
+        if let Held::PostgresRead(reader) = self.held {
+            reader.keep();
+        }
     }
 
     /// Takes a lock until the transaction ends. SQLite has only one writer; Postgres takes an advisory lock, because

@@ -2,7 +2,7 @@
 //! and return after the commit. The statements are in the other files of this module.
 
 use super::connect::Db;
-use super::groups::Groups;
+use super::groups::{Groups, Write};
 use super::rows::Conn;
 use super::*;
 
@@ -18,13 +18,22 @@ impl Store {
     pub(super) async fn open(url: &str) -> Result<Self> {
         Ok(Self { db: Db::open(url).await?, groups: Groups::default(), open_counts: turns::OpenCounts::default() })
     }
+
+    /// Runs a write in a transaction that is shared with other labelers' writes and holds the lock of places.
+    pub(super) async fn place<W: Write>(&self, write: W) -> Result<W::Done> {
+        self.groups.write(&self.db, write).await
+    }
 }
 
 macro_rules! read {
     ($store:expr, |$c:ident| $body:expr) => {{
         let mut conn = $store.db.read().await?;
         let $c = &mut conn;
-        $store.db.in_time($body).await
+        let done = $store.db.in_time($body).await;
+        if done.is_ok() {
+            conn.keep();
+        }
+        done
     }};
 }
 
@@ -37,20 +46,6 @@ macro_rules! write {
         $(let $owned = $value;)+
         write!($store, |$tx| $body)
     }};
-}
-
-/// Runs a write in a transaction that is shared with other labelers' writes and holds the lock of places. The work may
-/// run twice, so it clones the names in the parentheses.
-macro_rules! place {
-    ($store:expr, |$tx:ident| ($($owned:ident),+) => $body:expr) => {
-        $store
-            .groups
-            .write(&$store.db, move |$tx| {
-                $(let $owned = $owned.clone();)+
-                Box::pin(async move { $body.await })
-            })
-            .await
-    };
 }
 
 async fn counts(conn: &mut Conn) -> Result<Counts> {
@@ -78,7 +73,7 @@ async fn counts(conn: &mut Conn) -> Result<Counts> {
     Ok(counts)
 }
 
-pub(super) use {place, read, write};
+pub(super) use {read, write};
 
 impl Store {
     /// `sqlite` or `postgres`.

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use super::judgments::{self, current, work_done};
-use super::leases::{assignment, held, taken_by_others};
-use super::rows::{Arg, Conn, Row, args, not_found, without_nul};
+use super::groups::{Statements, Waiting, Write};
+use super::judgments;
+use super::leases::assignment;
+use super::rows::{Arg, BoxFuture, Conn, Row, args, not_found, without_nul};
 use super::rubrics::{active_rubric, rubric};
 use super::rules::{self, Decision, RevisedJudgment, Standing};
 use super::turns::Place;
@@ -141,9 +142,12 @@ pub(super) async fn question(
 
 // ---------------------------------------------------------------- inside the transaction
 
-/// Everything that decides about a judgment, in one row. `$ids` gives a set's completions as JSON.
+/// Everything that decides about a judgment of the set `s`, in one row. `$ids` gives a set's completions as JSON; the
+/// other parameters are SQL expressions of the judgment's facts, and the judgments `r` (with its idempotency key) and
+/// `f` (that it revises) and the assignment `a` are joined by `$from`.
 macro_rules! standing_of {
-    ($ids:literal) => {
+    (ids = $ids:literal, now = $now:literal, set = $set:literal, labeler = $labeler:literal, since = $since:literal,
+     $from:expr) => {
         concat!(
             "SELECT s.status, s.target_overlap, s.prompt_id, (SELECT ",
             $ids,
@@ -152,40 +156,75 @@ macro_rules! standing_of {
                f.id AS former_id, f.set_id AS former_set, f.labeler_id AS former_labeler,
                f.assignment_id AS former_assignment, f.revision AS former_revision,
                a.id, a.set_id, a.labeler_id, a.state, a.lease_token, a.expires_at, a.order_seed, ",
-            held!(),
+            $crate::store::leases::held!($labeler, $now),
             " AS holds, ",
-            taken_by_others!("$3"),
+            $crate::store::leases::taken_by_others!($labeler, $now),
             " AS taken,
-               (SELECT COUNT(*) FROM judgments w WHERE w.labeler_id = $3 AND w.created >= $7 AND ",
-            work_done!(),
+               (SELECT COUNT(*) FROM judgments w WHERE w.labeler_id = ",
+            $labeler,
+            " AND w.created >= ",
+            $since,
+            " AND ",
+            $crate::store::judgments::work_done!(),
             ") AS today,
-               (SELECT MAX(o.revision) FROM judgments o WHERE o.set_id = $2 AND o.labeler_id = $3) AS revision,
-               EXISTS (SELECT 1 FROM reveals v WHERE v.set_id = $2 AND v.labeler_id = $3 AND v.what = 'answer')
-                   AS shown_answer,
-               EXISTS (SELECT 1 FROM reveals v WHERE v.set_id = $2 AND v.labeler_id = $3 AND v.what = 'authors')
-                   AS shown_authors,
+               (SELECT MAX(o.revision) FROM judgments o WHERE o.set_id = ",
+            $set,
+            " AND o.labeler_id = ",
+            $labeler,
+            ") AS revision,
+               EXISTS (SELECT 1 FROM reveals v WHERE v.set_id = ",
+            $set,
+            " AND v.labeler_id = ",
+            $labeler,
+            " AND v.what = 'answer') AS shown_answer,
+               EXISTS (SELECT 1 FROM reveals v WHERE v.set_id = ",
+            $set,
+            " AND v.labeler_id = ",
+            $labeler,
+            " AND v.what = 'authors') AS shown_authors,
                EXISTS (SELECT 1 FROM set_items x JOIN set_items y ON y.completion_id = x.completion_id
-                   JOIN reveals v ON v.set_id = y.set_id AND v.labeler_id = $3 AND v.what = 'authors'
-                   WHERE x.set_id = $2) AS knows_authors,
-               (SELECT COUNT(*) FROM judgments j WHERE j.set_id = $2 AND j.labeler_id <> $3
-                   AND j.outcome <> 'skip' AND ",
-            current!(),
+                   JOIN reveals v ON v.set_id = y.set_id AND v.labeler_id = ",
+            $labeler,
+            " AND v.what = 'authors' WHERE x.set_id = ",
+            $set,
+            ") AS knows_authors,
+               (SELECT COUNT(*) FROM judgments j WHERE j.set_id = ",
+            $set,
+            " AND j.labeler_id <> ",
+            $labeler,
+            " AND j.outcome <> 'skip' AND ",
+            $crate::store::judgments::current!(),
             ") AS others,
-               (SELECT j.outcome FROM judgments j WHERE j.set_id = $2 AND j.labeler_id = $3 AND ",
-            current!(),
+               (SELECT j.outcome FROM judgments j WHERE j.set_id = ",
+            $set,
+            " AND j.labeler_id = ",
+            $labeler,
+            " AND ",
+            $crate::store::judgments::current!(),
             ") AS own,
-               EXISTS (SELECT 1 FROM resolutions u WHERE u.set_id = $2 AND u.reviewer_id = $3) AS settles
-             FROM comparison_sets s
-             LEFT JOIN judgments r ON r.idempotency_key = $4
-             LEFT JOIN judgments f ON f.id = $6
-             LEFT JOIN assignments a ON a.id = CASE WHEN $6 IS NULL THEN $5 ELSE f.assignment_id END
-             WHERE s.id = $2"
+               EXISTS (SELECT 1 FROM resolutions u WHERE u.set_id = ",
+            $set,
+            " AND u.reviewer_id = ",
+            $labeler,
+            ") AS settles",
+            $from
         )
     };
 }
+pub(super) use standing_of;
 
-const STANDING_SQLITE: &str = standing_of!("json_group_array(i.completion_id)");
-const STANDING_POSTGRES: &str = standing_of!("json_agg(i.completion_id)");
+const STANDING: &str = standing_of!(
+    ids = "json_group_array(i.completion_id)",
+    now = "$1",
+    set = "$2",
+    labeler = "$3",
+    since = "$7",
+    " FROM comparison_sets s
+      LEFT JOIN judgments r ON r.idempotency_key = $4
+      LEFT JOIN judgments f ON f.id = $6
+      LEFT JOIN assignments a ON a.id = CASE WHEN $6 IS NULL THEN $5 ELSE f.assignment_id END
+      WHERE s.id = $2"
+);
 
 fn standing(row: &Row) -> Result<Standing> {
     let former = match row.opt_text("former_id")? {
@@ -225,10 +264,22 @@ fn standing(row: &Row) -> Result<Standing> {
     })
 }
 
-/// Stores a judgment, or returns the one with its idempotency key. Runs under the lock of places.
-pub(super) async fn submit(conn: &mut Conn, submit: &SubmitJudgment) -> Result<Submitted> {
+impl Write for SubmitJudgment {
+    type Done = Submitted;
+
+    fn run<'c>(&'c self, conn: &'c mut Conn) -> BoxFuture<'c, Result<Submitted>> {
+        Box::pin(submit(conn, self))
+    }
+
+    fn statements(waiting: &mut Waiting<Self>) -> Statements<'_> {
+        Statements::OfJudgments(waiting)
+    }
+}
+
+/// Stores a judgment on SQLite, or returns the one with its idempotency key. [`super::many_submits`] does it on
+/// PostgreSQL.
+async fn submit(conn: &mut Conn, submit: &SubmitJudgment) -> Result<Submitted> {
     let given = &submit.judgment;
-    let sql = if conn.is_postgres() { STANDING_POSTGRES } else { STANDING_SQLITE };
     let args = args![
         submit.now,
         given.set_id.as_str(),
@@ -238,8 +289,40 @@ pub(super) async fn submit(conn: &mut Conn, submit: &SubmitJudgment) -> Result<S
         given.supersedes_id.as_ref().map(JudgmentId::as_str),
         submit.quota.map(|(since, _)| since)
     ];
-    let row = conn.one(sql, args).await?.ok_or_else(|| not_found("comparison set", given.set_id.as_str()))?;
-    let found = standing(&row)?;
+    let row = conn.one(STANDING, args).await?.ok_or_else(|| not_found("comparison set", given.set_id.as_str()))?;
+    match consider(&row, submit, false)? {
+        Considered::Replay { id, revealed } => replayed(conn, &id, revealed).await,
+        Considered::New(new) => {
+            write(conn, &new, submit.now).await?;
+            Ok(new.submitted())
+        }
+    }
+}
+
+/// What is to be done about a submitted judgment.
+pub(super) enum Considered {
+    /// Its idempotency key is that of a stored judgment of the same set and labeler.
+    Replay {
+        id: JudgmentId,
+        revealed: Vec<Knowledge>,
+    },
+    New(NewJudgment),
+}
+
+/// A judgment to store, with its effects.
+pub(super) struct NewJudgment {
+    pub decision: Decision,
+    pub answer: Option<Completion>,
+    /// What had been revealed to the labeler about the set before.
+    revealed: Vec<Knowledge>,
+}
+
+/// Decides by a row of `standing_of!`.
+///
+/// # Errors
+/// `Conflict`, `LeaseLost` or `NotFound` by the rules.
+pub(super) fn consider(row: &Row, submit: &SubmitJudgment, postgres: bool) -> Result<Considered> {
+    let (found, given) = (standing(row)?, &submit.judgment);
     if let Some(id) = row.opt_text("replay_id")? {
         if (row.text("replay_set")?.as_str(), row.text("replay_labeler")?.as_str())
             != (given.set_id.as_str(), given.labeler_id.as_str())
@@ -248,19 +331,28 @@ pub(super) async fn submit(conn: &mut Conn, submit: &SubmitJudgment) -> Result<S
                 "the idempotency key was used for another judgment; use a new key".into(),
             ));
         }
-        let judgment = judgments::get(conn, &id.into()).await?;
-        return Ok(Submitted { judgment, replayed: true, revealed: found.revealed });
+        return Ok(Considered::Replay { id: id.into(), revealed: found.revealed });
     }
     let mut decision = rules::decide(&found, submit)?;
-    as_kept(&mut decision.judgment, conn.is_postgres());
+    as_kept(&mut decision.judgment, postgres);
     let prompt_id: PromptId = row.text("prompt_id")?.into();
     let answer = submit.ideal_answer.clone().map(|answer| Completion { prompt_id, ..answer });
-    write(conn, &decision, answer.as_ref(), submit.now).await?;
-    let mut revealed = found.revealed;
-    revealed.extend(&decision.reveals);
-    let mut judgment = decision.judgment;
-    judgment.items.sort_by(|a, b| (a.shown_position, &a.completion_id).cmp(&(b.shown_position, &b.completion_id)));
-    Ok(Submitted { judgment, replayed: false, revealed })
+    Ok(Considered::New(NewJudgment { decision, answer, revealed: found.revealed }))
+}
+
+/// The result of a repeated submission.
+pub(super) async fn replayed(conn: &mut Conn, id: &JudgmentId, revealed: Vec<Knowledge>) -> Result<Submitted> {
+    Ok(Submitted { judgment: judgments::get(conn, id).await?, replayed: true, revealed })
+}
+
+impl NewJudgment {
+    /// The result of the submission after the judgment was stored.
+    pub(super) fn submitted(self) -> Submitted {
+        let (mut judgment, mut revealed) = (self.decision.judgment, self.revealed);
+        revealed.extend(&self.decision.reveals);
+        judgment.items.sort_by(|a, b| (a.shown_position, &a.completion_id).cmp(&(b.shown_position, &b.completion_id)));
+        Submitted { judgment, replayed: false, revealed }
+    }
 }
 
 /// The texts as they are stored, so that the response equals them: neither Postgres nor JSON in SQLite, which flags
@@ -278,118 +370,60 @@ fn as_kept(j: &mut Judgment, postgres: bool) {
     }
 }
 
-macro_rules! judgment_rows {
-    () => {
-        "INSERT INTO judgments (id, assignment_id, set_id, labeler_id, revision, supersedes_id, outcome, strength,
-             rationale, active_ms, wall_ms, guideline_version, idempotency_key, created, knowledge, rubric_version)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $23)"
-    };
-}
-macro_rules! item_rows {
-    ($each:literal) => {
-        concat!(
-            "INSERT INTO judgment_items (judgment_id, completion_id, tier, shown_position, rating)
-             SELECT $1, e.value ->> 0, CAST(e.value ->> 1 AS BIGINT), CAST(e.value ->> 2 AS BIGINT),
-                 CAST(e.value ->> 3 AS BIGINT) FROM ",
-            $each
-        )
-    };
-}
-macro_rules! flag_rows {
-    ($each:literal) => {
-        concat!(
-            "INSERT INTO judgment_flags (judgment_id, position, completion_id, code, note)
-             SELECT $1, CAST(e.value ->> 0 AS BIGINT), e.value ->> 1, e.value ->> 2, e.value ->> 3 FROM ",
-            $each
-        )
-    };
-}
-macro_rules! rating_rows {
-    ($each:literal) => {
-        concat!(
-            "INSERT INTO judgment_ratings (judgment_id, completion_id, dimension, value)
-             SELECT $1, e.value ->> 0, e.value ->> 1, e.value -> 2 FROM ",
-            $each
-        )
-    };
-}
-macro_rules! reveal_rows {
-    ($each:literal) => {
-        concat!(
-            "INSERT INTO reveals (set_id, labeler_id, what, created)
-             SELECT $3, $4, e.value ->> 0, $21 FROM ",
-            $each,
-            " WHERE $3 IS NOT NULL ON CONFLICT DO NOTHING"
-        )
-    };
-}
-macro_rules! place_row {
-    () => {
-        "UPDATE assignments SET state = $19 WHERE id = $18"
-    };
-}
-macro_rules! status_row {
-    () => {
-        "UPDATE comparison_sets SET status = $22 WHERE id = $3 AND $22 IS NOT NULL AND status <> 'retired'"
-    };
-}
-macro_rules! answer_row {
-    () => {
-        "INSERT INTO completions (id, prompt_id, model_version_id, origin, parent_completion_id, text, token_ids,
-             logprobs, sampling, seed, finish_reason, request_id, reward, created)
-         VALUES ($25, $26, NULL, $27, NULL, $28, $29, $30, $31, NULL, NULL, NULL, NULL, $32)"
-    };
-}
-macro_rules! demonstration_row {
-    () => {
-        "INSERT INTO demonstrations (prompt_id, completion_id, labeler_id, created, text_key)
-         VALUES ($26, $25, $4, $21, $33)"
-    };
-}
-
-macro_rules! sqlite_script {
+macro_rules! script {
     ($($more:expr),*) => {
         concat!(
-            judgment_rows!(), ";",
-            item_rows!("json_each($16) AS e"), ";",
-            flag_rows!("json_each($17) AS e"), ";",
-            rating_rows!("json_each($24) AS e"), ";",
-            place_row!(), ";",
-            reveal_rows!("json_each($20) AS e"), ";",
-            $($more, ";",)*
-            status_row!()
-        )
-    };
-}
-macro_rules! postgres_statement {
-    ($($name:literal $more:expr),*) => {
-        concat!(
-            "WITH a AS (", judgment_rows!(), "), b AS (",
-            item_rows!("jsonb_array_elements($16) AS e(value)"), "), c AS (",
-            flag_rows!("jsonb_array_elements($17) AS e(value)"), "), d AS (",
-            place_row!(), "), f AS (",
-            reveal_rows!("jsonb_array_elements($20) AS e(value)"), "), i AS (",
-            rating_rows!("jsonb_array_elements($24) AS e(value)"), ")",
-            $(", ", $name, " AS (", $more, ")",)*
-            " ",
-            status_row!()
+            "INSERT INTO judgments (id, assignment_id, set_id, labeler_id, revision, supersedes_id, outcome, strength,
+                 rationale, active_ms, wall_ms, guideline_version, idempotency_key, created, knowledge, rubric_version)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $23);
+             INSERT INTO judgment_items (judgment_id, completion_id, tier, shown_position, rating)
+             SELECT $1, e.value ->> 0, CAST(e.value ->> 1 AS BIGINT), CAST(e.value ->> 2 AS BIGINT),
+                 CAST(e.value ->> 3 AS BIGINT) FROM json_each($16) AS e;
+             INSERT INTO judgment_flags (judgment_id, position, completion_id, code, note)
+             SELECT $1, CAST(e.value ->> 0 AS BIGINT), e.value ->> 1, e.value ->> 2, e.value ->> 3
+             FROM json_each($17) AS e;
+             INSERT INTO judgment_ratings (judgment_id, completion_id, dimension, value)
+             SELECT $1, e.value ->> 0, e.value ->> 1, e.value -> 2 FROM json_each($24) AS e;
+             UPDATE assignments SET state = $19 WHERE id = $18;
+             INSERT INTO reveals (set_id, labeler_id, what, created)
+             SELECT $3, $4, e.value ->> 0, $21 FROM json_each($20) AS e WHERE $3 IS NOT NULL ON CONFLICT DO NOTHING;",
+            $($more,)*
+            "UPDATE comparison_sets SET status = $22 WHERE id = $3 AND $22 IS NOT NULL AND status <> 'retired'"
         )
     };
 }
 
-const WRITE_SQLITE: &str = sqlite_script!();
-const WRITE_POSTGRES: &str = postgres_statement!();
-const WRITE_WITH_ANSWER_SQLITE: &str = sqlite_script!(answer_row!(), demonstration_row!());
-const WRITE_WITH_ANSWER_POSTGRES: &str = postgres_statement!("g" answer_row!(), "h" demonstration_row!());
+const WRITE: &str = script!();
+const WRITE_WITH_ANSWER: &str = script!(
+    "INSERT INTO completions (id, prompt_id, model_version_id, origin, parent_completion_id, text, token_ids, logprobs,
+         sampling, seed, finish_reason, request_id, reward, created)
+     VALUES ($25, $26, NULL, $27, NULL, $28, $29, $30, $31, NULL, NULL, NULL, NULL, $32);
+     INSERT INTO demonstrations (prompt_id, completion_id, labeler_id, created, text_key)
+     VALUES ($26, $25, $4, $21, $33);"
+);
 
-/// One call: SQLite runs a script, Postgres one statement that writes to all the tables.
-async fn write(conn: &mut Conn, decision: &Decision, answer: Option<&Completion>, now: Micros) -> Result<()> {
+/// The lists of a judgment as arrays of rows in JSON.
+pub(super) struct Lists {
+    pub items: Value,
+    pub flags: Value,
+    pub ratings: Value,
+    pub reveals: Value,
+}
+
+pub(super) fn lists(decision: &Decision) -> Lists {
     let j = &decision.judgment;
-    let items: Vec<Value> =
-        j.items.iter().map(|i| json!([i.completion_id, i.tier, i.shown_position, i.rating])).collect();
-    let flags: Vec<Value> = (0i64..).zip(&j.flags).map(|(n, f)| json!([n, f.completion_id, f.code, f.note])).collect();
-    let ratings: Vec<Value> = j.ratings.iter().map(|r| json!([r.completion_id, r.dimension, r.value])).collect();
-    let reveals: Vec<Value> = decision.reveals.iter().map(|what| json!([what.as_str()])).collect();
+    let items = j.items.iter().map(|i| json!([i.completion_id, i.tier, i.shown_position, i.rating]));
+    let flags = (0i64..).zip(&j.flags).map(|(n, f)| json!([n, f.completion_id, f.code, f.note]));
+    let ratings = j.ratings.iter().map(|r| json!([r.completion_id, r.dimension, r.value]));
+    let reveals = decision.reveals.iter().map(|what| json!([what.as_str()]));
+    Lists { items: items.collect(), flags: flags.collect(), ratings: ratings.collect(), reveals: reveals.collect() }
+}
+
+/// Writes a judgment with its effects, as one script.
+async fn write(conn: &mut Conn, new: &NewJudgment, now: Micros) -> Result<()> {
+    let decision = &new.decision;
+    let j = &decision.judgment;
+    let lists = lists(decision);
     let mut args: Vec<Arg> = args![
         j.id.as_str(),
         j.assignment_id.as_ref().map(AssignmentId::as_str),
@@ -406,17 +440,17 @@ async fn write(conn: &mut Conn, decision: &Decision, answer: Option<&Completion>
         &j.idempotency_key,
         j.created,
         j.knowledge.as_str(),
-        Value::from(items),
-        Value::from(flags),
+        lists.items,
+        lists.flags,
         decision.place.as_ref().map(|(id, _)| id.as_str()),
         decision.place.as_ref().map(|(_, state)| state.as_str()),
-        Value::from(reveals),
+        lists.reveals,
         now,
         decision.status.map(SetStatus::as_str),
         &j.rubric_version,
-        Value::from(ratings)
+        lists.ratings
     ];
-    if let Some(c) = answer {
+    if let Some(c) = &new.answer {
         args.extend(args![
             c.id.as_str(),
             c.prompt_id.as_str(),
@@ -429,11 +463,5 @@ async fn write(conn: &mut Conn, decision: &Decision, answer: Option<&Completion>
             keys::text_key(&c.text).as_str()
         ]);
     }
-    let sql = match (conn.is_postgres(), answer.is_some()) {
-        (false, false) => WRITE_SQLITE,
-        (false, true) => WRITE_WITH_ANSWER_SQLITE,
-        (true, false) => WRITE_POSTGRES,
-        (true, true) => WRITE_WITH_ANSWER_POSTGRES,
-    };
-    conn.run(sql, args).await.map(drop)
+    conn.run(if new.answer.is_some() { WRITE_WITH_ANSWER } else { WRITE }, args).await.map(drop)
 }

@@ -4,11 +4,12 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use super::groups::{Statements, Waiting, Write};
 use super::leases::{self, assignment, can_judge, held, taken_by_others};
-use super::rows::{Conn, Row, args, not_found};
+use super::rows::{BoxFuture, Conn, Row, args, not_found};
 use super::rubrics::{active_rubric, rubric};
 use super::rules::{self, LeasePlan};
-use super::sql::{Store, place, read};
+use super::sql::{Store, read};
 use super::*;
 use super::{judgments, people, prompts};
 
@@ -108,7 +109,8 @@ const INSTEAD: &str = lease_on!(concat!(
     ") END"
 ));
 
-async fn outlook(conn: &mut Conn, request: &OutlookRequest) -> Result<Outlook> {
+/// `ordinary_free`: it is known that there is an ordinary set to hand out.
+async fn outlook(conn: &mut Conn, request: &OutlookRequest, ordinary_free: bool) -> Result<Outlook> {
     let rows = conn
         .all(
             concat!(
@@ -127,8 +129,9 @@ async fn outlook(conn: &mut Conn, request: &OutlookRequest) -> Result<Outlook> {
                    (SELECT COUNT(*) FROM (SELECT 1 FROM comparison_sets s WHERE s.kind = 'normal' AND ",
                 can_judge!("$3"),
                 " LIMIT $7) AS o) AS open_sets, ",
+                "CASE WHEN $12 THEN TRUE ELSE ",
                 free_of!("kind = 'normal'"),
-                " IS NOT NULL AS ordinary_free, ",
+                " IS NOT NULL END AS ordinary_free, ",
                 free_of!("kind = $8"),
                 " IS NOT NULL AS special_free,
                    (SELECT g.text FROM guideline_versions g WHERE g.lang = $9 ORDER BY g.id DESC LIMIT 1) AS guidelines, ",
@@ -172,7 +175,8 @@ async fn outlook(conn: &mut Conn, request: &OutlookRequest) -> Result<Outlook> {
                 request.special.map(SetKind::as_str),
                 request.lang.as_deref(),
                 request.set_id.as_ref().map(SetId::as_str),
-                request.expires_at + people::CLOCK_SLACK
+                request.expires_at + people::CLOCK_SLACK,
+                ordinary_free
             ],
         )
         .await?;
@@ -239,8 +243,9 @@ pub(super) fn for_lease(request: &LeaseRequest) -> OutlookRequest {
     }
 }
 
-/// Cached counts of open sets by labeler. Counting hundreds of sets is the most expensive part of a turn, so a large
-/// count is reused for some seconds, less the labeler's judgments since then. Small ones are counted every time.
+/// Cached counts of open sets by labeler. Going through the queue is the most expensive part of a turn, so a large count
+/// is reused for some seconds, less the labeler's judgments since then, and taken to mean that a set is free; the lease
+/// itself looks for one. Small ones are counted every time.
 #[derive(Default)]
 pub(super) struct OpenCounts(Mutex<HashMap<LabelerId, OpenCount>>);
 
@@ -252,7 +257,8 @@ struct OpenCount {
     at: Micros,
 }
 
-const MANY: i64 = 200;
+/// Counts from here on are reused.
+const MANY: i64 = 100;
 const KEPT: Micros = 5_000_000;
 /// Most labelers with cached counts.
 const MOST_COUNTS: usize = 10_000;
@@ -263,11 +269,17 @@ impl OpenCounts {
     }
 
     fn known(&self, request: &OutlookRequest) -> Option<OpenCount> {
+        if request.most_open == 0 {
+            return None;
+        }
         let age = |kept: &OpenCount| request.now - kept.at;
         self.all().get(&request.labeler_id).copied().filter(|kept| (0..KEPT).contains(&age(kept)))
     }
 
     fn keep(&self, request: &OutlookRequest, seen: &Outlook) {
+        if request.most_open == 0 {
+            return;
+        }
         let mut all = self.all();
         if seen.open < MANY {
             all.remove(&request.labeler_id);
@@ -287,19 +299,19 @@ fn words(seen: &Outlook) -> i64 {
 
 impl Store {
     pub(super) async fn seen(&self, request: &OutlookRequest) -> Result<Outlook> {
-        if request.most_open == 0 {
-            return read!(self, |c| outlook(c, request));
-        }
-        let known = self.open_counts.known(request);
-        let counting =
-            OutlookRequest { most_open: if known.is_some() { 0 } else { request.most_open }, ..request.clone() };
-        let mut seen = read!(self, |c| outlook(c, &counting))?;
-        match known {
+        if let Some(kept) = self.open_counts.known(request) {
+            let counting = OutlookRequest { most_open: 0, ..request.clone() };
+            let mut seen = read!(self, |c| outlook(c, &counting, true))?;
             // A count at its maximum may stand for more.
-            Some(kept) if kept.open >= request.most_open => seen.open = request.most_open,
-            Some(kept) => seen.open = kept.open - (words(&seen) - kept.words).max(0),
-            None => self.open_counts.keep(request, &seen),
+            let at_most = kept.open >= request.most_open;
+            seen.open = if at_most { request.most_open } else { kept.open - (words(&seen) - kept.words).max(0) };
+            // The sets that the labeler holds are among those that can be judged, but none of them is free.
+            if seen.open > seen.in_hand {
+                return Ok(seen);
+            }
         }
+        let seen = read!(self, |c| outlook(c, request, false))?;
+        self.open_counts.keep(request, &seen);
         Ok(seen)
     }
 
@@ -314,8 +326,7 @@ impl Store {
             if let LeasePlan::Nothing(reason) = plan {
                 return Ok(Leased::Nothing(reason));
             }
-            let (asked, lapsed) = (request.clone(), seen.lapsed);
-            let taken = place!(self, |tx| (asked, plan) => take(tx, &asked, &plan, lapsed))?;
+            let taken = self.place(TakeLease { request: request.clone(), plan, lapsed: seen.lapsed }).await?;
             if let Some(assignment) = taken {
                 return Ok(Leased::Set(assignment));
             }
@@ -333,8 +344,29 @@ pub(super) fn why_nothing(request: &LeaseRequest, seen: &Outlook) -> NoLease {
     }
 }
 
-/// Takes the lease of the plan, if the set is still free.
-async fn take(conn: &mut Conn, request: &LeaseRequest, plan: &LeasePlan, lapsed: bool) -> Result<Option<Assignment>> {
+/// A lease to take according to what was read.
+pub(super) struct TakeLease {
+    pub request: LeaseRequest,
+    pub plan: LeasePlan,
+    /// Whether there are expired leases that are still marked as leased.
+    pub lapsed: bool,
+}
+
+impl Write for TakeLease {
+    type Done = Option<Assignment>;
+
+    fn run<'c>(&'c self, conn: &'c mut Conn) -> BoxFuture<'c, Result<Option<Assignment>>> {
+        Box::pin(take(conn, self))
+    }
+
+    fn statements(waiting: &mut Waiting<Self>) -> Statements<'_> {
+        Statements::OfLeases(waiting)
+    }
+}
+
+/// Takes the lease of the plan; `None` when the set is no longer free.
+pub(super) async fn take(conn: &mut Conn, lease: &TakeLease) -> Result<Option<Assignment>> {
+    let TakeLease { request, plan, lapsed } = lease;
     let row = match plan {
         LeasePlan::Nothing(_) => return Ok(None),
         LeasePlan::Again(held) => {
@@ -347,7 +379,7 @@ async fn take(conn: &mut Conn, request: &LeaseRequest, plan: &LeasePlan, lapsed:
             .await?
         }
         LeasePlan::Lease => {
-            if lapsed {
+            if *lapsed {
                 leases::expire(conn, request.now).await?;
             }
             let (sql, which) = match (&request.set_id, request.pick) {

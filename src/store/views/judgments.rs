@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::domain::*;
-use crate::store::sql::{place, read, write};
+use crate::store::sql::{read, write};
 use crate::store::views::Judgments;
 use crate::store::*;
 
@@ -12,7 +12,7 @@ impl Judgments<'_> {
     /// judgment. An expired lease is accepted as long as nobody else took the place. The store numbers revisions; a
     /// skip frees the place; a revision needs no lease.
     pub async fn submit(self, submit: SubmitJudgment) -> Result<Submitted> {
-        place!(self.0, |tx| (submit) => submits::submit(tx, &submit))
+        self.0.place(submit).await
     }
 
     /// One judgment. `NotFound` when there is none with this id.

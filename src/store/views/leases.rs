@@ -2,7 +2,7 @@
 //! submitted assignments and rankings by API on a set than its `target_overlap`.
 
 use crate::domain::*;
-use crate::store::sql::{place, read};
+use crate::store::sql::read;
 use crate::store::views::Leases;
 use crate::store::*;
 
@@ -26,13 +26,13 @@ impl Leases<'_> {
     /// Extends a lease. `LeaseLost` when the token no longer holds it.
     pub async fn renew(self, id: &AssignmentId, lease_token: &str, now: Micros, expires_at: Micros) -> Result<()> {
         let (id, token) = (id.clone(), lease_token.to_owned());
-        place!(self.0, |tx| (id, token) => leases::renew(tx, &id, &token, now, expires_at))
+        self.0.place(leases::Renewal { id, token, now, expires_at }).await
     }
 
     /// Releases a lease without a judgment. `LeaseLost` when the token no longer holds it.
     pub async fn release(self, id: &AssignmentId, lease_token: &str) -> Result<()> {
         let (id, token) = (id.clone(), lease_token.to_owned());
-        place!(self.0, |tx| (id, token) => leases::release(tx, &id, &token))
+        self.0.place(leases::Release { id, token }).await
     }
 
     /// Number of sets of a kind that the labeler can still judge at `now`, held ones included; counted up to `most`.

@@ -70,3 +70,26 @@ async fn migrates_stepwise_with_rows_in_it() {
     pool.close().await;
     backend::old_rows_are_whole(&store::connect(&fresh).await.unwrap()).await;
 }
+
+/// Reads that find all connections in use get theirs later, also after the time in which the server is tested.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reads_keep_their_turn_while_the_server_is_slow() {
+    let Some(fresh) = backend::postgres().await else { return };
+    let pool = sqlx::PgPool::connect(&fresh.url).await.unwrap();
+    let mut slow = pool.begin().await.unwrap();
+    sqlx::query("LOCK TABLE prompts IN ACCESS EXCLUSIVE MODE").execute(&mut *slow).await.unwrap();
+    let reads: Vec<_> = (0..60)
+        .map(|_| {
+            let store = fresh.store.clone();
+            tokio::spawn(async move { store.prompts().get(&"none".into()).await })
+        })
+        .collect();
+    tokio::time::sleep(std::time::Duration::from_secs(4)).await;
+    slow.rollback().await.unwrap();
+    for read in reads {
+        let answer = read.await.unwrap();
+        assert!(matches!(answer, Err(StoreError::NotFound { .. })), "{answer:?}");
+    }
+    fresh.store.close().await;
+    pool.close().await;
+}
