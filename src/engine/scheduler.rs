@@ -422,8 +422,7 @@ impl Scheduler {
             let state = SequenceState { prompt_len: ids.len(), ids: ids.clone(), cached: forked.unwrap_or_default() };
             let guide = shared.guide.as_ref().map(Guide::fork);
             let shared = shared.clone();
-            let mut sample =
-                Sequence { shared, index, state, text, prompt: None, siblings: 0, guide, drawn: None };
+            let mut sample = Sequence { shared, index, state, text, prompt: None, siblings: 0, guide, drawn: None };
             if waits {
                 self.waiting.push_front(sample);
             } else if sample.draw_tokens(std::iter::once(row), &[], self.model.decoder.config.max_positions, stats) {

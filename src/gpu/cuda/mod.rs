@@ -222,9 +222,9 @@ impl Cuda {
             Start::Graph(graph) => graph,
             Start::Singly => {
                 self.check_memory(queue)?;
-                return queue.iter().try_for_each(|launch| {
-                    launch_kernel(launch, stream).map_err(|e| failed(&launch.kernel.name, e))
-                });
+                return queue
+                    .iter()
+                    .try_for_each(|launch| launch_kernel(launch, stream).map_err(|e| failed(&launch.kernel.name, e)));
             }
             Start::Capture(key) => {
                 let launches = || queue.iter().try_for_each(|launch| launch_kernel(launch, stream));
@@ -270,14 +270,7 @@ fn launch_kernel(launch: &Queued, stream: sys::CUstream) -> Result<(), DriverErr
     let block = (kernel.warps * 32, 1, 1);
     // SAFETY: the arguments were compared with the kernel's parameters, and the driver copies them before it returns.
     unsafe {
-        result::launch_kernel(
-            launch.function,
-            (grid[0], grid[1], grid[2]),
-            block,
-            kernel.shared,
-            stream,
-            &mut pointers,
-        )
+        result::launch_kernel(launch.function, (grid[0], grid[1], grid[2]), block, kernel.shared, stream, &mut pointers)
     }
 }
 

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use super::{Draw, Room};
 use super::weights::{Block, Element, Weights, candle};
+use super::{Draw, Room};
 use crate::gpu::arena::GRAIN;
 use crate::gpu::device::Device;
 use crate::gpu::{GpuError, Slice};
@@ -225,7 +225,8 @@ pub(super) fn most_scratch(c: &ModelConfig, element: Element, weights: &Weights,
     let tables = room.rows * c.max_positions.div_ceil(PAGE).next_multiple_of(TABLE_STEP) * 4;
     // Drawn ids, log-probs, sums and entropies.
     let drawn = [2 * (room.wanted * 4 + 16); 2];
-    let parts = buffers.into_iter().chain(logit_sizes(c, element, room.wanted)).chain([packed + tables + 16 * 16]).chain(drawn);
+    let parts =
+        buffers.into_iter().chain(logit_sizes(c, element, room.wanted)).chain([packed + tables + 16 * 16]).chain(drawn);
     parts.map(|bytes| (bytes as u64).next_multiple_of(GRAIN)).sum()
 }
 
