@@ -164,12 +164,15 @@ def gpu_products(data):
 def real_run(data):
     """The steps of the tour with a real model and real rankings."""
     reward, ppo = data["reward"], data["ppo"]
-    figures = reward["result"]["metrics"] if "metrics" in reward["result"] else reward["result"]
+    heldout = reward["result"]["metrics"]["heldout"]
+    accuracy, pairs = heldout["accuracy"], heldout["pairs"]
+    spread = 1.96 * (accuracy * (1 - accuracy) / pairs) ** 0.5
     rows = [["import", f"{data['import']['imported']} sets of ranked completions"]]
     rows.append([
         f"reward model: LoRA rank {reward['args']['lora']['rank']}, {reward['args']['epochs']} epoch, "
         f"`learning_rate` {reward['args']['learning_rate']:g}, `max_length` {reward['args']['max_length']}",
-        f"{figures_text(figures)}; {reward['seconds'] / 60:.1f} minutes, {reward['gb']:.1f} GB",
+        f"held-out pair accuracy {accuracy:.2f} ({pairs} pairs, 95 % interval ±{spread:.2f}); "
+        f"{reward['seconds'] / 60:.0f} minutes, {reward['gb']:.1f} GB",
     ])
     rewards = ", ".join(f"{v:.2f}" for v in ppo["curves"]["reward"])
     args = ppo["args"]
@@ -177,7 +180,7 @@ def real_run(data):
         f"PPO: LoRA rank {args['lora']['rank']}, {args['iterations']} iterations of {args['rollout_batch_size']} × "
         f"{args['response_length']} tokens, `kl_coef` {args['kl_coef']:g}, `learning_rate` {args['learning_rate']:g}",
         f"mean reward {rewards}; KL {ppo['curves']['kl'][0]:.2f} → {ppo['curves']['kl'][-1]:.2f} nats per sequence; "
-        f"{ppo['seconds'] / 60:.1f} minutes, {ppo['gb']:.1f} GB",
+        f"{ppo['seconds'] / 60:.0f} minutes, {ppo['gb']:.1f} GB",
     ])
     asked = data["completion_seconds"]
     rows.append(["a completion of 24 tokens", f"{asked['idle']} s alone, {asked['during']} s while PPO ran"])
@@ -203,6 +206,7 @@ def schemas(data):
 
 
 TABLES = {
+    "real-run": (real_run, "real-run"),
     "schemas": (schemas, "schemas"),
     "gpu": (gpu, "gpu"),
     "gpu-products": (gpu_products, "gpu-products"),
