@@ -6,7 +6,7 @@ use candle_core::{Device, Result, Tensor};
 use super::sampling::{DrawContext, Drawn, Warpers, draw};
 use super::stepper::{RunningSequence, ScheduledTokens, SequenceState, Step, Stepper};
 use crate::model::decoder::kv_cache::{KvCache, PAGE};
-use crate::model::{Decoder, Recording};
+use crate::model::{Decoder, SampledActivations};
 use crate::ops::token_logprobs::entropy;
 
 /// How to sample a batch of prompts.
@@ -86,20 +86,20 @@ pub fn generate(
     params: &GenParams,
     stop: &dyn Fn() -> bool,
 ) -> Result<Vec<Sample>> {
-    generate_recorded(decoder, prompts, params, None, stop)
+    generate_with_activations(decoder, prompts, params, None, stop)
 }
 
-/// Samples one response per prompt, in prompt order, and saves in `recording`, which was made for these prompts, the
+/// Samples one response per prompt, in prompt order, and saves in `activations`, which was made for these prompts, the
 /// activations that an update on the samples needs. `stop` is called before each step; if it returns `true`, the
 /// samples so far are returned.
 ///
 /// # Errors
 /// If a prompt is empty or leaves no room for the response, and those of the model.
-pub fn generate_recorded(
+pub fn generate_with_activations(
     decoder: &Decoder,
     prompts: &[Vec<u32>],
     params: &GenParams,
-    mut recording: Option<&mut Recording>,
+    mut activations: Option<&mut SampledActivations>,
     stop: &dyn Fn() -> bool,
 ) -> Result<Vec<Sample>> {
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(0) + params.max_new_tokens;
@@ -120,9 +120,11 @@ pub fn generate_recorded(
         refill(&mut batch, decoder, prompts, &mut next, slots);
         let scheduled = schedule_pending(&mut batch)?;
         let step = batch.build_step(scheduled)?;
-        let hidden = match recording.as_deref_mut() {
+        let hidden = match activations.as_deref_mut() {
             None => batch.hidden(decoder, &step)?,
-            Some(recording) => batch.hidden_recorded(decoder, &step, recording, |response| response.index)?,
+            Some(activations) => {
+                batch.hidden_with_activations(decoder, &step, activations, |response| response.index)?
+            }
         };
         batch.commit(&step);
         let rows = hidden.index_select(&Tensor::new(step.predicting_rows(), hidden.device())?, 0)?;

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use crate::model::adapters::served::ServedAdapter;
 use crate::model::decoder::kv_cache::{CachedSequence, KvCache, PAGE, StepRows};
-use crate::model::{Decoder, Recording};
+use crate::model::{Decoder, SampledActivations};
 
 /// The tokens of one sequence and their pages in the cache.
 #[derive(Debug, Default)]
@@ -251,16 +251,16 @@ impl<S: RunningSequence> Stepper<S> {
         decoder.step(&step.rows, &mut self.cache)
     }
 
-    /// Computes the step as [`Self::hidden`] does, and saves in `recording` the activations that an update needs.
-    /// `number` maps a sequence to its number in the recording.
+    /// Computes the step as [`Self::hidden`] does, and saves in `activations` the activations that an update needs.
+    /// `number` maps a sequence to its number in `activations`.
     ///
     /// # Errors
     /// Those of the model.
-    pub fn hidden_recorded(
+    pub fn hidden_with_activations(
         &mut self,
         decoder: &Decoder,
         step: &Step,
-        recording: &mut Recording,
+        activations: &mut SampledActivations,
         number: impl Fn(&S) -> usize,
     ) -> Result<Tensor> {
         let places = step.sequences.iter().flat_map(|s| {
@@ -268,7 +268,7 @@ impl<S: RunningSequence> Stepper<S> {
             (from..from + s.tokens).map(move |position| (number, position))
         });
         let places: Vec<_> = places.collect();
-        decoder.step_recorded(&step.rows, &mut self.cache, Some((recording, &places)))
+        decoder.step_with_activations(&step.rows, &mut self.cache, Some((activations, &places)))
     }
 
     /// Counts the step's pending tokens as cached. Drafted tokens are not counted.

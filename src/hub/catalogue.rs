@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use crate::model::hold;
+use crate::model::quantized;
 
 /// A model that can be pulled by name alone.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
@@ -152,7 +152,7 @@ impl Known {
     pub fn needs(&self) -> Needs {
         let parameters = self.millions * 1_000_000;
         let embeddings = self.embedding_millions * 1_000_000;
-        let blocks = (parameters - embeddings) as f64 * hold::Q4_BYTES;
+        let blocks = (parameters - embeddings) as f64 * quantized::Q4_BYTES;
         Needs {
             serve: 2 * parameters,
             lora: 12 * parameters,

@@ -1,5 +1,5 @@
 //! The weights of a model that was trained with adapters, computed one at a time while they are written: the file's
-//! numbers with the adapters merged. Matrices that training held in fewer bits are never in memory as f32 at the same
+//! numbers with the adapters merged. Matrices that were quantized for training are never in memory as f32 at the same
 //! time.
 
 use std::path::Path;
@@ -8,7 +8,7 @@ use candle_core::{Device, Result, Tensor};
 
 use super::adapters::lora::{self, LoraConfig};
 use super::load::{self, ModelFiles};
-use super::{ModelConfig, Weights, hold, names};
+use super::{ModelConfig, Weights, names, quantized};
 use crate::ops::linear::WeightLayout;
 
 /// Tensors by name; some are computed when they are read.
@@ -21,8 +21,8 @@ struct Rest {
     config: ModelConfig,
     lora: LoraConfig,
     adapters: Weights,
-    /// Matrices held in fewer bits, by name.
-    held: Weights,
+    /// Quantized matrices, by name.
+    quantized: Weights,
     file: Option<ModelFiles>,
 }
 
@@ -33,8 +33,8 @@ impl From<Weights> for Merged {
 }
 
 impl Merged {
-    /// `frozen` weights, of which some are held in fewer bits, with `adapters` merged; where `source` is known, the
-    /// held ones are read from it again.
+    /// `frozen` weights, of which some are quantized, with `adapters` merged; where `source` is known, the
+    /// quantized ones are read from it again.
     pub fn new(
         config: &ModelConfig,
         lora: &LoraConfig,
@@ -42,17 +42,17 @@ impl Merged {
         adapters: Weights,
         source: Option<&Path>,
     ) -> Result<Self> {
-        let (held, ready): (Weights, Weights) =
-            frozen.iter().map(|(n, t)| (n.clone(), t.clone())).partition(|(_, t)| hold::is_held(t));
+        let (quantized, ready): (Weights, Weights) =
+            frozen.iter().map(|(n, t)| (n.clone(), t.clone())).partition(|(_, t)| quantized::is_quantized(t));
         let (ours, others): (Weights, Weights) = adapters.into_iter().partition(|(name, _)| {
             name.split_once(".lora_").is_some_and(|(module, _)| ready.contains_key(&format!("{module}.weight")))
         });
         let ready = lora::merge(config, lora, &ready, &ours)?;
-        let source = source.filter(|_| !held.is_empty());
+        let source = source.filter(|_| !quantized.is_empty());
         let open = |path| load::open(path).map(|opened| opened.files);
         let file = source.map(open).transpose().map_err(candle_core::Error::wrap)?;
         let (config, lora) = (config.clone(), lora.clone());
-        Ok(Self { ready, rest: Some(Rest { config, lora, adapters: others, held, file }) })
+        Ok(Self { ready, rest: Some(Rest { config, lora, adapters: others, quantized, file }) })
     }
 
     /// Adds or replaces a tensor.
@@ -65,8 +65,9 @@ impl Merged {
         let ready = self.ready.iter().map(|(name, tensor)| (name.clone(), tensor.dims().to_vec()));
         let mut all: Vec<(String, Vec<usize>)> = ready.collect();
         if let Some(rest) = &self.rest {
-            let held = names::backbone(&rest.config).into_iter().filter(|(name, _)| rest.held.contains_key(name));
-            all.extend(held.filter(|(name, _)| !self.ready.contains_key(name)));
+            let quantized =
+                names::backbone(&rest.config).into_iter().filter(|(name, _)| rest.quantized.contains_key(name));
+            all.extend(quantized.filter(|(name, _)| !self.ready.contains_key(name)));
         }
         all.sort();
         all
@@ -108,8 +109,8 @@ impl Rest {
                 }
                 tensor
             }
-            None => match self.held.get(name) {
-                Some(held) => hold::dequantize_one(&self.config, name, held)?,
+            None => match self.quantized.get(name) {
+                Some(matrix) => quantized::dequantize_one(&self.config, name, matrix)?,
                 None => candle_core::bail!("there is no tensor {name}"),
             },
         };

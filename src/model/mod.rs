@@ -12,10 +12,10 @@ pub mod init;
 pub mod presets;
 
 pub mod gguf;
-pub mod hold;
 pub mod load;
 pub mod merged;
 mod names;
+pub mod quantized;
 pub mod save;
 
 pub mod decoder;
@@ -30,11 +30,11 @@ pub use adapters::lora::LoraConfig;
 pub use adapters::soft_prompt::SoftPrompt;
 pub use config::{Activation, Arch, LayerKind, ModelConfig, PositionKind, QkNorm, RopeScaling, Switches};
 pub use decoder::device::DeviceModel;
-pub use decoder::{Decoder, Purpose, Recompute, Recording, SoftRows};
+pub use decoder::{Decoder, Purpose, Recompute, SampledActivations, SoftRows};
 pub use encoder::Encoder;
 pub use heads::reward::RewardModel;
 pub use heads::trunk::{Build, Trunk};
-pub use load::{Described, LoadError, Loaded, Opened, Sentence, Source, describe, load, load_held, open};
+pub use load::{Described, LoadError, Loaded, Opened, Sentence, Source, describe, load, load_quantized, open};
 pub use packed::PackedBatch;
 pub use save::{FileType, save_dir, save_dir_as};
 

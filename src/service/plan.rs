@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{ModelConfig, families, hold, presets};
+use crate::model::{ModelConfig, families, presets, quantized};
 
 /// How numbers are held.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
@@ -187,8 +187,8 @@ pub fn plan(config: &ModelConfig, args: &PlanArgs) -> Result<Plan, PlanError> {
         sizes.train("full_mixed", None, Dtype::Bf16),
         sizes.train("lora_f32", Some(4.0), Dtype::F32),
         sizes.train("lora_bf16", Some(2.0), Dtype::Bf16),
-        sizes.train("lora_q8_0", Some(hold::Q8_0_BYTES), Dtype::F32),
-        sizes.train("lora_q4", Some(hold::Q4_BYTES), Dtype::F32),
+        sizes.train("lora_q8_0", Some(quantized::Q8_0_BYTES), Dtype::F32),
+        sizes.train("lora_q4", Some(quantized::Q4_BYTES), Dtype::F32),
     ];
     Ok(Plan {
         parameters,

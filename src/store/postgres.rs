@@ -81,6 +81,15 @@ impl Spares {
     }
 }
 
+impl Drop for Spares {
+    /// Ends the connections without the pool, which needs a runtime to take them back.
+    fn drop(&mut self) {
+        for (conn, _) in self.all().take().into_iter().flatten() {
+            drop(conn.leak());
+        }
+    }
+}
+
 /// A connection for reads. Dropped, it is tested before its next use, because a statement may have been abandoned.
 pub(super) struct Reader {
     conn: PoolConnection<Postgres>,

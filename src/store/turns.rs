@@ -109,61 +109,74 @@ const INSTEAD: &str = lease_on!(concat!(
     ") END"
 ));
 
-/// `ordinary_free`: it is known that there is an ordinary set to hand out.
-async fn outlook(conn: &mut Conn, request: &OutlookRequest, ordinary_free: bool) -> Result<Outlook> {
+/// Reads what is available to a labeler; `$queue` gives `open_sets` and `ordinary_free`.
+macro_rules! outlook_of {
+    ($queue:expr) => {
+        concat!(
+            "SELECT l.daily_quota, k.today, k.total, k.skipped_today, k.skipped_total,
+               (SELECT COUNT(*) FROM assignments WHERE labeler_id = $3 AND state = 'leased' AND expires_at > $1)
+                   AS in_hand,
+               (SELECT COUNT(*) FROM comparison_sets s JOIN judgments j ON j.set_id = s.id
+                   WHERE s.kind = 'calibration' AND j.labeler_id = $3 AND j.revision = 1 AND j.outcome <> 'skip'
+                     AND $6 > 0) AS calibrations_done,
+               (SELECT COUNT(*) FROM comparison_sets s WHERE s.kind = 'calibration' AND $6 > 0 AND ",
+            held!(),
+            ") AS calibrations_held,
+               (SELECT COUNT(*) FROM (SELECT 1 FROM comparison_sets s WHERE s.kind = 'calibration' AND ",
+            can_judge!("$3"),
+            " LIMIT $6) AS c) AS calibrations_left, ",
+            $queue,
+            ", ",
+            free_of!("kind = $8"),
+            " IS NOT NULL AS special_free,
+               (SELECT g.text FROM guideline_versions g WHERE g.lang = $9 ORDER BY g.id DESC LIMIT 1) AS guidelines, ",
+            active_rubric!("version"),
+            " AS rubric_version, ",
+            active_rubric!("definition"),
+            " AS rubric,
+               EXISTS (SELECT 1 FROM assignments WHERE state = 'leased' AND expires_at <= $1) AS lapsed,
+               EXISTS (SELECT 1 FROM assignments WHERE state = 'leased' AND expires_at > $11) AS ahead,
+               n.status AS named_status, n.target_overlap AS named_overlap,
+               (SELECT ",
+            taken_by_others!("$3"),
+            " FROM comparison_sets s WHERE s.id = $2) AS named_taken,
+               (SELECT COUNT(*) FROM judgments WHERE set_id = $2 AND labeler_id = $3) AS named_judged,
+               a.id, a.set_id, a.labeler_id, a.state, a.lease_token, a.expires_at, a.order_seed,
+               h.kind AS held_kind
+             FROM labelers l
+             CROSS JOIN (SELECT COUNT(CASE WHEN ",
+            judgments::work_done!(),
+            " THEN 1 END) AS total, COUNT(CASE WHEN ",
+            judgments::work_done!(),
+            " AND created >= $4 THEN 1 END) AS today,
+                 COUNT(CASE WHEN outcome = 'skip' THEN 1 END) AS skipped_total,
+                 COUNT(CASE WHEN outcome = 'skip' AND created >= $4 THEN 1 END) AS skipped_today
+                 FROM judgments WHERE labeler_id = $3 AND revision = 1) k
+             LEFT JOIN comparison_sets n ON n.id = $2
+             LEFT JOIN (assignments a JOIN comparison_sets h ON h.id = a.set_id)
+               ON $5 AND a.labeler_id = l.id AND a.state = 'leased' AND a.expires_at > $1
+                 AND ($10 IS NULL OR a.set_id = $10)
+             WHERE l.id = $3
+             ORDER BY CASE WHEN h.kind = 'calibration' THEN 0 ELSE 1 END, a.leased, a.id"
+        )
+    };
+}
+
+const OUTLOOK: &str = outlook_of!(concat!(
+    "(SELECT COUNT(*) FROM (SELECT 1 FROM comparison_sets s WHERE s.kind = 'normal' AND ",
+    can_judge!("$3"),
+    " LIMIT $7) AS o) AS open_sets, ",
+    free_of!("kind = 'normal'"),
+    " IS NOT NULL AS ordinary_free"
+));
+/// With `$7` = 0, where it is known that there is an ordinary set to hand out. A statement of its own, because
+/// PostgreSQL would plan one with a switch anew for every turn.
+const OUTLOOK_WITH_WORK: &str = outlook_of!("$7 AS open_sets, TRUE AS ordinary_free");
+
+async fn outlook(conn: &mut Conn, sql: &'static str, request: &OutlookRequest) -> Result<Outlook> {
     let rows = conn
         .all(
-            concat!(
-                "SELECT l.daily_quota, k.today, k.total, k.skipped_today, k.skipped_total,
-                   (SELECT COUNT(*) FROM assignments WHERE labeler_id = $3 AND state = 'leased' AND expires_at > $1)
-                       AS in_hand,
-                   (SELECT COUNT(*) FROM comparison_sets s JOIN judgments j ON j.set_id = s.id
-                       WHERE s.kind = 'calibration' AND j.labeler_id = $3 AND j.revision = 1 AND j.outcome <> 'skip'
-                         AND $6 > 0) AS calibrations_done,
-                   (SELECT COUNT(*) FROM comparison_sets s WHERE s.kind = 'calibration' AND $6 > 0 AND ",
-                held!(),
-                ") AS calibrations_held,
-                   (SELECT COUNT(*) FROM (SELECT 1 FROM comparison_sets s WHERE s.kind = 'calibration' AND ",
-                can_judge!("$3"),
-                " LIMIT $6) AS c) AS calibrations_left,
-                   (SELECT COUNT(*) FROM (SELECT 1 FROM comparison_sets s WHERE s.kind = 'normal' AND ",
-                can_judge!("$3"),
-                " LIMIT $7) AS o) AS open_sets, ",
-                "CASE WHEN $12 THEN TRUE ELSE ",
-                free_of!("kind = 'normal'"),
-                " IS NOT NULL END AS ordinary_free, ",
-                free_of!("kind = $8"),
-                " IS NOT NULL AS special_free,
-                   (SELECT g.text FROM guideline_versions g WHERE g.lang = $9 ORDER BY g.id DESC LIMIT 1) AS guidelines, ",
-                active_rubric!("version"),
-                " AS rubric_version, ",
-                active_rubric!("definition"),
-                " AS rubric,
-                   EXISTS (SELECT 1 FROM assignments WHERE state = 'leased' AND expires_at <= $1) AS lapsed,
-                   EXISTS (SELECT 1 FROM assignments WHERE state = 'leased' AND expires_at > $11) AS ahead,
-                   n.status AS named_status, n.target_overlap AS named_overlap,
-                   (SELECT ",
-                taken_by_others!("$3"),
-                " FROM comparison_sets s WHERE s.id = $2) AS named_taken,
-                   (SELECT COUNT(*) FROM judgments WHERE set_id = $2 AND labeler_id = $3) AS named_judged,
-                   a.id, a.set_id, a.labeler_id, a.state, a.lease_token, a.expires_at, a.order_seed,
-                   h.kind AS held_kind
-                 FROM labelers l
-                 CROSS JOIN (SELECT COUNT(CASE WHEN ",
-                judgments::work_done!(),
-                " THEN 1 END) AS total, COUNT(CASE WHEN ",
-                judgments::work_done!(),
-                " AND created >= $4 THEN 1 END) AS today,
-                     COUNT(CASE WHEN outcome = 'skip' THEN 1 END) AS skipped_total,
-                     COUNT(CASE WHEN outcome = 'skip' AND created >= $4 THEN 1 END) AS skipped_today
-                     FROM judgments WHERE labeler_id = $3 AND revision = 1) k
-                 LEFT JOIN comparison_sets n ON n.id = $2
-                 LEFT JOIN (assignments a JOIN comparison_sets h ON h.id = a.set_id)
-                   ON $5 AND a.labeler_id = l.id AND a.state = 'leased' AND a.expires_at > $1
-                     AND ($10 IS NULL OR a.set_id = $10)
-                 WHERE l.id = $3
-                 ORDER BY CASE WHEN h.kind = 'calibration' THEN 0 ELSE 1 END, a.leased, a.id"
-            ),
+            sql,
             args![
                 request.now,
                 request.set_id.as_ref().map(SetId::as_str),
@@ -175,8 +188,7 @@ async fn outlook(conn: &mut Conn, request: &OutlookRequest, ordinary_free: bool)
                 request.special.map(SetKind::as_str),
                 request.lang.as_deref(),
                 request.set_id.as_ref().map(SetId::as_str),
-                request.expires_at + people::CLOCK_SLACK,
-                ordinary_free
+                request.expires_at + people::CLOCK_SLACK
             ],
         )
         .await?;
@@ -301,7 +313,7 @@ impl Store {
     pub(super) async fn seen(&self, request: &OutlookRequest) -> Result<Outlook> {
         if let Some(kept) = self.open_counts.known(request) {
             let counting = OutlookRequest { most_open: 0, ..request.clone() };
-            let mut seen = read!(self, |c| outlook(c, &counting, true))?;
+            let mut seen = read!(self, |c| outlook(c, OUTLOOK_WITH_WORK, &counting))?;
             // A count at its maximum may stand for more.
             let at_most = kept.open >= request.most_open;
             seen.open = if at_most { request.most_open } else { kept.open - (words(&seen) - kept.words).max(0) };
@@ -310,7 +322,7 @@ impl Store {
                 return Ok(seen);
             }
         }
-        let seen = read!(self, |c| outlook(c, request, false))?;
+        let seen = read!(self, |c| outlook(c, OUTLOOK, request))?;
         self.open_counts.keep(request, &seen);
         Ok(seen)
     }
@@ -408,19 +420,29 @@ pub(super) async fn take(conn: &mut Conn, lease: &TakeLease) -> Result<Option<As
     row.as_ref().map(assignment).transpose()
 }
 
-pub(super) async fn content(conn: &mut Conn, id: &SetId) -> Result<SetContent> {
-    let rows = conn
-        .all(
+/// A set with its prompt and completions, one row for each completion; `$completion` joins the one of the item `i`.
+macro_rules! content_of {
+    ($completion:literal) => {
+        concat!(
             "SELECT c.*, s.id AS set_id, s.kind, s.target_overlap, s.selection_policy, s.selection_score, s.status,
                  s.created AS set_created, p.lang, p.source, p.content_hash, p.split, p.answer,
                  p.created AS prompt_created, CASE WHEN i.position = 0 THEN p.messages END AS messages,
                  CASE WHEN i.position = 0 THEN p.tags END AS tags
-             FROM comparison_sets s JOIN prompts p ON p.id = s.prompt_id JOIN set_items i ON i.set_id = s.id
-             JOIN completions c ON c.id = i.completion_id
-             WHERE s.id = $1 ORDER BY i.position",
-            args![id.as_str()],
+             FROM comparison_sets s JOIN prompts p ON p.id = s.prompt_id JOIN set_items i ON i.set_id = s.id ",
+            $completion,
+            " WHERE s.id = $1 ORDER BY i.position"
         )
-        .await?;
+    };
+}
+
+const CONTENT_SQLITE: &str = content_of!("JOIN completions c ON c.id = i.completion_id");
+/// The limit makes PostgreSQL look completions up by their id also in a plan from when there were few.
+const CONTENT_POSTGRES: &str =
+    content_of!("CROSS JOIN LATERAL (SELECT * FROM completions WHERE id = i.completion_id LIMIT 1) c");
+
+pub(super) async fn content(conn: &mut Conn, id: &SetId) -> Result<SetContent> {
+    let sql = if conn.is_postgres() { CONTENT_POSTGRES } else { CONTENT_SQLITE };
+    let rows = conn.all(sql, args![id.as_str()]).await?;
     let row = rows.first().ok_or_else(|| not_found("comparison set", id.as_str()))?;
     let completions = rows.iter().map(prompts::completion).collect::<Result<Vec<_>>>()?;
     let prompt_id: PromptId = row.text("prompt_id")?.into();

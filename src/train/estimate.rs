@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::args::sweep_of;
-use crate::model::{ModelConfig, families, hold, presets};
+use crate::model::{ModelConfig, families, presets, quantized};
 
 /// Memory of the program before a model is loaded.
 const PROGRAM_BYTES: f64 = 80e6;
@@ -118,8 +118,8 @@ pub fn need(planned: &PlannedRun<'_>) -> Need {
     };
     let half = args.text("frozen_precision") == "bf16";
     let held = match args.text("frozen_precision") {
-        "q8_0" => Some(hold::Q8_0_BYTES),
-        "q4" => Some(hold::Q4_BYTES),
+        "q8_0" => Some(quantized::Q8_0_BYTES),
+        "q4" => Some(quantized::Q4_BYTES),
         _ => None,
     };
 

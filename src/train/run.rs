@@ -445,7 +445,7 @@ fn computed_by(common: &Common, params: &Params) -> String {
 pub fn load_base(common: &Common, device: &candle_core::Device) -> Result<Loaded> {
     let path = Path::new(&common.model);
     match common.frozen_precision.blocks().filter(|_| common.lora.is_some()) {
-        Some(kind) => model::load_held(path, device, kind),
+        Some(kind) => model::load_quantized(path, device, kind),
         None => model::load(path, device),
     }
     .context("model")

@@ -136,12 +136,12 @@ impl PredictionBatch {
 
     /// Hidden states of the predicting rows, `[n, hidden]`.
     pub fn hidden(&self, decoder: &Decoder) -> Result<Tensor> {
-        decoder.forward_tails(&self.batch, &self.lengths)
+        decoder.forward_last(&self.batch, &self.lengths)
     }
 
     /// Hidden states of the predicting rows, `[n, hidden]`, without a gradient even if the decoder has variables.
     pub fn hidden_frozen(&self, decoder: &Decoder) -> Result<Tensor> {
-        decoder.frozen_tails(&self.batch, &self.lengths)
+        decoder.forward_last_frozen(&self.batch, &self.lengths)
     }
 
     /// Log-probs and entropies of the targets, `[n]`, at `temperature`. The entropies have no gradient.

@@ -8,8 +8,8 @@ use super::args::{Common, FrozenPrecision, LoraArgs};
 use super::optim::Params;
 use crate::model::adapters::lora;
 use crate::model::adapters::peft;
-use crate::model::hold::Holding;
 use crate::model::merged::Merged;
+use crate::model::quantized::MatrixQuantizer;
 use crate::model::{Build, Decoder, LoraConfig, ModelConfig, Purpose, Recompute, Source, Weights};
 use crate::ops::linear::WeightFormat;
 
@@ -167,10 +167,10 @@ impl<M: Build> Trainable<M> {
         let purpose = match precision {
             FrozenPrecision::F32 => Purpose::Train,
             FrozenPrecision::Bf16 => Purpose::TrainOverBf16,
-            FrozenPrecision::Q8_0 | FrozenPrecision::Q4 => Purpose::TrainOverHeld,
+            FrozenPrecision::Q8_0 | FrozenPrecision::Q4 => Purpose::TrainOverQuantized,
         };
         if let Some(kind) = precision.blocks().filter(|_| lora.is_some()) {
-            frozen = Holding::new(config, kind).hold_all(frozen)?;
+            frozen = MatrixQuantizer::new(config, kind).quantize_all(frozen)?;
         }
         let model: M = build(config, now, &frozen, lora.as_ref(), purpose)?;
         let model = model.for_training(recompute);

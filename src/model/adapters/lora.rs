@@ -6,7 +6,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use crate::model::{ModelConfig, Weights, hold};
+use crate::model::{ModelConfig, Weights, quantized};
 use crate::ops::linear::WeightLayout;
 
 /// Which linear layers get adapters, and their rank.
@@ -86,7 +86,7 @@ pub fn init(config: &ModelConfig, lora: &LoraConfig, weights: &Weights, seed: u6
     let mut adapters = Weights::new();
     for (stream, module) in target_modules(config, lora, weights).into_iter().enumerate() {
         let w = &weights[&format!("{module}.weight")];
-        let (out, input) = hold::out_in(config, &format!("{module}.weight"), w)?;
+        let (out, input) = quantized::out_in(config, &format!("{module}.weight"), w)?;
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         rng.set_stream(stream as u64);
         let bound = 1.0 / (input as f32).sqrt();

@@ -4,8 +4,10 @@
 use candle_core::Result;
 
 use crate::model::Decoder;
-use crate::model::decoder::blocks::{Attn, Blocks, Inner, for_each_part, for_each_qkv, normed, scale};
-use crate::model::decoder::tails::Tails;
+use crate::model::decoder::blocks::{
+    Attn, Blocks, MlpHidden, SavedActivations, for_each_part, for_each_qkv, normed, scale,
+};
+use crate::model::decoder::output_rows::OutputRows;
 use crate::model::layers::Norm;
 use crate::model::layers::block::{Layer, Mlp, Projections};
 use crate::ops::{activation, add_assign, attention, embedding, grad, pool, rope};
@@ -16,30 +18,32 @@ impl Blocks {
         if !grad::is_accumulating() {
             candle_core::bail!("the backward pass of a decoder runs inside ops::grad::accumulate");
         }
-        let trace = self.trace.lock().unwrap_or_else(|e| e.into_inner()).take();
-        let Some((kept, last)) = trace else { candle_core::bail!("a decoder's backward pass runs once") };
+        let saved = self.saved.lock().unwrap_or_else(|e| e.into_inner()).take();
+        let Some(SavedActivations { blocks, last }) = saved else {
+            candle_core::bail!("the backward pass of a decoder was run twice; it runs once for each forward pass")
+        };
         let decoder = &self.decoder;
         let mut g = pool::take(gy.len());
         decoder.final_norm.back(&last, gy, &mut g, false)?;
         pool::give(last);
         let below = decoder.embeddings_trained();
-        let lowest = decoder.layers.len() - kept.len();
-        for (i, kept) in kept.into_iter().enumerate().rev() {
+        let lowest = decoder.layers.len() - blocks.len();
+        for (i, saved) in blocks.into_iter().enumerate().rev() {
             let layer = &decoder.layers[lowest + i];
-            let attn = match kept.attn {
+            let attn = match saved.attn {
                 Some(attn) => attn,
-                None => self.attn(lowest + i, &kept.x)?,
+                None => self.attn(lowest + i, &saved.x)?,
             };
-            let inner = match kept.mlp {
-                Some(inner) => inner,
-                None => self.inner(lowest + i, &kept.x, &attn.mid)?,
+            let hidden = match saved.mlp {
+                Some(hidden) => hidden,
+                None => self.mlp_hidden(lowest + i, &saved.x, &attn.mid)?,
             };
-            let apart = self.with_source(lowest + i, &kept.x, &attn.mid, |source| {
-                back_mlp(decoder, layer, source, inner, [&kept.given, &kept.low], &mut g)
+            let apart = self.with_source(lowest + i, &saved.x, &attn.mid, |source| {
+                back_mlp(decoder, layer, source, hidden, [&saved.raw_out, &saved.low], &mut g)
             })?;
-            pool::give(kept.given);
-            g = self.back_attn(lowest + i, &kept.x, attn, g, apart, i > 0 || below)?;
-            pool::give(kept.x);
+            pool::give(saved.raw_out);
+            g = self.back_attn(lowest + i, &saved.x, attn, g, apart, i > 0 || below)?;
+            pool::give(saved.x);
             grad::complete(layer.tensors())?;
         }
         grad::complete(decoder.final_norm.tensors())?;
@@ -59,8 +63,8 @@ impl Blocks {
         Ok(())
     }
 
-    /// Gradient g of `mid` → gradient of the block's input, computed only where a lower layer is trained. `apart`: the
-    /// gradient that reached the input by other paths than `mid`.
+    /// The gradient of the block's input `x` [n, d] from the gradient `g` of `mid`; incomplete unless a layer `below` is
+    /// trained, because it is not needed then. `apart`: the gradient that reached the input by other paths than `mid`.
     fn back_attn(
         &self,
         layer: usize,
@@ -70,31 +74,31 @@ impl Blocks {
         apart: Option<Vec<f32>>,
         below: bool,
     ) -> Result<Vec<f32>> {
-        let (tails, layer, decoder) = (self.tails(layer), &self.decoder.layers[layer], &self.decoder);
+        let (output, layer, decoder) = (self.output_rows(layer), &self.decoder.layers[layer], &self.decoder);
         let d = decoder.config.hidden_size;
-        let (n, asking) = (self.ids.len(), g.len() / d);
+        let (n, queries) = (self.ids.len(), g.len() / d);
         let mut g_mixed = pool::take(attn.mixed.len());
-        let own = back_part(decoder, layer.attn_post.as_ref(), &attn.given, &g)?;
+        let own = back_part(decoder, layer.attn_post.as_ref(), &attn.raw_out, &g)?;
         let g_out = own.as_deref().unwrap_or(&g);
-        layer.out.back(&attn.mixed, &attn.low[3], g_out, asking, Some((&mut g_mixed, false)))?;
+        layer.out.back(&attn.mixed, &attn.low[3], g_out, queries, Some((&mut g_mixed, false)))?;
         pool::give(own.unwrap_or_default());
         if let Some(apart) = apart {
             add_assign(&mut g, &apart);
             pool::give(apart);
         }
         let [mut gq, mut gk, mut gv] = [&attn.q, &attn.k, &attn.v].map(|t| pool::take(t.len()));
-        let spec = layer.attention(tails.map_or(&self.rows.attention, |t| &t.attention));
+        let spec = layer.attention(output.map_or(&self.rows.attention, |t| &t.attention));
         attention::backward(&spec, [&attn.q, &attn.k, &attn.v, &g_mixed], [&mut gq, &mut gk, &mut gv]);
         pool::give(g_mixed);
         if let Some(table) = &layer.rope {
-            rope::rotate(&mut gq, table, tails.map_or(&self.rows.rotary, |t| &t.rotary), -1.0);
+            rope::rotate(&mut gq, table, output.map_or(&self.rows.rotary, |t| &t.rotary), -1.0);
             rope::rotate(&mut gk, table, &self.rows.rotary, -1.0);
         }
         if let Some([q_norm, k_norm]) = &layer.qk_norm {
             for (norm, raw, g) in [(q_norm, &attn.raw_q, &mut gq), (k_norm, &attn.raw_k, &mut gk)] {
-                let mut inner = pool::take(g.len());
-                norm.back(raw, g, &mut inner, false)?;
-                pool::give(std::mem::replace(g, inner));
+                let mut g_raw = pool::take(g.len());
+                norm.back(raw, g, &mut g_raw, false)?;
+                pool::give(std::mem::replace(g, g_raw));
             }
         }
         let own = normed(layer.attn_norm.as_ref(), x)?;
@@ -105,14 +109,14 @@ impl Blocks {
             Projections::Split { q, k, v } => {
                 k.back(normed, &attn.low[1], &gk, n, needed.then_some((&mut g_normed, false)))?;
                 v.back(normed, &attn.low[2], &gv, n, needed.then_some((&mut g_normed, true)))?;
-                match tails {
+                match output {
                     None => q.back(normed, &attn.low[0], &gq, n, needed.then_some((&mut g_normed, true)))?,
-                    Some(tails) => {
-                        let own = tails.pick(normed, d);
+                    Some(output) => {
+                        let own = output.pick(normed, d);
                         let mut g_own = pool::take(own.len());
-                        q.back(&own, &attn.low[0], &gq, asking, needed.then_some((&mut g_own, false)))?;
+                        q.back(&own, &attn.low[0], &gq, queries, needed.then_some((&mut g_own, false)))?;
                         if needed {
-                            tails.add(&g_own, &mut g_normed, d);
+                            output.add(&g_own, &mut g_normed, d);
                         }
                         pool::give(own);
                         pool::give(g_own);
@@ -120,10 +124,10 @@ impl Blocks {
                 }
             }
             Projections::Joint { all, by_head } => {
-                if let Some(tails) = tails {
-                    let mut every = pool::take(n * gq.len() / asking.max(1));
+                if let Some(output) = output {
+                    let mut every = pool::take(n * gq.len() / queries.max(1));
                     every.fill(0.0);
-                    tails.add(&gq, &mut every, gq.len() / asking.max(1));
+                    output.add(&gq, &mut every, gq.len() / queries.max(1));
                     pool::give(std::mem::replace(&mut gq, every));
                 }
                 let mut joint = pool::take(gq.len() + gk.len() + gv.len());
@@ -134,7 +138,7 @@ impl Blocks {
                 pool::give(joint);
             }
         }
-        let mut g = spread(g, tails, x.len(), d);
+        let mut g = spread(g, output, x.len(), d);
         match &layer.attn_norm {
             Some(norm) if needed => norm.back(x, &g_normed, &mut g, true)?,
             None if needed => add_assign(&mut g, &g_normed),
@@ -147,19 +151,19 @@ impl Blocks {
     }
 }
 
-/// The gradient of the tails' rows, expanded to all rows.
-fn spread(g: Vec<f32>, tails: Option<&Tails>, len: usize, d: usize) -> Vec<f32> {
-    let Some(tails) = tails else { return g };
+/// The gradient of the output rows, expanded to all rows: zero elsewhere.
+fn spread(g: Vec<f32>, output: Option<&OutputRows>, len: usize, d: usize) -> Vec<f32> {
+    let Some(output) = output else { return g };
     let mut every = pool::take(len);
     every.fill(0.0);
-    tails.add(&g, &mut every, d);
+    output.add(&g, &mut every, d);
     pool::give(g);
     every
 }
 
 /// The gradient of a part's output before its norm and factor, from the gradient `g` of the values that were added;
 /// `None` when both are equal.
-fn back_part(decoder: &Decoder, post: Option<&Norm>, given: &[f32], g: &[f32]) -> Result<Option<Vec<f32>>> {
+fn back_part(decoder: &Decoder, post: Option<&Norm>, raw_out: &[f32], g: &[f32]) -> Result<Option<Vec<f32>>> {
     let factor = decoder.config.switches.residual_scale;
     if post.is_none() && factor == 1.0 {
         return Ok(None);
@@ -168,35 +172,35 @@ fn back_part(decoder: &Decoder, post: Option<&Norm>, given: &[f32], g: &[f32]) -
     scaled.copy_from_slice(g);
     scale(&mut scaled, factor);
     let Some(post) = post else { return Ok(Some(scaled)) };
-    let mut inner = pool::take(g.len());
-    post.back(given, &scaled, &mut inner, false)?;
+    let mut g_raw = pool::take(g.len());
+    post.back(raw_out, &scaled, &mut g_raw, false)?;
     pool::give(scaled);
-    Ok(Some(inner))
+    Ok(Some(g_raw))
 }
 
-/// Gradient g of the block's output → gradient of `mid`. Where the feed-forward network has another input than `mid`,
-/// returns the gradient of that input and leaves g unchanged. `kept`: its output before the norm, and the inner values
-/// of down's adapter.
+/// Replaces `g` [n, d], the gradient of the block's output, by the gradient of `mid`. Where the feed-forward network has
+/// another input than `mid`, returns the gradient of that input and leaves `g` unchanged. `raw_out` and `low`: see
+/// `MlpOutput`.
 fn back_mlp(
     decoder: &Decoder,
     layer: &Layer,
     source: &[f32],
-    mut inner: Inner,
-    [given, low]: [&[f32]; 2],
+    mut hidden: MlpHidden,
+    [raw_out, low]: [&[f32]; 2],
     g: &mut [f32],
 ) -> Result<Option<Vec<f32>>> {
     let down = layer.mlp.down();
     let n = source.len() / down.out_features();
-    let own = back_part(decoder, layer.mlp_post.as_ref(), given, g)?;
+    let own = back_part(decoder, layer.mlp_post.as_ref(), raw_out, g)?;
     let g_out = own.as_deref().unwrap_or(g);
     // The gradient of the activation, then the activation itself: one pass over gate and up gives all.
-    let mut acted = pool::take(inner.up.len());
+    let mut acted = pool::take(hidden.up.len());
     let glow = down.back_input(g_out, n, Some((&mut acted, false)))?;
     match &layer.mlp {
         Mlp::Gated { activation, .. } | Mlp::JointGated { activation, .. } => {
-            activation::gated_grad(*activation, &mut inner.gate, &mut inner.up, &mut acted);
+            activation::gated_grad(*activation, &mut hidden.gate, &mut hidden.up, &mut acted);
         }
-        Mlp::Plain { activation, .. } => activation::activate_grad(*activation, &mut inner.up, &mut acted),
+        Mlp::Plain { activation, .. } => activation::activate_grad(*activation, &mut hidden.up, &mut acted),
     }
     down.back_weights(&acted, low, g_out, &glow, n)?;
     pool::give(acted);
@@ -206,18 +210,18 @@ fn back_mlp(
     let mut g_normed = pool::take(source.len());
     match &layer.mlp {
         Mlp::Gated { gate, up, .. } => {
-            gate.back(normed, &inner.low[0], &inner.gate, n, Some((&mut g_normed, false)))?;
-            up.back(normed, &inner.low[1], &inner.up, n, Some((&mut g_normed, true)))?;
+            gate.back(normed, &hidden.low[0], &hidden.gate, n, Some((&mut g_normed, false)))?;
+            up.back(normed, &hidden.low[1], &hidden.up, n, Some((&mut g_normed, true)))?;
         }
         Mlp::JointGated { gate_up, .. } => {
-            let mut joint = pool::take(2 * inner.up.len());
-            let parts = [inner.gate.as_mut_slice(), inner.up.as_mut_slice()];
+            let mut joint = pool::take(2 * hidden.up.len());
+            let parts = [hidden.gate.as_mut_slice(), hidden.up.as_mut_slice()];
             for_each_part(&mut joint, parts, n, |row, part| row.copy_from_slice(part));
-            gate_up.back(normed, &inner.low[0], &joint, n, Some((&mut g_normed, false)))?;
+            gate_up.back(normed, &hidden.low[0], &joint, n, Some((&mut g_normed, false)))?;
             pool::give(joint);
         }
         Mlp::Plain { up, .. } => {
-            up.back(normed, &inner.low[1], &inner.up, n, Some((&mut g_normed, false)))?;
+            up.back(normed, &hidden.low[1], &hidden.up, n, Some((&mut g_normed, false)))?;
         }
     }
     pool::give(own.unwrap_or_default());

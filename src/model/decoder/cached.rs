@@ -8,14 +8,15 @@ use candle_core::{Result, Tensor};
 
 use crate::model::Decoder;
 use crate::model::adapters::served::Group;
-use crate::model::decoder::blocks::{self, Attn, Inner, Kept, Outer, Recompute, Trace};
+use crate::model::decoder::blocks::{self, Attn, BlockActivations, MlpHidden, MlpOutput, Recompute, SavedActivations};
 use crate::model::decoder::kv_cache::{KvCache, StepRows};
 use crate::model::layers::block::Layer;
 use crate::ops::{embedding, pool, read, tensor};
 
-/// The activations of sequences that are being sampled, by their position in a packed batch of these sequences.
-pub struct Recording {
-    trace: Trace,
+/// The activations that an update needs of sequences while they are sampled, by their rows in a packed batch of these
+/// sequences.
+pub struct SampledActivations {
+    saved: SavedActivations,
     /// Prompt tokens of every sequence, its first row, and the first of the rows that predict its response.
     sequences: Vec<(usize, usize, usize)>,
     /// Capacity, in rows and in rows that predict.
@@ -25,10 +26,10 @@ pub struct Recording {
     joint: bool,
 }
 
-impl Recording {
-    /// A recording for an update of `trained`: `prompts` are lengths in tokens, and each response has `response`
-    /// sampled tokens, of which the last is never fed. `None` where the decoder's own forward pass would keep less than
-    /// a recording holds, or where the CPU kernels do not apply.
+impl SampledActivations {
+    /// No activations yet, for an update of `trained`: `prompts` are lengths in tokens, and each response has `response`
+    /// sampled tokens, of which the last is never fed. `None` where the decoder's forward pass would save less
+    /// (`Recompute`), or where the CPU kernels do not apply.
     pub fn new(trained: &Decoder, prompts: &[usize], response: usize) -> Option<Self> {
         if !trained.on_host() || trained.recompute != Recompute::None || response == 0 {
             return None;
@@ -40,9 +41,9 @@ impl Recording {
             place
         });
         let (sequences, layers) = (sequences.collect(), trained.layers.len());
-        let kept = (trained.lowest_trained()..layers).map(|_| Kept::default()).collect();
+        let blocks = (trained.lowest_trained()..layers).map(|_| BlockActivations::default()).collect();
         let joint = trained.layers.first().is_some_and(Layer::joint);
-        Some(Self { trace: (kept, Vec::new()), sequences, total, layers, joint })
+        Some(Self { saved: SavedActivations { blocks, last: Vec::new() }, sequences, total, layers, joint })
     }
 
     /// The destinations of a step's rows: for all rows, then for those that predict, (row of the step, row here).
@@ -57,53 +58,54 @@ impl Recording {
     }
 
     /// Stores what a step computed in block `layer`.
-    fn put(&mut self, layer: usize, step: &mut Kept, places: &[Vec<(usize, usize)>; 2]) {
-        let Some(at) = (layer + self.trace.0.len()).checked_sub(self.layers) else { return };
+    fn put(&mut self, layer: usize, step: &mut BlockActivations, places: &[Vec<(usize, usize)>; 2]) {
+        let Some(at) = (layer + self.saved.blocks.len()).checked_sub(self.layers) else { return };
         let last = layer + 1 == self.layers;
-        for ((to, from), asks) in buffers(&mut self.trace.0[at]).into_iter().zip(buffers(step)).zip(asking(self.joint))
+        for ((to, from), output) in
+            buffers(&mut self.saved.blocks[at]).into_iter().zip(buffers(step)).zip(has_output_rows(self.joint))
         {
-            copy_rows(from, to, places, usize::from(last && asks), self.total);
+            copy_rows(from, to, places, usize::from(last && output), self.total);
         }
     }
 
-    /// The trace of a forward pass over the sequences of `order`, whose responses have `responses` tokens.
-    pub(in crate::model) fn into_trace(self, order: &[usize], responses: &[usize]) -> Trace {
+    /// The saved activations of a forward pass over the sequences of `order`, whose responses have `responses` tokens.
+    pub(in crate::model) fn into_saved(self, order: &[usize], responses: &[usize]) -> SavedActivations {
         let mut rows = [Vec::new(), Vec::new()];
         for (&i, &response) in order.iter().zip(responses) {
-            let (prompt, start, tail) = self.sequences[i];
+            let (prompt, start, output) = self.sequences[i];
             rows[0].extend((start..start + prompt + response - 1).map(|r| r as u32));
-            rows[1].extend((tail..tail + response).map(|r| r as u32));
+            rows[1].extend((output..output + response).map(|r| r as u32));
         }
-        let (mut kept, mut last) = self.trace;
+        let SavedActivations { mut blocks, mut last } = self.saved;
         if !rows[0].iter().copied().eq(0..self.total[0] as u32) {
-            let n = kept.len();
-            for (i, kept) in kept.iter_mut().enumerate() {
-                for (buffer, asks) in buffers(kept).into_iter().zip(asking(self.joint)) {
-                    let kind = usize::from(i + 1 == n && asks);
+            let n = blocks.len();
+            for (i, block) in blocks.iter_mut().enumerate() {
+                for (buffer, output) in buffers(block).into_iter().zip(has_output_rows(self.joint)) {
+                    let kind = usize::from(i + 1 == n && output);
                     arrange(buffer, &rows[kind], self.total[kind]);
                 }
             }
             arrange(&mut last, &rows[1], self.total[1]);
         }
-        (kept, last)
+        SavedActivations { blocks, last }
     }
 }
 
 /// All buffers of a block.
-fn buffers(kept: &mut Kept) -> [&mut Vec<f32>; 19] {
-    let Kept { x, attn, mlp, low, given: given_mlp } = kept;
-    let Attn { q, k, v, mixed, mid, raw_q, raw_k, given, low: [low_q, low_k, low_v, low_out] } =
+fn buffers(block: &mut BlockActivations) -> [&mut Vec<f32>; 19] {
+    let BlockActivations { x, attn, mlp, low, raw_out: raw_mlp } = block;
+    let Attn { q, k, v, mixed, mid, raw_q, raw_k, raw_out, low: [low_q, low_k, low_v, low_out] } =
         attn.get_or_insert_default();
-    let Inner { gate, up, low: [low_gate, low_up] } = mlp.get_or_insert_default();
+    let MlpHidden { gate, up, low: [low_gate, low_up] } = mlp.get_or_insert_default();
     [
-        x, k, v, low_k, low_v, raw_k, low_q, q, mixed, mid, low_out, gate, up, low_gate, low_up, low, raw_q, given,
-        given_mlp,
+        x, k, v, low_k, low_v, raw_k, low_q, q, mixed, mid, low_out, gate, up, low_gate, low_up, low, raw_q, raw_out,
+        raw_mlp,
     ]
 }
 
-/// Which buffers have, in the last block, rows only for tokens that predict. The inner values of q are those of the
-/// joint projection where there is one, which is applied to all rows.
-fn asking(joint: bool) -> [bool; 19] {
+/// Which of `buffers` have, in the last block, rows only for tokens that predict a token of the response. A joint
+/// projection of q, k and v is applied to all rows, and so is its LoRA adapter.
+fn has_output_rows(joint: bool) -> [bool; 19] {
     std::array::from_fn(|i| i >= if joint { 7 } else { 6 })
 }
 
@@ -136,16 +138,16 @@ impl Decoder {
     /// Advances cached sequences: rows are new tokens of any sequences, prompts and decodes mixed. Writes
     /// their keys and values into the cache; returns final-norm hidden states [N, d]. No gradient.
     pub fn step(&self, rows: &StepRows, cache: &mut KvCache) -> Result<Tensor> {
-        if self.on_host() { self.step_recorded(rows, cache, None) } else { self.step_by_tensors(rows, cache) }
+        if self.on_host() { self.step_with_activations(rows, cache, None) } else { self.step_by_tensors(rows, cache) }
     }
 
-    /// `step` with the kernels of the CPU. `recording` takes the activations that an update needs, together with the
-    /// (sequence, position) of every row.
-    pub fn step_recorded(
+    /// Like [`Decoder::step`], with the kernels of the CPU. `saved`: where to save the activations that an update needs,
+    /// and the (sequence, position) of every row.
+    pub fn step_with_activations(
         &self,
         rows: &StepRows,
         cache: &mut KvCache,
-        mut recording: Option<(&mut Recording, &[(usize, usize)])>,
+        mut saved: Option<(&mut SampledActivations, &[(usize, usize)])>,
     ) -> Result<Tensor> {
         let positions = Arc::new(rows.positions());
         self.check_positions(&positions)?;
@@ -153,24 +155,25 @@ impl Decoder {
         let (n, d) = (positions.len(), self.config.hidden_size);
         let mut x = pool::take(n * d);
         x.copy_from_slice(&read(&self.embed_tokens(&Arc::new(rows.ids().to_vec()), &positions, rows.soft())?)?);
-        let places = recording.as_ref().map(|(recording, fed)| recording.places(fed));
+        let places = saved.as_ref().map(|(saved, fed)| saved.places(fed));
         for (i, layer) in self.layers.iter().enumerate() {
             let adapters: Vec<Group<'_>> = rows.adapters().iter().map(|adapter| adapter.of_layer(i)).collect();
             let attn = blocks::attn(self, layer, &x, &rotary, None, &adapters, |q, k, v, mixed| {
                 cache.attend_rows(i, rows, [q, k, v], mixed, &self.config);
             })?;
             let source = if self.config.switches.parallel { &x } else { &attn.mid };
-            let mlp = blocks::inner(layer, source, &adapters)?;
-            let Outer { out, given, low } = blocks::outer(self, layer, &attn.mid, &mlp, &adapters)?;
-            let mut step = Kept { x: std::mem::replace(&mut x, out), attn: Some(attn), mlp: Some(mlp), low, given };
-            if let (Some((recording, _)), Some(places)) = (&mut recording, &places) {
-                recording.put(i, &mut step, places);
+            let mlp = blocks::mlp_hidden(layer, source, &adapters)?;
+            let MlpOutput { out, raw_out, low } = blocks::mlp_output(self, layer, &attn.mid, &mlp, &adapters)?;
+            let mut step =
+                BlockActivations { x: std::mem::replace(&mut x, out), attn: Some(attn), mlp: Some(mlp), low, raw_out };
+            if let (Some((saved, _)), Some(places)) = (&mut saved, &places) {
+                saved.put(i, &mut step, places);
             }
-            pool::give(step.given);
+            pool::give(step.raw_out);
             pool::give(step.x);
         }
-        if let (Some((recording, _)), Some(places)) = (&mut recording, &places) {
-            copy_rows(&x, &mut recording.trace.1, places, 1, recording.total);
+        if let (Some((saved, _)), Some(places)) = (&mut saved, &places) {
+            copy_rows(&x, &mut saved.saved.last, places, 1, saved.total);
         }
         let hidden = blocks::finish(self, &x)?;
         pool::give(x);

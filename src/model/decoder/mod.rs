@@ -5,20 +5,20 @@ mod blocks;
 mod blocks_back;
 mod cached;
 pub mod device;
+mod embedding_table;
 pub mod kv_cache;
 mod kv_pages;
+mod output_rows;
 mod soft_rows;
-mod tails;
-mod words;
 
 use std::sync::{Arc, Mutex, OnceLock};
 
 use candle_core::{Result, Tensor};
 
+use self::embedding_table::EmbeddingTable;
 use self::kv_cache::{KvCache, RopeLength, StepRows};
+use self::output_rows::OutputRows;
 use self::soft_rows::replace_rows;
-use self::tails::Tails;
-use self::words::WordTable;
 use crate::model::adapters::lora::LoraConfig;
 use crate::model::config::RopeScaling;
 use crate::model::layers::block::{Layer, layer};
@@ -33,7 +33,7 @@ use crate::ops::rope::{Row, grown_row};
 use crate::ops::token_logprobs::{LogitShape, TokenLogprobs, shaped_logprobs, with_entropy};
 use crate::ops::{fused, pool, read};
 pub use blocks::Recompute;
-pub use cached::Recording;
+pub use cached::SampledActivations;
 pub use soft_rows::SoftRows;
 
 /// The use of a decoder, which determines the layout of its weights.
@@ -43,8 +43,8 @@ pub enum Purpose {
     Train,
     /// Training with frozen matrices multiplied in bfloat16 on the CPU.
     TrainOverBf16,
-    /// Training with matrices held in fewer bits (`model::hold`); other tensors are shared unchanged.
-    TrainOverHeld,
+    /// Training with frozen matrices quantized to blocks (`model::quantized`); other tensors are shared unchanged.
+    TrainOverQuantized,
     /// Forward passes over many rows at a time (a reference, a reward model): weights are shared unchanged.
     Score,
     /// Forward passes over many rows at a time, multiplied in bfloat16 on the CPU; weights are packed, not shared.
@@ -61,8 +61,8 @@ impl Purpose {
         match self {
             Self::Train => Weight::new(w, layout, true),
             Self::TrainOverBf16 => Weight::bf16(w, layout, true),
-            Self::TrainOverHeld if w.track_op() => Ok(Weight::Dense(w.clone(), layout)),
-            Self::TrainOverHeld => Ok(Weight::Dense(w.detach(), layout)),
+            Self::TrainOverQuantized if w.track_op() => Ok(Weight::Dense(w.clone(), layout)),
+            Self::TrainOverQuantized => Ok(Weight::Dense(w.detach(), layout)),
             Self::Score => Ok(Weight::Dense(w.detach(), layout)),
             Self::ScoreInBf16 => Weight::bf16(&w.detach(), layout, false),
             Self::Serve => Weight::new(&w.detach(), layout, false),
@@ -74,7 +74,7 @@ impl Purpose {
 #[derive(Debug, Clone)]
 pub struct Decoder {
     pub config: ModelConfig,
-    pub(in crate::model) embed: WordTable,
+    pub(in crate::model) embed: EmbeddingTable,
     pub(in crate::model) positions: Option<Tensor>,
     pub(in crate::model) layers: Vec<Layer>,
     pub(in crate::model) final_norm: Norm,
@@ -115,13 +115,14 @@ impl Head {
     }
 }
 
-/// Rows of one forward pass: their positions, their sequences, and the requested rows, if not all.
+/// The rows of one forward pass, one for each token.
 pub(in crate::model) struct Rows {
     pub positions: Arc<Vec<u32>>,
     /// The rows' indices in the tables of rotary positions.
     pub rotary: Arc<Vec<Row>>,
     pub attention: AttentionSpec,
-    pub tails: Option<Tails>,
+    /// The rows whose hidden states are needed; `None` for all.
+    pub output: Option<OutputRows>,
 }
 
 impl Decoder {
@@ -163,7 +164,7 @@ impl Decoder {
         }
         let (d, vocab) = (c.hidden_size, c.vocab_size);
         let embed_name = format!("{}.weight", family.words);
-        let embed = WordTable::new(b, &embed_name, (vocab, d))?;
+        let embed = EmbeddingTable::new(b, &embed_name, (vocab, d))?;
         let positions = family.positions.map(|name| b.tensor(&format!("{name}.weight"), &[c.max_positions, d]));
         let positions = positions.transpose()?;
         let ropes = rope_tables::tables(c);
@@ -222,32 +223,34 @@ impl Decoder {
 
     /// Final-norm hidden states of the last `lengths[i]` tokens of every sequence i, concatenated: [Σ lengths, d]. The
     /// last block computes these rows only.
-    pub fn forward_tails(&self, batch: &PackedBatch, lengths: &[usize]) -> Result<Tensor> {
+    pub fn forward_last(&self, batch: &PackedBatch, lengths: &[usize]) -> Result<Tensor> {
         if self.by_blocks() {
-            return blocks::forward(self, &Arc::new(batch.ids.clone()), self.tail_rows(batch, lengths), None);
+            return blocks::forward(self, &Arc::new(batch.ids.clone()), self.last_rows(batch, lengths), None);
         }
-        self.pick_tails(&self.forward_graph(batch)?, batch, lengths)
+        self.select_last(&self.forward_graph(batch)?, batch, lengths)
     }
 
-    /// `forward_tails` without a gradient, also where the decoder has variables.
-    pub fn frozen_tails(&self, batch: &PackedBatch, lengths: &[usize]) -> Result<Tensor> {
+    /// Final-norm hidden states of the last `lengths[i]` tokens of every sequence i, [Σ lengths, d], without a gradient,
+    /// also where the decoder has variables.
+    pub fn forward_last_frozen(&self, batch: &PackedBatch, lengths: &[usize]) -> Result<Tensor> {
         if self.on_host() {
-            return blocks::forward_frozen(self, &Arc::new(batch.ids.clone()), self.tail_rows(batch, lengths));
+            return blocks::forward_frozen(self, &Arc::new(batch.ids.clone()), self.last_rows(batch, lengths));
         }
-        Ok(self.pick_tails(&self.forward_graph(batch)?, batch, lengths)?.detach())
+        Ok(self.select_last(&self.forward_graph(batch)?, batch, lengths)?.detach())
     }
 
-    /// `forward_tails` of sequences that have just been sampled, with what sampling computed: `batch` holds the
-    /// sequences of `order`, without the last token of each, `lengths` the tokens of every response in that order.
-    pub fn recorded_tails(
+    /// Final-norm hidden states of the response tokens of sampled sequences, [Σ lengths, d], from the activations that
+    /// sampling saved: no block is computed again. `batch` has the sequences of `order`, without the last token of each,
+    /// and `lengths` the number of tokens of every response in that order.
+    pub fn forward_sampled(
         &self,
         batch: &PackedBatch,
         lengths: &[usize],
-        recording: Recording,
+        activations: SampledActivations,
         order: &[usize],
     ) -> Result<Tensor> {
-        let trace = recording.into_trace(order, lengths);
-        blocks::forward(self, &Arc::new(batch.ids.clone()), self.tail_rows(batch, lengths), Some(trace))
+        let saved = activations.into_saved(order, lengths);
+        blocks::forward(self, &Arc::new(batch.ids.clone()), self.last_rows(batch, lengths), Some(saved))
     }
 
     /// Whether a forward pass is one node of the graph.
@@ -255,13 +258,13 @@ impl Decoder {
         self.on_host() && (self.collected || self.variable().is_none())
     }
 
-    fn tail_rows(&self, batch: &PackedBatch, lengths: &[usize]) -> Rows {
+    fn last_rows(&self, batch: &PackedBatch, lengths: &[usize]) -> Rows {
         let rows = self.rows(batch);
-        Rows { tails: Tails::new(batch, &rows.rotary, lengths, &rows.attention), ..rows }
+        Rows { output: OutputRows::new(batch, &rows.rotary, lengths, &rows.attention), ..rows }
     }
 
-    fn pick_tails(&self, hidden: &Tensor, batch: &PackedBatch, lengths: &[usize]) -> Result<Tensor> {
-        hidden.index_select(&Tensor::new(tails::rows(batch, lengths).0, hidden.device())?, 0)
+    fn select_last(&self, hidden: &Tensor, batch: &PackedBatch, lengths: &[usize]) -> Result<Tensor> {
+        hidden.index_select(&Tensor::new(output_rows::rows(batch, lengths).0, hidden.device())?, 0)
     }
 
     /// Final-norm hidden states [N, d] without a gradient, also where the decoder has variables.
@@ -427,7 +430,7 @@ impl Decoder {
                 scale: self.config.switches.attention_scale.map(|scale| scale as f32),
                 softcap: self.config.switches.attention_softcap.map(|cap| cap as f32),
             },
-            tails: None,
+            output: None,
         }
     }
 

@@ -92,12 +92,12 @@ impl Trunk {
     /// The hidden state [n, d] of every sequence at the token that a head reads. `separator` ends segment 0
     /// of an encoder's input; decoders have no segments.
     pub fn summaries(&self, batch: &PackedBatch, separator: Option<u32>) -> Result<Tensor> {
-        self.summed_up(batch, separator, |decoder, last| decoder.forward_tails(batch, last))
+        self.summed_up(batch, separator, |decoder, last| decoder.forward_last(batch, last))
     }
 
     /// `summaries` without a gradient, also where the trunk has variables.
     pub fn frozen_summaries(&self, batch: &PackedBatch, separator: Option<u32>) -> Result<Tensor> {
-        Ok(self.summed_up(batch, separator, |decoder, last| decoder.frozen_tails(batch, last))?.detach())
+        Ok(self.summed_up(batch, separator, |decoder, last| decoder.forward_last_frozen(batch, last))?.detach())
     }
 
     fn summed_up(

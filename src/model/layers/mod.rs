@@ -12,7 +12,7 @@ use crate::model::adapters::served::Group;
 use crate::model::families::NormKind;
 use crate::model::gguf::GgufTensors;
 use crate::model::load::ModelFiles;
-use crate::model::{ModelConfig, Purpose, Weights, hold};
+use crate::model::{ModelConfig, Purpose, Weights, quantized};
 use crate::ops::linear::{Weight, WeightFormat, WeightLayout, linear};
 use crate::ops::low_rank::{LowRank, LowRankUpdate};
 use crate::ops::product::{Dims, column_sums, product_transposed};
@@ -28,7 +28,7 @@ pub(in crate::model) enum Parameters<'a> {
 }
 
 impl<'a> Parameters<'a> {
-    /// A tensor as f32, or as blocks where training holds it in fewer bits.
+    /// A tensor as f32, or as quantization blocks where it is quantized for training.
     fn get(self, name: &str) -> Result<Option<Tensor>> {
         match self {
             Self::Loaded(weights) => Ok(weights.get(name).cloned()),
@@ -44,10 +44,10 @@ impl<'a> Parameters<'a> {
         }
     }
 
-    /// A matrix that training holds in fewer bits.
-    fn held(self, name: &str) -> Option<&'a Tensor> {
+    /// The quantization blocks of a matrix; `None` where it is not quantized.
+    fn quantized(self, name: &str) -> Option<&'a Tensor> {
         match self {
-            Self::Loaded(weights) => weights.get(name).filter(|tensor| hold::is_held(tensor)),
+            Self::Loaded(weights) => weights.get(name).filter(|tensor| quantized::is_quantized(tensor)),
             Self::Files(_) => None,
         }
     }
@@ -120,7 +120,7 @@ impl Builder<'_> {
             return Ok(None);
         }
         let names: Vec<String> = modules.iter().map(|(module, _)| format!("{module}.weight")).collect();
-        if names.iter().any(|name| self.parameters.held(name).is_some()) {
+        if names.iter().any(|name| self.parameters.quantized(name).is_some()) {
             return Ok(None);
         }
         let tensors: Vec<(&str, usize)> =
@@ -157,9 +157,9 @@ impl Builder<'_> {
 
     pub fn linear(&self, module: &str, out: usize, input: usize, bias: bool) -> Result<Linear> {
         let name = format!("{module}.weight");
-        let held = self.parameters.held(&name).and_then(|w| QuantizedMatrix::from_blocks(w, input));
-        let weight = match held.filter(|held| held.m == out) {
-            Some(held) => Weight::Quantized(held),
+        let matrix = self.parameters.quantized(&name).and_then(|w| QuantizedMatrix::from_blocks(w, input));
+        let weight = match matrix.filter(|matrix| matrix.m == out) {
+            Some(matrix) => Weight::Quantized(matrix),
             None => self.weight(&name, (out, input), self.config.family().layout)?,
         };
         let bias = if bias { Some(self.tensor(&format!("{module}.bias"), &[out])?) } else { None };

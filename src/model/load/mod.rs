@@ -12,7 +12,7 @@ use candle_core::{Device, Tensor};
 use serde_json::Value;
 
 use crate::model::gguf::GgufTensors;
-use crate::model::hold::Holding;
+use crate::model::quantized::MatrixQuantizer;
 use crate::model::{ModelConfig, Weights, config::ConfigError, gguf, names};
 use crate::ops::blocks::BlockType;
 use crate::ops::linear::WeightFormat;
@@ -160,12 +160,12 @@ impl Opened {
     /// When a tensor cannot be read.
     pub fn weights(&self, device: &Device, kind: Option<BlockType>) -> Result<Weights, LoadError> {
         let (config, path) = (&self.described.config, &self.described.source.path);
-        let holding = kind.filter(|_| device.is_cpu()).map(|kind| Holding::new(config, kind));
+        let quantizer = kind.filter(|_| device.is_cpu()).map(|kind| MatrixQuantizer::new(config, kind));
         let one = |name: &str| -> Result<(String, Tensor), LoadError> {
             let mut tensor = self.files.tensor(name, device)?;
-            if let Some(holding) = &holding {
-                tensor = holding
-                    .hold(name, tensor)
+            if let Some(quantizer) = &quantizer {
+                tensor = quantizer
+                    .quantize(name, tensor)
                     .map_err(|e| LoadError::malformed(path, format!("tensor {name}: {e}")))?;
             }
             Ok((name.to_owned(), tensor))
@@ -220,12 +220,12 @@ pub fn load(path: &Path, device: &Device) -> Result<Loaded, LoadError> {
     load_as(path, device, None)
 }
 
-/// Loads a model with the matrices of the blocks held in `kind`, where `device` is the CPU. Matrices are converted one
-/// at a time, so the whole model is never in memory as f32. See `hold`.
+/// Loads a model with the matrices of its blocks quantized to `kind` where `device` is the CPU. Matrices are quantized
+/// one at a time, so the whole model is never in memory as f32. See [`crate::model::quantized`].
 ///
 /// # Errors
 /// `Io`, `Malformed` or `Unsupported`; see `load`.
-pub fn load_held(path: &Path, device: &Device, kind: BlockType) -> Result<Loaded, LoadError> {
+pub fn load_quantized(path: &Path, device: &Device, kind: BlockType) -> Result<Loaded, LoadError> {
     load_as(path, device, Some(kind))
 }
 

@@ -164,7 +164,7 @@ impl Judge for LocalJudge {
         for group in micro_batches(&lengths, self.max_tokens) {
             let ids: Vec<&[u32]> = group.iter().map(|&i| sequences[i].as_slice()).collect();
             let wanted: Vec<usize> = group.iter().map(|&i| tails[i]).collect();
-            let hidden = self.decoder.frozen_tails(&PackedBatch::new(&ids), &wanted)?;
+            let hidden = self.decoder.forward_last_frozen(&PackedBatch::new(&ids), &wanted)?;
             let logits = self.decoder.logits(&hidden)?.to_vec2::<f32>()?;
             let mut logits = logits.iter();
             for i in group {

@@ -72,7 +72,7 @@ fn round(nudge: f64, exact_sampler: bool) -> (UpdateSummary, Vec<f64>, Vec<f64>)
         exact_sampler,
         group: 1,
         redraws: 0,
-        recorded: None,
+        activations_for: None,
     };
     let watch = RoundMonitor { stop: &|| false, report: &|_, _| {} };
     let rollout: Rollout = sampler.collect(&behaviour, None, 0, &watch).unwrap().unwrap();

@@ -236,7 +236,7 @@ fn train<A: RecipeArgs>(
         exact_sampler,
         group: algorithm.group(),
         redraws,
-        recorded: (light && exact_sampler && !algorithm.selects()).then(|| policy.decoder()),
+        activations_for: (light && exact_sampler && !algorithm.selects()).then(|| policy.decoder()),
     };
     let learner = Learner {
         args: &rl,

@@ -12,8 +12,8 @@ use super::group_counts::GroupCounts;
 use super::rewards::Reward;
 use super::services::Completion;
 use crate::data::PromptInput;
-use crate::generation::{GenParams, Sample, Warpers, generate_recorded};
-use crate::model::{Decoder, Recording};
+use crate::generation::{GenParams, Sample, Warpers, generate_with_activations};
+use crate::model::{Decoder, SampledActivations};
 use crate::objective::importance::{self, ImportanceWeights};
 use crate::prompt::Texts;
 use crate::train::args::{MissingEos, RlCommon};
@@ -65,7 +65,7 @@ pub struct Rollout {
     /// critic, and all sequences in one micro-batch of a single minibatch.
     pub critic_pass: Option<Tensor>,
     /// The saved activations of sampling, if the first update can reuse them.
-    pub recording: Option<Recording>,
+    pub activations: Option<SampledActivations>,
     pub seconds: Seconds,
 }
 
@@ -109,8 +109,12 @@ impl Rollout {
     }
 
     /// Concatenates responses. Also returns their hidden states `[n, hidden]`, flat.
-    fn of(responses: Vec<SampledResponse>, recording: Option<Recording>, seconds: Seconds) -> (Self, Vec<f32>) {
-        let mut rollout = Self { seconds, recording, ..Self::default() };
+    fn of(
+        responses: Vec<SampledResponse>,
+        activations: Option<SampledActivations>,
+        seconds: Seconds,
+    ) -> (Self, Vec<f32>) {
+        let mut rollout = Self { seconds, activations, ..Self::default() };
         let mut hidden = Vec::new();
         for SampledResponse { prompt, sequence, text, sample, raw_score, score } in responses {
             rollout.texts.push((prompt, text));
@@ -160,7 +164,7 @@ pub struct Sampler<'a> {
     /// Maximum number of attempts to replace groups without variance.
     pub redraws: u64,
     /// The policy to update, if sampling may save activations for the first update.
-    pub recorded: Option<&'a Decoder>,
+    pub activations_for: Option<&'a Decoder>,
 }
 
 /// Receives a phase, and optionally (done, total) within it.
@@ -202,8 +206,8 @@ impl Sampler<'_> {
         let chosen = self.chosen(iteration);
         let mut watch = Stopwatch::start();
         let prompts: Vec<Vec<u32>> = chosen.iter().map(|&i| self.prompts[i].ids.clone()).collect();
-        let mut recording = self.recording(&prompts);
-        let Some(mut responses) = self.draw(policy, &chosen, iteration, 0, recording.as_mut(), monitor)? else {
+        let mut activations = self.activations(&prompts);
+        let Some(mut responses) = self.draw(policy, &chosen, iteration, 0, activations.as_mut(), monitor)? else {
             return Ok(None);
         };
         let generation = watch.lap();
@@ -220,13 +224,13 @@ impl Sampler<'_> {
                 return Ok(None);
             };
             if found.drawn_again > 0 {
-                // The recording has other responses than the update.
-                recording = None;
+                // The activations are those of other responses than the update has.
+                activations = None;
             }
             groups = Some(found);
             seconds.generation += watch.lap();
         }
-        let (mut rollout, hidden) = Rollout::of(responses, recording, seconds);
+        let (mut rollout, hidden) = Rollout::of(responses, activations, seconds);
         (rollout.first, rollout.groups) = (first, groups);
         (monitor.report)("reference", None);
         rollout.sampled = rollout.logprobs.clone();
@@ -247,7 +251,7 @@ impl Sampler<'_> {
         chosen: &[usize],
         iteration: u64,
         attempt: u64,
-        recording: Option<&mut Recording>,
+        activations: Option<&mut SampledActivations>,
         monitor: &RoundMonitor<'_>,
     ) -> Result<Option<Vec<SampledResponse>>> {
         let prompts: Vec<Vec<u32>> = chosen.iter().map(|&i| self.prompts[i].ids.clone()).collect();
@@ -273,7 +277,7 @@ impl Sampler<'_> {
             }
             (monitor.stop)()
         };
-        let samples = generate_recorded(policy, &prompts, &params, recording, &stop)?;
+        let samples = generate_with_activations(policy, &prompts, &params, activations, &stop)?;
         if (monitor.stop)() {
             return Ok(None);
         }
@@ -327,12 +331,13 @@ impl Sampler<'_> {
         Ok(())
     }
 
-    /// A recording, if the first update will consist of one pass over all sequences for any lengths of the responses.
-    fn recording(&self, prompts: &[Vec<u32>]) -> Option<Recording> {
+    /// Where to save activations, if the first update will be one pass over all sequences, whatever the lengths of the
+    /// responses.
+    fn activations(&self, prompts: &[Vec<u32>]) -> Option<SampledActivations> {
         let (lengths, response): (Vec<usize>, _) = (prompts.iter().map(Vec::len).collect(), self.args.response_length);
         let most = lengths.iter().map(|n| n + response).sum::<usize>();
         let one = self.args.minibatches == 1 && most <= self.args.common.micro_batch_tokens;
-        Recording::new(self.recorded.filter(|_| one)?, &lengths, response)
+        SampledActivations::new(self.activations_for.filter(|_| one)?, &lengths, response)
     }
 
     /// The order of all sequences in a single pass for the values and the first update; `None` if there are several

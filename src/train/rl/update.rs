@@ -8,7 +8,7 @@ use super::critic::Critic;
 use super::group::{Columns, GroupLoss};
 use super::rollout::Rollout;
 use super::selection::Selection;
-use crate::model::Recording;
+use crate::model::SampledActivations;
 use crate::objective::{Stats, causal_lm, ppo, reinforce};
 use crate::ops::token_logprobs::TokenLogprobs;
 use crate::train::args::{PpoArgs, RlCommon};
@@ -134,7 +134,7 @@ impl Learner<'_> {
                 let done = epoch * self.args.minibatches as u64 + part as u64;
                 run.phase("updating", Some((done, self.args.ppo_epochs * self.args.minibatches as u64)));
                 let mut watch = Stopwatch::start();
-                let made = (experience.rollout.critic_pass.take(), experience.rollout.recording.take());
+                let made = (experience.rollout.critic_pass.take(), experience.rollout.activations.take());
                 let MinibatchGradients { sum, stats, gap } = match &experience.selection {
                     Some(selection) => {
                         self.selected_gradients(run, &experience.rollout, selection, minibatch, kl_coef)?
@@ -170,7 +170,7 @@ impl Learner<'_> {
         experience: &Experience,
         minibatch: &[usize],
         kl_coef: f64,
-        (mut critic_pass, mut recording): (Option<Tensor>, Option<Recording>),
+        (mut critic_pass, mut activations): (Option<Tensor>, Option<SampledActivations>),
     ) -> Result<MinibatchGradients> {
         let rollout = &experience.rollout;
         let starts = rollout.token_starts();
@@ -208,9 +208,9 @@ impl Learner<'_> {
                 stats.merge(&part);
                 critic_is_done = true;
             }
-            let hidden = match recording.take() {
+            let hidden = match activations.take() {
                 None => packed.hidden(self.policy.decoder())?,
-                Some(made) => self.policy.decoder().recorded_tails(&packed.batch, &packed.lengths, made, &members)?,
+                Some(made) => self.policy.decoder().forward_sampled(&packed.batch, &packed.lengths, made, &members)?,
             };
             let with_entropy = by_group.as_ref().is_some_and(GroupLoss::needs_entropy);
             let (decoder, temperature) = (self.policy.decoder(), self.args.temperature);

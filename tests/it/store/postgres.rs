@@ -93,3 +93,15 @@ async fn reads_keep_their_turn_while_the_server_is_slow() {
     fresh.store.close().await;
     pool.close().await;
 }
+
+/// A store that is dropped without `close` outside a runtime, with connections that it keeps for the next reads.
+#[test]
+fn a_store_can_be_dropped_without_a_runtime() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let fresh = runtime.block_on(async {
+        let fresh = backend::postgres().await?;
+        fresh.store.counts().await.unwrap();
+        Some(fresh)
+    });
+    drop(fresh);
+}

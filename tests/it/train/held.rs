@@ -5,8 +5,8 @@ use std::path::Path;
 
 use candle_core::{Device, Tensor};
 use instructd::model::adapters::peft;
-use instructd::model::hold::{self, Holding};
-use instructd::model::{Decoder, Recompute, Weights, load, load_held};
+use instructd::model::quantized::{self, MatrixQuantizer};
+use instructd::model::{Decoder, Recompute, Weights, load, load_quantized};
 use instructd::ops::blocks::BlockType;
 use instructd::train::args::{FrozenPrecision, LoraArgs};
 use instructd::train::step::PredictionBatch;
@@ -43,10 +43,10 @@ fn adapters_over_blocks_equal_adapters_over_their_values() {
             let held = stirred_over(model, Some(&lora), Recompute::None, precision);
             let loaded = load(&fixture(model), &Device::Cpu).unwrap();
             let kind = precision.blocks().unwrap();
-            let blocks = Holding::new(&loaded.config, kind).hold_all(loaded.weights.clone()).unwrap();
-            let fewer = blocks.values().filter(|t| hold::is_held(t)).count();
+            let blocks = MatrixQuantizer::new(&loaded.config, kind).quantize_all(loaded.weights.clone()).unwrap();
+            let fewer = blocks.values().filter(|t| quantized::is_quantized(t)).count();
             assert!(fewer >= 4 * loaded.config.n_layers, "{what}: {fewer}");
-            let stood_for = hold::dequantize(&loaded.config, &blocks).unwrap();
+            let stood_for = quantized::dequantize(&loaded.config, &blocks).unwrap();
             let plain: Trainable = Trainable::of(
                 &loaded.config,
                 stood_for,
@@ -77,8 +77,8 @@ fn adapters_over_blocks_equal_adapters_over_their_values() {
 fn loading_into_blocks_is_rounding_what_was_loaded() {
     for model in MODELS {
         let whole = load(&fixture(model), &Device::Cpu).unwrap();
-        let held = load_held(&fixture(model), &Device::Cpu, BlockType::Q4_1).unwrap();
-        let want = Holding::new(&whole.config, BlockType::Q4_1).hold_all(whole.weights).unwrap();
+        let held = load_quantized(&fixture(model), &Device::Cpu, BlockType::Q4_1).unwrap();
+        let want = MatrixQuantizer::new(&whole.config, BlockType::Q4_1).quantize_all(whole.weights).unwrap();
         assert_eq!(held.weights.keys().collect::<Vec<_>>(), want.keys().collect::<Vec<_>>(), "{model}");
         for (name, tensor) in &want {
             let found = &held.weights[name];

@@ -2,8 +2,8 @@
 //! pass gives.
 
 use candle_core::{Device, Tensor};
-use instructd::generation::{GenParams, Warpers, generate, generate_recorded};
-use instructd::model::{PackedBatch, Recompute, Recording};
+use instructd::generation::{GenParams, Warpers, generate, generate_with_activations};
+use instructd::model::{PackedBatch, Recompute, SampledActivations};
 use instructd::objective::causal_lm;
 use instructd::train::args::{FrozenPrecision, LoraArgs};
 use instructd::train::optim::Grads;
@@ -51,7 +51,7 @@ fn selected_rows_equal_those_of_the_full_pass() {
 }
 
 /// The first update of a round goes on from the activations of sampling: sequences of several lengths, some of which
-/// end early and so stand elsewhere in the update's batch than they were recorded.
+/// end early and so have other rows in the update's batch than in sampling.
 #[test]
 fn activations_of_sampling_equal_the_first_pass_bit_for_bit() {
     let lora = LoraArgs { rank: 4, alpha: 8.0, targets: None };
@@ -73,10 +73,12 @@ fn activations_of_sampling_equal_the_first_pass_bit_for_bit() {
                     ..GenParams::default()
                 };
                 let lengths: Vec<usize> = prompts.iter().map(Vec::len).collect();
-                let mut recording = Recording::new(policy.decoder(), &lengths, params.max_new_tokens).unwrap();
+                let mut activations =
+                    SampledActivations::new(policy.decoder(), &lengths, params.max_new_tokens).unwrap();
                 let behaviour = policy.behaviour().unwrap();
                 let samples =
-                    generate_recorded(&behaviour, &prompts, &params, Some(&mut recording), &|| false).unwrap();
+                    generate_with_activations(&behaviour, &prompts, &params, Some(&mut activations), &|| false)
+                        .unwrap();
                 assert_eq!(samples, generate(&behaviour, &prompts, &params, &|| false).unwrap(), "{model}");
                 let early = samples.iter().filter(|s| s.ids.len() < 9).count();
                 assert!(if ends == 0 { early == 0 } else { early > 0 }, "{model}: {early} ended early");
@@ -85,7 +87,8 @@ fn activations_of_sampling_equal_the_first_pass_bit_for_bit() {
                 let sequences: Vec<Sequence> = prompts.iter().zip(&samples).map(pair).collect();
                 let order = micro_batches(&sequences.iter().map(|s| s.ids.len()).collect::<Vec<_>>(), 1000).remove(0);
                 let picked = PredictionBatch::new(&order.iter().map(|&i| &sequences[i]).collect::<Vec<_>>());
-                let made = policy.decoder().recorded_tails(&picked.batch, &picked.lengths, recording, &order).unwrap();
+                let made =
+                    policy.decoder().forward_sampled(&picked.batch, &picked.lengths, activations, &order).unwrap();
                 let anew = picked.hidden(policy.decoder()).unwrap();
                 assert!(largest(&(&made - &anew).unwrap()) == 0.0, "{model}: other states");
                 let (made, anew) = (gradients(&policy, &picked, &made), gradients(&policy, &picked, &anew));
@@ -100,14 +103,14 @@ fn activations_of_sampling_equal_the_first_pass_bit_for_bit() {
 }
 
 #[test]
-fn nothing_is_recorded_for_a_pass_that_keeps_less() {
+fn nothing_is_saved_for_a_pass_that_saves_less() {
     for recompute in [Recompute::Mlp, Recompute::Block] {
-        assert!(Recording::new(stirred("llama-tiny", None, recompute).decoder(), &[3], 4).is_none());
+        assert!(SampledActivations::new(stirred("llama-tiny", None, recompute).decoder(), &[3], 4).is_none());
     }
     let policy = stirred("llama-tiny", None, Recompute::None);
-    assert!(Recording::new(policy.decoder(), &[3], 4).is_some());
+    assert!(SampledActivations::new(policy.decoder(), &[3], 4).is_some());
     // All rows wanted is the whole pass.
     let batch = PackedBatch::new(&[vec![1u32, 2, 3]]);
-    let all = policy.decoder().forward_tails(&batch, &[3]).unwrap();
+    let all = policy.decoder().forward_last(&batch, &[3]).unwrap();
     assert!(largest(&(&all - policy.decoder().forward(&batch).unwrap()).unwrap()) == 0.0);
 }

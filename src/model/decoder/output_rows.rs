@@ -1,4 +1,4 @@
-//! The last rows of every sequence of a batch. Where only these are needed, a decoder's last block computes queries and
+//! The rows of a batch whose hidden states a caller needs: the last ones of every sequence. Where these are not all, a decoder's last block computes queries and
 //! the feed-forward network for these rows only (keys and values are needed of every token).
 
 use std::sync::Arc;
@@ -8,14 +8,17 @@ use crate::ops::attention::AttentionSpec;
 use crate::ops::rope::Row;
 use crate::ops::{embedding, pool};
 
-pub(in crate::model) struct Tails {
-    /// The rows in the batch, ascending, and their indices in the tables of rotary positions.
+/// The rows for which the last block computes an output.
+pub(in crate::model) struct OutputRows {
+    /// The rows in the batch, ascending.
     pub rows: Vec<u32>,
+    /// Their indices in the tables of rotary positions.
     pub rotary: Vec<Row>,
+    /// Attention of these rows to all rows of their sequence.
     pub attention: AttentionSpec,
 }
 
-impl Tails {
+impl OutputRows {
     /// The last `lengths[i]` rows of sequence i; `None` if those are all rows. `rotary` has an entry for each row.
     pub fn new(batch: &PackedBatch, rotary: &[Row], lengths: &[usize], all: &AttentionSpec) -> Option<Self> {
         let (rows, queries) = rows(batch, lengths);
@@ -26,14 +29,14 @@ impl Tails {
         Some(Self { rows, rotary, attention: AttentionSpec { queries: Some(Arc::new(queries)), ..all.clone() } })
     }
 
-    /// The tails' rows of x [n, d], in a buffer of the pool.
+    /// These rows of x [n, d], as [rows, d] in a buffer of the pool.
     pub fn pick(&self, x: &[f32], d: usize) -> Vec<f32> {
         let mut own = pool::take(self.rows.len() * d);
         embedding::gather(x, &self.rows, d, &mut own);
         own
     }
 
-    /// Adds `own`, one row per tail row, to the tails' rows of x [n, d].
+    /// Adds `own` [rows, d] to these rows of x [n, d].
     pub fn add(&self, own: &[f32], x: &mut [f32], d: usize) {
         for (row, own) in self.rows.iter().zip(own.chunks_exact(d)) {
             let to = &mut x[*row as usize * d..][..d];

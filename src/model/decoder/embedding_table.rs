@@ -1,4 +1,4 @@
-//! The table of word vectors [vocab, d].
+//! The table of token embeddings [vocab, d], in memory or in the model's file.
 
 use std::sync::Arc;
 
@@ -10,15 +10,16 @@ use crate::model::load::rows::StoredRows;
 use crate::ops::embedding::{self, embedding_with_padding};
 use crate::ops::read;
 
+/// The token embeddings of a decoder, [vocab, d].
 #[derive(Clone, Debug)]
-pub(in crate::model) enum WordTable {
+pub(in crate::model) enum EmbeddingTable {
     Tensor(Tensor),
     /// Rows that are read from the model's file when they are needed. As f32 in memory, the table of a small model is
     /// larger than its file.
     Stored(Arc<StoredRows>),
 }
 
-impl WordTable {
+impl EmbeddingTable {
     /// The table `name` of `(vocab, d)`.
     ///
     /// # Errors
@@ -40,8 +41,10 @@ impl WordTable {
         }
     }
 
+    /// Checks that every id has a row.
+    ///
     /// # Errors
-    /// When an id has no row.
+    /// When an id is outside the vocabulary.
     pub fn check(&self, ids: &[u32]) -> Result<()> {
         let vocab = match self {
             Self::Tensor(table) => table.dim(0)?,
