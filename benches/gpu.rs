@@ -2,8 +2,12 @@
 //!
 //! `cargo bench --bench gpu -- cuda` on a machine with an NVIDIA driver; `-- sim` is the dry run on the simulated
 //! device that `.ci/run` makes. The program needs no CUDA and no network: it can be built on one machine and run on
-//! another. Phases: the device, every recorded launch, logits and equality of bits of tiny models, and tokens per
-//! second of random weights in SmolLM2-135M's shape (a tiny shape in the dry run). Exit status 1 when anything fails.
+//! another. Phases: the device, every recorded launch, logits and equality of bits of tiny models, their gradients, and
+//! tokens per second of serving and training with random weights in SmolLM2-135M's shape (a tiny shape in the dry run).
+//! Exit status 1 when anything fails.
+
+#[path = "gpu/training.rs"]
+mod training;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
@@ -73,17 +77,19 @@ fn config(shape: [usize; 6]) -> ModelConfig {
     ModelConfig::from_hf(&config, None).expect("a valid configuration")
 }
 
+/// Normal numbers: the same for the same tensor.
+fn normals(tensor: u64, n: usize) -> Vec<f64> {
+    let mut state = tensor.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut uniform = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        ((state >> 11) as f64 + 0.5) / (1u64 << 53) as f64
+    };
+    (0..n).map(|_| (-2.0 * uniform().ln()).sqrt() * (std::f64::consts::TAU * uniform()).cos()).collect()
+}
+
 /// A decoder of random weights: the same for the same shape.
 fn decoder(shape: [usize; 6]) -> Result<Decoder, String> {
     let config = config(shape);
-    let normals = |tensor: u64, n: usize| -> Vec<f64> {
-        let mut state = tensor.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-        let mut uniform = || {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            ((state >> 11) as f64 + 0.5) / (1u64 << 53) as f64
-        };
-        (0..n).map(|_| (-2.0 * uniform().ln()).sqrt() * (std::f64::consts::TAU * uniform()).cos()).collect()
-    };
     let weights = init(&config, Heads::Backbone, &Candle::Cpu, normals).map_err(|e| e.to_string())?;
     Decoder::new(&config, &weights, Purpose::Score).map_err(|e| e.to_string())
 }
@@ -193,9 +199,11 @@ fn main() -> ExitCode {
         Ok(format!("{}, {} MB", device.name(), device.memory().1 >> 20))
     });
     table.phase("recorded launches", || {
-        let tape = include_bytes!("../tests/fixtures/kernels.tape.gz");
+        let forward = include_bytes!("../tests/fixtures/kernels.tape.gz");
+        let backward = include_bytes!("../tests/fixtures/kernels_backward.tape.gz");
         let mut device = open(simulated)?;
-        let replayed = tape::replay(device.as_mut(), tape).map_err(|e| e.to_string())?;
+        let mut replayed = tape::replay(device.as_mut(), forward).map_err(|e| e.to_string())?;
+        replayed.extend(tape::replay(device.as_mut(), backward).map_err(|e| e.to_string())?);
         let wrong: Vec<_> = replayed.iter().filter(|r| !r.agrees).collect();
         let worst = replayed.iter().map(|r| r.off).fold(0.0, f64::max);
         match wrong.first() {
@@ -209,5 +217,6 @@ fn main() -> ExitCode {
     for streams in [1, 8, 32] {
         table.phase(&format!("{streams} streams, bf16"), || speed(simulated, streams));
     }
+    training::phases(&mut table, simulated);
     if table.print() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

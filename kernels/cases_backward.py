@@ -13,26 +13,43 @@ def slope(f, x, step=1e-6):
     return (f(x + step) - f(x - step)) / (2 * step)
 
 
-@case("matmul_nn", "matmul_tn", "column_sums")
+@case("matmul_nn", "matmul_tn", "matmul_add", "column_sums")
 def gradients_of_products(mods, t):
     n, m, k = 37, 70, 100
+    sizes = dict(n=n, m=m, k=k, stride=m, scale=0.5)
     gy, w, x = normal(t, (n, m)), normal(t, (m, k), 1), normal(t, (n, k), 2)
     gx = Buffer(t, shape=(n, k))
-    launch(mods, f"matmul_nn.{t}", (up(k, 64), up(n, 64)), gy=gy, w=w, gx=gx, n=n, m=m, k=k)
-    want = gy.values.astype(np.float64) @ w.values.astype(np.float64)
+    launch(mods, f"matmul_nn.{t}", (up(k, 64), up(n, 64)), gy=gy, w=w, gx=gx, **sizes)
+    want = 0.5 * gy.values.astype(np.float64) @ w.values.astype(np.float64)
     agree(gx.values, want, TOLERANCE[t], "matmul_nn")
     more = normal("f32", (n, k), 3)
     total = want + more.values
-    launch(mods, f"matmul_nn_add.{t}", (up(k, 64), up(n, 64)), gy=gy, w=w, gx=more, n=n, m=m, k=k)
+    launch(mods, f"matmul_nn_add.{t}", (up(k, 64), up(n, 64)), gy=gy, w=w, gx=more, **sizes)
     agree(more.values, total, 1e-6, "matmul_nn_add")
     gw = normal("f32", (m, k), 4)
     want = gw.values + 0.5 * (gy.values.astype(np.float64).T @ x.values.astype(np.float64))
-    launch(mods, f"matmul_tn.{t}", (up(k, 64), up(m, 64)), gy=gy, x=x, gw=gw, n=n, m=m, k=k, scale=0.5)
+    launch(mods, f"matmul_tn.{t}", (up(k, 64), up(m, 64)), gy=gy, x=x, gw=gw, **sizes)
     agree(gw.values, want, 1e-6, "matmul_tn")
     g = normal("f32", (m,), 5)
     want = g.values + gy.values.astype(np.float64).sum(0)
     launch(mods, f"column_sums.{t}", (1,), gy=gy, g=g, n=n, m=m)
     agree(g.values, want, 1e-6, "column_sums")
+    # The first columns of wider rows; the others stay.
+    wide, narrow, out, rank = normal(t, (n, m + 30), 6), 24, 70, 12
+    part = wide.values[:, :narrow].astype(np.float64)
+    sizes = dict(n=n, m=narrow, k=k, stride=m + 30, scale=2.0)
+    gx, w = Buffer(t, shape=(n, k)), normal(t, (narrow, k), 7)
+    launch(mods, f"matmul_nn.{t}", (up(k, 64), up(n, 64)), gy=wide, w=w, gx=gx, **sizes)
+    agree(gx.values, 2.0 * part @ w.values.astype(np.float64), TOLERANCE[t], "matmul_nn of columns")
+    gw = Buffer("f32", np.zeros((narrow, k)))
+    launch(mods, f"matmul_tn.{t}", (up(k, 64), up(narrow, 64)), gy=wide, x=x, gw=gw, **sizes)
+    agree(gw.values, 2.0 * part.T @ x.values.astype(np.float64), 1e-6, "matmul_tn of columns")
+    low, b = normal(t, (n, rank), 8), normal(t, (out, rank), 9)
+    want = wide.values.astype(np.float64)
+    want[:, :out] += 0.5 * (low.values.astype(np.float64) @ b.values.astype(np.float64).T)
+    launch(mods, f"matmul_add.{t}", (up(out, 64), up(n, 64)), x=low, w=b, y=wide, n=n, m=out, k=rank, stride=m + 30,
+           scale=0.5)
+    agree(wide.values, want, TOLERANCE[t], "matmul_add")
 
 
 @case("norm_back", "norm_back_weight")
@@ -117,10 +134,12 @@ def causal_back(q, k, v, gout, offsets, scale, window):
 
 @case("flash", "flash_delta", "flash_back_q", "flash_back_kv")
 def flash_attention(mods, t):
-    for lengths, heads, kv, hd, window in (([5, 70], 4, 2, 24, 0), ([40, 1, 67], 2, 1, 64, 20)):
+    shapes = (([5, 70], 4, 2, 24, 0), ([40, 1, 67], 2, 1, 64, 20), ([3, 35], 2, 1, 20, 9), ([2, 35], 2, 1, 40, 0),
+              ([2, 7], 2, 1, 100, 3))
+    for lengths, heads, kv, hd, window in shapes:
         offsets = np.cumsum([0, *lengths])
         n, scale, longest = int(offsets[-1]), hd ** -0.5, max(lengths)
-        block = 32 if hd <= 32 else hd
+        block = next(wide for wide in (32, 64, 128) if wide >= hd)
         q, gout = normal(t, (n, heads, hd), 1), normal(t, (n, heads, hd), 2)
         k, v = normal(t, (n, kv, hd), 3), normal(t, (n, kv, hd), 4)
         wide = [b.values.astype(np.float64) for b in (q, k, v, gout)]
@@ -175,7 +194,7 @@ def gradients_of_logprobs(mods, t):
     agree(gz.values, want * g.values[:, None] * inverse, TOLERANCE[t], "logits_back")
 
 
-@case("embed_back", "adamw")
+@case("embed_back", "adamw", "squares")
 def tables_and_steps(mods, t):
     if t == "f32":
         ids, d = np.array([3, 0, 3, 9, 3]), 1100
@@ -187,6 +206,10 @@ def tables_and_steps(mods, t):
         launch(mods, "embed_back", (3, 2), order=ints(order), starts=ints([*starts, 5]), ids=ints(distinct), gx=gx,
                table=table, d=d, scale=0.5)
         agree(table.values, want, 1e-6, "embed_back")
+        x, sums = normal("f32", (17_000,), 6), Buffer("f32", shape=(2,))
+        launch(mods, "squares", (2,), x=x, sums=sums, count=17_000)
+        agree(sums.values, [(part ** 2).sum() for part in np.split(x.values.astype(np.float64), [16 * 1024])], 1e-6,
+              "squares")
     count, rate, b1, b2, eps, decay, step, clip = 1500, 0.01, 0.9, 0.99, 1e-3, 0.1, 3, 0.5
     p, g, m = normal("f32", (count,), 2), normal("f32", (count,), 3), normal("f32", (count,), 4)
     v = Buffer("f32", np.abs(rng(5).normal(size=count)))

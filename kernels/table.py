@@ -105,10 +105,13 @@ def backward():
             return Variant(f"{name}.{t}", kernel, "backward", types(text, T=t, **kinds), constants, warps, stages)
 
         sizes = dict(BN=32, BM=64, BK=64)
-        nn = "gy:*T w:*T gx:*Y n:i32 m:i32 k:i32"
+        nn = "gy:*T w:*T gx:*Y n:i32 m:i32 k:i32 stride:i32 scale:f32"
         yield one("matmul_nn", "matmul_nn", nn, dict(ADD=False, BN=64, BM=32, BK=64), Y=t)
         yield one("matmul_nn_add", "matmul_nn", nn, dict(ADD=True, BN=64, BM=32, BK=64), Y="f32")
-        yield one("matmul_tn", "matmul_tn", "gy:*T x:*T gw:*f32 n:i32 m:i32 k:i32 scale:f32", sizes)
+        yield one("matmul_tn", "matmul_tn", "gy:*T x:*T gw:*f32 n:i32 m:i32 k:i32 stride:i32 scale:f32",
+                  sizes)
+        yield one("matmul_add", "matmul_add", "x:*T w:*T y:*T n:i32 m:i32 k:i32 stride:i32 scale:f32",
+                  dict(BN=64, BM=64, BK=32))
         yield one("column_sums", "column_sums", "gy:*T g:*f32 n:i32 m:i32", dict(BN=32, BLOCK=128))
         back = "x:*f32 weight:*T gy:*T gx:*f32 factors:*f32 means:*f32 d:i32 eps:f32 offset:f32"
         weight = "x:*f32 gy:*T factors:*f32 means:*f32 gw:*f32 gb:*f32 n:i32 d:i32"
@@ -147,6 +150,7 @@ def backward():
     yield Variant("adamw.bf16", "adamw", "backward", types(adam), dict(HALF=True, BLOCK=1024))
     yield Variant("embed_back", "embed_back", "backward",
                   types("order:*i32 starts:*i32 ids:*i32 gx:*f32 table:*f32 d:i32 scale:f32"), dict(BLOCK=1024))
+    yield Variant("squares", "squares", "backward", types("x:*f32 sums:*f32 count:i32"), dict(EACH=16, BLOCK=1024))
 
 
 def variants():

@@ -264,6 +264,13 @@ impl Device for Cuda {
             .map_err(|e| failed("copy", e))
     }
 
+    fn zero(&mut self, slice: Slice) -> Result<(), GpuError> {
+        self.held(slice, "zero")?;
+        self.enter()?;
+        // SAFETY: the slice was checked.
+        unsafe { result::memset_d8_async(slice.address, 0, slice.bytes, self.stream) }.map_err(|e| failed("zero", e))
+    }
+
     fn start(&mut self, kernel: &'static Kernel, grid: [u32; 3], args: &[Arg]) -> Result<(), GpuError> {
         for (arg, (name, _)) in args.iter().zip(&kernel.params) {
             if let Arg::Pointer(slice) = arg {

@@ -103,7 +103,8 @@ impl Kernel {
         Ok(text)
     }
 
-    pub(super) fn constant(&self, name: &str) -> usize {
+    /// A compile-time constant; 0 without one of this name.
+    pub fn constant(&self, name: &str) -> usize {
         self.constants.get(name).copied().unwrap_or(0)
     }
 }

@@ -9,6 +9,7 @@ pub mod kv_cache;
 mod kv_pages;
 mod soft_rows;
 mod tails;
+pub mod training;
 mod words;
 
 use std::sync::{Arc, Mutex, OnceLock};

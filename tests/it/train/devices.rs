@@ -9,7 +9,7 @@ use crate::loop_closes::world::World;
 #[test]
 fn arguments_that_a_gpu_would_ignore_are_refused() {
     let world = World::new();
-    for (name, args) in [("sft", sft(&world, "sft")), ("ppo", rl(&world, "ppo"))] {
+    for (name, args) in [("ppo", rl(&world, "ppo"))] {
         let validate = |more| (recipe(name).unwrap().validate)(&with(&args, more));
         for value in ["mlp", "block"] {
             let error = validate(json!({"device": "cuda", "recompute": value})).unwrap_err();

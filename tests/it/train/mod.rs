@@ -20,6 +20,7 @@ mod judge;
 mod kill;
 mod losses;
 mod optim;
+mod on_device;
 mod options;
 mod packing;
 mod parity;

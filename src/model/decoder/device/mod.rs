@@ -2,7 +2,7 @@
 //! plain families, one download of the requested logits.
 
 mod rows;
-mod weights;
+pub(super) mod weights;
 
 use self::rows::{Buffers, Rows, Scratch, buffers, logit_sizes, most_scratch, pack};
 use self::weights::{Block, Element, Matrix, NormWeights, Weights, candle};
