@@ -3,8 +3,9 @@
 //! `cargo bench --bench gpu -- cuda` on a machine with an NVIDIA driver; `-- sim` is the dry run on the simulated
 //! device that `.ci/run` makes. The program needs no CUDA and no network: it can be built on one machine and run on
 //! another. Phases: the device, every recorded launch, logits and equality of bits of tiny models, their gradients, and
-//! tokens per second of serving and training with random weights in SmolLM2-135M's shape (a tiny shape in the dry run).
-//! Exit status 1 when anything fails.
+//! tokens per second of serving and training with random weights in the shapes of SmolLM2-135M and, for serving,
+//! SmolLM2-1.7B (a tiny shape in the dry run). Exit status 1 when anything fails. With `--json FILE`, the table is also
+//! written there, with INSTRUCTD_BENCH_COMMIT, _MACHINE, _DATE and _COMMAND.
 
 #[path = "gpu/training.rs"]
 mod training;
@@ -54,6 +55,17 @@ impl Table {
         }
         self.rows.iter().all(|(.., good)| *good)
     }
+
+    fn json(&self) -> String {
+        let rows: Vec<_> =
+            self.rows.iter().map(|(name, text, good)| json!({"phase": name, "result": text, "ok": good})).collect();
+        let of = |name: &str| std::env::var(format!("INSTRUCTD_BENCH_{name}")).unwrap_or_default();
+        let text = json!({
+            "bench": "gpu", "commit": of("COMMIT"), "machine": of("MACHINE"), "date": of("DATE"),
+            "command": of("COMMAND"), "rows": rows,
+        });
+        format!("{text:#}\n")
+    }
 }
 
 fn open(simulated: bool) -> Result<Box<dyn Device>, String> {
@@ -64,7 +76,7 @@ fn open(simulated: bool) -> Result<Box<dyn Device>, String> {
 }
 
 fn room(pages: usize) -> Room {
-    Room { pages, rows: 512, wanted: 32 }
+    Room { pages, rows: 512, wanted: 128 }
 }
 
 fn config(shape: [usize; 6]) -> ModelConfig {
@@ -77,19 +89,27 @@ fn config(shape: [usize; 6]) -> ModelConfig {
     ModelConfig::from_hf(&config, None).expect("a valid configuration")
 }
 
-/// Normal numbers: the same for the same tensor.
-fn normals(tensor: u64, n: usize) -> Vec<f64> {
-    let mut state = tensor.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    let mut uniform = || {
+/// Normal numbers by the number of a tensor and their count. A prime number of them is repeated from another place in
+/// each tensor, so that large models are made quickly.
+fn normals() -> impl Fn(u64, usize) -> Vec<f64> {
+    const KNOWN: usize = 1_000_003;
+    let mut state = 1u64;
+    let mut uniform = move || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         ((state >> 11) as f64 + 0.5) / (1u64 << 53) as f64
     };
-    (0..n).map(|_| (-2.0 * uniform().ln()).sqrt() * (std::f64::consts::TAU * uniform()).cos()).collect()
+    let mut one = move || (-2.0 * f64::ln(uniform())).sqrt() * (std::f64::consts::TAU * uniform()).cos();
+    let known: Vec<f64> = (0..KNOWN).map(|_| one()).collect();
+    move |tensor, n| {
+        let from = tensor.wrapping_mul(0x9E37_79B9_7F4A_7C15) as usize % KNOWN;
+        known.iter().cycle().skip(from).take(n).copied().collect()
+    }
 }
 
 /// A decoder of random weights: the same for the same shape.
 fn decoder(shape: [usize; 6]) -> Result<Decoder, String> {
     let config = config(shape);
+    let normals = normals();
     let weights = init(&config, Heads::Backbone, &Candle::Cpu, normals).map_err(|e| e.to_string())?;
     Decoder::new(&config, &weights, Purpose::Score).map_err(|e| e.to_string())
 }
@@ -159,29 +179,54 @@ fn logits(simulated: bool, format: WeightFormat, tolerance: f32) -> Result<Strin
     Ok(format!("off by {off:.1e}, equal bits alone, in a batch and in chunks"))
 }
 
-fn speed(simulated: bool, streams: usize) -> Result<String, String> {
-    let (shape, steps) = match simulated {
-        true => ([96, 160, 2, 6, 2, 200], 2),
-        false => ([576, 1536, 30, 9, 3, 49152], 64),
-    };
-    let decoder = decoder(shape)?;
-    let pages = streams * (128usize + steps).div_ceil(16) + streams;
+/// A shape whose speed is measured.
+struct Shape {
+    name: &'static str,
+    /// hidden, inner, layers, heads, key and value heads, vocabulary.
+    sizes: [usize; 6],
+    prompt: usize,
+    steps: usize,
+}
+
+const TINY: Shape = Shape { name: "tiny", sizes: [96, 160, 2, 6, 2, 200], prompt: 8, steps: 3 };
+const SMALL: Shape =
+    Shape { name: "SmolLM2-135M's shape", sizes: [576, 1536, 30, 9, 3, 49152], prompt: 128, steps: 128 };
+const LARGE: Shape =
+    Shape { name: "SmolLM2-1.7B's shape", sizes: [2048, 8192, 24, 32, 32, 49152], prompt: 128, steps: 64 };
+
+/// Tokens per second of steps with `streams` sequences, and the time of a prompt of 512 tokens (the shape's in the dry
+/// run), each after a warm-up.
+fn speed(simulated: bool, decoder: &Decoder, shape: &Shape, streams: usize) -> Result<String, String> {
+    let first = if simulated { shape.prompt } else { 512 };
+    let pages = streams * (shape.prompt + 2 * shape.steps).div_ceil(16) + 2 * first.div_ceil(16) + streams;
     let mut model =
-        DeviceModel::new(&decoder, open(simulated)?, WeightFormat::Bf16, room(pages)).map_err(|e| e.to_string())?;
+        DeviceModel::new(decoder, open(simulated)?, WeightFormat::Bf16, room(pages)).map_err(|e| e.to_string())?;
     let mut cache = KvCache::on_device(pages * 16);
-    let mut running: Vec<_> = (0..streams)
-        .map(|i| (prompt(if simulated { 8 } else { 128 }, shape[5], i), CachedSequence::default()))
-        .collect();
-    let began = Instant::now();
-    feed(&mut model, &decoder, &mut cache, &mut running)?;
-    let first = began.elapsed();
-    running.iter_mut().for_each(|(ids, _)| ids.truncate(1));
-    let began = Instant::now();
-    for _ in 0..steps {
-        feed(&mut model, &decoder, &mut cache, &mut running)?;
+    let mut prompts = Vec::new();
+    for i in 0..2 {
+        let mut one = vec![(prompt(first, shape.sizes[5], 100 + i), CachedSequence::default())];
+        let began = Instant::now();
+        feed(&mut model, decoder, &mut cache, &mut one)?;
+        prompts.push(began.elapsed().as_secs_f64());
+        cache.release_all(&mut one[0].1);
     }
-    let rate = (streams * steps) as f64 / began.elapsed().as_secs_f64();
-    Ok(format!("{rate:.0} tokens/s, {:.1} ms for {streams} prompts", first.as_secs_f64() * 1e3))
+    let mut running: Vec<_> =
+        (0..streams).map(|i| (prompt(shape.prompt, shape.sizes[5], i), CachedSequence::default())).collect();
+    // In chunks that fit `room`.
+    for some in running.chunks_mut((512 / shape.prompt).max(1)) {
+        feed(&mut model, decoder, &mut cache, some)?;
+    }
+    running.iter_mut().for_each(|(ids, _)| ids.truncate(1));
+    let mut timed = |steps: usize| -> Result<f64, String> {
+        let began = Instant::now();
+        for _ in 0..steps {
+            feed(&mut model, decoder, &mut cache, &mut running)?;
+        }
+        Ok(began.elapsed().as_secs_f64())
+    };
+    timed(shape.steps / 2)?;
+    let rate = (streams * shape.steps) as f64 / timed(shape.steps)?;
+    Ok(format!("{rate:.0} tokens/s; a prompt of {first} tokens takes {:.1} ms", prompts[1] * 1e3))
 }
 
 fn main() -> ExitCode {
@@ -214,9 +259,27 @@ fn main() -> ExitCode {
     for (format, tolerance) in FORMATS {
         table.phase(&format!("logits, {}", format.as_str()), || logits(simulated, format, tolerance));
     }
-    for streams in [1, 8, 32] {
-        table.phase(&format!("{streams} streams, bf16"), || speed(simulated, streams));
+    let shapes: &[Shape] = if simulated { &[TINY] } else { &[SMALL, LARGE] };
+    for shape in shapes {
+        let mut made = None;
+        table.phase(&format!("weights, {}", shape.name), || {
+            made = Some(decoder(shape.sizes)?);
+            Ok("made".to_owned())
+        });
+        let Some(decoder) = &made else { continue };
+        for streams in if simulated { [1, 2, 3, 4] } else { [1, 8, 32, 128] } {
+            let name = format!("{}, bf16, streams: {streams}", shape.name);
+            table.phase(&name, || speed(simulated, decoder, shape, streams));
+        }
     }
     training::phases(&mut table, simulated);
-    if table.print() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    let good = table.print();
+    let arguments: Vec<String> = std::env::args().collect();
+    if let Some([_, file]) = arguments.windows(2).find(|pair| pair[0] == "--json")
+        && let Err(e) = std::fs::write(file, table.json())
+    {
+        eprintln!("{file}: {e}");
+        return ExitCode::FAILURE;
+    }
+    if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

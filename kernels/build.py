@@ -39,12 +39,14 @@ def compiled(variant):
     names = {"f32": "fp32", "f64": "fp64", "f16": "fp16"}
     signature = {}
     for name, kind in variant.params.items():
-        star, plain = ("*", kind[1:]) if kind[0] == "*" else ("", kind)
+        star, plain = ("*", kind[1:]) if kind[0] == "*" else ("", kind.partition("/")[0])
         signature[name] = star + names.get(plain, plain)
     signature.update({name: "constexpr" for name in variant.constants})
     order = list(fn.arg_names)
     assert list(signature) == order, f"{variant.name}: {list(signature)} is not {order}"
     aligned = {(order.index(n),): [["tt.divisibility", 16]] for n, k in variant.params.items() if k[0] == "*"}
+    promised = ((n, k.partition("/")[2]) for n, k in variant.params.items())
+    aligned.update({(order.index(n),): [["tt.divisibility", int(of)]] for n, of in promised if of})
     source = ASTSource(fn=fn, signature=signature, constexprs=variant.constants, attrs=aligned)
     options = {"num_warps": variant.warps, "num_stages": variant.stages, "ptx_version": PTX_VERSION}
     made = triton.compile(source, target=GPUTarget("cuda", CAPABILITY, 32), options=options)

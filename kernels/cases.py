@@ -31,6 +31,8 @@ TAPE = None
 def launch(mods, name, grid, **args):
     v = TABLE[name]
     assert list(args) == list(v.params), f"{name}: {list(args)} is not {list(v.params)}"
+    for (given, value), kind in zip(args.items(), v.params.values()):
+        assert "/" not in kind or value % int(kind.partition("/")[2]) == 0, f"{name}: {given} is {value}, not {kind}"
     before = [a.bits.tobytes() if isinstance(a, Buffer) else a for a in args.values()] if TAPE is not None else None
     run(getattr(mods[v.module], v.kernel), grid, list(args.values()), v.constants)
     if TAPE is not None and all(isinstance(a, Buffer) for a, k in zip(args.values(), v.params.values()) if k[0] == "*"):
@@ -232,7 +234,8 @@ class Paged:
         out = Buffer(t, shape=(n, heads, hd))
         block = max(32, 1 << (hd - 1).bit_length())
         scale = 1.3 * hd ** -0.5
-        launch(mods, f"attend{'_cap' if cap else ''}.{block}.{t}", (len(tiles), self.kv, splits), q=q, keys=self.keys,
+        any_ = "" if hd % 8 == 0 else "_any"
+        launch(mods, f"attend{'_cap' if cap else ''}{any_}.{block}.{t}", (len(tiles), self.kv, splits), q=q, keys=self.keys,
                values=self.values, tables=self.tables, tiles=ints(tiles), partial=partial, maxima=maxima, sums=sums,
                n=n, heads=heads, kv_heads=self.kv, hd=hd, table_width=self.width, window=window, scale=scale, cap=cap)
         launch(mods, f"combine.{block}.{t}", (n, heads), partial=partial, maxima=maxima, sums=sums,
@@ -267,6 +270,8 @@ def paged_attention(mods, t):
     same_bits(chunk.bits[1:], whole.bits[30:37], "a chunk")
     paged.attend(mods, [(0, 30, 7), (1, 19, 1)], 4, Buffer(t, q.values[:8]), window=5, cap=3.0)
     # More heads on one key head than a tile has rows.
+    paged = Paged(t, [9], 1, 12, 3)
+    paged.attend(mods, [(0, 7, 2)], 4, normal(t, (2, 4, 12), 6), cap=2.0)
     paged = Paged(t, [9], 1, 32, 3)
     paged.attend(mods, [(0, 7, 2)], 20, normal(t, (2, 20, 32), 6))
 
@@ -330,12 +335,14 @@ def far_pages(mods, t):
 
 @case("matmul")
 def products(mods, t):
-    n, m, k = 19, 70, 100
+    n, m, k = 19, 70, 296
     x, w, b = normal(t, (n, k)), normal(t, (m, k), 1), normal(t, (m,), 2)
     want = x.values.astype(np.float64) @ w.values.astype(np.float64).T
     bits = None
-    for rows in (16, 64):
-        grid = (up(m, 64), up(n, rows))
+    for rows in (16, 64, 128):
+        if f"matmul.{rows}.{t}" not in TABLE:
+            continue
+        grid = (up(m, TABLE[f"matmul.{rows}.{t}"].constants["BM"]), up(n, rows))
         for name, more in ((f"matmul.{rows}.{t}", 0), (f"matmul_bias.{rows}.{t}", b.values)):
             y = Buffer(t, shape=(n, m))
             launch(mods, name, grid, x=x, w=w, bias=b, y=y, n=n, m=m, k=k)
@@ -343,11 +350,17 @@ def products(mods, t):
         same_bits(bits.bits if bits else y.bits, y.bits, "tiles of other heights")
         bits = y
     alone = Buffer(t, shape=(1, m))
-    launch(mods, f"matmul_bias.16.{t}", (up(m, 64), 1), x=Buffer(t, x.values[18:]), w=w, bias=b, y=alone, n=1, m=m, k=k)
+    few = TABLE[f"matmul.16.{t}"].constants["BM"]
+    y = Buffer(t, shape=(n, m))
+    odd_x, odd_w = Buffer(t, x.values[:, :100]), Buffer(t, w.values[:, :100])
+    launch(mods, f"matmul_any.16.{t}", (up(m, few), up(n, 16)), x=odd_x, w=odd_w, bias=b, y=y, n=n, m=m, k=100)
+    agree(y.values, odd_x.values.astype(np.float64) @ odd_w.values.astype(np.float64).T, TOLERANCE[t], "matmul_any")
+    launch(mods, f"matmul_bias.16.{t}", (up(m, few), 1), x=Buffer(t, x.values[18:]), w=w, bias=b, y=alone, n=1, m=m,
+           k=k)
     same_bits(alone.bits[0], bits.bits[18], "a row alone")
     if t != "f32":
         y = Buffer("f32", shape=(n, m))
-        launch(mods, f"matmul_out.16.{t}", (up(m, 64), up(n, 16)), x=x, w=w, bias=b, y=y, n=n, m=m, k=k)
+        launch(mods, f"matmul_out.16.{t}", (up(m, few), up(n, 16)), x=x, w=w, bias=b, y=y, n=n, m=m, k=k)
         agree(y.values, want, 1e-6, "matmul_out")
 
 

@@ -20,7 +20,7 @@ const PEAK: f64 = 989e12;
 
 fn policy(shape: [usize; 6]) -> Result<Trainable, String> {
     let config = config(shape);
-    let weights = init(&config, Heads::Backbone, &Candle::Cpu, normals).map_err(|e| e.to_string())?;
+    let weights = init(&config, Heads::Backbone, &Candle::Cpu, normals()).map_err(|e| e.to_string())?;
     Trainable::new(&config, weights, None, 0).map_err(|e| e.to_string())
 }
 

@@ -9,8 +9,9 @@ use super::{ConfigError, error};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct EngineConfig {
-    /// `cpu`, `cuda` or `cuda:N`: the device that the model is served on. `cuda` needs the cargo feature `cuda`. `sim`
-    /// is the simulated device: the launches of a GPU computed slowly on the CPU, for tests.
+    /// `cpu`, `cuda` or `cuda:N`: the device that the model is served on. `cuda` needs NVIDIA's driver (525 or newer),
+    /// and weights as f32 or bf16. `sim` is the simulated device: the launches of a GPU computed slowly on the CPU, for
+    /// tests.
     #[serde(deserialize_with = "text")]
     pub device: String,
     /// Compute threads; 0 = one per physical core.

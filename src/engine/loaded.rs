@@ -11,7 +11,7 @@ use super::limits::{Limits, cache_tokens};
 use super::text::TextStream;
 use super::{ChatPrompt, EngineError, GenerateRequest, ServedModel, TextForm};
 use crate::domain::ModelVersion;
-use crate::gpu::{self, sim::Sim};
+use crate::gpu;
 use crate::model::adapters::peft;
 use crate::model::adapters::served::ServedAdapter;
 use crate::model::decoder::device::Room;
@@ -171,27 +171,23 @@ pub(super) fn load_model(
     limits: Limits,
 ) -> Result<LoadedModel, EngineError> {
     let failed = |e: String| EngineError::Failed(format!("loading '{}': {e}", version.name));
-    let simulated = device_name == device::SIMULATED;
-    let device = if simulated { Device::Cpu } else { device::open(device_name).map_err(failed)? };
+    let device = device::open(device_name).map_err(failed)?;
     let opened = model::open(path).map_err(|e| failed(e.to_string()))?;
     let parameters = opened.files.parameters();
-    let decoder = match device {
-        Device::Cpu if !simulated => Decoder::serve(&opened, weights),
-        _ => {
-            let tensors = opened.weights(&device, None).map_err(|e| failed(e.to_string()))?;
-            let config = &opened.described.config;
-            match device {
-                Device::Cpu => Decoder::new(config, &tensors, Purpose::Score),
-                _ => device::dense(config, &tensors, weights.as_str()),
-            }
+    let decoder = match &device {
+        None => Decoder::serve(&opened, weights),
+        Some(_) => {
+            let tensors = opened.weights(&Device::Cpu, None).map_err(|e| failed(e.to_string()))?;
+            Decoder::new(&opened.described.config, &tensors, Purpose::Score)
         }
     };
     let decoder = decoder.map_err(|e| failed(e.to_string()))?;
-    warm_up(&decoder).map_err(failed)?;
     let loaded = opened.described;
+    let on_device = device.map(|device| on_device(&decoder, device, weights, limits)).transpose().map_err(failed)?;
+    if on_device.is_none() {
+        warm_up(&decoder).map_err(failed)?;
+    }
     pool::return_free_memory();
-    let sim = simulated.then(|| Box::new(Sim::new(device::SIMULATED_BYTES)));
-    let on_device = sim.map(|sim| on_device(&decoder, sim, weights, limits)).transpose().map_err(failed)?;
     let tokenizer = loaded.tokenizer.as_ref();
     let template = chat_template(&version, loaded.chat_template.as_deref(), tokenizer);
     let served = ServedModel {
@@ -309,12 +305,32 @@ fn on_device(
     let pages = cache_tokens(&decoder.config, limits).0.div_ceil(PAGE);
     let rows = limits.max_running + limits.prefill_tokens;
     let model = DeviceModel::new(decoder, device, weights, Room { pages, rows, wanted: rows });
-    let model = model.map_err(|e| e.to_string())?;
+    let mut model = model.map_err(|e| e.to_string())?;
+    warm_up_device(decoder, &mut model, limits)?;
     if model.page_count() < pages {
         let (tokens, configured) = (model.page_count() * PAGE, pages * PAGE);
         tracing::warn!(tokens, configured, "the device has room for a smaller cache than configured");
     }
     Ok(OnDevice { pages: model.page_count(), memory: model.memory(), model: Mutex::new(model) })
+}
+
+/// Runs steps of two tokens, of more and of a whole prompt chunk, so that the driver compiles the kernels now. Fails if
+/// a logit is not finite, so that such a version is never served.
+fn warm_up_device(decoder: &Decoder, model: &mut DeviceModel, limits: Limits) -> Result<(), String> {
+    let mut cache = KvCache::on_device(model.page_count() * PAGE);
+    let most = limits.prefill_tokens.min(decoder.config.max_positions);
+    for tokens in [2, 33, most].into_iter().filter(|tokens| *tokens <= most) {
+        let mut sequence = CachedSequence::default();
+        if !cache.reserve(&mut sequence, tokens) {
+            continue;
+        }
+        let mut rows = StepRows::default();
+        rows.push(&vec![0; tokens], &sequence);
+        let logits = model.step(decoder, &rows, &[tokens as u32 - 1]).map_err(|e| e.to_string())?;
+        finite(Ok(logits.iter().map(|v| v.abs()).sum()))?;
+        cache.release_all(&mut sequence);
+    }
+    Ok(())
 }
 
 /// Runs one forward pass of two tokens. Fails if a logit is not finite, so that such a version is never served.

@@ -91,7 +91,7 @@ pub trait Device: Send {
 
     fn counts(&self) -> Counts;
 
-    /// (bytes in use, total bytes).
+    /// (bytes in use, bytes in use and bytes that can be allocated).
     fn memory(&self) -> (u64, u64);
 }
 

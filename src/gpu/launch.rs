@@ -131,6 +131,8 @@ pub fn check(kernel: &Kernel, grid: [u32; 3], args: &[Arg]) -> Result<(), GpuErr
     for (arg, (name, kind)) in args.iter().zip(&kernel.params) {
         match (arg, kind) {
             (Arg::I32(_), Kind::I32) | (Arg::F32(_), Kind::F32) => {}
+            (Arg::I32(v), Kind::Eights) if v % 8 == 0 => {}
+            (Arg::I32(v), Kind::Eights) => return wrong(format!("{name} is {v}, no multiple of 8")),
             (Arg::Pointer(slice), kind) if kind.is_pointer() => {
                 if !slice.address.is_multiple_of(ALIGNMENT as u64) {
                     return wrong(format!("{name} is not aligned to {ALIGNMENT} bytes"));
@@ -165,7 +167,7 @@ mod tests {
                     .iter()
                     .map(|(name, kind)| {
                         let kind = match kind {
-                            Kind::I32 => "i32",
+                            Kind::I32 | Kind::Eights => "i32",
                             Kind::F32 => "f32",
                             _ => "Slice",
                         };
@@ -195,5 +197,10 @@ mod tests {
         bad = good;
         bad[0] = Arg::Pointer(Slice { address: 4096, bytes: 63 });
         assert!(check(kernel, [1, 1, 1], &bad).is_err());
+        let kernel = super::super::manifest::kernel("matmul.16.f32").unwrap();
+        let of = |k| Matmul { x: slice, w: slice, bias: slice, y: slice, n: 1, m: 1, k }.args();
+        check(kernel, [1, 1, 1], &of(16)).unwrap();
+        let error = check(kernel, [1, 1, 1], &of(12)).unwrap_err().to_string();
+        assert!(error.contains("k is 12, no multiple of 8"), "{error}");
     }
 }

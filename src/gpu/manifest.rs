@@ -17,6 +17,9 @@ struct Files;
 pub enum Kind {
     #[serde(rename = "i32")]
     I32,
+    /// A count that is a multiple of 8.
+    #[serde(rename = "i32/8")]
+    Eights,
     #[serde(rename = "f32")]
     F32,
     #[serde(rename = "*f32")]
@@ -35,13 +38,13 @@ pub enum Kind {
 
 impl Kind {
     pub fn is_pointer(self) -> bool {
-        !matches!(self, Self::I32 | Self::F32)
+        !matches!(self, Self::I32 | Self::Eights | Self::F32)
     }
 
     /// Bytes of one number.
     pub fn size(self) -> usize {
         match self {
-            Self::I32 | Self::F32 | Self::ToF32 | Self::ToI32 => 4,
+            Self::I32 | Self::Eights | Self::F32 | Self::ToF32 | Self::ToI32 => 4,
             Self::ToF64 => 8,
             Self::ToF16 | Self::ToBf16 => 2,
             Self::ToI8 => 1,
@@ -103,7 +106,7 @@ impl Kernel {
         Ok(text)
     }
 
-    /// A compile-time constant; 0 without one of this name.
+    /// A compile-time constant; 0 when it has none of this name.
     pub fn constant(&self, name: &str) -> usize {
         self.constants.get(name).copied().unwrap_or(0)
     }
@@ -143,7 +146,7 @@ mod tests {
             assert_eq!(params.len(), kernel.params.len() + 2, "{}", kernel.name);
             for ((name, kind), (in_ptx, align)) in kernel.params.iter().zip(&params) {
                 let want = match kind {
-                    Kind::I32 => ".u32",
+                    Kind::I32 | Kind::Eights => ".u32",
                     Kind::F32 => ".f32",
                     _ => ".u64",
                 };

@@ -57,7 +57,7 @@ fn one(device: &mut dyn Device, recorded: &Recorded) -> Result<Replayed, GpuErro
     let mut buffers: Vec<(Kind, Slice, Vec<u8>)> = Vec::new();
     for (value, (_, kind)) in recorded.args.iter().zip(&kernel.params) {
         args.push(match kind {
-            Kind::I32 => Arg::I32(value.as_i64().ok_or_else(|| wrong("no integer"))? as i32),
+            Kind::I32 | Kind::Eights => Arg::I32(value.as_i64().ok_or_else(|| wrong("no integer"))? as i32),
             Kind::F32 => Arg::F32(value.as_f64().ok_or_else(|| wrong("no number"))? as f32),
             _ => {
                 let before = decoded(&value["before"])?;

@@ -18,8 +18,8 @@ use super::trainable::Trainable;
 use crate::gpu::cuda::Cuda;
 use crate::gpu::device::Device;
 use crate::gpu::sim::Sim;
-use crate::model::DeviceTrainer;
 use crate::model::decoder::training::{AdamStep, Element, State, TrainerOptions};
+use crate::model::{Decoder, DeviceTrainer};
 use crate::objective::Stats;
 
 /// Memory of the simulated device in bytes, allocated when it is used.
@@ -105,17 +105,32 @@ impl Learner {
                 Ok(stats)
             }
             Self::Device(trainer) => {
-                let scores =
-                    trainer.logprobs(policy.decoder(), &packed.batch, &packed.rows, &packed.targets, 1.0, true)?;
-                let logprobs = Var::from_vec(scores.logprobs, packed.targets.len(), &Candle::Cpu)?;
+                let PredictionBatch { batch, rows, targets, .. } = packed;
+                let scores = trainer.logprobs(policy.decoder(), batch, rows, targets, 1.0, true)?;
+                let logprobs = Var::from_vec(scores.logprobs, targets.len(), &Candle::Cpu)?;
                 let (loss, stats) = loss(&logprobs)?;
                 let grads = loss.backward()?;
                 let grad = match grads.get(&logprobs) {
                     Some(grad) => grad.to_vec1()?,
-                    None => vec![0.0; packed.targets.len()],
+                    None => vec![0.0; targets.len()],
                 };
                 trainer.backward(&grad)?;
                 Ok(stats)
+            }
+        }
+    }
+
+    /// Log-probs of the targets `[n]` by the current weights, without a gradient. `now` is a copy of them on the host.
+    ///
+    /// # Errors
+    /// Those of a forward pass.
+    pub fn logprobs(&mut self, policy: &Trainable, now: &Decoder, packed: &PredictionBatch) -> Result<Tensor> {
+        match self {
+            Self::Host(_) => Ok(packed.logprobs(now, &packed.hidden(now)?, 1.0)?.logprobs),
+            Self::Device(trainer) => {
+                let PredictionBatch { batch, rows, targets, .. } = packed;
+                let scores = trainer.logprobs(policy.decoder(), batch, rows, targets, 1.0, false)?;
+                Ok(Tensor::new(scores.logprobs, &Candle::Cpu)?)
             }
         }
     }

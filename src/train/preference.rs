@@ -171,8 +171,10 @@ fn train<A: RecipeArgs>(
             if run.due(run.common.eval_every) {
                 heldout = Stats::default();
                 for group in groups(&heldout_items.iter().collect::<Vec<_>>(), tokens) {
-                    let (sums, lengths) = sequence_logprobs(&now, &sequences(&group))?;
-                    heldout.merge(&loss(&sums, &lengths, &group, &objective, 1.0)?.1);
+                    let packed = PredictionBatch::new(&sequences(&group));
+                    let logprobs = learner.logprobs(&policy, &now, &packed)?;
+                    let sums = sequence_sums_tensor(&logprobs, &packed.lengths)?;
+                    heldout.merge(&loss(&sums, &packed.lengths, &group, &objective, 1.0)?.1);
                 }
                 let accuracy = heldout.mean("accuracy").map(|v| ("heldout_accuracy", v));
                 run.metrics(accuracy.into_iter().chain(heldout.mean("loss").map(|v| ("heldout_loss", v))));

@@ -23,7 +23,7 @@ use crate::data::corpus::{Counts, Stream, TextFiles};
 use crate::domain::Split;
 use crate::model::architecture::{Architecture, TokenIds};
 use crate::model::init::{Heads, init};
-use crate::model::{self, Decoder, Loaded, ModelConfig, Source};
+use crate::model::{self, Loaded, ModelConfig, Source};
 use crate::objective::{Stats, causal_lm};
 use crate::prompt::Texts;
 use crate::tokenizer::Tokenizer;
@@ -103,7 +103,8 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
         if run.due(run.common.eval_every) {
             learner.copy_weights(&policy)?;
             let now = policy.frozen_decoder()?;
-            heldout = validate(&now, &corpus.heldout, corpus.counts, length, run.common.micro_batch_tokens)?;
+            let logprobs = |packed: &PredictionBatch| learner.logprobs(&policy, &now, packed);
+            heldout = validate(&corpus.heldout, corpus.counts, length, run.common.micro_batch_tokens, logprobs)?;
             if let Some(h) = heldout {
                 run.metrics([("heldout_loss", h.loss), ("heldout_perplexity", h.perplexity)]);
                 run.metrics([("bits_per_byte", h.bits_per_byte)]);
@@ -268,16 +269,16 @@ struct Heldout {
 /// The loss on the held-out documents; `None` if there are none. End tokens add bits but no bytes, so bits per byte are
 /// slightly overestimated.
 fn validate(
-    decoder: &Decoder,
     heldout: &Stream,
     counts: Counts,
     length: usize,
     max_tokens: usize,
+    logprobs: impl FnMut(&PredictionBatch) -> Result<Tensor>,
 ) -> Result<Option<Heldout>> {
     let windows: Vec<Sequence> =
         heldout.windows(length).into_iter().map(|w| Sequence { ids: w.to_vec(), start: 1 }).collect();
     let predicted: usize = windows.iter().map(Sequence::predicted).sum();
-    let Some(loss) = super::sft::nats_per_token(decoder, &windows, max_tokens)? else { return Ok(None) };
+    let Some(loss) = super::sft::nats_per_token(&windows, max_tokens, logprobs)? else { return Ok(None) };
     let bits = loss * predicted as f64 / std::f64::consts::LN_2;
     Ok(Some(Heldout { loss, perplexity: loss.exp(), bits_per_byte: bits / counts.heldout_bytes as f64 }))
 }

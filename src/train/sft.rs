@@ -83,7 +83,8 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
             learner.copy_weights(&policy)?;
             let now = policy.frozen_decoder()?;
             if run.due(run.common.eval_every) {
-                heldout = nats_per_token(&now, &data.heldout, run.common.micro_batch_tokens)?;
+                let logprobs = |packed: &PredictionBatch| learner.logprobs(&policy, &now, packed);
+                heldout = nats_per_token(&data.heldout, run.common.micro_batch_tokens, logprobs)?;
                 run.metrics(heldout.map(|loss| ("heldout_loss", loss)));
             }
             samples.write(&mut run, &now, max_length, None)?;
@@ -190,14 +191,16 @@ pub(super) fn groups<'s>(sequences: &[&'s Sequence], max_tokens: usize) -> Vec<V
     micro_batches(&lengths, max_tokens).into_iter().map(|g| g.into_iter().map(|i| sequences[i]).collect()).collect()
 }
 
-/// Mean −log p per predicted token, in nats; `None` without sequences.
-pub(super) fn nats_per_token(decoder: &Decoder, sequences: &[Sequence], max_tokens: usize) -> Result<Option<f64>> {
+/// Mean −log p per predicted token, in nats; `None` without sequences. `logprobs` are those of the targets.
+pub(super) fn nats_per_token(
+    sequences: &[Sequence],
+    max_tokens: usize,
+    mut logprobs: impl FnMut(&PredictionBatch) -> Result<Tensor>,
+) -> Result<Option<f64>> {
     let mut stats = Stats::default();
     let all: Vec<&Sequence> = sequences.iter().collect();
     for group in groups(&all, max_tokens) {
-        let packed = PredictionBatch::new(&group);
-        let hidden = packed.hidden(decoder)?;
-        stats.merge(&causal_lm::loss(&packed.logprobs(decoder, &hidden, 1.0)?.logprobs, 1.0)?.1);
+        stats.merge(&causal_lm::loss(&logprobs(&PredictionBatch::new(&group))?, 1.0)?.1);
     }
     Ok(stats.mean("loss"))
 }

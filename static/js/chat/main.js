@@ -105,6 +105,7 @@ const modelName = () => settings.model || speaker || undefined;
 
 /** A question with a button that takes the conversation back to it. */
 function question(turn) {
+  const before = turns.indexOf(turn); // an empty answer takes the turn out of `turns` later
   const edit = h('button', {
     class: 'link edit',
     type: 'button',
@@ -113,7 +114,7 @@ function question(turn) {
       click: () => {
         if (running) return;
         choosing?.skip();
-        turns.length = turns.indexOf(turn);
+        turns.length = Math.min(turns.length, before);
         while (thread.lastElementChild !== el) thread.lastElementChild.remove();
         el.remove();
         keep();
@@ -248,12 +249,12 @@ async function single(place, signal) {
   body.classList.remove('waiting');
   el.removeAttribute('aria-busy');
   if (text.trim() === '') fill(body, h('p', { class: 'muted', text: t('chat.empty') }));
-  fill(meta, foot(said), text.trim() === '' ? null : again(place));
+  fill(meta, foot(said), again(place, turns.at(-1)));
   return { ...said, text };
 }
 
-/** Draws the last answer again. */
-function again(place) {
+/** A button that draws the last answer again. `question` is the turn that it answers. */
+function again(place, question) {
   return h('button', {
     class: 'link again',
     type: 'button',
@@ -261,7 +262,8 @@ function again(place) {
     on: {
       click: () => {
         if (running || thread.lastElementChild !== place) return;
-        turns.pop();
+        if (turns.at(-1)?.role === 'assistant') turns.pop();
+        else if (turns.at(-1) !== question) turns.push(question); // an empty answer took its question with it
         place.remove();
         answer();
       },

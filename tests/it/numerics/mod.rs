@@ -3,7 +3,6 @@
 mod attention_maps;
 mod choice_eval;
 mod device_training;
-mod devices;
 mod eval;
 pub(crate) mod formats;
 mod further;

@@ -1,7 +1,9 @@
 //! Decoders on the simulated device, with the launches that a GPU would get: against the CPU's kernels, and against
-//! themselves in other batches.
+//! themselves in other batches. With INSTRUCTD_TEST_DEVICE=cuda, on the GPU.
 
 use candle_core::Device;
+use instructd::gpu::cuda::Cuda;
+use instructd::gpu::device;
 use instructd::gpu::sim::Sim;
 use instructd::model::decoder::device::Room;
 use instructd::model::decoder::kv_cache::{CachedSequence, KvCache, StepRows};
@@ -11,6 +13,14 @@ use instructd::ops::linear::WeightFormat;
 use crate::support::{DECODERS, fixture};
 
 const PAGES: usize = 64;
+
+/// A device with `bytes` of memory.
+fn device(bytes: u64) -> Box<dyn device::Device> {
+    match std::env::var("INSTRUCTD_TEST_DEVICE").as_deref() {
+        Ok("cuda") => Box::new(Cuda::open(0, Some(bytes)).unwrap()),
+        _ => Box::new(Sim::new(bytes)),
+    }
+}
 
 /// Room for pages alone.
 fn pages(pages: usize) -> Room {
@@ -28,7 +38,7 @@ impl OnDevice {
     fn new(name: &str, format: WeightFormat) -> Self {
         let loaded = load(&fixture(name), &Device::Cpu).unwrap();
         let decoder = Decoder::new(&loaded.config, &loaded.weights, Purpose::Score).unwrap();
-        let model = DeviceModel::new(&decoder, Box::new(Sim::new(64 << 20)), format, pages(PAGES)).unwrap();
+        let model = DeviceModel::new(&decoder, device(64 << 20), format, pages(PAGES)).unwrap();
         let cache = KvCache::new(&loaded.config, PAGES * 16);
         Self { decoder, model, cache }
     }

@@ -13,6 +13,7 @@ use crate::gpu::device::{Counts, Device, launch};
 use crate::gpu::launch::{
     Activate, Add, Attend, Combine, Embed, GatherRows, Matmul, Norm as NormLaunch, RopeCache, ShapeLogits,
 };
+use crate::gpu::manifest::kernel;
 use crate::gpu::{GpuError, Slice};
 use crate::model::layers::rope_tables;
 use crate::model::{Activation, ModelConfig, QkNorm};
@@ -82,6 +83,10 @@ impl DeviceModel {
         let Some(wide) = HEADS.into_iter().find(|wide| *wide >= c.head_dim) else {
             return Err(GpuError::Launch(format!("heads of {} channels: this device takes at most 256", c.head_dim)));
         };
+        if wide > 64 && !c.head_dim.is_multiple_of(8) {
+            let why = format!("heads of {} channels: above 64, this device takes multiples of 8", c.head_dim);
+            return Err(GpuError::Launch(why));
+        }
         let weights = weights::load(decoder, device.as_mut(), element)?;
         let page = c.n_kv_heads * PAGE * c.head_dim * element.bytes();
         let (used, total) = device.memory();
@@ -98,6 +103,9 @@ impl DeviceModel {
         let bytes = page_count * page;
         let pool = |device: &mut dyn Device| Ok::<_, GpuError>([device.alloc(bytes)?, device.alloc(bytes)?]);
         let pages = (0..c.n_layers).map(|_| pool(device.as_mut())).collect::<Result<Vec<_>, _>>()?;
+        // What the largest step needs is taken now, so that no other user of the device gets it first.
+        let scratch = device.alloc(most_scratch(&c, element, &weights, room) as usize)?;
+        device.free(scratch)?;
         device.wait()?;
         Ok(Self {
             ropes: rope_tables::tables(&c),
@@ -180,6 +188,19 @@ impl DeviceModel {
         let Some(download) = download else { return Ok(Vec::new()) };
         let bytes = device.take(download)?;
         Ok(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
+    }
+}
+
+/// Rows of the tiles of a product with `n` rows and `out` outputs. Few rows wait for the weights, which narrow tiles
+/// read best; large tiles read less, once they are enough to occupy a GPU. Measured on an H200.
+pub(super) fn tile_rows(n: usize, out: usize, element: Element) -> usize {
+    const MULTIPROCESSORS: usize = 132;
+    if n <= 32 {
+        16
+    } else if element == Element::Bf16 && up(n, 128) * up(out, 64) >= MULTIPROCESSORS {
+        128
+    } else {
+        64
     }
 }
 
@@ -306,7 +327,7 @@ impl Pass<'_> {
         self.product(device, x, w, y, self.rows.n, if w.bias.is_some() { "_bias" } else { "" })
     }
 
-    /// The height of the tiles depends on the number of rows; the order of every sum does not.
+    /// The size of the tiles depends on the number of rows; the order of every sum does not.
     fn product(
         &self,
         device: &mut dyn Device,
@@ -316,7 +337,6 @@ impl Pass<'_> {
         n: usize,
         variant: &str,
     ) -> Result<(), GpuError> {
-        let rows = if n <= 16 { 16 } else { 64 };
         let launched = Matmul {
             x,
             w: w.weight,
@@ -326,7 +346,14 @@ impl Pass<'_> {
             m: w.out as i32,
             k: w.input as i32,
         };
-        launch(device, &format!("matmul{variant}.{rows}.{}", self.t()), [up(w.out, 64), up(n, rows), 1], &launched)
+        let (rows, any) = match w.input % 8 {
+            0 => (tile_rows(n, w.out, self.element), ""),
+            _ => (tile_rows(n, w.out, Element::F32), "_any"),
+        };
+        let name = format!("matmul{variant}{any}.{rows}.{}", self.t());
+        let tile = kernel(&name)?;
+        let grid = [up(w.out, tile.constant("BM")), up(n, tile.constant("BN")), 1];
+        launch(device, &name, grid, &launched)
     }
 
     /// One block; returns the term to be added to the hidden states after it.
@@ -438,7 +465,8 @@ impl Pass<'_> {
             cap: cap.unwrap_or(0.0),
         };
         let name = if cap.is_some() { "attend_cap" } else { "attend" };
-        launch(device, &format!("{name}.{}.{t}", self.wide), [rows.tile_count, kv_heads, rows.splits], &launched)?;
+        let any = if hd.is_multiple_of(8) { "" } else { "_any" };
+        launch(device, &format!("{name}{any}.{}.{t}", self.wide), [rows.tile_count, kv_heads, rows.splits], &launched)?;
         let launched = Combine {
             partial: b.partial,
             maxima: b.maxima,

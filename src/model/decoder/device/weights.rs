@@ -3,6 +3,7 @@
 //! `[out, in]` in one element type.
 
 use candle_core::Tensor;
+use half::slice::HalfFloatSliceExt;
 
 use crate::gpu::device::Device;
 use crate::gpu::{GpuError, Slice};
@@ -216,8 +217,12 @@ impl Loader<'_> {
 /// Little-endian values of an element type, rounded to nearest.
 pub(super) fn as_bytes(element: Element, values: &[f32]) -> Vec<u8> {
     match element {
-        Element::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-        Element::Bf16 => values.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect(),
+        Element::F32 => bytemuck::cast_slice(values).to_vec(),
+        Element::Bf16 => {
+            let mut rounded = vec![half::bf16::ZERO; values.len()];
+            rounded.convert_from_f32_slice(values);
+            bytemuck::cast_slice(rounded.reinterpret_cast()).to_vec()
+        }
     }
 }
 

@@ -5,10 +5,12 @@ use super::forward::{Buffer, SavedAttention, SavedBlock, activation, kind};
 use super::layout::{Block, Linear, MatrixId, Norm};
 use super::rows::{Groups, Rows};
 use super::{DeviceTrainer, Pass, up};
+use crate::gpu::launch::Launch;
 use crate::gpu::launch::backward::{
     ActivateBack, ColumnSums, EmbedBack, FlashBackKv, FlashBackQ, FlashDelta, MatmulNn, MatmulTn, NormBack,
     NormBackWeight,
 };
+use crate::gpu::manifest::kernel;
 use crate::gpu::{GpuError, Slice};
 
 /// Columns of a gradient [n, stride]: those of one part of a product.
@@ -149,7 +151,7 @@ impl DeviceTrainer {
             let unused = self.buffers.zeros(d * 4)?;
             let gb = norm.bias.and_then(|id| self.weight(id).grad).unwrap_or(unused);
             let launched = NormBackWeight { x, gy, factors, means, gw, gb, n: n as i32, d: d as i32 };
-            self.launch(&format!("{}_back_weight.{}", kind(norm), self.t()), [up(d, 128), 1, 1], &launched)?;
+            self.launch(&format!("{}_back_weight.{}", kind(norm), self.t()), [up(d, 32), 1, 1], &launched)?;
             self.buffers.give(unused)?;
         }
         self.buffers.give(factors)?;
@@ -318,9 +320,9 @@ impl DeviceTrainer {
         scale: f32,
     ) -> Result<(), GpuError> {
         let (w, Columns { gy, n, stride }) = (self.weight(w), columns);
-        let (m, k, stride) = (w.rows as i32, w.width as i32, stride as i32);
-        let launched = MatmulNn { gy, w: w.value, gx, n: n as i32, m, k, stride, scale };
-        self.launch(&format!("matmul_nn{variant}.{}", self.t()), [up(w.width, 64), up(n, 64), 1], &launched)
+        let (m, k) = (w.rows as i32, w.width as i32);
+        let launched = MatmulNn { gy, w: w.value, gx, n: n as i32, m, k, stride: stride as i32, scale };
+        self.launch_product_back(&format!("matmul_nn{variant}"), &launched, [n, w.width], [w.rows, stride])
     }
 
     /// Adds to the gradients of a product's trained tensors. x is its input.
@@ -329,7 +331,7 @@ impl DeviceTrainer {
         let all = Columns { gy, n, stride };
         if let Some(g) = linear.bias.and_then(|id| self.weight(id).grad) {
             let launched = ColumnSums { gy, g, n: n as i32, m: stride as i32 };
-            self.launch(&format!("column_sums.{}", self.t()), [up(stride, 128), 1, 1], &launched)?;
+            self.launch(&format!("column_sums.{}", self.t()), [up(stride, 32), 1, 1], &launched)?;
         }
         self.matmul_tn(linear.weight, all, x, 1.0)?;
         for adapter in &linear.adapters {
@@ -349,8 +351,24 @@ impl DeviceTrainer {
     fn matmul_tn(&mut self, w: MatrixId, columns: Columns, x: Slice, scale: f32) -> Result<(), GpuError> {
         let (w, Columns { gy, n, stride }) = (self.weight(w), columns);
         let Some(gw) = w.grad else { return Ok(()) };
-        let (m, k, stride) = (w.rows as i32, w.width as i32, stride as i32);
-        let launched = MatmulTn { gy, x, gw, n: n as i32, m, k, stride, scale };
-        self.launch(&format!("matmul_tn.{}", self.t()), [up(w.width, 64), up(w.rows, 64), 1], &launched)
+        let (m, k) = (w.rows as i32, w.width as i32);
+        let launched = MatmulTn { gy, x, gw, n: n as i32, m, k, stride: stride as i32, scale };
+        self.launch_product_back("matmul_tn", &launched, [w.rows, w.width], [w.rows, stride])
+    }
+
+    /// A gradient [rows, columns] of a product; `more` are its other sizes that rows of operands have.
+    pub(super) fn launch_product_back<L: Launch>(
+        &mut self,
+        product: &str,
+        launched: &L,
+        [rows, columns]: [usize; 2],
+        more: [usize; 2],
+    ) -> Result<(), GpuError> {
+        let eights = more.into_iter().chain([columns]).all(|size| size.is_multiple_of(8));
+        let name = format!("{product}{}.{}", if eights { "" } else { "_any" }, self.t());
+        let tile = kernel(&name)?;
+        let height = if L::KERNEL == MatmulTn::KERNEL { "BM" } else { "BN" };
+        let grid = [up(columns, tile.constant("BK")), up(rows, tile.constant(height)), 1];
+        self.launch(&name, grid, launched)
     }
 }

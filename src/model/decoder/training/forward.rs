@@ -5,7 +5,9 @@ use super::rows::Rows;
 use super::{DeviceTrainer, Element, Pass, up};
 use crate::gpu::launch::backward::{Flash, MatmulAdd, Rotate};
 use crate::gpu::launch::{Activate, Add, Embed, GatherRows, Matmul, Norm as NormLaunch};
+use crate::gpu::manifest::kernel;
 use crate::gpu::{GpuError, Slice};
+use crate::model::decoder::device::tile_rows;
 use crate::model::{Activation, Decoder, PackedBatch, Recompute};
 
 /// A buffer, or another name for one (`own` = false), which is not freed.
@@ -224,14 +226,15 @@ impl DeviceTrainer {
     /// A launch with a program for each tile of `tile` rows, sequence, and one of `heads` heads.
     pub(super) fn launch_tiles<L: crate::gpu::launch::Launch>(
         &mut self,
-        kernel: &str,
+        attention: &str,
         rows: &Rows,
         tile: &str,
         heads: usize,
         launched: &L,
     ) -> Result<(), GpuError> {
-        let name = format!("{kernel}.{}.{}", self.wide, self.t());
-        let size = crate::gpu::manifest::kernel(&name)?.constant(tile);
+        let any = if self.config.head_dim.is_multiple_of(8) { "" } else { "_any" };
+        let name = format!("{attention}{any}.{}.{}", self.wide, self.t());
+        let size = kernel(&name)?.constant(tile);
         self.launch(&name, [up(rows.longest, size), rows.sequences, heads], launched)
     }
 
@@ -397,14 +400,18 @@ impl DeviceTrainer {
     /// A product; the height of its tiles depends on the number of rows, the order of every sum does not.
     pub(super) fn launch_matmul(&mut self, variant: &str, launched: &Matmul) -> Result<(), GpuError> {
         let (n, m) = (launched.n as usize, launched.m as usize);
-        let rows = if n <= 16 { 16 } else { 64 };
-        self.launch(&format!("matmul{variant}.{rows}.{}", self.t()), [up(m, 64), up(n, rows), 1], launched)
+        let (rows, any) = match launched.k % 8 {
+            0 => (tile_rows(n, m, self.options.element), ""),
+            _ => (tile_rows(n, m, Element::F32), "_any"),
+        };
+        let name = format!("matmul{variant}{any}.{rows}.{}", self.t());
+        let tile = kernel(&name)?;
+        self.launch(&name, [up(m, tile.constant("BM")), up(n, tile.constant("BN")), 1], launched)
     }
 
     /// Saves a pass for its backward pass.
     pub(super) fn save(&mut self, forward: Forward, head: super::head::SavedHead) {
-        let Forward { rows, blocks, last } = forward;
-        debug_assert_eq!(last.address, head.last.address);
+        let Forward { rows, blocks, .. } = forward;
         self.pass = Some(Pass { rows, blocks, head });
     }
 }

@@ -151,10 +151,10 @@ impl DeviceTrainer {
             let (x, gx) = (part(pass.head.hidden), part(gh));
             let (n, m, k, stride, scale) = (rows as i32, vocab as i32, d as i32, vocab as i32, 1.0);
             let launched = MatmulNn { gy: gz, w: head.value, gx, n, m, k, stride, scale };
-            self.launch(&format!("matmul_nn.{}", self.t()), [up(d, 64), up(rows, 64), 1], &launched)?;
+            self.launch_product_back("matmul_nn", &launched, [rows, d], [vocab, vocab])?;
             if let Some(gw) = head.grad {
                 let launched = MatmulTn { gy: gz, x, gw, n, m, k, stride, scale };
-                self.launch(&format!("matmul_tn.{}", self.t()), [up(d, 64), up(vocab, 64), 1], &launched)?;
+                self.launch_product_back("matmul_tn", &launched, [vocab, d], [vocab, vocab])?;
             }
             self.buffers.give(gz)?;
         }

@@ -104,11 +104,11 @@ impl Storage {
         });
         let weights = weights.collect::<Result<Vec<_>, GpuError>>()?;
         let storage = Self { weights, slabs, places };
-        storage.copy_frozen(device, plan, element)?;
+        storage.copy_values(device, plan, element)?;
         Ok(storage)
     }
 
-    fn copy_frozen(&self, device: &mut dyn Device, plan: &Plan, element: Element) -> Result<(), GpuError> {
+    fn copy_values(&self, device: &mut dyn Device, plan: &Plan, element: Element) -> Result<(), GpuError> {
         for (number, tensor) in plan.tensors.iter().enumerate() {
             let (values, (_, width)) = (tensor.values()?, tensor.rows_and_width());
             for (id, matrix) in plan.matrices.iter().enumerate() {

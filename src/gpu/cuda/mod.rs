@@ -1,6 +1,8 @@
 //! A GPU through NVIDIA's driver: libcuda is opened when a GPU is requested, and no other part of CUDA is needed.
-//!
-//! No GPU has run this file yet; `docs/gpu.md` says what stands in for that.
+//! `docs/gpu.md` says on which GPU it was run.
+
+mod graphs;
+mod pinned;
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::{CString, c_void};
@@ -9,7 +11,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
 
-use super::arena::Arena;
+use self::graphs::{Graphs, Queued, Start};
+use self::pinned::{Pinned, Pool};
+use super::arena::{Arena, GRAIN};
 use super::device::{Counts, Device, Download};
 use super::launch::Arg;
 use super::manifest::Kernel;
@@ -17,8 +21,10 @@ use super::{GpuError, Slice};
 
 /// Bytes of pinned memory for uploads, in two halves: one is filled while the other is copied.
 const STAGING: usize = 32 << 20;
-/// Bytes left free when the arena takes all other memory.
+/// Bytes of the GPU's memory that are never taken.
 const SPARE: u64 = 512 << 20;
+/// Memory is taken from the driver in pieces of at least this many bytes.
+const PIECE: u64 = 64 << 20;
 
 /// Whether NVIDIA's driver can be opened.
 ///
@@ -48,48 +54,29 @@ fn failed(what: &str, error: DriverError) -> GpuError {
     GpuError::Launch(format!("{what}: {error}"))
 }
 
-/// Pinned host memory.
-struct Pinned {
-    at: *mut u8,
-    bytes: usize,
-}
-
-impl Pinned {
-    fn new(bytes: usize) -> Result<Self, GpuError> {
-        // SAFETY: the context is current; the memory is freed once, in `drop`.
-        let at = unsafe { result::malloc_host(bytes, 0) }.map_err(|e| failed("pinned memory", e))?;
-        Ok(Self { at: at.cast(), bytes })
-    }
-
-    fn slice(&mut self) -> &mut [u8] {
-        // SAFETY: `bytes` bytes that this owns; whoever copies to or from it on the device waits before the next use.
-        unsafe { std::slice::from_raw_parts_mut(self.at, self.bytes) }
-    }
-}
-
-impl Drop for Pinned {
-    fn drop(&mut self) {
-        // SAFETY: what `malloc_host` gave.
-        let _ = unsafe { result::free_host(self.at.cast()) };
-    }
-}
-
-/// One GPU: its context, one stream, and one large block of memory for allocations.
+/// One GPU: its context, one stream, and the memory that was taken from the driver for allocations. Memory that was
+/// freed is used again and returned to the driver only in the end, so a step needs none of the driver's allocations.
 pub struct Cuda {
     index: usize,
     name: String,
     device: sys::CUdevice,
     context: sys::CUcontext,
     stream: sys::CUstream,
-    base: u64,
-    arena: Arena,
+    /// By address.
+    pieces: BTreeMap<u64, Arena>,
+    /// Most bytes to take.
+    most: u64,
     functions: BTreeMap<&'static str, sys::CUfunction>,
     modules: Vec<sys::CUmodule>,
+    /// Launches that were requested and not started yet.
+    queue: Vec<Queued>,
+    graphs: Graphs,
     /// The halves, each with the event after which it may be filled again.
     staging: Vec<(Pinned, sys::CUevent)>,
     turn: usize,
     /// Copies to the host; those below `waited` are complete.
-    downloads: HashMap<u64, Pinned>,
+    downloads: HashMap<u64, (Pinned, usize)>,
+    unused: Pool,
     asked: u64,
     waited: u64,
     counts: Counts,
@@ -99,18 +86,18 @@ pub struct Cuda {
 unsafe impl Send for Cuda {}
 
 impl Cuda {
-    /// GPU `index`, counted from 0, with `bytes` of its memory; `None` = all free memory but `SPARE`.
+    /// GPU `index`, counted from 0, of whose memory at most `most` bytes are taken; `None` = all but `SPARE`.
     ///
     /// # Errors
-    /// `Unavailable` with one line when the driver or the GPU is missing; `OutOfMemory`.
-    pub fn open(index: usize, bytes: Option<u64>) -> Result<Self, GpuError> {
+    /// `Unavailable` with one line when the driver or the GPU is missing.
+    pub fn open(index: usize, most: Option<u64>) -> Result<Self, GpuError> {
         driver()?;
         // The loader of the driver's functions panics when one is missing, as in an old driver.
-        catch_unwind(AssertUnwindSafe(|| Self::open_checked(index, bytes)))
+        catch_unwind(AssertUnwindSafe(|| Self::open_checked(index, most)))
             .unwrap_or_else(|_| Err(unavailable("NVIDIA's driver is too old: 525 or newer is needed")))
     }
 
-    fn open_checked(index: usize, bytes: Option<u64>) -> Result<Self, GpuError> {
+    fn open_checked(index: usize, most: Option<u64>) -> Result<Self, GpuError> {
         let no = |what: &str, e: DriverError| unavailable(format!("GPU {index} cannot be used: {what}: {e}"));
         result::init().map_err(|e| no("the driver does not start", e))?;
         let count = result::device::get_count().map_err(|e| no("counting", e))?;
@@ -126,14 +113,6 @@ impl Cuda {
             result::ctx::set_current(context).map_err(|e| no("its context", e))?;
             (context, result::stream::create(result::stream::StreamKind::NonBlocking).map_err(|e| no("a stream", e))?)
         };
-        let (free, _) = result::mem_get_info().map_err(|e| no("its memory", e))?;
-        let room = (free as u64).saturating_sub(SPARE);
-        let bytes = bytes.unwrap_or(room);
-        if bytes > room {
-            return Err(GpuError::OutOfMemory { wanted: bytes, free: room });
-        }
-        // SAFETY: a plain allocation, freed in `drop`; whoever reads it writes it before.
-        let base = unsafe { result::malloc_sync(bytes as usize) }.map_err(|e| no("allocating its memory", e))?;
         let event =
             || result::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING).map_err(|e| no("an event", e));
         let staging = vec![(Pinned::new(STAGING / 2)?, event()?), (Pinned::new(STAGING / 2)?, event()?)];
@@ -143,13 +122,16 @@ impl Cuda {
             device,
             context,
             stream,
-            base,
-            arena: Arena::new(bytes),
+            pieces: BTreeMap::new(),
+            most: most.unwrap_or(u64::MAX),
             functions: BTreeMap::new(),
             modules: Vec::new(),
+            queue: Vec::new(),
+            graphs: Graphs::default(),
             staging,
             turn: 0,
             downloads: HashMap::new(),
+            unused: Pool::default(),
             asked: 0,
             waited: 0,
             counts: Counts::default(),
@@ -164,11 +146,38 @@ impl Cuda {
     /// # Errors
     /// When `slice` is not within one allocation.
     fn held(&self, slice: Slice, what: &str) -> Result<(), GpuError> {
-        let at = slice.address.checked_sub(self.base);
-        match at.and_then(|at| self.arena.holder(at, slice.bytes as u64)) {
+        let piece = self.pieces.range(..=slice.address).next_back();
+        match piece.and_then(|(base, arena)| arena.holder(slice.address - base, slice.bytes as u64)) {
             Some(_) => Ok(()),
             None => Err(GpuError::Launch(format!("{what}: {:#x}..+{} is not allocated", slice.address, slice.bytes))),
         }
+    }
+
+    /// Bytes that can still be taken from the driver.
+    fn room(&self) -> u64 {
+        let taken: u64 = self.pieces.values().map(Arena::size).sum();
+        let (free, _) = result::mem_get_info().unwrap_or((0, 0));
+        (free as u64).saturating_sub(SPARE).min(self.most.saturating_sub(taken))
+    }
+
+    /// Takes a piece of at least `bytes` bytes from the driver.
+    fn grow(&mut self, bytes: u64) -> Result<(), GpuError> {
+        let need = bytes.max(1).next_multiple_of(GRAIN);
+        let room = self.room() / GRAIN * GRAIN;
+        if need > room {
+            return Err(GpuError::OutOfMemory { wanted: bytes, free: room });
+        }
+        let size = need.max(PIECE).min(room);
+        // SAFETY: a plain allocation, freed in `drop`; whoever reads it writes it before.
+        let base = unsafe { result::malloc_sync(size as usize) }
+            .map_err(|_| GpuError::OutOfMemory { wanted: bytes, free: room })?;
+        self.pieces.insert(base, Arena::new(size));
+        Ok(())
+    }
+
+    fn alloc_in_pieces(&mut self, bytes: usize) -> Option<Slice> {
+        let found = self.pieces.iter_mut().find_map(|(base, arena)| Some(base + arena.alloc(bytes as u64)?));
+        found.map(|address| Slice { address, bytes })
     }
 
     /// The function of a kernel; its PTX is compiled by the driver when it is first needed.
@@ -193,6 +202,83 @@ impl Cuda {
         self.functions.insert(&kernel.name, function);
         Ok(function)
     }
+
+    /// Starts the queued launches.
+    fn flush(&mut self) -> Result<(), GpuError> {
+        if self.queue.is_empty() {
+            return Ok(());
+        }
+        let queue = std::mem::take(&mut self.queue);
+        let started = self.start_all(&queue);
+        // The allocation is used again.
+        self.queue = queue;
+        self.queue.clear();
+        started
+    }
+
+    fn start_all(&mut self, queue: &[Queued]) -> Result<(), GpuError> {
+        let stream = self.stream;
+        let graph = match self.graphs.plan(queue) {
+            Start::Graph(graph) => graph,
+            Start::Singly => {
+                self.check_memory(queue)?;
+                return queue.iter().try_for_each(|launch| {
+                    launch_kernel(launch, stream).map_err(|e| failed(&launch.kernel.name, e))
+                });
+            }
+            Start::Capture(key) => {
+                let launches = || queue.iter().try_for_each(|launch| launch_kernel(launch, stream));
+                let graph = graphs::capture(stream, launches).map_err(|e| failed("a graph", e))?;
+                self.graphs.captured(key, graph);
+                graph
+            }
+        };
+        // SAFETY: made by `capture` and not destroyed.
+        unsafe { result::graph::launch(graph, stream) }.map_err(|e| failed("a graph", e))
+    }
+
+    /// # Errors
+    /// When an argument points outside of allocated memory. Repeated queues passed this before.
+    fn check_memory(&self, queue: &[Queued]) -> Result<(), GpuError> {
+        for launch in queue {
+            for (arg, (name, _)) in launch.args.iter().zip(&launch.kernel.params) {
+                if let Arg::Pointer(slice) = arg {
+                    self.held(*slice, &format!("{}: {name}", launch.kernel.name))?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Starts one kernel.
+fn launch_kernel(launch: &Queued, stream: sys::CUstream) -> Result<(), DriverError> {
+    // Eight bytes for each argument, of which the driver reads as many as the parameter has; then the two scratch
+    // pointers that Triton adds and that these kernels do not use.
+    let mut values: Vec<u64> = launch
+        .args
+        .iter()
+        .map(|arg| match arg {
+            Arg::Pointer(slice) => slice.address,
+            Arg::I32(v) => u64::from(*v as u32),
+            Arg::F32(v) => u64::from(v.to_bits()),
+        })
+        .chain([0, 0])
+        .collect();
+    let mut pointers: Vec<*mut c_void> = values.iter_mut().map(|v| std::ptr::from_mut(v).cast()).collect();
+    let (grid, kernel) = (launch.grid, launch.kernel);
+    let block = (kernel.warps * 32, 1, 1);
+    // SAFETY: the arguments were compared with the kernel's parameters, and the driver copies them before it returns.
+    unsafe {
+        result::launch_kernel(
+            launch.function,
+            (grid[0], grid[1], grid[2]),
+            block,
+            kernel.shared,
+            stream,
+            &mut pointers,
+        )
+    }
 }
 
 impl Device for Cuda {
@@ -201,16 +287,20 @@ impl Device for Cuda {
     }
 
     fn alloc(&mut self, bytes: usize) -> Result<Slice, GpuError> {
-        let Some(at) = self.arena.alloc(bytes as u64) else {
-            let free = self.arena.size() - self.arena.used_bytes();
-            return Err(GpuError::OutOfMemory { wanted: bytes as u64, free });
-        };
-        Ok(Slice { address: self.base + at, bytes })
+        if let Some(slice) = self.alloc_in_pieces(bytes) {
+            return Ok(slice);
+        }
+        self.enter()?;
+        self.grow(bytes as u64)?;
+        self.alloc_in_pieces(bytes).ok_or(GpuError::OutOfMemory { wanted: bytes as u64, free: 0 })
     }
 
     /// One stream does all work in order, so memory can be reused at once.
     fn free(&mut self, slice: Slice) -> Result<(), GpuError> {
-        if slice.address.checked_sub(self.base).is_some_and(|at| self.arena.free(at)) {
+        self.enter()?;
+        self.flush()?;
+        let piece = self.pieces.range_mut(..=slice.address).next_back();
+        if piece.is_some_and(|(base, arena)| arena.free(slice.address - base)) {
             return Ok(());
         }
         Err(GpuError::Launch(format!("free: {:#x} is not allocated", slice.address)))
@@ -222,6 +312,7 @@ impl Device for Cuda {
             return Err(GpuError::Launch(format!("upload: {} bytes into {}", data.len(), to.bytes)));
         }
         self.enter()?;
+        self.flush()?;
         self.counts.uploads += 1;
         for (i, part) in data.chunks(STAGING / 2).enumerate() {
             let (pinned, event) = &mut self.staging[self.turn];
@@ -242,13 +333,14 @@ impl Device for Cuda {
     fn download(&mut self, from: Slice) -> Result<Download, GpuError> {
         self.held(from, "download")?;
         self.enter()?;
+        self.flush()?;
         self.counts.downloads += 1;
-        let mut pinned = Pinned::new(from.bytes.max(1))?;
+        let mut pinned = self.unused.take(from.bytes)?;
         // SAFETY: the memory stays in `downloads` until the stream has been waited for; `take` and `drop` see to that.
         unsafe { result::memcpy_dtoh_async(&mut pinned.slice()[..from.bytes], from.address, self.stream) }
             .map_err(|e| failed("download", e))?;
         self.asked += 1;
-        self.downloads.insert(self.asked, pinned);
+        self.downloads.insert(self.asked, (pinned, from.bytes));
         Ok(Download(self.asked))
     }
 
@@ -259,6 +351,7 @@ impl Device for Cuda {
             return Err(GpuError::Launch(format!("copy: {} bytes to {}", from.bytes, to.bytes)));
         }
         self.enter()?;
+        self.flush()?;
         // SAFETY: both were checked.
         unsafe { result::memcpy_dtod_async(to.address, from.address, from.bytes, self.stream) }
             .map_err(|e| failed("copy", e))
@@ -267,50 +360,23 @@ impl Device for Cuda {
     fn zero(&mut self, slice: Slice) -> Result<(), GpuError> {
         self.held(slice, "zero")?;
         self.enter()?;
+        self.flush()?;
         // SAFETY: the slice was checked.
         unsafe { result::memset_d8_async(slice.address, 0, slice.bytes, self.stream) }.map_err(|e| failed("zero", e))
     }
 
+    /// Queues the launch; `flush` starts it.
     fn start(&mut self, kernel: &'static Kernel, grid: [u32; 3], args: &[Arg]) -> Result<(), GpuError> {
-        for (arg, (name, _)) in args.iter().zip(&kernel.params) {
-            if let Arg::Pointer(slice) = arg {
-                self.held(*slice, &format!("{}: {name}", kernel.name))?;
-            }
-        }
         self.enter()?;
         let function = self.function(kernel)?;
-        // Eight bytes for each argument, of which the driver reads as many as the parameter has; then the two scratch
-        // pointers that Triton adds and that these kernels do not use.
-        let mut values: Vec<u64> = args
-            .iter()
-            .map(|arg| match arg {
-                Arg::Pointer(slice) => slice.address,
-                Arg::I32(v) => u64::from(*v as u32),
-                Arg::F32(v) => u64::from(v.to_bits()),
-            })
-            .chain([0, 0])
-            .collect();
-        let mut pointers: Vec<*mut c_void> = values.iter_mut().map(|v| std::ptr::from_mut(v).cast()).collect();
-        let block = (kernel.warps * 32, 1, 1);
-        // SAFETY: the arguments were compared with the kernel's parameters, and the driver copies them before it
-        // returns.
-        unsafe {
-            result::launch_kernel(
-                function,
-                (grid[0], grid[1], grid[2]),
-                block,
-                kernel.shared,
-                self.stream,
-                &mut pointers,
-            )
-        }
-        .map_err(|e| failed(&kernel.name, e))?;
         self.counts.launches += 1;
+        self.queue.push(Queued { kernel, function, grid, args: args.to_vec() });
         Ok(())
     }
 
     fn wait(&mut self) -> Result<(), GpuError> {
         self.enter()?;
+        self.flush()?;
         self.counts.waits += 1;
         // SAFETY: the stream lives as long as `self`.
         unsafe { result::stream::synchronize(self.stream) }.map_err(|e| failed("the GPU", e))?;
@@ -323,8 +389,10 @@ impl Device for Cuda {
             return Err(GpuError::Launch("a download was read before `wait`".to_owned()));
         }
         let taken = || GpuError::Launch("a download was taken twice".to_owned());
-        let mut pinned = self.downloads.remove(&download.0).ok_or_else(taken)?;
-        Ok(pinned.slice().to_vec())
+        let (mut pinned, bytes) = self.downloads.remove(&download.0).ok_or_else(taken)?;
+        let data = pinned.slice()[..bytes].to_vec();
+        self.unused.give(pinned);
+        Ok(data)
     }
 
     fn counts(&self) -> Counts {
@@ -332,7 +400,10 @@ impl Device for Cuda {
     }
 
     fn memory(&self) -> (u64, u64) {
-        (self.arena.used_bytes(), self.arena.size())
+        let used = self.pieces.values().map(Arena::used_bytes).sum();
+        let taken: u64 = self.pieces.values().map(Arena::size).sum();
+        let room = self.enter().map_or(0, |()| self.room());
+        (used, taken + room)
     }
 }
 
@@ -343,10 +414,14 @@ impl Drop for Cuda {
             let _ = result::ctx::set_current(self.context);
             let _ = result::stream::synchronize(self.stream);
             self.downloads.clear();
+            self.unused.clear();
+            self.graphs.clear();
             for module in self.modules.drain(..) {
                 let _ = result::module::unload(module);
             }
-            let _ = result::free_sync(self.base);
+            for base in self.pieces.keys() {
+                let _ = result::free_sync(*base);
+            }
             for (pinned, event) in self.staging.drain(..) {
                 let _ = result::event::destroy(event);
                 drop(pinned);
