@@ -8,8 +8,8 @@ use candle_core::Tensor;
 use serde_json::{Value, json};
 
 use super::args::{Common, DpoArgs, OrpoArgs, RecipeArgs, SimpoArgs, parse_for_run};
-use super::ranked::{RankedSequences, Rankings};
 use super::on_device::{Learner, loading_device};
+use super::ranked::{RankedSequences, Rankings};
 use super::run::{Run, TrainPlan, file_hash, load_base, report_phase};
 use super::samples::Samples;
 use super::sft::backbone_and_output;

@@ -372,8 +372,7 @@ fn activate_back(call: &mut Call<'_>) -> Done {
     for row in 0..call.grid(0) {
         let gy = call.floats("gy", row * inner, columns)?;
         let at = if gated { row * 2 * inner } else { row * inner };
-        let x: Vec<(f32, f32)> =
-            call.floats("x", at, columns)?.into_iter().map(|x| activated(x, kind)).collect();
+        let x: Vec<(f32, f32)> = call.floats("x", at, columns)?.into_iter().map(|x| activated(x, kind)).collect();
         if !gated {
             let gx: Vec<f32> = gy.iter().zip(&x).map(|(g, (_, slope))| g * slope).collect();
             call.put("gx", at, &gx)?;

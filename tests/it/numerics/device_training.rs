@@ -20,17 +20,13 @@ const BYTES: u64 = 256 << 20;
 /// Two sequences, one of them longer than a tile of attention and than most windows.
 fn sequences(vocab: usize) -> Vec<Sequence> {
     let id = |i: usize| ((i * 7 + 3) % vocab) as u32;
-    vec![
-        Sequence { ids: (0..40).map(id).collect(), start: 4 },
-        Sequence { ids: (50..57).map(id).collect(), start: 1 },
-    ]
+    vec![Sequence { ids: (0..40).map(id).collect(), start: 4 }, Sequence { ids: (50..57).map(id).collect(), start: 1 }]
 }
 
 fn policy(name: &str, lora: Option<&LoraArgs>, freeze: Freeze) -> Trainable {
     let loaded = load(&fixture(name), &Device::Cpu).unwrap();
     let precision = FrozenPrecision::F32;
-    let policy =
-        Trainable::of(&loaded.config, loaded.weights, lora, freeze, Recompute::None, precision, 0).unwrap();
+    let policy = Trainable::of(&loaded.config, loaded.weights, lora, freeze, Recompute::None, precision, 0).unwrap();
     // A second factor of zeros would hide the gradient of the first.
     for (name, var) in policy.params.iter().filter(|(name, _)| name.contains("lora_B")) {
         let noise: Vec<f32> = (0..var.elem_count()).map(|i| ((i + name.len()) as f32).sin() * 0.05).collect();
@@ -252,12 +248,14 @@ fn a_step_of_adamw_is_that_of_the_cpu() {
                 .read(State::Gradients)
                 .unwrap()
                 .into_iter()
-                .map(|(name, g)| (name.clone(), Tensor::from_vec(g, policy.params[&name].shape(), &Device::Cpu).unwrap()))
+                .map(|(name, g)| {
+                    (name.clone(), Tensor::from_vec(g, policy.params[&name].shape(), &Device::Cpu).unwrap())
+                })
                 .collect();
-            let norm = trainer.update(&adam_step(config, step, 1e-2, 0.1, Some(0.5))).unwrap();
+            let norm = trainer.update(&adam_step(config, step, 1e-2, 0.1, Some(0.05))).unwrap();
             let want = global_norm(&grads).unwrap();
-            assert!((norm - want).abs() < 1e-5 * want && want > 0.5, "{norm}, {want}");
-            optimizer.update(&policy.params, &grads, 1e-2, Some(0.5)).unwrap();
+            assert!((norm - want).abs() < 1e-5 * want && want > 0.05, "{norm}, {want}");
+            optimizer.update(&policy.params, &grads, 1e-2, Some(0.05)).unwrap();
             let state = optimizer.state(&policy.params).unwrap();
             let [weights, m, v] = [State::Weights, State::M, State::V].map(|state| trainer.read(state).unwrap());
             for (name, var) in &policy.params {

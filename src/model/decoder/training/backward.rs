@@ -267,8 +267,7 @@ impl DeviceTrainer {
         let (offsets, lse) = (rows.offsets, attention.lse);
         let (window, scale) = (block.window as i32, self.config.attention_scale());
         let (h, kv, hd) = (heads as i32, kv_heads as i32, hd as i32);
-        let launched =
-            FlashBackQ { q, k, v, gout, offsets, lse, delta, gq, heads: h, kv_heads: kv, hd, window, scale };
+        let launched = FlashBackQ { q, k, v, gout, offsets, lse, delta, gq, heads: h, kv_heads: kv, hd, window, scale };
         self.launch_tiles("flash_back_q", rows, "BM", heads, &launched)?;
         let launched =
             FlashBackKv { q, k, v, gout, offsets, lse, delta, gk, gv, heads: h, kv_heads: kv, hd, window, scale };

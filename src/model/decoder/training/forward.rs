@@ -197,13 +197,7 @@ impl DeviceTrainer {
     }
 
     /// The block's output, and the feed-forward network's output before its norm, where it has one.
-    fn down(
-        &mut self,
-        block: &Block,
-        rows: &Rows,
-        mid: Slice,
-        up: Slice,
-    ) -> Result<(Slice, Option<Slice>), GpuError> {
+    fn down(&mut self, block: &Block, rows: &Rows, mid: Slice, up: Slice) -> Result<(Slice, Option<Slice>), GpuError> {
         let count = rows.n * self.config.hidden_size;
         let acted = self.activated(block, rows.n, up)?;
         let projected = self.linear(&block.down, acted, rows.n)?;
@@ -239,13 +233,7 @@ impl DeviceTrainer {
     }
 
     /// Rotates q and k in place; sign −1 is the gradient.
-    pub(super) fn rotate(
-        &mut self,
-        block: &Block,
-        rows: &Rows,
-        qk: [Slice; 2],
-        sign: f32,
-    ) -> Result<(), GpuError> {
+    pub(super) fn rotate(&mut self, block: &Block, rows: &Rows, qk: [Slice; 2], sign: f32) -> Result<(), GpuError> {
         let Some((cos, sin, half)) = block.rope.and_then(|i| rows.rope[i]) else { return Ok(()) };
         for (x, heads) in qk.into_iter().zip([self.config.n_heads, self.config.n_kv_heads]) {
             let launched = Rotate {
@@ -284,7 +272,13 @@ impl DeviceTrainer {
         Ok(y)
     }
 
-    pub(super) fn launch_norm(&mut self, name: &str, norm: &Norm, [x, y]: [Slice; 2], rows: usize) -> Result<(), GpuError> {
+    pub(super) fn launch_norm(
+        &mut self,
+        name: &str,
+        norm: &Norm,
+        [x, y]: [Slice; 2],
+        rows: usize,
+    ) -> Result<(), GpuError> {
         let weight = self.weight(norm.weight);
         let width = weight.rows as i32;
         let launched = NormLaunch {
@@ -304,12 +298,7 @@ impl DeviceTrainer {
     }
 
     /// The norm of a term before it is added; returns the values before the norm, where there is one, and the term.
-    fn post_norm(
-        &mut self,
-        norm: Option<&Norm>,
-        x: Slice,
-        count: usize,
-    ) -> Result<(Option<Slice>, Slice), GpuError> {
+    fn post_norm(&mut self, norm: Option<&Norm>, x: Slice, count: usize) -> Result<(Option<Slice>, Slice), GpuError> {
         match norm {
             None => Ok((None, x)),
             Some(norm) => Ok((Some(x), self.norm_of(norm, x, count)?)),

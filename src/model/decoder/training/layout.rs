@@ -126,8 +126,7 @@ struct Planner<'a> {
 /// # Errors
 /// When weights are only present in packed form, or an adapter begins at a column that kernels cannot address.
 pub(super) fn plan(decoder: &Decoder, names: &HashMap<TensorId, String>) -> Result<Plan, GpuError> {
-    let mut planner =
-        Planner { config: &decoder.config, names, tensors: Vec::new(), matrices: Vec::new() };
+    let mut planner = Planner { config: &decoder.config, names, tensors: Vec::new(), matrices: Vec::new() };
     let Some(words) = decoder.embed.tensor() else {
         return Err(GpuError::Launch("the word vectors are in the model's file, not in memory".to_owned()));
     };
@@ -245,9 +244,7 @@ impl Planner<'_> {
             std::iter::once([0..q, q..q + kv, q + kv..q + 2 * kv][part].clone()).collect()
         };
         Ok(match attn {
-            Projections::Split { q, k, v } => {
-                [self.whole_linear(q)?, self.whole_linear(k)?, self.whole_linear(v)?]
-            }
+            Projections::Split { q, k, v } => [self.whole_linear(q)?, self.whole_linear(k)?, self.whole_linear(v)?],
             Projections::Joint { all, by_head } => [
                 self.linear(&[(all, rows(0, *by_head))])?,
                 self.linear(&[(all, rows(1, *by_head))])?,

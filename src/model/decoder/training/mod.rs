@@ -121,7 +121,8 @@ impl DeviceTrainer {
         options: TrainerOptions,
     ) -> Result<Self, GpuError> {
         let config = decoder.config.clone();
-        let refuse = |what: String| Err(GpuError::Launch(format!("this device cannot train {what}; set device to cpu")));
+        let refuse =
+            |what: String| Err(GpuError::Launch(format!("this device cannot train {what}; set device to cpu")));
         if config.switches.attention_softcap.is_some() || config.switches.logit_softcap.is_some() {
             return refuse("models with soft caps of scores or logits".to_owned());
         }

@@ -31,8 +31,7 @@ impl Groups {
         let mut order: Vec<(usize, usize)> =
             ids.enumerate().map(|(row, id)| (id, row)).filter(|(id, _)| Some(*id) != skip).collect();
         order.sort_unstable();
-        let starts: Vec<usize> =
-            (0..order.len()).filter(|i| *i == 0 || order[i - 1].0 != order[*i].0).collect();
+        let starts: Vec<usize> = (0..order.len()).filter(|i| *i == 0 || order[i - 1].0 != order[*i].0).collect();
         if starts.is_empty() {
             return Ok(None);
         }
