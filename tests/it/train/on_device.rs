@@ -32,7 +32,7 @@ fn a_device_computes_the_losses_of_the_cpu() {
         ("simpo", with(&reward(&world, "simpo"), lora)),
         ("orpo", reward(&world, "orpo")),
     ] {
-        let args = with(&args, json!({"max_steps": 3, "micro_batch_tokens": 200}));
+        let args = with(&args, json!({"max_steps": 3, "micro_batch_tokens": 60, "batch_size": 4}));
         let run = |more: Value| train(recipe, &with(&args, more)).0;
         let host = run(json!({"device": "cpu"}));
         for (precision, tolerance) in [("f32", 1e-4), ("bf16", 5e-2)] {
@@ -53,7 +53,7 @@ fn a_device_computes_the_losses_of_the_cpu() {
 fn sft_on_a_device_teaches_what_was_demonstrated() {
     let world = World::new();
     let start = share_written_by(&World::model());
-    let args = with(&sft(&world, "out"), json!({"device": "sim", "precision": "bf16", "batch_size": 16, "epochs": 6}));
+    let args = with(&sft(&world, "out"), json!({"device": "sim", "precision": "bf16", "batch_size": 8, "epochs": 3}));
     let (recorder, _) = train("sft", &args);
     let losses = recorder.curve("loss");
     assert!(losses[losses.len() - 1] < losses[0], "{losses:?}");
@@ -69,7 +69,7 @@ fn a_resumed_run_on_a_device_ends_with_the_bits_of_an_uninterrupted_one() {
         json!({"device": "sim", "weight_decay": 0.1}),
         json!({"device": "sim", "precision": "bf16", "lora": {"rank": 4}}),
     ] {
-        let args = with(&sft(&world, "whole"), with(&more, json!({"batch_size": 16, "max_steps": 4})));
+        let args = with(&sft(&world, "whole"), with(&more, json!({"batch_size": 4, "max_steps": 4})));
         train("sft", &args);
         let checkpoints = tempfile::tempdir().unwrap();
         let resumed = json!({"output_dir": world.path("parts"), "checkpoint_dir": checkpoints.path(), "resume": true});
@@ -96,7 +96,7 @@ fn a_run_continues_on_another_device_with_a_warning() {
     let checkpoints = tempfile::tempdir().unwrap();
     let args = with(
         &sft(&world, "out"),
-        json!({"batch_size": 16, "max_steps": 3, "checkpoint_dir": checkpoints.path(), "resume": true}),
+        json!({"batch_size": 4, "max_steps": 3, "checkpoint_dir": checkpoints.path(), "resume": true}),
     );
     let mut stopped = Recorder { stop_after: Some(1), ..Recorder::default() };
     (recipe("sft").unwrap().run)(&with(&args, json!({"device": "sim"})), &mut stopped).unwrap();
