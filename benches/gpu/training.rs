@@ -100,7 +100,7 @@ fn speed(simulated: bool, element: Element) -> Result<String, String> {
         seconds += if step > 0 { began.elapsed().as_secs_f64() } else { 0.0 };
     }
     let (first, last) = (losses[0], losses[losses.len() - 1]);
-    if !(last < first) {
+    if last.is_nan() || last >= first {
         return Err(format!("the loss went from {first:.4} to {last:.4} nats"));
     }
     let tokens = (count * length) as f64 * steps as f64;
