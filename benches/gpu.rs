@@ -2,10 +2,13 @@
 //!
 //! `cargo bench --bench gpu -- cuda` on a machine with an NVIDIA driver; `-- sim` is the dry run on the simulated
 //! device that `.ci/run` makes. The program needs no CUDA and no network: it can be built on one machine and run on
-//! another. Phases: the device, every recorded launch, logits and equality of bits of tiny models, and tokens per
-//! second of random weights in the shapes of SmolLM2-135M and SmolLM2-1.7B (a tiny shape in the dry run). Exit status 1
-//! when anything fails. With `--json FILE`, the table is also written there, with INSTRUCTD_BENCH_COMMIT, _MACHINE,
-//! _DATE and _COMMAND.
+//! another. Phases: the device, every recorded launch, logits and equality of bits of tiny models, their gradients, and
+//! tokens per second of serving and training with random weights in the shapes of SmolLM2-135M and, for serving,
+//! SmolLM2-1.7B (a tiny shape in the dry run). Exit status 1 when anything fails. With `--json FILE`, the table is also
+//! written there, with INSTRUCTD_BENCH_COMMIT, _MACHINE, _DATE and _COMMAND.
+
+#[path = "gpu/training.rs"]
+mod training;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
@@ -86,22 +89,27 @@ fn config(shape: [usize; 6]) -> ModelConfig {
     ModelConfig::from_hf(&config, None).expect("a valid configuration")
 }
 
-/// A decoder of random weights: the same for the same shape.
-fn decoder(shape: [usize; 6]) -> Result<Decoder, String> {
-    let config = config(shape);
-    // A prime number of them, repeated from another place in each tensor, so that large models are made quickly.
+/// Normal numbers by the number of a tensor and their count. A prime number of them is repeated from another place in
+/// each tensor, so that large models are made quickly.
+fn normals() -> impl Fn(u64, usize) -> Vec<f64> {
     const KNOWN: usize = 1_000_003;
     let mut state = 1u64;
-    let mut uniform = || {
+    let mut uniform = move || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         ((state >> 11) as f64 + 0.5) / (1u64 << 53) as f64
     };
-    let mut one = || (-2.0 * f64::ln(uniform())).sqrt() * (std::f64::consts::TAU * uniform()).cos();
+    let mut one = move || (-2.0 * f64::ln(uniform())).sqrt() * (std::f64::consts::TAU * uniform()).cos();
     let known: Vec<f64> = (0..KNOWN).map(|_| one()).collect();
-    let normals = |tensor: u64, n: usize| -> Vec<f64> {
+    move |tensor, n| {
         let from = tensor.wrapping_mul(0x9E37_79B9_7F4A_7C15) as usize % KNOWN;
         known.iter().cycle().skip(from).take(n).copied().collect()
-    };
+    }
+}
+
+/// A decoder of random weights: the same for the same shape.
+fn decoder(shape: [usize; 6]) -> Result<Decoder, String> {
+    let config = config(shape);
+    let normals = normals();
     let weights = init(&config, Heads::Backbone, &Candle::Cpu, normals).map_err(|e| e.to_string())?;
     Decoder::new(&config, &weights, Purpose::Score).map_err(|e| e.to_string())
 }
@@ -263,9 +271,11 @@ fn main() -> ExitCode {
         Ok(format!("{}, {} MB", device.name(), device.memory().1 >> 20))
     });
     table.phase("recorded launches", || {
-        let tape = include_bytes!("../tests/fixtures/kernels.tape.gz");
+        let forward = include_bytes!("../tests/fixtures/kernels.tape.gz");
+        let backward = include_bytes!("../tests/fixtures/kernels_backward.tape.gz");
         let mut device = open(simulated)?;
-        let replayed = tape::replay(device.as_mut(), tape).map_err(|e| e.to_string())?;
+        let mut replayed = tape::replay(device.as_mut(), forward).map_err(|e| e.to_string())?;
+        replayed.extend(tape::replay(device.as_mut(), backward).map_err(|e| e.to_string())?);
         let wrong: Vec<_> = replayed.iter().filter(|r| !r.agrees).collect();
         let worst = replayed.iter().map(|r| r.off).fold(0.0, f64::max);
         match wrong.first() {
@@ -289,6 +299,7 @@ fn main() -> ExitCode {
             table.phase(&name, || speed(simulated, decoder, shape, streams));
         }
     }
+    training::phases(&mut table, simulated);
     let good = table.print();
     let arguments: Vec<String> = std::env::args().collect();
     if let Some([_, file]) = arguments.windows(2).find(|pair| pair[0] == "--json")

@@ -11,12 +11,13 @@ NEVER = tl.constexpr(-1.0e30)
 
 
 @triton.jit
-def matmul_nn(gy, w, gx, n, m, k, ADD: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr):
-    """gx [n, k] = gy [n, m] . w [m, k], added to what is there where ADD. Grid (ceil(k / BK), ceil(n / BN))."""
+def matmul_nn(gy, w, gx, n, m, k, stride, scale, ADD: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr):
+    """gx [n, k] = scale * gy [n, m] . w [m, k], added to what is there where ADD; rows of gy are `stride` elements
+    apart. Grid (ceil(k / BK), ceil(n / BN))."""
     col = tl.program_id(0) * BK + tl.arange(0, BK)
     row = tl.program_id(1) * BN + tl.arange(0, BN)
     mm = tl.arange(0, BM)
-    gs = gy + row[:, None].to(tl.int64) * m + mm[None, :]
+    gs = gy + row[:, None].to(tl.int64) * stride + mm[None, :]
     acc = tl.zeros((BN, BK), tl.float32)
     for start in range(0, m, BM):
         left = m - start
@@ -26,14 +27,16 @@ def matmul_nn(gy, w, gx, n, m, k, ADD: tl.constexpr, BN: tl.constexpr, BM: tl.co
         acc = tl.dot(a, b, acc, input_precision="ieee")
     inside = (row < n)[:, None] & (col < k)[None, :]
     to = gx + row[:, None].to(tl.int64) * k + col[None, :]
+    acc *= scale
     if ADD:
         acc += tl.load(to, mask=inside, other=0.0).to(tl.float32)
     tl.store(to, acc.to(gx.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def matmul_tn(gy, x, gw, n, m, k, scale, BN: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr):
-    """gw [m, k] f32 += scale * gy [n, m] transposed . x [n, k]. Grid (ceil(k / BK), ceil(m / BM))."""
+def matmul_tn(gy, x, gw, n, m, k, stride, scale, BN: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr):
+    """gw [m, k] f32 += scale * gy [n, m] transposed . x [n, k]; rows of gy are `stride` elements apart.
+    Grid (ceil(k / BK), ceil(m / BM))."""
     col = tl.program_id(0) * BK + tl.arange(0, BK)
     line = tl.program_id(1) * BM + tl.arange(0, BM)
     rr = tl.arange(0, BN)
@@ -41,12 +44,34 @@ def matmul_tn(gy, x, gw, n, m, k, scale, BN: tl.constexpr, BM: tl.constexpr, BK:
     for start in range(0, n, BN):
         left = n - start
         row = (start + rr).to(tl.int64)
-        a = tl.load(gy + row[None, :] * m + line[:, None], mask=(line < m)[:, None] & (rr < left)[None, :], other=0.0)
+        a = tl.load(gy + row[None, :] * stride + line[:, None], mask=(line < m)[:, None] & (rr < left)[None, :],
+                    other=0.0)
         b = tl.load(x + row[:, None] * k + col[None, :], mask=(rr < left)[:, None] & (col < k)[None, :], other=0.0)
         acc = tl.dot(a, b, acc, input_precision="ieee")
     inside = (line < m)[:, None] & (col < k)[None, :]
     to = gw + line[:, None].to(tl.int64) * k + col[None, :]
     tl.store(to, tl.load(to, mask=inside, other=0.0) + scale * acc, mask=inside)
+
+
+@triton.jit
+def matmul_add(x, w, y, n, m, k, stride, scale, BN: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr):
+    """y [n, m] += scale * x [n, k] . w [m, k] transposed, the low-rank term of an adapter; rows of y are `stride`
+    elements apart. Grid (ceil(m / BM), ceil(n / BN))."""
+    col = tl.program_id(0) * BM + tl.arange(0, BM)
+    row = tl.program_id(1) * BN + tl.arange(0, BN)
+    kk = tl.arange(0, BK)
+    acc = tl.zeros((BN, BM), tl.float32)
+    for start in range(0, k, BK):
+        left = k - start
+        xs = x + row[:, None].to(tl.int64) * k + start + kk[None, :]
+        ws = w + col[None, :].to(tl.int64) * k + start + kk[:, None]
+        a = tl.load(xs, mask=(row < n)[:, None] & (kk < left)[None, :], other=0.0)
+        b = tl.load(ws, mask=(col < m)[None, :] & (kk < left)[:, None], other=0.0)
+        acc = tl.dot(a, b, acc, input_precision="ieee")
+    inside = (row < n)[:, None] & (col < m)[None, :]
+    to = y + row[:, None].to(tl.int64) * stride + col[None, :]
+    before = tl.load(to, mask=inside, other=0.0).to(tl.float32)
+    tl.store(to, (before + scale * acc).to(y.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -373,3 +398,16 @@ def adamw(p, g, m, v, half, count, rate, beta1, beta2, eps, decay, correct1, cor
     tl.store(p + i, pv, mask=inside)
     if HALF:
         tl.store(half + i, pv.to(tl.bfloat16), mask=inside)
+
+
+@triton.jit
+def squares(x, sums, count, EACH: tl.constexpr, BLOCK: tl.constexpr):
+    """sums [programs] = the sum of squares of EACH * BLOCK elements of x [count] f32 for each program.
+    Grid (ceil(count / (EACH * BLOCK)))."""
+    first = tl.program_id(0).to(tl.int64) * (EACH * BLOCK)
+    acc = tl.zeros((BLOCK,), tl.float32)
+    for i in range(0, EACH):
+        at = first + i * BLOCK + tl.arange(0, BLOCK)
+        v = tl.load(x + at, mask=at < count, other=0.0)
+        acc += v * v
+    tl.store(sums + tl.program_id(0), tl.sum(acc, 0))

@@ -3,7 +3,7 @@ kernel's mistake."""
 
 import numpy as np
 
-from cases import (ACTIVATED, TOLERANCE, activation, case, ints, launch, log_softmax, norm_reference, normal, rng, turned,
+from cases import (ACTIVATED, TABLE, TOLERANCE, activation, case, ints, launch, log_softmax, norm_reference, normal, rng, turned,
                    up)
 from harness import Buffer, agree
 
@@ -13,31 +13,54 @@ def slope(f, x, step=1e-6):
     return (f(x + step) - f(x - step)) / (2 * step)
 
 
-@case("matmul_nn", "matmul_tn", "column_sums")
+@case("matmul_nn", "matmul_tn", "matmul_add", "column_sums")
 def gradients_of_products(mods, t):
-    n, m, k = 37, 70, 100
-    gy, w, x = normal(t, (n, m)), normal(t, (m, k), 1), normal(t, (n, k), 2)
-    gx = Buffer(t, shape=(n, k))
-    launch(mods, f"matmul_nn.{t}", (up(k, 64), up(n, 64)), gy=gy, w=w, gx=gx, n=n, m=m, k=k)
-    want = gy.values.astype(np.float64) @ w.values.astype(np.float64)
-    agree(gx.values, want, TOLERANCE[t], "matmul_nn")
-    more = normal("f32", (n, k), 3)
-    total = want + more.values
-    launch(mods, f"matmul_nn_add.{t}", (up(k, 64), up(n, 64)), gy=gy, w=w, gx=more, n=n, m=m, k=k)
-    agree(more.values, total, 1e-6, "matmul_nn_add")
-    gw = normal("f32", (m, k), 4)
-    want = gw.values + 0.5 * (gy.values.astype(np.float64).T @ x.values.astype(np.float64))
-    launch(mods, f"matmul_tn.{t}", (up(k, 64), up(m, 64)), gy=gy, x=x, gw=gw, n=n, m=m, k=k, scale=0.5)
-    agree(gw.values, want, 1e-6, "matmul_tn")
+    n = 37
+    for any_, m, k, more in (("", 72, 104, 32), ("_any", 70, 100, 30)):
+        def tiles(name, rows, columns):
+            row, column = {"matmul_nn": ("BN", "BK"), "matmul_tn": ("BM", "BK")}[name.removesuffix("_add")]
+            sizes = TABLE[f"{name}{any_}.{t}"].constants
+            return f"{name}{any_}.{t}", (up(columns, sizes[column]), up(rows, sizes[row]))
+
+        sizes = dict(n=n, m=m, k=k, stride=m, scale=0.5)
+        gy, w, x = normal(t, (n, m)), normal(t, (m, k), 1), normal(t, (n, k), 2)
+        gx = Buffer(t, shape=(n, k))
+        launch(mods, *tiles("matmul_nn", n, k), gy=gy, w=w, gx=gx, **sizes)
+        want = 0.5 * gy.values.astype(np.float64) @ w.values.astype(np.float64)
+        agree(gx.values, want, TOLERANCE[t], "matmul_nn")
+        sum_ = normal("f32", (n, k), 3)
+        total = want + sum_.values
+        launch(mods, *tiles("matmul_nn_add", n, k), gy=gy, w=w, gx=sum_, **sizes)
+        agree(sum_.values, total, 1e-6, "matmul_nn_add")
+        gw = normal("f32", (m, k), 4)
+        want = gw.values + 0.5 * (gy.values.astype(np.float64).T @ x.values.astype(np.float64))
+        launch(mods, *tiles("matmul_tn", m, k), gy=gy, x=x, gw=gw, **sizes)
+        agree(gw.values, want, 1e-6, "matmul_tn")
+        # The first columns of wider rows; the others stay.
+        wide, narrow = normal(t, (n, m + more), 6), 24
+        part = wide.values[:, :narrow].astype(np.float64)
+        sizes = dict(n=n, m=narrow, k=k, stride=m + more, scale=2.0)
+        gx, w = Buffer(t, shape=(n, k)), normal(t, (narrow, k), 7)
+        launch(mods, *tiles("matmul_nn", n, k), gy=wide, w=w, gx=gx, **sizes)
+        agree(gx.values, 2.0 * part @ w.values.astype(np.float64), TOLERANCE[t], "matmul_nn of columns")
+        gw = Buffer("f32", np.zeros((narrow, k)))
+        launch(mods, *tiles("matmul_tn", narrow, k), gy=wide, x=x, gw=gw, **sizes)
+        agree(gw.values, 2.0 * part.T @ x.values.astype(np.float64), 1e-6, "matmul_tn of columns")
     g = normal("f32", (m,), 5)
     want = g.values + gy.values.astype(np.float64).sum(0)
-    launch(mods, f"column_sums.{t}", (1,), gy=gy, g=g, n=n, m=m)
+    launch(mods, f"column_sums.{t}", (up(m, 32),), gy=gy, g=g, n=n, m=m)
     agree(g.values, want, 1e-6, "column_sums")
+    low, b = normal(t, (n, 12), 8), normal(t, (70, 12), 9)
+    want = wide.values.astype(np.float64)
+    want[:, :70] += 0.5 * (low.values.astype(np.float64) @ b.values.astype(np.float64).T)
+    launch(mods, f"matmul_add.{t}", (up(70, 64), up(n, 64)), x=low, w=b, y=wide, n=n, m=70, k=12, stride=m + more,
+           scale=0.5)
+    agree(wide.values, want, TOLERANCE[t], "matmul_add")
 
 
 @case("norm_back", "norm_back_weight")
 def gradients_of_norms(mods, t):
-    for n, d in ((35, 60), (2, 1100)):
+    for n, d in ((70, 60), (2, 1100)):
         x = Buffer("f32", rng(0).normal(size=(n, d)) * 1.5 + 0.4)
         w, gy = normal(t, (d,), 1), normal(t, (n, d), 2)
         weight = w.values.astype(np.float64) + 1.0
@@ -63,7 +86,7 @@ def gradients_of_norms(mods, t):
             gw, gb = normal("f32", (d,), 4), normal("f32", (d,), 5)
             want_w = gw.values + (gy.values.astype(np.float64) * unit).sum(0)
             want_b = gb.values + (gy.values.astype(np.float64).sum(0) if layer else 0.0)
-            launch(mods, f"{kind}_back_weight.{t}", (up(d, 128),), x=x, gy=gy, factors=factors, means=means, gw=gw,
+            launch(mods, f"{kind}_back_weight.{t}", (up(d, 32),), x=x, gy=gy, factors=factors, means=means, gw=gw,
                    gb=gb, n=n, d=d)
             agree(gw.values, want_w, 1e-6, f"{kind}_back_weight")
             agree(gb.values, want_b, 1e-6, f"{kind}_back_weight: bias")
@@ -117,10 +140,12 @@ def causal_back(q, k, v, gout, offsets, scale, window):
 
 @case("flash", "flash_delta", "flash_back_q", "flash_back_kv")
 def flash_attention(mods, t):
-    for lengths, heads, kv, hd, window in (([5, 70], 4, 2, 24, 0), ([40, 1, 67], 2, 1, 64, 20)):
+    shapes = (([5, 70], 4, 2, 24, 0), ([40, 1, 67], 2, 1, 64, 20), ([3, 35], 2, 1, 24, 9), ([3, 35], 2, 1, 20, 9),
+              ([2, 35], 2, 1, 40, 0), ([2, 35], 2, 1, 36, 5), ([2, 7], 2, 1, 104, 3))
+    for lengths, heads, kv, hd, window in shapes:
         offsets = np.cumsum([0, *lengths])
         n, scale, longest = int(offsets[-1]), hd ** -0.5, max(lengths)
-        block = 32 if hd <= 32 else hd
+        block = next(wide for wide in (32, 64, 128) if wide >= hd)
         q, gout = normal(t, (n, heads, hd), 1), normal(t, (n, heads, hd), 2)
         k, v = normal(t, (n, kv, hd), 3), normal(t, (n, kv, hd), 4)
         wide = [b.values.astype(np.float64) for b in (q, k, v, gout)]
@@ -128,7 +153,8 @@ def flash_attention(mods, t):
         sizes = dict(heads=heads, kv_heads=kv, hd=hd, window=window, scale=scale)
         tile = 32 if t == "f32" else 64
         grid = (up(longest, tile), len(lengths), heads)
-        launch(mods, f"flash.{block}.{t}", grid, q=q, k=k, v=v, offsets=ints(offsets), out=out, lse=lse, **sizes)
+        name = lambda kernel: f"{kernel}{'' if hd % 8 == 0 else '_any'}.{block}.{t}"  # noqa: E731, B023
+        launch(mods, name("flash"), grid, q=q, k=k, v=v, offsets=ints(offsets), out=out, lse=lse, **sizes)
         want, want_lse = causal(*wide[:3], offsets, scale, window)
         agree(out.values, want, TOLERANCE[t], f"flash, window {window}")
         agree(lse.values, want_lse, 1e-6, "flash: log-sum-exp")
@@ -137,8 +163,8 @@ def flash_attention(mods, t):
         agree(delta.values, (out.values.astype(np.float64) * wide[3]).sum(-1), 1e-6, "flash_delta")
         gq, gk, gv = Buffer(t, shape=(n, heads, hd)), Buffer(t, shape=(n, kv, hd)), Buffer(t, shape=(n, kv, hd))
         ins = dict(q=q, k=k, v=v, gout=gout, offsets=ints(offsets), lse=lse, delta=delta)
-        launch(mods, f"flash_back_q.{block}.{t}", grid, **ins, gq=gq, **sizes)
-        launch(mods, f"flash_back_kv.{block}.{t}", (up(longest, 32), len(lengths), kv), **ins, gk=gk, gv=gv, **sizes)
+        launch(mods, name("flash_back_q"), grid, **ins, gq=gq, **sizes)
+        launch(mods, name("flash_back_kv"), (up(longest, 32), len(lengths), kv), **ins, gk=gk, gv=gv, **sizes)
         for name, got, right in zip("qkv", (gq, gk, gv), causal_back(*wide, offsets, scale, window)):
             agree(got.values, right, 2 * TOLERANCE[t], f"flash: gradient of {name}, window {window}")
 
@@ -175,7 +201,7 @@ def gradients_of_logprobs(mods, t):
     agree(gz.values, want * g.values[:, None] * inverse, TOLERANCE[t], "logits_back")
 
 
-@case("embed_back", "adamw")
+@case("embed_back", "adamw", "squares")
 def tables_and_steps(mods, t):
     if t == "f32":
         ids, d = np.array([3, 0, 3, 9, 3]), 1100
@@ -187,6 +213,10 @@ def tables_and_steps(mods, t):
         launch(mods, "embed_back", (3, 2), order=ints(order), starts=ints([*starts, 5]), ids=ints(distinct), gx=gx,
                table=table, d=d, scale=0.5)
         agree(table.values, want, 1e-6, "embed_back")
+        x, sums = normal("f32", (17_000,), 6), Buffer("f32", shape=(2,))
+        launch(mods, "squares", (2,), x=x, sums=sums, count=17_000)
+        agree(sums.values, [(part ** 2).sum() for part in np.split(x.values.astype(np.float64), [16 * 1024])], 1e-6,
+              "squares")
     count, rate, b1, b2, eps, decay, step, clip = 1500, 0.01, 0.9, 0.99, 1e-3, 0.1, 3, 0.5
     p, g, m = normal("f32", (count,), 2), normal("f32", (count,), 3), normal("f32", (count,), 4)
     v = Buffer("f32", np.abs(rng(5).normal(size=count)))

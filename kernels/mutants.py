@@ -62,6 +62,10 @@ MUTANTS = [
     ("backward", "tl.sqrt(vv / correct2) + eps", "tl.sqrt(vv / correct2 + eps)", "tables_and_steps"),
     ("backward", "for at in range(tl.load(starts + u), tl.load(starts + u + 1)):",
      "for at in range(tl.load(starts + u), tl.load(starts + u) + 1):", "tables_and_steps"),
+    ("backward", "(before + scale * acc)", "(before + acc)", "gradients_of_products"),
+    ("backward", "    acc *= scale\n", "", "gradients_of_products"),
+    ("backward", "first = tl.program_id(0).to(tl.int64) * (EACH * BLOCK)",
+     "first = tl.program_id(0).to(tl.int64) * BLOCK", "tables_and_steps"),
     # A sum whose order depends on the tile: other bits in a batch.
     ("forward", "    acc = tl.zeros((BN, BM), tl.float32)\n    for start in range(0, k, BK):\n        left = k - start\n"
      "        a = tl.load(xs + start, mask=(row < n)[:, None] & (kk < left)[None, :], other=0.0)\n"

@@ -65,6 +65,12 @@ pub trait Device: Send {
     /// When sizes differ or memory is not allocated.
     fn copy(&mut self, from: Slice, to: Slice) -> Result<(), GpuError>;
 
+    /// Sets all bytes of a slice to 0.
+    ///
+    /// # Errors
+    /// When memory is not allocated.
+    fn zero(&mut self, slice: Slice) -> Result<(), GpuError>;
+
     /// Starts a kernel. Arguments have been compared with its parameters.
     ///
     /// # Errors

@@ -1,5 +1,7 @@
 //! Launches: a struct for each kernel, whose fields are its parameters in order.
 
+pub mod backward;
+
 use super::manifest::{Kernel, Kind};
 use super::{ALIGNMENT, GpuError, Slice};
 
@@ -60,9 +62,11 @@ macro_rules! launches {
 
         /// Every kernel with its fields.
         #[cfg(test)]
-        const ALL: &[(&str, &[(&str, &str)])] = &[$(($name::KERNEL, $name::FIELDS),)*];
+        pub(super) const ALL: &[(&str, &[(&str, &str)])] = &[$(($name::KERNEL, $name::FIELDS),)*];
     };
 }
+
+use launches;
 
 launches! {
     /// Embeddings: rows of a table, plus rows of a table of positions.
@@ -150,7 +154,11 @@ mod tests {
 
     #[test]
     fn launch_structs_have_the_parameters_of_the_kernels() {
-        for (kernel, fields) in ALL {
+        let all: Vec<_> = ALL.iter().chain(backward::ALL).collect();
+        for kernel in kernels() {
+            assert!(all.iter().any(|(name, _)| *name == kernel.kernel), "{} has no struct", kernel.name);
+        }
+        for (kernel, fields) in all {
             let variants: Vec<_> = kernels().filter(|k| k.kernel == *kernel).collect();
             assert!(!variants.is_empty(), "no variant of {kernel}");
             for variant in variants {

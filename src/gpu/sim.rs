@@ -22,6 +22,7 @@ enum Work {
     Upload { to: Slice, data: Vec<u8> },
     Download { id: u64, from: Slice },
     Copy { from: Slice, to: Slice },
+    Zero { slice: Slice },
     Launch { kernel: &'static Kernel, grid: [u32; 3], args: Vec<Arg> },
 }
 
@@ -70,6 +71,7 @@ impl Sim {
                 let data = self.memory.bytes(from)?.to_vec();
                 self.memory.bytes(to)?.copy_from_slice(&data);
             }
+            Work::Zero { slice } => self.memory.bytes(slice)?.fill(0),
             Work::Launch { kernel, grid, args } => {
                 let mut call = Call { kernel, grid, args: &args, memory: &mut self.memory };
                 twins::run(&mut call).map_err(|why| format!("{}: {why}", kernel.name))?;
@@ -127,6 +129,12 @@ impl Device for Sim {
             return Err(GpuError::Launch(format!("copy: {} bytes to {}", from.bytes, to.bytes)));
         }
         self.queue.push(Work::Copy { from, to });
+        Ok(())
+    }
+
+    fn zero(&mut self, slice: Slice) -> Result<(), GpuError> {
+        self.held(slice, "zero")?;
+        self.queue.push(Work::Zero { slice });
         Ok(())
     }
 
@@ -191,13 +199,15 @@ mod tests {
         sim.upload(x, bytemuck::cast_slice(&[1f32, 2.0])).unwrap();
         sim.copy(x, y).unwrap();
         add(&mut sim, x, y, 2).unwrap();
+        sim.zero(y).unwrap();
+        add(&mut sim, x, y, 2).unwrap();
         let download = sim.download(x).unwrap();
         let error = sim.take(download).unwrap_err().to_string();
         assert!(error.contains("before `wait`"), "{error}");
         sim.wait().unwrap();
         assert_eq!(floats(&sim.take(download).unwrap()), [3.0, 6.0]);
         assert!(sim.take(download).is_err(), "a download is taken once");
-        assert_eq!(sim.counts(), Counts { launches: 1, uploads: 1, downloads: 1, waits: 1 });
+        assert_eq!(sim.counts(), Counts { launches: 2, uploads: 1, downloads: 1, waits: 1 });
     }
 
     #[test]

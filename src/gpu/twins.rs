@@ -1,6 +1,8 @@
-//! The kernels of `kernels/forward.py` in plain Rust, for the simulated device: the same formulas, rounding to the
+//! The kernels of `kernels/*.py` in plain Rust, those of training in `backward`, for the simulated device: the same formulas, rounding to the
 //! element type, and order of ranges and blocks. They are tested against launches of the originals in Triton's
 //! interpreter, recorded in `kernels.tape.gz`.
+
+mod backward;
 
 use half::{bf16, f16};
 
@@ -132,7 +134,7 @@ pub fn run(call: &mut Call<'_>) -> Done {
         "gather_rows" => gather_rows(call),
         "logprobs" => logprobs(call),
         "sample" => sample(call),
-        other => Err(format!("the simulated device has no kernel {other}")),
+        _ => backward::run(call),
     }
 }
 

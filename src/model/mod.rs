@@ -30,6 +30,7 @@ pub use adapters::lora::LoraConfig;
 pub use adapters::soft_prompt::SoftPrompt;
 pub use config::{Activation, Arch, LayerKind, ModelConfig, PositionKind, QkNorm, RopeScaling, Switches};
 pub use decoder::device::DeviceModel;
+pub use decoder::training::DeviceTrainer;
 pub use decoder::{Decoder, Purpose, Recompute, SampledActivations, SoftRows};
 pub use encoder::Encoder;
 pub use heads::reward::RewardModel;

@@ -16,6 +16,7 @@ mod kto;
 mod logs;
 mod meter;
 mod mlm;
+pub mod on_device;
 pub mod optim;
 pub mod optim_bytes;
 mod output;

@@ -8,11 +8,12 @@ use candle_core::Tensor;
 use serde_json::{Value, json};
 
 use super::args::{Common, DpoArgs, OrpoArgs, RecipeArgs, SimpoArgs, parse_for_run};
+use super::on_device::{Learner, loading_device};
 use super::ranked::{RankedSequences, Rankings};
-use super::run::{Run, TrainPlan, device, file_hash, load_base, report_phase};
+use super::run::{Run, TrainPlan, file_hash, load_base, report_phase};
 use super::samples::Samples;
 use super::sft::backbone_and_output;
-use super::step::{Accumulator, PredictionBatch, Sequence, micro_batches};
+use super::step::{PredictionBatch, Sequence, micro_batches};
 use super::trainable::Trainable;
 use super::{Reporter, TrainOutcome};
 use crate::model::Decoder;
@@ -95,7 +96,7 @@ fn train<A: RecipeArgs>(
     reporter: &mut dyn Reporter,
 ) -> Result<TrainOutcome> {
     report_phase(reporter, "loading");
-    let mut loaded = load_base(&common, &device(&common)?)?;
+    let mut loaded = load_base(&common, &loading_device(&common)?)?;
     report_phase(reporter, "preparing");
     let texts = Texts::new(&loaded)?;
     let length = super::fit::length(common.max_length, loaded.config.max_positions, || {
@@ -134,6 +135,7 @@ fn train<A: RecipeArgs>(
     }
     loaded.weights.clear();
     run.resume::<()>(&policy.params)?;
+    let mut learner = Learner::new(&run, &policy)?;
     let prompts = data.heldout.iter().chain(&data.train).map(|s| s.prompt.clone()).collect();
     let samples = Samples::new(&texts, prompts, run.common.seed);
     let smoothing = match objective {
@@ -147,32 +149,39 @@ fn train<A: RecipeArgs>(
     while run.step < run.total {
         let batch: Vec<&ReferencedSet<'_>> =
             run.batch(train.len(), data_args.batch_size).into_iter().map(|i| &train[i]).collect();
-        let (mut sum, mut stats) = (Accumulator::default(), Stats::default());
+        let mut stats = Stats::default();
         for group in groups(&batch, tokens) {
-            let (loss, part) = loss(policy.decoder(), &group, &objective, batch.len() as f64)?;
-            sum.add(&policy.params, &loss)?;
-            stats.merge(&part);
+            let packed = PredictionBatch::new(&sequences(&group));
+            let loss = |logprobs: &Tensor| {
+                let sums = sequence_sums_tensor(logprobs, &packed.lengths)?;
+                loss(&sums, &packed.lengths, &group, &objective, batch.len() as f64)
+            };
+            stats.merge(&learner.add(&policy, &packed, loss)?);
             run.meter.add_tokens(group.iter().map(|i| i.set.tokens()).sum());
         }
-        let (grad_norm, learning_rate) = run.update(&policy.params, &sum.grads)?;
+        let (grad_norm, learning_rate) = learner.update(&mut run, &policy)?;
         run.step += 1;
         let named =
             stats.means().map(|(name, value)| (if name == "accuracy" { "train_accuracy" } else { name }, value));
         run.metrics(named.chain([("grad_norm", grad_norm), ("learning_rate", learning_rate)]));
         run.progress("train");
         if run.due(run.common.eval_every) || run.checkpoint_due() {
+            learner.copy_weights(&policy)?;
             let now = policy.frozen_decoder()?;
             if run.due(run.common.eval_every) {
                 heldout = Stats::default();
                 for group in groups(&heldout_items.iter().collect::<Vec<_>>(), tokens) {
-                    heldout.merge(&loss(&now, &group, &objective, 1.0)?.1);
+                    let packed = PredictionBatch::new(&sequences(&group));
+                    let logprobs = learner.logprobs(&policy, &now, &packed)?;
+                    let sums = sequence_sums_tensor(&logprobs, &packed.lengths)?;
+                    heldout.merge(&loss(&sums, &packed.lengths, &group, &objective, 1.0)?.1);
                 }
                 let accuracy = heldout.mean("accuracy").map(|v| ("heldout_accuracy", v));
                 run.metrics(accuracy.into_iter().chain(heldout.mean("loss").map(|v| ("heldout_loss", v))));
             }
             samples.write(&mut run, &now, max_length, None)?;
         }
-        if let Some(outcome) = run.pause(&policy.params, &())? {
+        if let Some(outcome) = learner.pause(&mut run, &policy, &())? {
             return Ok(outcome);
         }
     }
@@ -230,10 +239,20 @@ fn with_reference<'s>(
     Ok(items)
 }
 
-/// The loss over all pairs of the sets. Every set has weight 1.
-fn loss(decoder: &Decoder, items: &[&ReferencedSet<'_>], objective: &Objective, total: f64) -> Result<(Tensor, Stats)> {
-    let sequences: Vec<&Sequence> = items.iter().flat_map(|i| &i.set.sequences).collect();
-    let (sums, lengths) = sequence_logprobs(decoder, &sequences)?;
+/// All completions of the sets.
+fn sequences<'s>(items: &[&ReferencedSet<'s>]) -> Vec<&'s Sequence> {
+    items.iter().flat_map(|i| &i.set.sequences).collect()
+}
+
+/// The loss over all pairs of the sets, from the summed log-probs of their completions `[m]` and the numbers of
+/// predicted tokens. Every set has weight 1.
+fn loss(
+    sums: &Tensor,
+    lengths: &[usize],
+    items: &[&ReferencedSet<'_>],
+    objective: &Objective,
+    total: f64,
+) -> Result<(Tensor, Stats)> {
     let device = sums.device().clone();
     let (mut chosen, mut rejected, mut weights, mut first) = (Vec::new(), Vec::new(), Vec::new(), 0);
     for item in items {
@@ -251,12 +270,12 @@ fn loss(decoder: &Decoder, items: &[&ReferencedSet<'_>], objective: &Objective, 
     };
     let means = || -> Result<(Tensor, Tensor)> {
         let shares: Vec<f32> = lengths.iter().map(|&n| 1.0 / n as f32).collect();
-        Ok(pairs(&(&sums * Tensor::new(shares, &device)?)?)?)
+        Ok(pairs(&(sums * Tensor::new(shares, &device)?)?)?)
     };
     Ok(match objective {
         Objective::Dpo(settings) => {
             let reference: Vec<f32> = items.iter().flat_map(|i| i.reference.iter().copied()).collect();
-            let (policy_chosen, policy_rejected) = pairs(&sums)?;
+            let (policy_chosen, policy_rejected) = pairs(sums)?;
             let (ref_chosen, ref_rejected) = pairs(&Tensor::new(reference, &device)?)?;
             let logps = dpo::Logps {
                 policy_chosen: &policy_chosen,

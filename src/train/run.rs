@@ -427,9 +427,13 @@ pub fn file_hash(path: &str) -> Result<String> {
     Ok(hash::of_file(path).with_context(|| format!("cannot read {}", path.display()))?.0)
 }
 
-/// The properties of the machine that determine the last bits of results: the kind of the device, and for frozen
-/// weights in bfloat16 whether the processor has instructions for it.
+/// The properties of the machine that determine the last bits of results: the kind of the device, its precision where
+/// the own kernels compute, and for frozen weights in bfloat16 whether the processor has instructions for it.
 fn computed_by(common: &Common, params: &Params) -> String {
+    if common.uses_own_kernels() {
+        let device = if common.device == DeviceArg::Sim { "the simulated device" } else { "a GPU" };
+        return format!("{device}, {:?}", common.precision).to_lowercase();
+    }
     let device = params.values().next().map_or(candle_core::Device::Cpu, |var| var.device().clone());
     match (device.location(), common.frozen_precision) {
         (candle_core::DeviceLocation::Cpu, FrozenPrecision::Bf16) => {
@@ -471,6 +475,7 @@ pub fn device(common: &Common) -> Result<candle_core::Device> {
 pub fn open_device(device: DeviceArg) -> Result<candle_core::Device> {
     Ok(match device {
         DeviceArg::Cpu => candle_core::Device::Cpu,
+        DeviceArg::Sim => bail!("device: the simulated device is not for this recipe; set it to cpu"),
         DeviceArg::Auto => crate::gpu::first_or_cpu(),
         DeviceArg::Cuda => crate::gpu::open(0).map_err(|why| anyhow!("device: the GPU cannot be used: {why}"))?,
     })

@@ -4,14 +4,16 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
+use candle_core::Tensor;
 use serde_json::{Value, json};
 
 use super::args::{SftArgs, parse_for_run};
 use super::data_report::DataReport;
 use super::fit::{self, Fit};
-use super::run::{Run, TrainPlan, device, file_hash, load_base, report_phase};
+use super::on_device::{Learner, loading_device};
+use super::run::{Run, TrainPlan, file_hash, load_base, report_phase};
 use super::samples::Samples;
-use super::step::{Accumulator, PredictionBatch, Sequence, micro_batches};
+use super::step::{PredictionBatch, Sequence, micro_batches};
 use super::trainable::Trainable;
 use super::{Reporter, TrainOutcome, rng};
 use crate::data::{PromptInput, Written, content_hash, mixture, read_demonstrations, split_of};
@@ -24,7 +26,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let args: SftArgs = parse_for_run(args)?;
     report_phase(reporter, "loading");
     let common = args.common();
-    let mut loaded = load_base(&common, &device(&common)?)?;
+    let mut loaded = load_base(&common, &loading_device(&common)?)?;
     report_phase(reporter, "preparing");
     let texts = Texts::new(&loaded)?;
     let (written, file) = match &args.mixture {
@@ -58,6 +60,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     data.fit.report(&mut run);
     data.report.report(&mut run, None);
     run.resume::<()>(&policy.params)?;
+    let mut learner = Learner::new(&run, &policy)?;
     let samples = Samples::new(&texts, data.prompts, run.common.seed);
 
     let mut heldout = None;
@@ -65,29 +68,28 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
         let batch: Vec<&Sequence> =
             run.batch(data.train.len(), args.batch_size).into_iter().map(|i| &data.train[i]).collect();
         let total: usize = batch.iter().map(|s| s.predicted()).sum();
-        let (mut sum, mut stats) = (Accumulator::default(), Stats::default());
+        let mut stats = Stats::default();
         for group in groups(&batch, run.common.micro_batch_tokens) {
             let packed = PredictionBatch::new(&group);
-            let hidden = packed.hidden(policy.decoder())?;
-            let logprobs = packed.logprobs(policy.decoder(), &hidden, 1.0)?.logprobs;
-            let (loss, part) = causal_lm::loss(&logprobs, total as f64)?;
-            sum.add(&policy.params, &loss)?;
-            stats.merge(&part);
+            let loss = |logprobs: &Tensor| Ok(causal_lm::loss(logprobs, total as f64)?);
+            stats.merge(&learner.add(&policy, &packed, loss)?);
             run.meter.add_tokens(packed.batch.len());
         }
-        let (grad_norm, learning_rate) = run.update(&policy.params, &sum.grads)?;
+        let (grad_norm, learning_rate) = learner.update(&mut run, &policy)?;
         run.step += 1;
         run.metrics(stats.means().chain([("grad_norm", grad_norm), ("learning_rate", learning_rate)]));
         run.progress("train");
         if run.due(run.common.eval_every) || run.checkpoint_due() {
+            learner.copy_weights(&policy)?;
             let now = policy.frozen_decoder()?;
             if run.due(run.common.eval_every) {
-                heldout = nats_per_token(&now, &data.heldout, run.common.micro_batch_tokens)?;
+                let logprobs = |packed: &PredictionBatch| learner.logprobs(&policy, &now, packed);
+                heldout = nats_per_token(&data.heldout, run.common.micro_batch_tokens, logprobs)?;
                 run.metrics(heldout.map(|loss| ("heldout_loss", loss)));
             }
             samples.write(&mut run, &now, max_length, None)?;
         }
-        if let Some(outcome) = run.pause(&policy.params, &())? {
+        if let Some(outcome) = learner.pause(&mut run, &policy, &())? {
             return Ok(outcome);
         }
     }
@@ -189,14 +191,16 @@ pub(super) fn groups<'s>(sequences: &[&'s Sequence], max_tokens: usize) -> Vec<V
     micro_batches(&lengths, max_tokens).into_iter().map(|g| g.into_iter().map(|i| sequences[i]).collect()).collect()
 }
 
-/// Mean −log p per predicted token, in nats; `None` without sequences.
-pub(super) fn nats_per_token(decoder: &Decoder, sequences: &[Sequence], max_tokens: usize) -> Result<Option<f64>> {
+/// Mean −log p per predicted token, in nats; `None` without sequences. `logprobs` are those of the targets.
+pub(super) fn nats_per_token(
+    sequences: &[Sequence],
+    max_tokens: usize,
+    mut logprobs: impl FnMut(&PredictionBatch) -> Result<Tensor>,
+) -> Result<Option<f64>> {
     let mut stats = Stats::default();
     let all: Vec<&Sequence> = sequences.iter().collect();
     for group in groups(&all, max_tokens) {
-        let packed = PredictionBatch::new(&group);
-        let hidden = packed.hidden(decoder)?;
-        stats.merge(&causal_lm::loss(&packed.logprobs(decoder, &hidden, 1.0)?.logprobs, 1.0)?.1);
+        stats.merge(&causal_lm::loss(&logprobs(&PredictionBatch::new(&group))?, 1.0)?.1);
     }
     Ok(stats.mean("loss"))
 }

@@ -350,6 +350,14 @@ impl Device for Cuda {
             .map_err(|e| failed("copy", e))
     }
 
+    fn zero(&mut self, slice: Slice) -> Result<(), GpuError> {
+        self.held(slice, "zero")?;
+        self.enter()?;
+        self.flush()?;
+        // SAFETY: the slice was checked.
+        unsafe { result::memset_d8_async(slice.address, 0, slice.bytes, self.stream) }.map_err(|e| failed("zero", e))
+    }
+
     /// Queues the launch; `flush` starts it.
     fn start(&mut self, kernel: &'static Kernel, grid: [u32; 3], args: &[Arg]) -> Result<(), GpuError> {
         self.enter()?;

@@ -10,6 +10,7 @@ pub mod kv_cache;
 mod kv_pages;
 mod output_rows;
 mod soft_rows;
+pub mod training;
 
 use std::sync::{Arc, Mutex, OnceLock};
 

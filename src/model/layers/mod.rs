@@ -239,6 +239,15 @@ impl Adapter {
     }
 }
 
+/// The tensors of a linear layer.
+pub(in crate::model) struct UnpackedLinear<'a> {
+    pub weight: &'a Tensor,
+    pub layout: WeightLayout,
+    pub bias: Option<&'a Tensor>,
+    /// The factors [rank, in] and [out, rank], and the scale of their product.
+    pub adapter: Option<(&'a Tensor, &'a Tensor, f64)>,
+}
+
 /// x·Wᵀ + b, plus the adapter's low-rank term.
 #[derive(Debug, Clone)]
 pub struct Linear {
@@ -282,6 +291,16 @@ impl Linear {
             (Weight::Dense(weight, layout), None) => Some(((weight, *layout), self.bias.as_ref())),
             _ => None,
         }
+    }
+
+    /// The layer's tensors for a copy to another device; `None` where the matrix is only present in packed form.
+    pub(in crate::model) fn unpacked(&self) -> Option<UnpackedLinear<'_>> {
+        let (weight, layout) = match &self.weight {
+            Weight::Dense(weight, layout) | Weight::Packed { dense: Some((weight, layout)), .. } => (weight, *layout),
+            _ => return None,
+        };
+        let adapter = self.lora.as_ref().map(|adapter| (&adapter.a, &adapter.b, adapter.scale));
+        Some(UnpackedLinear { weight, layout, bias: self.bias.as_ref(), adapter })
     }
 
     /// Whether any of the layer's tensors receives a gradient.

@@ -117,6 +117,7 @@ impl RecipeArgs for ExternalArgs {
         ensure((1..=4096).contains(&self.kl_prompts), "kl_prompts", "must be 1 to 4096")?;
         ensure((1..=4096).contains(&self.kl_tokens), "kl_tokens", "must be 1 to 4096")?;
         ensure(self.max_kl.is_none_or(|kl| kl.is_finite() && kl > 0.0), "max_kl", "must be above 0, or null")?;
+        ensure(self.device != DeviceArg::Sim, "device", "the simulated device is not for this recipe")?;
         ensure(!self.resume || self.checkpoint_dir.is_some(), "resume", "needs checkpoint_dir")
     }
 }

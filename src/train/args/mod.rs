@@ -69,6 +69,19 @@ pub enum DeviceArg {
     Auto,
     Cpu,
     Cuda,
+    /// The simulated device: the kernels of a GPU, computed slowly on the CPU. It is meant for tests.
+    Sim,
+}
+
+/// The element type of weights and activations in products on a GPU. Sums, gradients, moments and the weights that an
+/// update changes are always f32.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    #[default]
+    F32,
+    /// Rounded to bfloat16: several times as fast.
+    Bf16,
 }
 
 /// The format of frozen matrices on the CPU. On a GPU only f32 is possible.
@@ -129,6 +142,9 @@ pub struct Common {
     pub checkpoint_every: u64,
     pub eval_every: u64,
     pub device: DeviceArg,
+    pub precision: Precision,
+    /// Whether the recipe trains on a GPU with the own kernels.
+    pub own_kernels: bool,
 }
 
 /// Declares a recipe's arguments: the common ones, then its own, with their defaults.
@@ -199,6 +215,9 @@ macro_rules! recipe_args {
             pub eval_every: u64,
             /// The device for the computation.
             pub device: super::DeviceArg,
+            /// Element type of weights and activations in products on a GPU: `f32`, or `bf16`, several times as fast.
+            /// Sums, gradients and the weights that an update changes are always f32.
+            pub precision: super::Precision,
             /// Run a grid of arguments with several seeds. The best model and a table are published.
             pub sweep: Option<super::SweepArgs>,
             $($(#[$doc])* pub $field: $ty,)*
@@ -233,6 +252,7 @@ macro_rules! recipe_args {
                     checkpoint_every: 20,
                     eval_every: 0,
                     device: super::DeviceArg::Auto,
+                    precision: super::Precision::F32,
                     sweep: None,
                     $($field: $default,)*
                 }
@@ -269,6 +289,8 @@ macro_rules! recipe_args {
                     checkpoint_every: self.checkpoint_every,
                     eval_every: self.eval_every,
                     device: self.device,
+                    precision: self.precision,
+                    own_kernels: <Self as super::RecipeArgs>::OWN_KERNELS,
                 }
             }
         }
@@ -283,6 +305,8 @@ pub trait RecipeArgs: DeserializeOwned + Serialize + Default + schemars::JsonSch
     /// Values (as JSON) that describe the behaviour before an argument existed, if its default is another one. A
     /// checkpoint without the argument was written with this value.
     const EARLIER_DEFAULTS: &'static [(&'static str, &'static str)] = &[];
+    /// Whether the recipe trains on a GPU with the own kernels; others use the cargo feature `cuda`.
+    const OWN_KERNELS: bool = false;
 
     fn check(&self) -> Result<(), ArgsError>;
 }
@@ -350,6 +374,31 @@ impl Common {
         ensure(self.freeze_layers == 0, "freeze_layers", "is not for this recipe")
     }
 
+    /// Whether the run trains on a device with the own kernels.
+    pub(crate) fn uses_own_kernels(&self) -> bool {
+        self.own_kernels && matches!(self.device, DeviceArg::Cuda | DeviceArg::Sim)
+    }
+
+    /// Refuses options that the own kernels do not follow, or that only they follow.
+    fn check_own_kernels(&self) -> Result<(), ArgsError> {
+        if !self.uses_own_kernels() {
+            let message = "the simulated device is not for this recipe; set it to cpu";
+            ensure(self.device != DeviceArg::Sim, "device", message)?;
+            let message = "bf16 is for recipes that a GPU's kernels train, with `device` cuda; set it to f32";
+            return ensure(self.precision == Precision::F32, "precision", message);
+        }
+        ensure(
+            self.frozen_precision == FrozenPrecision::F32,
+            "frozen_precision",
+            "other precisions than f32 are for the CPU; set `precision` to bf16, or `device` to cpu",
+        )?;
+        ensure(
+            self.adam_states == AdamStates::F32,
+            "adam_states",
+            "moments of 8 bits are for the CPU; set `device` to cpu, or f32 here",
+        )
+    }
+
     /// Refuses options of the CPU's kernels, which have no effect on a GPU.
     pub(crate) fn check_gpu(&self) -> Result<(), ArgsError> {
         let plain = self.recompute == Recompute::None;
@@ -385,7 +434,8 @@ impl Common {
         let exact = self.frozen_precision == FrozenPrecision::F32;
         let message = "another precision than f32 needs lora: without it nothing is frozen";
         ensure(exact || self.lora.is_some(), "frozen_precision", message)?;
-        if self.device == DeviceArg::Cuda {
+        self.check_own_kernels()?;
+        if self.device == DeviceArg::Cuda && !self.own_kernels {
             self.check_gpu()?;
         }
         if let Some(lora) = &self.lora {

@@ -110,6 +110,7 @@ pub(super) fn check_dpo_loss(loss: DpoLoss, label_smoothing: f64, measured: Opti
 
 impl RecipeArgs for DpoArgs {
     const REQUIRED: &'static [&'static str] = &["model", "output_dir", "comparisons"];
+    const OWN_KERNELS: bool = true;
 
     fn check(&self) -> Result<(), ArgsError> {
         self.common().check()?;
@@ -126,6 +127,7 @@ impl RecipeArgs for DpoArgs {
 
 impl RecipeArgs for SimpoArgs {
     const REQUIRED: &'static [&'static str] = &["model", "output_dir", "comparisons"];
+    const OWN_KERNELS: bool = true;
 
     fn check(&self) -> Result<(), ArgsError> {
         self.common().check()?;
@@ -138,6 +140,7 @@ impl RecipeArgs for SimpoArgs {
 
 impl RecipeArgs for OrpoArgs {
     const REQUIRED: &'static [&'static str] = &["model", "output_dir", "comparisons"];
+    const OWN_KERNELS: bool = true;
 
     fn check(&self) -> Result<(), ArgsError> {
         self.common().check()?;

@@ -143,6 +143,7 @@ fn check_scratch(
 
 impl RecipeArgs for PretrainArgs {
     const REQUIRED: &'static [&'static str] = &["output_dir", "texts"];
+    const OWN_KERNELS: bool = true;
 
     fn check(&self) -> Result<(), ArgsError> {
         self.common().check()?;

@@ -66,6 +66,7 @@ pub(super) fn check_data(epochs: u64, batch_size: usize, heldout_fraction: f64) 
 
 impl RecipeArgs for SftArgs {
     const REQUIRED: &'static [&'static str] = &["model", "output_dir"];
+    const OWN_KERNELS: bool = true;
 
     fn check(&self) -> Result<(), ArgsError> {
         self.common().check()?;

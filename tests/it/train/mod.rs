@@ -19,6 +19,7 @@ mod instructgpt;
 mod judge;
 mod kill;
 mod losses;
+mod on_device;
 mod optim;
 mod options;
 mod packing;

@@ -1,0 +1,164 @@
+//! Log-probs of targets from the hidden states of chosen rows, and their gradient, over chunks of rows.
+
+use std::ops::Range;
+
+use super::forward::{Forward, kind};
+use super::storage::floats;
+use super::{DeviceTrainer, Element, Pass, TargetLogprobs, up};
+use crate::gpu::launch::backward::{LogitsBack, MatmulNn, MatmulTn};
+use crate::gpu::launch::{GatherRows, Logprobs, Matmul};
+use crate::gpu::{GpuError, Slice};
+
+/// The values of the output matrix's part that a backward pass needs.
+pub(super) struct SavedHead {
+    /// The last block's output [n, d], f32.
+    pub last: Slice,
+    /// Its requested rows, f32, and their norm.
+    pub picked: Slice,
+    pub hidden: Slice,
+    pub scores: Option<SavedScores>,
+}
+
+/// What the log-probs saved.
+pub(super) struct SavedScores {
+    /// Log-sum-exp of the scaled logits of each row.
+    lse: Slice,
+    /// The logits [rows, vocab], where all rows are one chunk.
+    logits: Option<Slice>,
+    /// Factor of the logits.
+    inverse: f32,
+}
+
+impl DeviceTrainer {
+    /// The norm of the requested rows of the last block's output.
+    fn saved_head(&mut self, forward: &Forward) -> Result<SavedHead, GpuError> {
+        let (m, d) = (forward.rows.picked_count, self.config.hidden_size);
+        let picked = self.buffers.take(m * d * 4)?;
+        let launched = GatherRows { x: forward.last, rows: forward.rows.picked, y: picked, d: d as i32 };
+        self.launch("gather_rows.f32", [m, up(d, 1024), 1], &launched)?;
+        let hidden = self.buffers.take(self.bytes(m * d))?;
+        let norm = self.plan.final_norm;
+        let name = format!("{}.{}", kind(&norm), self.t());
+        self.launch_norm(&name, &norm, [picked, hidden], m)?;
+        Ok(SavedHead { last: forward.last, picked, hidden, scores: None })
+    }
+
+    pub(super) fn head_hidden(&mut self, forward: Forward) -> Result<Vec<f32>, GpuError> {
+        let (m, d) = (forward.rows.picked_count, self.config.hidden_size);
+        let head = self.saved_head(&forward)?;
+        let wide = self.to_f32(head.hidden, m * d)?;
+        let download = self.buffers.device.download(wide.slice)?;
+        self.give(wide)?;
+        self.save(forward, head);
+        self.buffers.device.wait()?;
+        Ok(floats(&self.buffers.device.take(download)?))
+    }
+
+    /// Computes log-probs, and saves the pass where `keep`.
+    pub(super) fn head_logprobs(
+        &mut self,
+        forward: Forward,
+        inverse: f32,
+        keep: bool,
+    ) -> Result<TargetLogprobs, GpuError> {
+        let m = forward.rows.picked_count;
+        let mut head = self.saved_head(&forward)?;
+        let [logprob, lse, entropy] = [self.buffers.take(m * 4)?, self.buffers.take(m * 4)?, self.buffers.take(m * 4)?];
+        let mut logits = None;
+        for chunk in self.chunks(m) {
+            let whole = keep && chunk.len() == m;
+            let z = self.logits(head.hidden, &chunk)?;
+            let part = |slice: Slice| slice.part(chunk.start * 4, chunk.len() * 4);
+            let launched = Logprobs {
+                z,
+                targets: part(forward.rows.targets),
+                logprob: part(logprob),
+                lse: part(lse),
+                entropy: part(entropy),
+                vocab: self.config.vocab_size as i32,
+                inverse,
+            };
+            self.launch("logprobs", [chunk.len(), 1, 1], &launched)?;
+            if whole {
+                logits = Some(z);
+            } else {
+                self.buffers.give(z)?;
+            }
+        }
+        let downloads = [self.buffers.device.download(logprob)?, self.buffers.device.download(entropy)?];
+        self.buffers.give(logprob)?;
+        self.buffers.give(entropy)?;
+        head.scores = Some(SavedScores { lse, logits, inverse });
+        self.save(forward, head);
+        self.buffers.device.wait()?;
+        let mut taken = |i: usize| Ok::<_, GpuError>(floats(&self.buffers.device.take(downloads[i])?));
+        Ok(TargetLogprobs { logprobs: taken(0)?, entropies: taken(1)? })
+    }
+
+    /// Ranges of rows whose logits are in memory together. Each begins at a multiple of 16, for alignment.
+    fn chunks(&self, m: usize) -> Vec<Range<usize>> {
+        let rows = (self.options.logit_bytes / (self.config.vocab_size * 4) / 16 * 16).max(16);
+        (0..m).step_by(rows).map(|from| from..m.min(from + rows)).collect()
+    }
+
+    /// Logits of some rows, f32, without the factor.
+    fn logits(&mut self, hidden: Slice, chunk: &Range<usize>) -> Result<Slice, GpuError> {
+        let (d, vocab) = (self.config.hidden_size, self.config.vocab_size);
+        let z = self.buffers.take(chunk.len() * vocab * 4)?;
+        let launched = Matmul {
+            x: hidden.part(self.bytes(chunk.start * d), self.bytes(chunk.len() * d)),
+            w: self.weight(self.plan.head).value,
+            bias: self.zeros,
+            y: z,
+            n: chunk.len() as i32,
+            m: vocab as i32,
+            k: d as i32,
+        };
+        self.launch_matmul(if self.options.element == Element::F32 { "" } else { "_out" }, &launched)?;
+        Ok(z)
+    }
+
+    /// The gradient of the hidden states [rows, d] from that of the log-probs; adds to the output matrix's.
+    pub(super) fn head_back(&mut self, pass: &Pass, grad: &[f32]) -> Result<Slice, GpuError> {
+        let (m, d, vocab) = (pass.rows.picked_count, self.config.hidden_size, self.config.vocab_size);
+        let Some(scores) = pass.head.scores.as_ref().filter(|_| grad.len() == m) else {
+            let n = grad.len();
+            return Err(GpuError::Launch(format!("a gradient of {n} log-probs for a pass over {m} rows")));
+        };
+        let g = self.buffers.numbers(grad, Element::F32)?;
+        let gh = self.buffers.take(self.bytes(m * d))?;
+        let head = self.weight(self.plan.head);
+        for chunk in self.chunks(m) {
+            let rows = chunk.len();
+            let z = match scores.logits {
+                Some(z) => z,
+                None => self.logits(pass.head.hidden, &chunk)?,
+            };
+            let gz = self.buffers.take(self.bytes(rows * vocab))?;
+            let part = |slice: Slice| slice.part(chunk.start * 4, rows * 4);
+            let launched = LogitsBack {
+                z,
+                targets: part(pass.rows.targets),
+                lse: part(scores.lse),
+                g: part(g),
+                gz,
+                vocab: vocab as i32,
+                inverse: scores.inverse,
+            };
+            self.launch(&format!("logits_back.{}", self.t()), [rows, up(vocab, 1024), 1], &launched)?;
+            self.buffers.give(z)?;
+            let part = |slice: Slice| slice.part(self.bytes(chunk.start * d), self.bytes(rows * d));
+            let (x, gx) = (part(pass.head.hidden), part(gh));
+            let (n, m, k, stride, scale) = (rows as i32, vocab as i32, d as i32, vocab as i32, 1.0);
+            let launched = MatmulNn { gy: gz, w: head.value, gx, n, m, k, stride, scale };
+            self.launch_product_back("matmul_nn", &launched, [rows, d], [vocab, vocab])?;
+            if let Some(gw) = head.grad {
+                let launched = MatmulTn { gy: gz, x, gw, n, m, k, stride, scale };
+                self.launch_product_back("matmul_tn", &launched, [vocab, d], [vocab, vocab])?;
+            }
+            self.buffers.give(gz)?;
+        }
+        self.buffers.give(g)?;
+        Ok(gh)
+    }
+}

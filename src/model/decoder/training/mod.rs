@@ -1,0 +1,363 @@
+//! Training of a decoder on a device, by kernel launches alone.
+//!
+//! Weights, gradients and moments of trained tensors stay on the device in f32; frozen tensors are there once, in the
+//! element type of the computation, and nothing else is allocated for them. A forward pass over packed sequences saves
+//! the activations that its backward pass needs (`Recompute`), and returns log-probs of given tokens to the host, where
+//! losses are computed; their gradient starts the backward pass. Sums have a fixed order, so a repeated step gives the
+//! same bits.
+
+mod backward;
+mod forward;
+mod head;
+mod layout;
+mod rows;
+mod storage;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use candle_core::TensorId;
+
+use self::forward::SavedBlock;
+use self::layout::{Block, MatrixId, Plan, plan};
+use self::rows::Rows;
+pub use self::storage::State;
+use self::storage::{Buffers, Storage, Weight, floats};
+use crate::gpu::device::{Counts, Device, launch};
+use crate::gpu::launch::Launch;
+use crate::gpu::launch::backward::{AdamWStep, Squares};
+use crate::gpu::{GpuError, Slice};
+pub use crate::model::decoder::device::weights::Element;
+use crate::model::layers::rope_tables;
+use crate::model::{Decoder, ModelConfig, PackedBatch, Recompute};
+use crate::ops::rope::RopeTable;
+
+/// Head sizes, in channels, that attention was compiled for.
+const HEADS: [usize; 3] = [32, 64, 128];
+/// Most elements of one launch over a slab.
+const MOST: usize = 1 << 30;
+
+fn candle(error: candle_core::Error) -> GpuError {
+    GpuError::Launch(error.to_string())
+}
+
+fn up(a: usize, b: usize) -> usize {
+    a.div_ceil(b)
+}
+
+/// The settings of a trainer.
+#[derive(Clone, Copy, Debug)]
+pub struct TrainerOptions {
+    /// Element type of weights and activations in products, norms and attention; sums, gradients of weights and the
+    /// hidden states between blocks are f32.
+    pub element: Element,
+    /// The activations that backward passes recompute.
+    pub recompute: Recompute,
+    /// Most bytes of the logits that are in memory at a time.
+    pub logit_bytes: usize,
+}
+
+impl TrainerOptions {
+    pub fn new(element: Element, recompute: Recompute) -> Self {
+        Self { element, recompute, logit_bytes: 256 << 20 }
+    }
+}
+
+/// The constants of one update of AdamW.
+#[derive(Clone, Copy, Debug)]
+pub struct AdamStep {
+    pub rate: f64,
+    pub beta1: f64,
+    pub beta2: f64,
+    pub eps: f64,
+    /// Weight decay of matrices.
+    pub decay: f64,
+    /// Divisors of the first and of the second moment.
+    pub corrections: [f64; 2],
+    /// Gradients are scaled down to this global norm.
+    pub max_norm: Option<f64>,
+}
+
+/// Log-probs of the targets and entropies of their rows, in nats.
+pub struct TargetLogprobs {
+    pub logprobs: Vec<f32>,
+    pub entropies: Vec<f32>,
+}
+
+/// A decoder under training on a device.
+pub struct DeviceTrainer {
+    config: ModelConfig,
+    options: TrainerOptions,
+    plan: Plan,
+    blocks: Vec<Arc<Block>>,
+    storage: Storage,
+    buffers: Buffers,
+    ropes: [Option<Arc<RopeTable>>; 2],
+    /// Channels of a head that attention's kernels are compiled for.
+    wide: usize,
+    /// At least as many zeros as the widest vector.
+    zeros: Slice,
+    /// The forward pass whose backward pass has not run.
+    pass: Option<Pass>,
+}
+
+/// The values that a backward pass needs.
+struct Pass {
+    rows: Rows,
+    /// The blocks from the lowest trained one up.
+    blocks: Vec<SavedBlock>,
+    head: head::SavedHead,
+}
+
+impl DeviceTrainer {
+    /// Copies the weights of `decoder`, built for `Purpose::Train`, to a device. `names` are the trained tensors.
+    ///
+    /// # Errors
+    /// `OutOfMemory`; models with soft caps, heads of more than 128 channels, or weights that are only present in packed form.
+    pub fn new(
+        decoder: &Decoder,
+        names: &HashMap<TensorId, String>,
+        mut device: Box<dyn Device>,
+        options: TrainerOptions,
+    ) -> Result<Self, GpuError> {
+        let config = decoder.config.clone();
+        let refuse =
+            |what: String| Err(GpuError::Launch(format!("this device cannot train {what}; set device to cpu")));
+        if config.switches.attention_softcap.is_some() || config.switches.logit_softcap.is_some() {
+            return refuse("models with soft caps of scores or logits".to_owned());
+        }
+        let Some(wide) = HEADS.into_iter().find(|wide| *wide >= config.head_dim) else {
+            return refuse(format!("heads of {} channels (at most 128)", config.head_dim));
+        };
+        let mut plan = plan(decoder, names)?;
+        let blocks = std::mem::take(&mut plan.blocks).into_iter().map(Arc::new).collect();
+        let storage = Storage::new(device.as_mut(), &plan, options.element)?;
+        let widest = plan.matrices.iter().map(|m| m.rows.max(m.width)).max().unwrap_or(1);
+        let zeros = device.alloc(widest * 4)?;
+        device.zero(zeros)?;
+        device.wait()?;
+        Ok(Self {
+            ropes: rope_tables::tables(&config),
+            buffers: Buffers::new(device),
+            config,
+            options,
+            plan,
+            blocks,
+            storage,
+            wide,
+            zeros,
+            pass: None,
+        })
+    }
+
+    /// log p of `targets` at `rows` of the packed sequences, with logits divided by `temperature`; `decoder` is the one
+    /// that the trainer was made of. With `keep` the activations for `backward` are saved.
+    ///
+    /// # Errors
+    /// A position or an id that the model does not have; `OutOfMemory`; a failure of the device.
+    pub fn logprobs(
+        &mut self,
+        decoder: &Decoder,
+        batch: &PackedBatch,
+        rows: &[u32],
+        targets: &[u32],
+        temperature: f32,
+        keep: bool,
+    ) -> Result<TargetLogprobs, GpuError> {
+        let result = self.forward(decoder, batch, rows, Some(targets), keep).and_then(|pass| {
+            let inverse = 1.0 / (self.config.switches.logit_divisor as f32 * temperature);
+            self.head_logprobs(pass, inverse, keep)
+        });
+        self.finished(result, keep)
+    }
+
+    /// The hidden states [rows, d] after the final norm. With `keep` the activations for `backward_hidden` are saved.
+    ///
+    /// # Errors
+    /// Those of `logprobs`.
+    pub fn hidden(
+        &mut self,
+        decoder: &Decoder,
+        batch: &PackedBatch,
+        rows: &[u32],
+        keep: bool,
+    ) -> Result<Vec<f32>, GpuError> {
+        let result = self.forward(decoder, batch, rows, None, keep).and_then(|pass| self.head_hidden(pass));
+        self.finished(result, keep)
+    }
+
+    /// Frees the buffers of a pass that failed or has no backward pass.
+    fn finished<T>(&mut self, result: Result<T, GpuError>, keep: bool) -> Result<T, GpuError> {
+        if result.is_err() || !keep {
+            self.pass = None;
+            self.buffers.give_all()?;
+        }
+        result
+    }
+
+    /// Adds the gradients of the saved pass to those of the trained tensors. `grad` is the loss's gradient with respect
+    /// to the log-probs.
+    ///
+    /// # Errors
+    /// Without a saved pass; `OutOfMemory`; a failure of the device.
+    pub fn backward(&mut self, grad: &[f32]) -> Result<(), GpuError> {
+        let result = self.saved_pass().and_then(|pass| {
+            let gh = self.head_back(&pass, grad)?;
+            self.backward_from(pass, gh)
+        });
+        self.finished(result, false)
+    }
+
+    /// `backward` of the hidden states: `grad` is the loss's gradient [rows, d] with respect to them.
+    ///
+    /// # Errors
+    /// Those of `backward`.
+    pub fn backward_hidden(&mut self, grad: &[f32]) -> Result<(), GpuError> {
+        let result = self.saved_pass().and_then(|pass| {
+            let gh = self.buffers.numbers(grad, self.options.element)?;
+            self.backward_from(pass, gh)
+        });
+        self.finished(result, false)
+    }
+
+    fn saved_pass(&mut self) -> Result<Pass, GpuError> {
+        self.pass.take().ok_or_else(|| GpuError::Launch("a backward pass without a saved forward pass".to_owned()))
+    }
+
+    /// The Euclidean norm of all gradients.
+    ///
+    /// # Errors
+    /// When a gradient is not finite, with the name of a tensor; a failure of the device.
+    pub fn gradient_norm(&mut self) -> Result<f64, GpuError> {
+        let each = 16 << 10;
+        let mut parts = Vec::new();
+        for number in 0..self.storage.slabs.len() {
+            let (g, len) = (self.storage.slabs[number].g, self.storage.slabs[number].len);
+            for from in (0..len).step_by(MOST) {
+                let count = MOST.min(len - from);
+                let sums = self.buffers.take(up(count, each) * 4)?;
+                let launched = Squares { x: g.part(from * 4, count * 4), sums, count: count as i32 };
+                self.launch("squares", [up(count, each), 1, 1], &launched)?;
+                parts.push((number, from, self.buffers.device.download(sums)?));
+                self.buffers.give(sums)?;
+            }
+        }
+        self.buffers.device.wait()?;
+        let mut total = 0f64;
+        for (number, first, download) in parts {
+            let sums = floats(&self.buffers.device.take(download)?);
+            for (i, sum) in sums.into_iter().enumerate() {
+                if !sum.is_finite() {
+                    let from = first + i * each;
+                    let name = self.storage.name_at(&self.plan, number, from, from + each);
+                    let name = name.unwrap_or_default();
+                    return Err(GpuError::Launch(format!("the gradient of {name} is not finite")));
+                }
+                total += f64::from(sum);
+            }
+        }
+        Ok(total.sqrt())
+    }
+
+    /// One update of the trained tensors, after which their gradients are 0. Returns the gradients' norm before
+    /// clipping.
+    ///
+    /// # Errors
+    /// When a gradient is not finite, and nothing is changed; a failure of the device.
+    pub fn update(&mut self, step: &AdamStep) -> Result<f64, GpuError> {
+        let norm = self.gradient_norm()?;
+        // As torch.nn.utils.clip_grad_norm_.
+        let clip = step.max_norm.map_or(1.0, |max| (max / (norm + 1e-6)).min(1.0));
+        for number in 0..self.storage.slabs.len() {
+            let slab = &self.storage.slabs[number];
+            let (len, decay) = (slab.len, if slab.decayed { step.decay } else { 0.0 });
+            let (p, g, m, v, half) = (slab.p, slab.g, slab.m, slab.v, slab.half);
+            for from in (0..len).step_by(MOST) {
+                let count = MOST.min(len - from);
+                let part = |slice: Slice| slice.part(from * 4, count * 4);
+                let launched = AdamWStep {
+                    p: part(p),
+                    g: part(g),
+                    m: part(m),
+                    v: part(v),
+                    half: half.map_or(part(p), |half| half.part(from * 2, count * 2)),
+                    count: count as i32,
+                    rate: step.rate as f32,
+                    beta1: step.beta1 as f32,
+                    beta2: step.beta2 as f32,
+                    eps: step.eps as f32,
+                    decay: decay as f32,
+                    correct1: step.corrections[0] as f32,
+                    correct2: step.corrections[1] as f32,
+                    clip: clip as f32,
+                };
+                let name = if half.is_some() { "adamw.bf16" } else { "adamw.f32" };
+                self.launch(name, [up(count, 1024), 1, 1], &launched)?;
+            }
+            self.buffers.device.zero(g)?;
+        }
+        Ok(norm)
+    }
+
+    /// Sets all gradients to 0.
+    ///
+    /// # Errors
+    /// A failure of the device.
+    pub fn clear_gradients(&mut self) -> Result<(), GpuError> {
+        self.storage.slabs.iter().try_for_each(|slab| self.buffers.device.zero(slab.g))
+    }
+
+    /// A state of every trained tensor by name, in the layout of the host.
+    ///
+    /// # Errors
+    /// A failure of the device.
+    pub fn read(&mut self, state: State) -> Result<BTreeMap<String, Vec<f32>>, GpuError> {
+        self.storage.read(self.buffers.device.as_mut(), &self.plan, state)
+    }
+
+    /// Writes a state of trained tensors, in the layout of the host.
+    ///
+    /// # Errors
+    /// A failure of the device.
+    pub fn write(&mut self, state: State, values: &BTreeMap<String, Vec<f32>>) -> Result<(), GpuError> {
+        self.storage.write(self.buffers.device.as_mut(), &self.plan, state, values)
+    }
+
+    /// Returns when all requested work is done.
+    ///
+    /// # Errors
+    /// When any of it failed.
+    pub fn wait(&mut self) -> Result<(), GpuError> {
+        self.buffers.device.wait()
+    }
+
+    pub fn counts(&self) -> Counts {
+        self.buffers.device.counts()
+    }
+
+    /// Bytes in use on the device, and its total bytes.
+    pub fn memory(&self) -> (u64, u64) {
+        self.buffers.device.memory()
+    }
+
+    /// The most bytes that were in use since the last call.
+    pub fn take_peak(&mut self) -> u64 {
+        std::mem::replace(&mut self.buffers.peak, self.buffers.device.memory().0)
+    }
+
+    fn launch<L: Launch>(&mut self, name: &str, grid: [usize; 3], arguments: &L) -> Result<(), GpuError> {
+        launch(self.buffers.device.as_mut(), name, grid, arguments)
+    }
+
+    fn weight(&self, id: MatrixId) -> Weight {
+        self.storage.weights[id]
+    }
+
+    fn t(&self) -> &'static str {
+        self.options.element.as_str()
+    }
+
+    fn residual(&self) -> f32 {
+        self.config.switches.residual_scale as f32
+    }
+}
