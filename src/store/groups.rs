@@ -2,6 +2,7 @@
 //! disk makes all of them durable, and each caller is answered after the commit. On PostgreSQL the leases of a group
 //! share their statements, and so do its judgments, because each statement is a round trip.
 
+use std::any::{Any, TypeId};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -9,8 +10,7 @@ use tokio::sync::oneshot;
 
 use super::connect::Db;
 use super::rows::{BoxFuture, Conn};
-use super::turns::TakeLease;
-use super::{Result, StoreError, SubmitJudgment, many_leases, many_submits};
+use super::{Result, StoreError};
 
 /// Most writes in one transaction. The first of them waits for the last.
 const MOST: usize = 64;
@@ -23,20 +23,19 @@ pub(super) trait Write: Send + Sync + Sized + 'static {
     /// Runs the write alone in a transaction that holds the lock of places. It must await nothing but its connection.
     fn run<'c>(&'c self, conn: &'c mut Conn) -> BoxFuture<'c, Result<Self::Done>>;
 
-    /// The statements that PostgreSQL runs for the write.
-    fn statements(waiting: &mut Waiting<Self>) -> Statements<'_> {
-        Statements::Own(waiting)
-    }
-}
+    /// Whether PostgreSQL runs the writes of this kind in a group by [`Self::together`].
+    const TOGETHER: bool = false;
 
-/// Which statements a write of a group uses on PostgreSQL.
-pub(super) enum Statements<'a> {
-    /// Those of all leases of the group.
-    OfLeases(&'a mut Waiting<TakeLease>),
-    /// Those of all judgments of the group.
-    OfJudgments(&'a mut Waiting<SubmitJudgment>),
-    /// Its own.
-    Own(&'a mut dyn Job),
+    /// Runs the writes of this kind in a group and stores their results. An error means that the transaction must be
+    /// rolled back.
+    fn together<'c>(conn: &'c mut Conn, waiting: Vec<&'c mut Waiting<Self>>) -> BoxFuture<'c, Result<()>> {
+        Box::pin(async move {
+            for one in waiting {
+                one.run(conn).await?;
+            }
+            Ok(())
+        })
+    }
 }
 
 /// A write whose caller waits.
@@ -58,11 +57,14 @@ struct Queue {
     running: bool,
 }
 
-pub(super) trait Job: Send {
+trait Job: Any + Send {
     /// Runs the write inside the transaction and stores its result; returns its error if it failed.
     fn run<'c>(&'c mut self, conn: &'c mut Conn) -> BoxFuture<'c, Result<()>>;
-    /// See [`Write::statements`].
-    fn statements(&mut self) -> Statements<'_>;
+    /// The kind of the write, where PostgreSQL runs those of a kind together.
+    fn kind(&self) -> Option<TypeId>;
+    fn as_any(&mut self) -> &mut dyn Any;
+    /// [`Write::together`] of this write and of others of its kind.
+    fn run_with<'c>(&'c mut self, conn: &'c mut Conn, others: Vec<&'c mut dyn Job>) -> BoxFuture<'c, Result<()>>;
     /// Sends the result to the caller, after the commit.
     fn answer(self: Box<Self>);
     /// Sends an error to the caller; nothing was stored.
@@ -79,8 +81,18 @@ impl<W: Write> Job for Waiting<W> {
         })
     }
 
-    fn statements(&mut self) -> Statements<'_> {
-        W::statements(self)
+    fn kind(&self) -> Option<TypeId> {
+        W::TOGETHER.then(TypeId::of::<W>)
+    }
+
+    fn as_any(&mut self) -> &mut dyn Any {
+        self
+    }
+
+    fn run_with<'c>(&'c mut self, conn: &'c mut Conn, others: Vec<&'c mut dyn Job>) -> BoxFuture<'c, Result<()>> {
+        let mut all = vec![self];
+        all.extend(others.into_iter().filter_map(|job| job.as_any().downcast_mut::<Self>()));
+        W::together(conn, all)
     }
 
     fn answer(self: Box<Self>) {
@@ -209,12 +221,16 @@ async fn transact(db: &Db, group: &mut [Box<dyn Job>]) -> Result<(), Failed> {
 /// Runs the writes of a group. An error means that the transaction must be rolled back; a refusal by the rules, which
 /// precedes any change, is the result of its write alone.
 async fn run_all(db: &Db, conn: &mut Conn, group: &mut [Box<dyn Job>]) -> Result<()> {
-    let (mut own, mut leases, mut judgments) = (Vec::new(), Vec::new(), Vec::new());
+    let mut own = Vec::new();
+    let mut kinds: Vec<(TypeId, Vec<&mut dyn Job>)> = Vec::new();
     for job in group {
-        match if conn.is_postgres() { job.statements() } else { Statements::Own(&mut **job) } {
-            Statements::OfLeases(lease) => leases.push(lease),
-            Statements::OfJudgments(judgment) => judgments.push(judgment),
-            Statements::Own(job) => own.push(job),
+        let Some(kind) = job.kind().filter(|_| conn.is_postgres()) else {
+            own.push(job);
+            continue;
+        };
+        match kinds.iter_mut().find(|(known, _)| *known == kind) {
+            Some((_, jobs)) => jobs.push(&mut **job),
+            None => kinds.push((kind, vec![&mut **job])),
         }
     }
     for job in own {
@@ -225,6 +241,11 @@ async fn run_all(db: &Db, conn: &mut Conn, group: &mut [Box<dyn Job>]) -> Result
             return Err(error);
         }
     }
-    db.in_time(many_leases::take(conn, leases)).await?;
-    db.in_time(many_submits::submit(conn, judgments)).await
+    for (_, jobs) in kinds {
+        let mut jobs = jobs.into_iter();
+        if let Some(first) = jobs.next() {
+            db.in_time(first.run_with(conn, jobs.collect())).await?;
+        }
+    }
+    Ok(())
 }

@@ -5,13 +5,26 @@ use std::collections::{HashMap, HashSet};
 
 use serde_json::{Value, json};
 
-use super::groups::Waiting;
+use super::groups::{Waiting, Write};
 use super::leases::{self, assignment, taken_by_others};
-use super::rows::{Conn, args};
+use super::rows::{BoxFuture, Conn, args};
 use super::rules::LeasePlan;
 use super::turns::{self, TakeLease};
 use super::{LeaseRequest, Pick, Result, judgments};
 use crate::domain::*;
+
+impl Write for TakeLease {
+    type Done = Option<Assignment>;
+    const TOGETHER: bool = true;
+
+    fn run<'c>(&'c self, conn: &'c mut Conn) -> BoxFuture<'c, Result<Option<Assignment>>> {
+        Box::pin(turns::take(conn, self))
+    }
+
+    fn together<'c>(conn: &'c mut Conn, waiting: Vec<&'c mut Waiting<Self>>) -> BoxFuture<'c, Result<()>> {
+        Box::pin(take(conn, waiting))
+    }
+}
 
 /// Free sets read beyond the number of leases, because a labeler may have judged some of them.
 const SPARE: usize = 16;
@@ -62,7 +75,7 @@ const INSERT: &str = concat!(
 );
 
 /// Takes the leases of a group. An error means that the transaction must be rolled back.
-pub(super) async fn take(conn: &mut Conn, waiting: Vec<&mut Waiting<TakeLease>>) -> Result<()> {
+async fn take(conn: &mut Conn, waiting: Vec<&mut Waiting<TakeLease>>) -> Result<()> {
     let mut labelers = HashSet::new();
     let (mut together, mut alone) = (Vec::new(), Vec::new());
     for lease in waiting {

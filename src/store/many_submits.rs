@@ -5,10 +5,10 @@ use std::collections::{HashMap, HashSet};
 
 use serde_json::{Value, json};
 
-use super::groups::Waiting;
-use super::rows::{Conn, args, not_found};
+use super::groups::{Waiting, Write};
+use super::rows::{BoxFuture, Conn, args, not_found};
 use super::submits::{self, Considered, NewJudgment, standing_of};
-use super::{Result, SubmitJudgment, keys, prompts};
+use super::{Result, SubmitJudgment, Submitted, keys, prompts};
 use crate::domain::*;
 
 /// Subqueries with a limit, so that each row is looked up by its index, whatever the tables' statistics.
@@ -74,10 +74,23 @@ const WRITE: &str = "
     UPDATE comparison_sets s SET status = (SELECT q.status FROM q WHERE q.set_id = s.id)
     WHERE s.id = ANY (ARRAY(SELECT q.set_id FROM q WHERE q.status IS NOT NULL)) AND s.status <> 'retired'";
 
+impl Write for SubmitJudgment {
+    type Done = Submitted;
+    const TOGETHER: bool = true;
+
+    fn run<'c>(&'c self, conn: &'c mut Conn) -> BoxFuture<'c, Result<Submitted>> {
+        Box::pin(submits::submit(conn, self))
+    }
+
+    fn together<'c>(conn: &'c mut Conn, waiting: Vec<&'c mut Waiting<Self>>) -> BoxFuture<'c, Result<()>> {
+        Box::pin(submit(conn, waiting))
+    }
+}
+
 type Submits<'a> = Vec<&'a mut Waiting<SubmitJudgment>>;
 
 /// Stores the judgments of a group, each with its result. An error means that the transaction must be rolled back.
-pub(super) async fn submit(conn: &mut Conn, mut waiting: Submits<'_>) -> Result<()> {
+async fn submit(conn: &mut Conn, mut waiting: Submits<'_>) -> Result<()> {
     while !waiting.is_empty() {
         let (independent, later) = split(waiting);
         submit_independent(conn, independent).await?;

@@ -4,10 +4,9 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use super::groups::{Statements, Waiting, Write};
 use super::judgments;
 use super::leases::assignment;
-use super::rows::{Arg, BoxFuture, Conn, Row, args, not_found, without_nul};
+use super::rows::{Arg, Conn, Row, args, not_found, without_nul};
 use super::rubrics::{active_rubric, rubric};
 use super::rules::{self, Decision, RevisedJudgment, Standing};
 use super::turns::Place;
@@ -264,21 +263,9 @@ fn standing(row: &Row) -> Result<Standing> {
     })
 }
 
-impl Write for SubmitJudgment {
-    type Done = Submitted;
-
-    fn run<'c>(&'c self, conn: &'c mut Conn) -> BoxFuture<'c, Result<Submitted>> {
-        Box::pin(submit(conn, self))
-    }
-
-    fn statements(waiting: &mut Waiting<Self>) -> Statements<'_> {
-        Statements::OfJudgments(waiting)
-    }
-}
-
 /// Stores a judgment on SQLite, or returns the one with its idempotency key. [`super::many_submits`] does it on
 /// PostgreSQL.
-async fn submit(conn: &mut Conn, submit: &SubmitJudgment) -> Result<Submitted> {
+pub(super) async fn submit(conn: &mut Conn, submit: &SubmitJudgment) -> Result<Submitted> {
     let given = &submit.judgment;
     let args = args![
         submit.now,

@@ -4,9 +4,8 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::groups::{Statements, Waiting, Write};
 use super::leases::{self, assignment, can_judge, held, taken_by_others};
-use super::rows::{BoxFuture, Conn, Row, args, not_found};
+use super::rows::{Conn, Row, args, not_found};
 use super::rubrics::{active_rubric, rubric};
 use super::rules::{self, LeasePlan};
 use super::sql::{Store, read};
@@ -362,18 +361,6 @@ pub(super) struct TakeLease {
     pub plan: LeasePlan,
     /// Whether there are expired leases that are still marked as leased.
     pub lapsed: bool,
-}
-
-impl Write for TakeLease {
-    type Done = Option<Assignment>;
-
-    fn run<'c>(&'c self, conn: &'c mut Conn) -> BoxFuture<'c, Result<Option<Assignment>>> {
-        Box::pin(take(conn, self))
-    }
-
-    fn statements(waiting: &mut Waiting<Self>) -> Statements<'_> {
-        Statements::OfLeases(waiting)
-    }
 }
 
 /// Takes the lease of the plan; `None` when the set is no longer free.

@@ -218,6 +218,7 @@ const SOURCES: &[(&str, &[&str])] = &[
             "src/service/complete.rs",
             "src/service/overview.rs",
             "src/store/connect.rs",
+            "src/store/postgres.rs",
             "src/tokenizer/probe.rs",
             "src/train/",
         ],

@@ -2,7 +2,7 @@
 
 use super::layout::{Block, Linear, Norm};
 use super::rows::Rows;
-use super::{DeviceTrainer, Element, Pass, up};
+use super::{DeviceTrainer, Element, up};
 use crate::gpu::launch::backward::{Flash, MatmulAdd, Rotate};
 use crate::gpu::launch::{Activate, Add, Embed, GatherRows, Matmul, Norm as NormLaunch};
 use crate::gpu::manifest::kernel;
@@ -396,12 +396,6 @@ impl DeviceTrainer {
         let name = format!("matmul{variant}{any}.{rows}.{}", self.t());
         let tile = kernel(&name)?;
         self.launch(&name, [up(m, tile.constant("BM")), up(n, tile.constant("BN")), 1], launched)
-    }
-
-    /// Saves a pass for its backward pass.
-    pub(super) fn save(&mut self, forward: Forward, head: super::head::SavedHead) {
-        let Forward { rows, blocks, .. } = forward;
-        self.pass = Some(Pass { rows, blocks, head });
     }
 }
 

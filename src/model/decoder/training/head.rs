@@ -43,6 +43,12 @@ impl DeviceTrainer {
         Ok(SavedHead { last: forward.last, picked, hidden, scores: None })
     }
 
+    /// Saves a pass for its backward pass.
+    fn save(&mut self, forward: Forward, head: SavedHead) {
+        let Forward { rows, blocks, .. } = forward;
+        self.pass = Some(Pass { rows, blocks, head });
+    }
+
     pub(super) fn head_hidden(&mut self, forward: Forward) -> Result<Vec<f32>, GpuError> {
         let (m, d) = (forward.rows.picked_count, self.config.hidden_size);
         let head = self.saved_head(&forward)?;
