@@ -59,10 +59,13 @@ struct Pools {
 
 /// Connections for reads that were used without an error a moment ago. The pool tests a connection whenever it gets it
 /// back, which takes as long as a small read. `None` once the pool is closed.
-struct Spares(Mutex<Option<Vec<(PoolConnection<Postgres>, Instant)>>>);
+struct Spares(Mutex<Option<Vec<Spare>>>);
+
+/// A connection, and when it was put here.
+type Spare = (PoolConnection<Postgres>, Instant);
 
 impl Spares {
-    fn all(&self) -> MutexGuard<'_, Option<Vec<(PoolConnection<Postgres>, Instant)>>> {
+    fn all(&self) -> MutexGuard<'_, Option<Vec<Spare>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

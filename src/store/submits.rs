@@ -293,7 +293,7 @@ pub(super) enum Considered {
         id: JudgmentId,
         revealed: Vec<Knowledge>,
     },
-    New(NewJudgment),
+    New(Box<NewJudgment>),
 }
 
 /// A judgment to store, with its effects.
@@ -324,7 +324,7 @@ pub(super) fn consider(row: &Row, submit: &SubmitJudgment, postgres: bool) -> Re
     as_kept(&mut decision.judgment, postgres);
     let prompt_id: PromptId = row.text("prompt_id")?.into();
     let answer = submit.ideal_answer.clone().map(|answer| Completion { prompt_id, ..answer });
-    Ok(Considered::New(NewJudgment { decision, answer, revealed: found.revealed }))
+    Ok(Considered::New(Box::new(NewJudgment { decision, answer, revealed: found.revealed })))
 }
 
 /// The result of a repeated submission.

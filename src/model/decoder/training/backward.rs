@@ -95,7 +95,7 @@ impl DeviceTrainer {
                 Buffer { slice, own: true }
             }
         };
-        let term = self.to_element(scaled.slice, rows.every, n, d)?;
+        let term = self.as_element(scaled.slice, rows.every, n, d)?;
         let term = match (post, given) {
             (Some(norm), Some(given)) => {
                 let inner = self.norm_of_back(rows, norm, given, term.slice, d)?;
@@ -126,11 +126,11 @@ impl DeviceTrainer {
         width: usize,
     ) -> Result<Buffer, GpuError> {
         let count = rows.n * width;
-        let wide = self.to_f32(x, count)?;
+        let wide = self.as_f32(x, count)?;
         let gx = self.buffers.zeros(count * 4)?;
         self.norm_back(norm, wide.slice, gy, gx, count / self.weight(norm.weight).rows)?;
         self.give(wide)?;
-        let converted = self.to_element(gx, rows.every, rows.n, width)?;
+        let converted = self.as_element(gx, rows.every, rows.n, width)?;
         if !converted.own {
             return Ok(Buffer { slice: gx, own: true });
         }
@@ -238,7 +238,7 @@ impl DeviceTrainer {
                 self.add_input_back(linear, gy, n, sum)?;
             }
             if let Some(norm) = &block.attn_norm {
-                let g_normed = self.to_element(sum, rows.every, n, d)?;
+                let g_normed = self.as_element(sum, rows.every, n, d)?;
                 self.norm_back(norm, x, g_normed.slice, g, n)?;
                 self.give(g_normed)?;
                 self.buffers.give(sum)?;
@@ -286,7 +286,7 @@ impl DeviceTrainer {
         }
         let sum = self.buffers.zeros(n * weight.width * 4)?;
         self.add_input_back(linear, gy, n, sum)?;
-        let converted = self.to_element(sum, rows.every, n, weight.width)?;
+        let converted = self.as_element(sum, rows.every, n, weight.width)?;
         if converted.own {
             self.buffers.give(sum)?;
         }

@@ -254,7 +254,7 @@ impl DeviceTrainer {
     /// The input of a product: the norm of hidden states, or they themselves, in the element type.
     pub(super) fn normed(&mut self, norm: Option<&Norm>, x: Slice, rows: &Rows) -> Result<Buffer, GpuError> {
         let d = self.config.hidden_size;
-        let Some(norm) = norm else { return self.to_element(x, rows.every, rows.n, d) };
+        let Some(norm) = norm else { return self.as_element(x, rows.every, rows.n, d) };
         let y = self.buffers.take(self.bytes(rows.n * d))?;
         let name = format!("{}.{}", kind(norm), self.t());
         self.launch_norm(&name, norm, [x, y], rows.n)?;
@@ -320,7 +320,7 @@ impl DeviceTrainer {
     }
 
     /// Values [rows, width] of f32 in the element type. `every`: 0, 1, … for each row.
-    pub(super) fn to_element(&mut self, x: Slice, every: Slice, rows: usize, width: usize) -> Result<Buffer, GpuError> {
+    pub(super) fn as_element(&mut self, x: Slice, every: Slice, rows: usize, width: usize) -> Result<Buffer, GpuError> {
         if self.options.element == Element::F32 {
             return Ok(Buffer { slice: x, own: false });
         }
@@ -331,7 +331,7 @@ impl DeviceTrainer {
     }
 
     /// Values of the element type in f32.
-    pub(super) fn to_f32(&mut self, x: Slice, count: usize) -> Result<Buffer, GpuError> {
+    pub(super) fn as_f32(&mut self, x: Slice, count: usize) -> Result<Buffer, GpuError> {
         if self.options.element == Element::F32 {
             return Ok(Buffer { slice: x, own: false });
         }

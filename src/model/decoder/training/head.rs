@@ -52,7 +52,7 @@ impl DeviceTrainer {
     pub(super) fn head_hidden(&mut self, forward: Forward) -> Result<Vec<f32>, GpuError> {
         let (m, d) = (forward.rows.picked_count, self.config.hidden_size);
         let head = self.saved_head(&forward)?;
-        let wide = self.to_f32(head.hidden, m * d)?;
+        let wide = self.as_f32(head.hidden, m * d)?;
         let download = self.buffers.device.download(wide.slice)?;
         self.give(wide)?;
         self.save(forward, head);
