@@ -2,10 +2,7 @@
 
 use crate::gpu::cuda::Cuda;
 use crate::gpu::device::Device;
-use crate::gpu::sim::Sim;
-
-/// Memory of the simulated device in bytes, allocated when it is used.
-const SIMULATED_BYTES: u64 = 8 << 30;
+use crate::gpu::sim::{self, Sim};
 
 /// Opens the device `cuda` (the first GPU), `cuda:N`, or `sim`, the simulated device, which is slow and meant for tests.
 /// `None` for `cpu`.
@@ -15,7 +12,7 @@ const SIMULATED_BYTES: u64 = 8 << 30;
 pub fn open(name: &str) -> Result<Option<Box<dyn Device>>, String> {
     let index = match name {
         "cpu" => return Ok(None),
-        "sim" => return Ok(Some(Box::new(Sim::new(SIMULATED_BYTES)))),
+        "sim" => return Ok(Some(Box::new(Sim::new(sim::BYTES)))),
         "cuda" => 0,
         other => other
             .strip_prefix("cuda:")

@@ -314,8 +314,8 @@ fn on_device(
     Ok(OnDevice { pages: model.page_count(), memory: model.memory(), model: Mutex::new(model) })
 }
 
-/// Runs steps of two tokens, of more and of a whole prompt chunk, so that the driver compiles the kernels now. Fails if
-/// a logit is not finite, so that such a version is never served.
+/// Runs steps of two tokens, of the fewest that take larger tiles, and of a whole prompt chunk, so that the driver
+/// compiles the kernels now. Fails if a logit is not finite, so that such a version is never served.
 fn warm_up_device(decoder: &Decoder, model: &mut DeviceModel, limits: Limits) -> Result<(), String> {
     let mut cache = KvCache::on_device(model.page_count() * PAGE);
     let most = limits.prefill_tokens.min(decoder.config.max_positions);

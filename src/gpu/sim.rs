@@ -13,6 +13,8 @@ use super::memory::Memory;
 use super::twins::{self, Call};
 use super::{GpuError, Slice};
 
+/// Memory, in bytes, of the device that settings and arguments call `sim`. It is allocated when it is used.
+pub const BYTES: u64 = 8 << 30;
 /// First simulated address: neither 0 nor an address of the host.
 const BASE: u64 = 0x7A00_0000_0000;
 

@@ -1,6 +1,6 @@
-//! The kernels of `kernels/*.py` in plain Rust, those of training in `backward`, for the simulated device: the same formulas, rounding to the
-//! element type, and order of ranges and blocks. They are tested against launches of the originals in Triton's
-//! interpreter, recorded in `kernels.tape.gz`.
+//! The kernels of `kernels/*.py` in plain Rust, for the simulated device: the same formulas, rounding to the element type,
+//! and order of ranges and blocks. Those of training are in `backward`. They are tested against launches of the originals
+//! in Triton's interpreter, recorded in `kernels.tape.gz` and `kernels_backward.tape.gz`.
 
 mod backward;
 

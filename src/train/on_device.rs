@@ -17,13 +17,10 @@ use super::step::{Accumulator, PredictionBatch};
 use super::trainable::Trainable;
 use crate::gpu::cuda::Cuda;
 use crate::gpu::device::Device;
-use crate::gpu::sim::Sim;
+use crate::gpu::sim::{self, Sim};
 use crate::model::decoder::training::{AdamStep, Element, State, TrainerOptions};
 use crate::model::{Decoder, DeviceTrainer};
 use crate::objective::Stats;
-
-/// Memory of the simulated device in bytes, allocated when it is used.
-const SIMULATED_BYTES: u64 = 8 << 30;
 
 /// Computes the gradients of a policy and applies them.
 pub enum Learner {
@@ -41,7 +38,7 @@ pub fn loading_device(common: &Common) -> Result<Candle> {
 
 fn open(device: DeviceArg) -> Result<Box<dyn Device>> {
     Ok(match device {
-        DeviceArg::Sim => Box::new(Sim::new(SIMULATED_BYTES)),
+        DeviceArg::Sim => Box::new(Sim::new(sim::BYTES)),
         _ => Box::new(Cuda::open(0, None).map_err(|why| anyhow!("device: the GPU cannot be used: {why}"))?),
     })
 }

@@ -444,13 +444,24 @@ impl Norm {
         }
     }
 
-    fn parts(&self) -> (&Tensor, Option<&Tensor>, f32) {
+    /// The weight, the bias if there is one, and the number that keeps the divisor from 0.
+    pub(super) fn parts(&self) -> (&Tensor, Option<&Tensor>, f32) {
         match self {
             Self::Rms { weight, eps } | Self::RmsPlusOne { weight, eps } | Self::LayerNoBias { weight, eps } => {
                 (weight, None, *eps as f32)
             }
             Self::Layer { weight, bias, eps } => (weight, Some(bias), *eps as f32),
         }
+    }
+
+    /// Whether this is LayerNorm, not RMSNorm.
+    pub(super) fn is_layer(&self) -> bool {
+        matches!(self, Self::Layer { .. } | Self::LayerNoBias { .. })
+    }
+
+    /// What is added to the weight.
+    pub(super) fn offset(&self) -> f32 {
+        if matches!(self, Self::RmsPlusOne { .. }) { 1.0 } else { 0.0 }
     }
 
     pub fn tensors(&self) -> impl Iterator<Item = &Tensor> {

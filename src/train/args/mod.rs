@@ -80,7 +80,7 @@ pub enum DeviceArg {
 pub enum Precision {
     #[default]
     F32,
-    /// Rounded to bfloat16: several times as fast.
+    /// Rounded to bfloat16: less memory, and less exact.
     Bf16,
 }
 
@@ -215,8 +215,8 @@ macro_rules! recipe_args {
             pub eval_every: u64,
             /// The device for the computation.
             pub device: super::DeviceArg,
-            /// Element type of weights and activations in products on a GPU: `f32`, or `bf16`, several times as fast.
-            /// Sums, gradients and the weights that an update changes are always f32.
+            /// Element type of weights and activations in products on a GPU: `f32`, or `bf16`: less memory, and
+            /// less exact. Sums, gradients and the weights that an update changes are always f32.
             pub precision: super::Precision,
             /// Run a grid of arguments with several seeds. The best model and a table are published.
             pub sweep: Option<super::SweepArgs>,

@@ -1,10 +1,12 @@
 //! Steps of cached sequences on a device: one upload of everything that a step needs, at most ten launches a block for
 //! plain families, one download of the requested logits.
 
-pub(super) mod pass;
+pub(super) mod kernels;
+mod pass;
 mod rows;
 pub(super) mod weights;
 
+use self::kernels::numbers;
 use self::pass::{Pass, Pending};
 use self::rows::{Inputs, Scratch, buffers, most_scratch, pack};
 use self::weights::{Element, Weights, candle};
@@ -225,11 +227,4 @@ impl DeviceModel {
         }
         Ok(result)
     }
-}
-
-/// Downloaded bytes as numbers.
-fn numbers<T: bytemuck::Pod>(bytes: &[u8]) -> Vec<T> {
-    let mut all = vec![T::zeroed(); bytes.len() / size_of::<T>()];
-    bytemuck::cast_slice_mut(&mut all).copy_from_slice(bytes);
-    all
 }

@@ -1,5 +1,6 @@
 //! The launches of one step.
 
+use super::kernels::{self, up};
 use super::rows::{Buffers, Rows, Scratch, logit_sizes};
 use super::weights::{Block, Element, Matrix, NormWeights, Weights, candle};
 use crate::gpu::device::{Device, launch};
@@ -7,37 +8,13 @@ use crate::gpu::launch::{
     Activate, Add, Attend, Combine, Embed, GatherRows, Logprobs, Matmul, MatmulQ8, Norm as NormLaunch, RopeCache,
     Sample, ShapeLogits,
 };
-use crate::gpu::manifest::kernel;
 use crate::gpu::{GpuError, Slice};
 use crate::model::decoder::Decoder;
 use crate::model::decoder::kv_cache::StepRows;
-use crate::model::{Activation, ModelConfig, QkNorm};
+use crate::model::{ModelConfig, QkNorm};
 
 /// A term that is still to be added to the hidden states.
 pub(super) type Pending = Option<Slice>;
-
-fn up(a: usize, b: usize) -> usize {
-    a.div_ceil(b)
-}
-
-/// Rows of the tiles of a product with `n` rows and `out` outputs. Few rows wait for the weights, which narrow tiles
-/// read best; large tiles read less, once they are enough to occupy a GPU. Measured on an H200.
-pub fn tile_rows(n: usize, out: usize, element: Element) -> usize {
-    const MULTIPROCESSORS: usize = 132;
-    if n <= 32 {
-        16
-    } else if element == Element::Bf16 && up(n, 128) * up(out, 64) >= MULTIPROCESSORS {
-        128
-    } else {
-        64
-    }
-}
-
-/// The tiles of a product with `n` rows and `out` outputs.
-fn product_grid(name: &str, n: usize, out: usize) -> Result<[usize; 3], GpuError> {
-    let tile = kernel(name)?;
-    Ok([up(out, tile.constant("BM")), up(n, tile.constant("BN")), 1])
-}
 
 /// The launches of one step.
 pub(super) struct Pass<'a> {
@@ -117,7 +94,7 @@ impl Pass<'_> {
             launch(device, &format!("gather_rows.{t}"), grid, &launched)?;
             return Ok(self.b.normed);
         };
-        let name = format!("{}{}.{t}", if pending.is_some() { "add_" } else { "" }, kind(norm));
+        let name = format!("{}{}.{t}", if pending.is_some() { "add_" } else { "" }, kernels::norm(norm.layer));
         let launched = NormLaunch {
             x: self.b.x,
             branch: pending.unwrap_or(self.b.branch[0]),
@@ -144,10 +121,7 @@ impl Pass<'_> {
         sizes: [usize; 2],
     ) -> Result<(), GpuError> {
         let [width, stride] = sizes.map(|size| size as i32);
-        let name = match self.element {
-            Element::F32 => format!("{}.f32", kind(norm)),
-            Element::Bf16 => format!("{}_of.bf16", kind(norm)),
-        };
+        let name = kernels::norm_of(norm.layer, self.element);
         let launched = NormLaunch {
             x,
             branch: x,
@@ -168,7 +142,6 @@ impl Pass<'_> {
         self.product(device, x, w, y, self.rows.n, if w.bias.is_some() { "_bias" } else { "" })
     }
 
-    /// The size of the tiles depends on the number of rows; the order of every sum does not.
     fn product(
         &self,
         device: &mut dyn Device,
@@ -181,17 +154,12 @@ impl Pass<'_> {
         let bias = w.bias.unwrap_or(self.weights.zeros);
         let [rows, m, k] = [n, w.out, w.input].map(|size| size as i32);
         if let Some(scales) = w.scales {
-            let name = format!("matmul_q8{variant}.{}.{}", if n <= 32 { 16 } else { 64 }, self.t());
-            let launched = MatmulQ8 { x, w: w.weight, scales, bias, y, n: rows, m, k };
-            return launch(device, &name, product_grid(&name, n, w.out)?, &launched);
+            let (name, grid) = kernels::matmul_q8(variant, n, w.out, self.element)?;
+            return launch(device, &name, grid, &MatmulQ8 { x, w: w.weight, scales, bias, y, n: rows, m, k });
         }
         let launched = Matmul { x, w: w.weight, bias, y, n: rows, m, k };
-        let (rows, any) = match w.input % 8 {
-            0 => (tile_rows(n, w.out, self.element), ""),
-            _ => (tile_rows(n, w.out, Element::F32), "_any"),
-        };
-        let name = format!("matmul{variant}{any}.{rows}.{}", self.t());
-        launch(device, &name, product_grid(&name, n, w.out)?, &launched)
+        let (name, grid) = kernels::matmul(variant, &launched, self.element)?;
+        launch(device, &name, grid, &launched)
     }
 
     /// One block; returns the term to be added to the hidden states after it.
@@ -216,12 +184,7 @@ impl Pass<'_> {
         let source = self.normed(device, block.mlp_norm.as_ref(), before)?;
         self.matmul(device, source, &block.up, self.b.up)?;
         let inner = block.down.input;
-        let name = match block.activation {
-            Activation::Silu => "silu",
-            Activation::GeluTanh => "gelu_tanh",
-            Activation::GeluErf => "gelu_erf",
-        };
-        let name = format!("{name}{}.{}", if block.gated { "_gated" } else { "" }, self.t());
+        let name = format!("{}.{}", kernels::activation(block.activation, block.gated), self.t());
         let launched = Activate { x: self.b.up, y: self.b.act, inner: inner as i32 };
         launch(device, &name, [self.rows.n, up(inner, 1024), 1], &launched)?;
         self.matmul(device, self.b.act, &block.down, self.b.branch[1])?;
@@ -341,7 +304,7 @@ impl Pass<'_> {
             scale: 1.0,
             offset: norm.offset,
         };
-        launch(device, &format!("{}.{}", kind(norm), self.t()), [m, 1, 1], &launched)?;
+        launch(device, &format!("{}.{}", kernels::norm(norm.layer), self.t()), [m, 1, 1], &launched)?;
         let variant = if self.element == Element::F32 { "" } else { "_out" };
         self.product(device, hidden, &self.weights.head, logits, m, variant)?;
         if inverse != 1.0 || cap.is_some() {
@@ -366,8 +329,4 @@ impl Pass<'_> {
         launch(scratch.device, "logprobs", [n, 1, 1], &launched)?;
         Ok(drawn)
     }
-}
-
-fn kind(norm: &NormWeights) -> &'static str {
-    if norm.layer { "layer" } else { "rms" }
 }

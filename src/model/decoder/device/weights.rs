@@ -1,6 +1,5 @@
-//! A decoder's weights on a device, as `gpu` launches read them: matrices with the same input joined, everything
-//! row-major
-//! `[out, in]` in one element type.
+//! A decoder's weights on a device, as `gpu` launches read them: matrices with the same input joined, everything row-major
+//! `[out, in]` in one element type, or matrices in 8 bits.
 
 use candle_core::Tensor;
 use half::slice::HalfFloatSliceExt;
@@ -97,7 +96,7 @@ pub(super) struct Weights {
     pub zeros: Slice,
 }
 
-pub(super) fn candle(error: candle_core::Error) -> GpuError {
+pub(in crate::model::decoder) fn candle(error: candle_core::Error) -> GpuError {
     GpuError::Launch(error.to_string())
 }
 
@@ -213,19 +212,14 @@ impl Loader<'_> {
     }
 
     fn norm(&mut self, norm: &Norm, zeros: Slice) -> Result<NormWeights, GpuError> {
-        let (weight, bias, eps, offset) = match norm {
-            Norm::Rms { weight, eps } => (weight, None, eps, 0.0),
-            Norm::RmsPlusOne { weight, eps } => (weight, None, eps, 1.0),
-            Norm::Layer { weight, bias, eps } => (weight, Some(bias), eps, 0.0),
-            Norm::LayerNoBias { weight, eps } => (weight, None, eps, 0.0),
-        };
+        let (weight, bias, eps) = norm.parts();
         let bytes = weight.elem_count() * self.element.bytes();
         Ok(NormWeights {
             weight: self.tensor(weight)?,
             bias: bias.map_or(Ok(zeros.part(0, bytes)), |bias| self.tensor(bias))?,
-            layer: matches!(norm, Norm::Layer { .. } | Norm::LayerNoBias { .. }),
-            eps: *eps as f32,
-            offset,
+            layer: norm.is_layer(),
+            eps,
+            offset: norm.offset(),
         })
     }
 

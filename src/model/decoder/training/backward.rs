@@ -1,10 +1,10 @@
 //! The backward pass of the blocks and embeddings. Gradients of weights are added to their sums; activations are freed
 //! block by block.
 
-use super::forward::{Buffer, SavedAttention, SavedBlock, activation, kind};
+use super::forward::{Buffer, SavedAttention, SavedBlock};
 use super::layout::{Block, Linear, MatrixId, Norm};
 use super::rows::{Groups, Rows};
-use super::{DeviceTrainer, Pass, up};
+use super::{DeviceTrainer, Pass};
 use crate::gpu::launch::Launch;
 use crate::gpu::launch::backward::{
     ActivateBack, ColumnSums, EmbedBack, FlashBackKv, FlashBackQ, FlashDelta, MatmulNn, MatmulTn, NormBack,
@@ -12,6 +12,7 @@ use crate::gpu::launch::backward::{
 };
 use crate::gpu::manifest::kernel;
 use crate::gpu::{GpuError, Slice};
+use crate::model::decoder::device::kernels::{self, up};
 
 /// Columns of a gradient [n, stride]: those of one part of a product.
 #[derive(Clone, Copy)]
@@ -145,13 +146,17 @@ impl DeviceTrainer {
         let (factors, means) = (self.buffers.take(n * 4)?, self.buffers.take(n * 4)?);
         let (eps, offset) = (norm.eps, norm.offset);
         let launched = NormBack { x, weight: weight.value, gy, gx, factors, means, d: d as i32, eps, offset };
-        self.launch(&format!("{}_back.{}", kind(norm), self.t()), [n, 1, 1], &launched)?;
+        self.launch(&format!("{}_back.{}", kernels::norm(norm.layer), self.t()), [n, 1, 1], &launched)?;
         if let Some(gw) = weight.grad {
             // LayerNorm without a bias gives the bias's gradient too.
             let unused = self.buffers.zeros(d * 4)?;
             let gb = norm.bias.and_then(|id| self.weight(id).grad).unwrap_or(unused);
             let launched = NormBackWeight { x, gy, factors, means, gw, gb, n: n as i32, d: d as i32 };
-            self.launch(&format!("{}_back_weight.{}", kind(norm), self.t()), [up(d, 32), 1, 1], &launched)?;
+            self.launch(
+                &format!("{}_back_weight.{}", kernels::norm(norm.layer), self.t()),
+                [up(d, 32), 1, 1],
+                &launched,
+            )?;
             self.buffers.give(unused)?;
         }
         self.buffers.give(factors)?;
@@ -178,7 +183,7 @@ impl DeviceTrainer {
         self.give(term)?;
         let g_up = self.buffers.take(self.bytes(n * width))?;
         let launched = ActivateBack { x: up_, gy: g_acted, gx: g_up, inner: inner as i32 };
-        let name = format!("{}_back.{}", activation(block), self.t());
+        let name = format!("{}_back.{}", kernels::activation(block.activation, block.gated), self.t());
         self.launch(&name, [n, up(inner, 1024), 1], &launched)?;
         self.buffers.give(g_acted)?;
         let normed = self.normed(block.mlp_norm.as_ref(), source, rows)?;

@@ -2,13 +2,13 @@
 
 use super::layout::{Block, Linear, Norm};
 use super::rows::Rows;
-use super::{DeviceTrainer, Element, up};
+use super::{DeviceTrainer, Element};
 use crate::gpu::launch::backward::{Flash, MatmulAdd, Rotate};
 use crate::gpu::launch::{Activate, Add, Embed, GatherRows, Matmul, Norm as NormLaunch};
 use crate::gpu::manifest::kernel;
 use crate::gpu::{GpuError, Slice};
-use crate::model::decoder::device::pass::tile_rows;
-use crate::model::{Activation, Decoder, PackedBatch, Recompute};
+use crate::model::decoder::device::kernels::{self, up};
+use crate::model::{Decoder, PackedBatch, Recompute};
 
 /// A buffer, or another name for one (`own` = false), which is not freed.
 #[derive(Clone, Copy)]
@@ -212,7 +212,7 @@ impl DeviceTrainer {
         let inner = self.weight(block.down.weight).width;
         let y = self.buffers.take(self.bytes(n * inner))?;
         let launched = Activate { x, y, inner: inner as i32 };
-        let name = format!("{}.{}", activation(block), self.t());
+        let name = format!("{}.{}", kernels::activation(block.activation, block.gated), self.t());
         self.launch(&name, [n, up(inner, 1024), 1], &launched)?;
         Ok(y)
     }
@@ -256,7 +256,7 @@ impl DeviceTrainer {
         let d = self.config.hidden_size;
         let Some(norm) = norm else { return self.as_element(x, rows.every, rows.n, d) };
         let y = self.buffers.take(self.bytes(rows.n * d))?;
-        let name = format!("{}.{}", kind(norm), self.t());
+        let name = format!("{}.{}", kernels::norm(norm.layer), self.t());
         self.launch_norm(&name, norm, [x, y], rows.n)?;
         Ok(Buffer { slice: y, own: true })
     }
@@ -264,10 +264,7 @@ impl DeviceTrainer {
     /// The norm of `count` values in the element type, in a new buffer.
     pub(super) fn norm_of(&mut self, norm: &Norm, x: Slice, count: usize) -> Result<Slice, GpuError> {
         let y = self.buffers.take(self.bytes(count))?;
-        let name = match self.options.element {
-            Element::F32 => format!("{}.f32", kind(norm)),
-            Element::Bf16 => format!("{}_of.bf16", kind(norm)),
-        };
+        let name = kernels::norm_of(norm.layer, self.options.element);
         self.launch_norm(&name, norm, [x, y], count / self.weight(norm.weight).rows)?;
         Ok(y)
     }
@@ -386,30 +383,8 @@ impl DeviceTrainer {
         Ok(y)
     }
 
-    /// A product; the height of its tiles depends on the number of rows, the order of every sum does not.
     pub(super) fn launch_matmul(&mut self, variant: &str, launched: &Matmul) -> Result<(), GpuError> {
-        let (n, m) = (launched.n as usize, launched.m as usize);
-        let (rows, any) = match launched.k % 8 {
-            0 => (tile_rows(n, m, self.options.element), ""),
-            _ => (tile_rows(n, m, Element::F32), "_any"),
-        };
-        let name = format!("matmul{variant}{any}.{rows}.{}", self.t());
-        let tile = kernel(&name)?;
-        self.launch(&name, [up(m, tile.constant("BM")), up(n, tile.constant("BN")), 1], launched)
+        let (name, grid) = kernels::matmul(variant, launched, self.options.element)?;
+        self.launch(&name, grid, launched)
     }
-}
-
-/// The name of a norm in kernel names.
-pub(super) fn kind(norm: &Norm) -> &'static str {
-    if norm.layer { "layer" } else { "rms" }
-}
-
-/// The name of a block's activation in kernel names.
-pub(super) fn activation(block: &Block) -> String {
-    let name = match block.activation {
-        Activation::Silu => "silu",
-        Activation::GeluTanh => "gelu_tanh",
-        Activation::GeluErf => "gelu_erf",
-    };
-    format!("{name}{}", if block.gated { "_gated" } else { "" })
 }

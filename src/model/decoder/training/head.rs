@@ -2,12 +2,12 @@
 
 use std::ops::Range;
 
-use super::forward::{Forward, kind};
-use super::storage::floats;
-use super::{DeviceTrainer, Element, Pass, TargetLogprobs, up};
+use super::forward::Forward;
+use super::{DeviceTrainer, Element, Pass, TargetLogprobs};
 use crate::gpu::launch::backward::{LogitsBack, MatmulNn, MatmulTn};
 use crate::gpu::launch::{GatherRows, Logprobs, Matmul};
 use crate::gpu::{GpuError, Slice};
+use crate::model::decoder::device::kernels::{self, numbers, up};
 
 /// The values of the output matrix's part that a backward pass needs.
 pub(super) struct SavedHead {
@@ -38,7 +38,7 @@ impl DeviceTrainer {
         self.launch("gather_rows.f32", [m, up(d, 1024), 1], &launched)?;
         let hidden = self.buffers.take(self.bytes(m * d))?;
         let norm = self.plan.final_norm;
-        let name = format!("{}.{}", kind(&norm), self.t());
+        let name = format!("{}.{}", kernels::norm(norm.layer), self.t());
         self.launch_norm(&name, &norm, [picked, hidden], m)?;
         Ok(SavedHead { last: forward.last, picked, hidden, scores: None })
     }
@@ -57,7 +57,7 @@ impl DeviceTrainer {
         self.give(wide)?;
         self.save(forward, head);
         self.buffers.device.wait()?;
-        Ok(floats(&self.buffers.device.take(download)?))
+        Ok(numbers(&self.buffers.device.take(download)?))
     }
 
     /// Computes log-probs, and saves the pass where `keep`.
@@ -97,7 +97,7 @@ impl DeviceTrainer {
         head.scores = Some(SavedScores { lse, logits, inverse });
         self.save(forward, head);
         self.buffers.device.wait()?;
-        let mut taken = |i: usize| Ok::<_, GpuError>(floats(&self.buffers.device.take(downloads[i])?));
+        let mut taken = |i: usize| Ok::<_, GpuError>(numbers(&self.buffers.device.take(downloads[i])?));
         Ok(TargetLogprobs { logprobs: taken(0)?, entropies: taken(1)? })
     }
 

@@ -5,8 +5,8 @@ use std::ops::Range;
 
 use candle_core::{Tensor, TensorId};
 
-use super::candle;
 use crate::gpu::GpuError;
+use crate::model::decoder::device::weights::candle;
 use crate::model::layers::block::{Layer, Mlp, Projections};
 use crate::model::layers::{self, UnpackedLinear};
 use crate::model::{Activation, Decoder, ModelConfig};
@@ -184,19 +184,13 @@ impl Planner<'_> {
     }
 
     fn norm(&mut self, norm: &layers::Norm) -> Result<Norm, GpuError> {
-        use layers::Norm as Host;
-        let (weight, bias, eps, offset) = match norm {
-            Host::Rms { weight, eps } => (weight, None, eps, 0.0),
-            Host::RmsPlusOne { weight, eps } => (weight, None, eps, 1.0),
-            Host::Layer { weight, bias, eps } => (weight, Some(bias), eps, 0.0),
-            Host::LayerNoBias { weight, eps } => (weight, None, eps, 0.0),
-        };
+        let (weight, bias, eps) = norm.parts();
         Ok(Norm {
             weight: self.whole(weight, false)?,
             bias: bias.map(|b| self.whole(b, false)).transpose()?,
-            layer: matches!(norm, Host::Layer { .. } | Host::LayerNoBias { .. }),
-            eps: *eps as f32,
-            offset,
+            layer: norm.is_layer(),
+            eps,
+            offset: norm.offset(),
         })
     }
 

@@ -22,11 +22,12 @@ use self::forward::SavedBlock;
 use self::layout::{Block, MatrixId, Plan, plan};
 use self::rows::Rows;
 pub use self::storage::State;
-use self::storage::{Buffers, Storage, Weight, floats};
+use self::storage::{Buffers, Storage, Weight};
 use crate::gpu::device::{Counts, Device, launch};
 use crate::gpu::launch::Launch;
 use crate::gpu::launch::backward::{AdamWStep, Squares};
 use crate::gpu::{GpuError, Slice};
+use crate::model::decoder::device::kernels::{numbers, up};
 pub use crate::model::decoder::device::weights::Element;
 use crate::model::layers::rope_tables;
 use crate::model::{Decoder, ModelConfig, PackedBatch, Recompute};
@@ -36,14 +37,6 @@ use crate::ops::rope::RopeTable;
 const HEADS: [usize; 3] = [32, 64, 128];
 /// Most elements of one launch over a slab.
 const MOST: usize = 1 << 30;
-
-fn candle(error: candle_core::Error) -> GpuError {
-    GpuError::Launch(error.to_string())
-}
-
-fn up(a: usize, b: usize) -> usize {
-    a.div_ceil(b)
-}
 
 /// The settings of a trainer.
 #[derive(Clone, Copy, Debug)]
@@ -245,7 +238,7 @@ impl DeviceTrainer {
         self.buffers.device.wait()?;
         let mut total = 0f64;
         for (number, first, download) in parts {
-            let sums = floats(&self.buffers.device.take(download)?);
+            let sums: Vec<f32> = numbers(&self.buffers.device.take(download)?);
             for (i, sum) in sums.into_iter().enumerate() {
                 if !sum.is_finite() {
                     let from = first + i * each;

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use super::candle;
 use super::storage::Buffers;
 use crate::gpu::{GpuError, Slice};
+use crate::model::decoder::device::weights::candle;
 use crate::model::{Decoder, PackedBatch};
 use crate::ops::rope::RopeTable;
 

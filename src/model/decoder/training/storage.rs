@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use super::layout::{MatrixId, Plan, PlannedMatrix};
 use crate::gpu::device::Device;
 use crate::gpu::{GpuError, Slice};
+use crate::model::decoder::device::kernels::numbers;
 use crate::model::decoder::device::weights::Element;
 
 /// A matrix [rows, width] on the device; a vector has width 1.
@@ -62,10 +63,6 @@ fn encoded(element: Element, values: &[f32]) -> Vec<u8> {
         Element::F32 => bytemuck::cast_slice(values).to_vec(),
         Element::Bf16 => values.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect(),
     }
-}
-
-pub(super) fn floats(bytes: &[u8]) -> Vec<f32> {
-    bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
 }
 
 impl Storage {
@@ -173,7 +170,7 @@ impl Storage {
         for (id, matrix) in plan.matrices.iter().enumerate().filter(|(_, m)| m.trained) {
             let download = device.download(self.slice(matrix, id, state))?;
             device.wait()?;
-            let values = floats(&device.take(download)?);
+            let values: Vec<f32> = numbers(&device.take(download)?);
             for part in &matrix.parts {
                 let (rows, width) = plan.tensors[part.tensor].rows_and_width();
                 let to = out.entry(part.tensor).or_insert_with(|| vec![0.0; rows * width]);

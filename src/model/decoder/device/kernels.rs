@@ -1,0 +1,87 @@
+//! Names and grids of kernels, as serving and training start them.
+
+use super::weights::Element;
+use crate::gpu::GpuError;
+use crate::gpu::launch::Matmul;
+use crate::gpu::manifest::kernel;
+use crate::model::Activation;
+
+/// Most rows of a product that waits for its weights more than it computes.
+const FEW: usize = 32;
+
+/// a / b, rounded up.
+pub fn up(a: usize, b: usize) -> usize {
+    a.div_ceil(b)
+}
+
+/// Rows of the tiles of a product with `n` rows and `out` outputs. Few rows wait for the weights, which narrow tiles
+/// read best; large tiles read less, once they are enough to occupy a GPU. Measured on an H200.
+fn tile_rows(n: usize, out: usize, element: Element) -> usize {
+    const MULTIPROCESSORS: usize = 132;
+    if n <= FEW {
+        16
+    } else if element == Element::Bf16 && up(n, 128) * up(out, 64) >= MULTIPROCESSORS {
+        128
+    } else {
+        64
+    }
+}
+
+/// The kernel of a product and its grid. `variant` is empty, `_bias`, or `_out` for outputs in f32. The size of the tiles
+/// depends on the number of rows; the order of every sum does not.
+///
+/// # Errors
+/// When there is no such variant.
+pub fn matmul(variant: &str, launched: &Matmul, element: Element) -> Result<(String, [usize; 3]), GpuError> {
+    let (n, out) = (launched.n as usize, launched.m as usize);
+    let (rows, any) = match launched.k % 8 {
+        0 => (tile_rows(n, out, element), ""),
+        _ => (tile_rows(n, out, Element::F32), "_any"),
+    };
+    tiled(format!("matmul{variant}{any}.{rows}.{}", element.as_str()), n, out)
+}
+
+/// [`matmul`] with weights in 8 bits, `n` rows and `out` outputs.
+///
+/// # Errors
+/// When there is no such variant.
+pub fn matmul_q8(variant: &str, n: usize, out: usize, element: Element) -> Result<(String, [usize; 3]), GpuError> {
+    let rows = if n <= FEW { 16 } else { 64 };
+    tiled(format!("matmul_q8{variant}.{rows}.{}", element.as_str()), n, out)
+}
+
+fn tiled(name: String, n: usize, out: usize) -> Result<(String, [usize; 3]), GpuError> {
+    let tile = kernel(&name)?;
+    let grid = [up(out, tile.constant("BM")), up(n, tile.constant("BN")), 1];
+    Ok((name, grid))
+}
+
+/// The name of a norm in kernel names: LayerNorm (`layer`) or RMSNorm.
+pub fn norm(layer: bool) -> &'static str {
+    if layer { "layer" } else { "rms" }
+}
+
+/// The kernel of a norm whose input has the element type too. In f32 it is the one of the hidden states.
+pub fn norm_of(layer: bool, element: Element) -> String {
+    match element {
+        Element::F32 => format!("{}.f32", norm(layer)),
+        Element::Bf16 => format!("{}_of.bf16", norm(layer)),
+    }
+}
+
+/// The name of an activation in kernel names.
+pub fn activation(activation: Activation, gated: bool) -> String {
+    let name = match activation {
+        Activation::Silu => "silu",
+        Activation::GeluTanh => "gelu_tanh",
+        Activation::GeluErf => "gelu_erf",
+    };
+    format!("{name}{}", if gated { "_gated" } else { "" })
+}
+
+/// Downloaded bytes as numbers.
+pub fn numbers<T: bytemuck::Pod>(bytes: &[u8]) -> Vec<T> {
+    let mut all = vec![T::zeroed(); bytes.len() / size_of::<T>()];
+    bytemuck::cast_slice_mut(&mut all).copy_from_slice(bytes);
+    all
+}
