@@ -10,6 +10,7 @@ use serde_json::{Map, Number, Value};
 
 use super::records::Format;
 use crate::domain::{Message, PromptInput};
+use crate::prompt::{ToolCall, Turn};
 
 /// A result with an error message about the line.
 pub(super) type Outcome<T> = Result<T, String>;
@@ -44,6 +45,29 @@ pub(super) fn is_prompt_like(name: &str) -> bool {
 
 pub(super) fn unknown_column(name: &str) -> String {
     format!("the column `{name}` is not known, and there is no `prompt`; rename it to `prompt`")
+}
+
+/// The calls of tools in a message, in the form of OpenAI's API. The arguments may be an object or its text.
+fn tool_calls(value: &Value, name: &str) -> Outcome<Vec<ToolCall>> {
+    let list = value.as_array().ok_or_else(|| format!("`{name}` must be a list, not {}", kind(value)))?;
+    let call = |(i, call): (usize, &Value)| {
+        let function = &call["function"];
+        let tool = function["name"].as_str().ok_or_else(|| format!("`{name}[{i}].function.name` must be a string"))?;
+        let arguments = match &function["arguments"] {
+            Value::Null => Value::Object(Map::new()),
+            Value::String(text) => match serde_json::from_str(text) {
+                Ok(Value::Object(fields)) => Value::Object(fields),
+                _ => Value::String(text.clone()),
+            },
+            given @ Value::Object(_) => given.clone(),
+            other => {
+                return Err(format!("`{name}[{i}].function.arguments` must be an object or its text, not {}", kind(other)));
+            }
+        };
+        let id = call["id"].as_str().unwrap_or_default().to_owned();
+        Ok(ToolCall { id, name: tool.to_owned(), arguments })
+    };
+    list.iter().enumerate().map(call).collect()
 }
 
 /// The fields of a JSON object.
@@ -124,14 +148,17 @@ impl<'a> Fields<'a> {
         let role = match role {
             "prompter" | "human" => "user",
             "developer" => "system",
-            role @ ("system" | "user" | "assistant") => role,
-            other => return Err(format!("`{name}.role` = {other:?} (known: system, developer, user, assistant)")),
+            role @ ("system" | "user" | "assistant" | "tool") => role,
+            other => return Err(format!("`{name}.role` = {other:?} (known: system, developer, user, assistant, tool)")),
         };
+        let mut calls = Vec::new();
         for (key, value) in fields {
             let empty = value.is_null() || value.as_array().is_some_and(Vec::is_empty);
             match key.as_str() {
                 "role" | "content" | "name" => {}
                 _ if empty => {}
+                "tool_calls" if role == "assistant" => calls = tool_calls(value, &format!("{name}.tool_calls"))?,
+                "tool_call_id" if role == "tool" => {}
                 "tool_calls" | "function_call" | "audio" | "refusal" => {
                     return Err(format!("`{name}.{key}` is not supported in training data; remove the line"));
                 }
@@ -153,7 +180,8 @@ impl<'a> Fields<'a> {
             }
             _ => return Err(format!("`{name}.content` must be a string or a list of text parts")),
         };
-        Ok(Message { role: role.to_owned(), content })
+        let turn = Turn { tool_calls: calls, ..Turn::from(Message { role: role.to_owned(), content }) };
+        Ok(turn.stored())
     }
 
     /// A turn in ShareGPT's form: `{"from": "human", "value": "…"}`.

@@ -129,7 +129,7 @@ impl LeasedSet {
             set_id: turn.assignment.set_id.clone(),
             kind: turn.kind,
             prompt: LabelerPrompt::new(&turn.prompt).await?,
-            completions: blind(services, &turn.completions).await?,
+            completions: blind(services, &turn.prompt, &turn.completions).await?,
             guideline_version: turn.guideline_version.clone(),
             rubric: turn.rubric.clone(),
             me: OwnCounts {
@@ -378,7 +378,7 @@ pub async fn reopen(
         set_id: judgment.set_id.clone(),
         judgment,
         prompt: LabelerPrompt::new(&reopened.prompt).await?,
-        completions: blind(&state.services, &reopened.completions).await?,
+        completions: blind(&state.services, &reopened.prompt, &reopened.completions).await?,
         rubric: reopened.rubric,
     }))
 }

@@ -249,7 +249,7 @@ impl ShownSet {
             prompt: ShownPrompt::new(&prompt).await?,
             status: set.status,
             overlap: set.target_overlap,
-            completions: blind(services, &completions).await?,
+            completions: blind(services, &prompt, &completions).await?,
             created: set.created,
         })
     }

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::answer::{ToolFormat, instructions};
+use super::answer::{RESULT_TAGS, TOOLS_HEADING, ToolFormat, instructions};
 use crate::domain::Message;
 
 /// One tool call of the assistant.
@@ -31,6 +31,24 @@ pub struct Turn {
 impl From<Message> for Turn {
     fn from(Message { role, content }: Message) -> Self {
         Self { role, content, ..Self::default() }
+    }
+}
+
+impl Turn {
+    /// The stored form: calls of tools are in the assistant's text, and results of tools in a message of the user, both
+    /// in the format of Hermes. Reasoning is left out.
+    pub fn stored(&self) -> Message {
+        if self.role == "tool" {
+            let content = format!("{}{}{}", RESULT_TAGS.0, self.content, RESULT_TAGS.1);
+            return Message { role: "user".to_owned(), content };
+        }
+        let mut content = self.content.clone();
+        for call in &self.tool_calls {
+            let line = json!({"name": call.name, "arguments": call.arguments});
+            let between = if content.is_empty() { "" } else { "\n" };
+            content.push_str(&format!("{between}<tool_call>\n{line}\n</tool_call>"));
+        }
+        Message { role: self.role.clone(), content }
     }
 }
 
@@ -99,27 +117,11 @@ impl Conversation {
         self.turns.iter().map(turn).sum::<usize>() + tools + kwargs
     }
 
-    /// The stored form: messages with role and text. Tools are at the end of the system message, calls in the
-    /// assistant's text, and results of tools in the user's, each in the format of Hermes.
+    /// The stored form: messages with role and text. Tools are at the end of the system message.
     pub fn stored(&self) -> Vec<Message> {
-        let mut stored: Vec<Message> = Vec::with_capacity(self.turns.len() + 1);
-        for turn in &self.turns {
-            let mut content = turn.content.clone();
-            for call in &turn.tool_calls {
-                let line = json!({"name": call.name, "arguments": call.arguments});
-                let between = if content.is_empty() { "" } else { "\n" };
-                content.push_str(&format!("{between}<tool_call>\n{line}\n</tool_call>"));
-            }
-            let role = if turn.role == "tool" {
-                content = format!("<tool_response>\n{content}\n</tool_response>");
-                "user".to_owned()
-            } else {
-                turn.role.clone()
-            };
-            stored.push(Message { role, content });
-        }
+        let mut stored: Vec<Message> = self.turns.iter().map(Turn::stored).collect();
         if let Some(tools) = &self.tools {
-            let shown = format!("# Tools\n\n{tools}");
+            let shown = format!("{TOOLS_HEADING}{tools}");
             match stored.first_mut().filter(|first| first.role == "system") {
                 Some(system) => system.content.push_str(&format!("\n\n{shown}")),
                 None => stored.insert(0, Message { role: "system".into(), content: shown }),

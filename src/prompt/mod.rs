@@ -8,8 +8,10 @@ mod jinja;
 mod jinja_bounds;
 mod jinja_source;
 pub mod label_template;
+mod reasoning_ids;
 pub mod texts;
 
+pub use answer::Reasoning;
 pub use chat::{ChatError, ChatTemplate, Rendered};
 pub use conversation::{Conversation, ToolCall, Turn};
 pub use instruction::{Template, instruction};

@@ -3,6 +3,8 @@
 
 use anyhow::{Context, Result, bail};
 
+use super::answer::Reasoning;
+use super::reasoning_ids::{AnswerPiece, ReasoningTags};
 use super::{ChatError, ChatTemplate};
 use crate::domain::PromptInput;
 use crate::model::Loaded;
@@ -44,9 +46,21 @@ pub struct Texts {
     bos_id: Option<u32>,
     /// [CLS] and [SEP] of an encoder that has them.
     pair: Option<(u32, u32)>,
+    /// The tags that the template names.
+    reasoning_tags: Option<ReasoningTags>,
+    /// Whether completions are encoded with their reasoning.
+    reasoning: Reasoning,
+}
+
+/// Whether a reward model reads the reasoning of answers, as its recipe has written it into instructd.json.
+fn reasoning_of_reward(loaded: &Loaded) -> Reasoning {
+    let written = loaded.instructd.as_ref().and_then(|about| about.pointer("/reward/reasoning"));
+    written.and_then(|value| serde_json::from_value(value.clone()).ok()).unwrap_or_default()
 }
 
 impl Texts {
+    /// A reward model that was trained without the reasoning of answers encodes completions without it.
+    ///
     /// # Errors
     /// When the model has no tokenizer.
     pub fn new(loaded: &Loaded) -> Result<Self> {
@@ -61,7 +75,16 @@ impl Texts {
             eos_ids.retain(|id| *id != end);
             eos_ids.insert(0, end);
         }
-        Ok(Self { pair, tokenizer, template, eos_ids, bos_id: loaded.config.bos_id })
+        let reasoning_tags = loaded.chat_template.as_deref().and_then(|source| ReasoningTags::new(source, &tokenizer));
+        let (bos_id, reasoning) = (loaded.config.bos_id, reasoning_of_reward(loaded));
+        Ok(Self { pair, tokenizer, template, eos_ids, bos_id, reasoning_tags, reasoning })
+    }
+
+    /// Encodes completions with or without their reasoning, whatever the model's files say.
+    #[must_use]
+    pub fn with_reasoning(mut self, reasoning: Reasoning) -> Self {
+        self.reasoning = reasoning;
+        self
     }
 
     pub fn eos_ids(&self) -> &[u32] {
@@ -88,11 +111,51 @@ impl Texts {
     }
 
     /// The ids of a completion that follows the ids of its prompt, including the end token (if the model has one).
-    /// Special tokens written in the text stay text.
+    /// Special tokens written in the text stay text, except the tags around the reasoning at its beginning. Without
+    /// reasoning, a completion of a prompt that ends with the opening tag begins with the closing one.
     pub fn completion(&self, prompt_ids: &[u32], text: &str) -> Result<Vec<u32>> {
-        let mut ids = self.continuation(prompt_ids, text)?;
+        let answer = self.answer_in(prompt_ids, text, self.reasoning);
+        let mut ids = match &self.reasoning_tags {
+            None => self.continuation(prompt_ids, answer)?,
+            Some(tags) => {
+                let opened = tags.opened_by(prompt_ids, &self.tokenizer);
+                match self.reasoning {
+                    Reasoning::Remove if opened => {
+                        self.with_tags(tags, prompt_ids, &(tags.empty_reasoning() + answer), true)?
+                    }
+                    _ => self.with_tags(tags, prompt_ids, answer, opened)?,
+                }
+            }
+        };
         ids.extend(self.eos_ids.first());
         Ok(ids)
+    }
+
+    fn with_tags(&self, tags: &ReasoningTags, prompt_ids: &[u32], text: &str, opened: bool) -> Result<Vec<u32>> {
+        let mut ids = prompt_ids.to_vec();
+        for piece in tags.pieces(text, opened) {
+            match piece {
+                AnswerPiece::Special(id) => ids.push(id),
+                AnswerPiece::Text(text) => {
+                    let more = self.continuation(&ids, text)?;
+                    ids.extend(more);
+                }
+            }
+        }
+        Ok(ids.split_off(prompt_ids.len()))
+    }
+
+    /// Whether nothing of an answer is encoded, because it consists of reasoning that is removed.
+    pub fn is_only_reasoning(&self, text: &str) -> bool {
+        self.reasoning.part_of(text).is_empty() && !text.is_empty()
+    }
+
+    /// The part of an answer to this prompt that is learned or judged.
+    pub fn answer_in<'t>(&self, prompt_ids: &[u32], text: &'t str, reasoning: Reasoning) -> &'t str {
+        match (reasoning, &self.reasoning_tags) {
+            (Reasoning::Remove, Some(tags)) => tags.answer_in(text, tags.opened_by(prompt_ids, &self.tokenizer)),
+            (reasoning, _) => reasoning.part_of(text),
+        }
     }
 
     /// The ids of a text that follows the ids of its prompt, without an end token. Special tokens written in the text
@@ -136,7 +199,7 @@ impl Texts {
         let mut responses = Vec::with_capacity(completions.len());
         for completion in completions {
             let mut response = match self.pair {
-                Some(_) => self.tokenizer.encode(completion.as_ref(), false, false)?,
+                Some(_) => self.tokenizer.encode(self.reasoning.part_of(completion.as_ref()), false, false)?,
                 None => self.completion(&prompt_ids, completion.as_ref())?,
             };
             if response.is_empty() && self.pair.is_none() {
@@ -178,9 +241,17 @@ impl Texts {
         Ok(ids)
     }
 
-    /// The text of sampled ids after a prompt: up to the first end token, without special tokens.
+    /// The text of sampled ids after a prompt: up to the first end token, without special tokens other than the tags
+    /// around reasoning.
     pub fn text(&self, prompt_ids: &[u32], ids: &[u32]) -> Result<String> {
         let end = ids.iter().position(|id| self.eos_ids.contains(id)).unwrap_or(ids.len());
-        Ok(self.tokenizer.decode_after(prompt_ids, &ids[..end], true))
+        let tag = |id: u32| self.reasoning_tags.as_ref().and_then(|tags| tags.text_of(id));
+        let (mut text, mut left) = (String::new(), prompt_ids.to_vec());
+        for part in ids[..end].split_inclusive(|id| tag(*id).is_some()) {
+            text.push_str(&self.tokenizer.decode_after(&left, part, true));
+            text.push_str(part.last().and_then(|id| tag(*id)).unwrap_or_default());
+            left.extend(part);
+        }
+        Ok(text)
     }
 }

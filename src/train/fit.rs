@@ -74,6 +74,8 @@ pub struct Fit {
     pub answers_cut: usize,
     /// Answers to learn that do not fit. Without their end, they would teach the model to stop in mid-sentence.
     pub answers_left_out: usize,
+    /// Answers to learn of which nothing is left without their reasoning.
+    pub answers_only_reasoning: usize,
     /// Pairs of answers with the same tokens, which contain no preference.
     pub equal_pairs: usize,
     /// Sets without any other pairs.
@@ -116,6 +118,13 @@ impl Fit {
                 self.answers_left_out
             ));
         }
+        if self.answers_only_reasoning > 0 {
+            let of = count(self.answers, "answer", "answers");
+            all.push(format!(
+                "reasoning: {} of {of} left out because nothing follows the reasoning",
+                self.answers_only_reasoning
+            ));
+        }
         if self.equal_pairs > 0 {
             let pairs = count(self.equal_pairs, "pair", "pairs");
             all.push(format!("{pairs} left out because both answers have the same tokens within max_length {length}"));
@@ -144,6 +153,7 @@ impl Fit {
             ("prompts_cut", self.prompts_cut),
             ("answers_cut", self.answers_cut),
             ("answers_left_out", self.answers_left_out),
+            ("answers_only_reasoning", self.answers_only_reasoning),
             ("pairs_left_out", self.equal_pairs),
             ("sets_left_out", self.equal_sets),
         ];
@@ -155,8 +165,8 @@ impl Fit {
         json!({
             "max_length": self.max_length,
             "prompts_cut": self.prompts_cut, "answers_cut": self.answers_cut,
-            "answers_left_out": self.answers_left_out, "pairs_left_out": self.equal_pairs,
-            "sets_left_out": self.equal_sets,
+            "answers_left_out": self.answers_left_out, "answers_only_reasoning": self.answers_only_reasoning,
+            "pairs_left_out": self.equal_pairs, "sets_left_out": self.equal_sets,
         })
     }
 }

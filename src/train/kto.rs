@@ -44,7 +44,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let common = args.common();
     let mut loaded = load_base(&common, &device(&common)?)?;
     report_phase(reporter, "preparing");
-    let texts = Texts::new(&loaded)?;
+    let texts = Texts::new(&loaded)?.with_reasoning(args.reasoning);
     let feedback = read_feedback(Path::new(&args.feedback)).context("feedback")?;
     let length = fit::length(common.max_length, loaded.config.max_positions, || lengths(&feedback, &texts))?;
     let max_length = length.tokens;

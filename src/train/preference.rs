@@ -19,7 +19,7 @@ use super::{Reporter, TrainOutcome};
 use crate::model::Decoder;
 use crate::objective::logprobs::sequence_sums_tensor;
 use crate::objective::{Stats, dpo, orpo, simpo};
-use crate::prompt::Texts;
+use crate::prompt::{Reasoning, Texts};
 
 /// The loss of the pairs.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -42,12 +42,13 @@ struct Data<'a> {
     epochs: u64,
     batch_size: usize,
     heldout_fraction: f64,
+    reasoning: Reasoning,
 }
 
 pub fn dpo(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let args: DpoArgs = parse_for_run(args)?;
-    let DpoArgs { comparisons, epochs, batch_size, heldout_fraction, .. } = &args;
-    let (epochs, batch_size, heldout_fraction) = (*epochs, *batch_size, *heldout_fraction);
+    let DpoArgs { comparisons, epochs, batch_size, heldout_fraction, reasoning, .. } = &args;
+    let (epochs, batch_size, heldout_fraction, reasoning) = (*epochs, *batch_size, *heldout_fraction, *reasoning);
     let objective = |data: &Rankings| {
         let label_smoothing = match (args.smoothing_from_agreement, data.agreement) {
             (false, _) => args.label_smoothing,
@@ -59,25 +60,25 @@ pub fn dpo(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
         };
         Ok(Objective::Dpo(dpo::Settings { kind: args.loss, beta: args.beta, label_smoothing }))
     };
-    let data = Data { comparisons, epochs, batch_size, heldout_fraction };
+    let data = Data { comparisons, epochs, batch_size, heldout_fraction, reasoning };
     train("dpo", &args, args.common(), &data, objective, reporter)
 }
 
 pub fn simpo(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let args: SimpoArgs = parse_for_run(args)?;
-    let SimpoArgs { comparisons, epochs, batch_size, heldout_fraction, .. } = &args;
-    let (epochs, batch_size, heldout_fraction) = (*epochs, *batch_size, *heldout_fraction);
+    let SimpoArgs { comparisons, epochs, batch_size, heldout_fraction, reasoning, .. } = &args;
+    let (epochs, batch_size, heldout_fraction, reasoning) = (*epochs, *batch_size, *heldout_fraction, *reasoning);
     let SimpoArgs { beta, simpo_gamma: gamma, label_smoothing, .. } = args;
     let objective = |_: &Rankings| Ok(Objective::Simpo(simpo::Settings { beta, gamma, label_smoothing }));
-    let data = Data { comparisons, epochs, batch_size, heldout_fraction };
+    let data = Data { comparisons, epochs, batch_size, heldout_fraction, reasoning };
     train("simpo", &args, args.common(), &data, objective, reporter)
 }
 
 pub fn orpo(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let args: OrpoArgs = parse_for_run(args)?;
-    let OrpoArgs { comparisons, epochs, batch_size, heldout_fraction, .. } = &args;
-    let (epochs, batch_size, heldout_fraction) = (*epochs, *batch_size, *heldout_fraction);
-    let data = Data { comparisons, epochs, batch_size, heldout_fraction };
+    let OrpoArgs { comparisons, epochs, batch_size, heldout_fraction, reasoning, .. } = &args;
+    let (epochs, batch_size, heldout_fraction, reasoning) = (*epochs, *batch_size, *heldout_fraction, *reasoning);
+    let data = Data { comparisons, epochs, batch_size, heldout_fraction, reasoning };
     train("orpo", &args, args.common(), &data, |_| Ok(Objective::Orpo(args.beta)), reporter)
 }
 
@@ -98,7 +99,7 @@ fn train<A: RecipeArgs>(
     report_phase(reporter, "loading");
     let mut loaded = load_base(&common, &loading_device(&common)?)?;
     report_phase(reporter, "preparing");
-    let texts = Texts::new(&loaded)?;
+    let texts = Texts::new(&loaded)?.with_reasoning(data_args.reasoning);
     let length = super::fit::length(common.max_length, loaded.config.max_positions, || {
         super::ranked::lengths(data_args.comparisons, &texts)
     })?;

@@ -29,7 +29,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let common = args.common();
     let mut loaded = load_base(&common, &device(&common)?)?;
     report_phase(reporter, "preparing");
-    let texts = Texts::new(&loaded)?;
+    let texts = Texts::new(&loaded)?.with_reasoning(args.reasoning);
     let length = super::fit::length(common.max_length, loaded.config.max_positions, || {
         super::ranked::lengths(&args.comparisons, &texts)
     })?;
@@ -132,8 +132,11 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     weights.insert(SCORE.to_owned(), head.as_detached_tensor());
     let (gain, bias) = (by_scale(&scales, |s| s.gain), by_scale(&scales, |s| s.bias));
     let data = json!({"comparisons": file_hash(&args.comparisons)?});
-    let about =
-        json!({"data": data, "reward": {"gain": gain, "bias": bias, "max_length": max_length}, "metrics": metrics});
+    let mut reward = json!({"gain": gain, "bias": bias, "max_length": max_length});
+    if !args.reasoning.is_kept() {
+        reward["reasoning"] = json!(args.reasoning);
+    }
+    let about = json!({"data": data, "reward": reward, "metrics": metrics});
     super::output::save(&run.common, "reward", "reward", &loaded, &weights, about)?;
     run.write_card()?;
     Ok(TrainOutcome::Done { model_dir: run.common.output_dir.clone(), metrics })

@@ -28,7 +28,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let common = args.common();
     let mut loaded = load_base(&common, &loading_device(&common)?)?;
     report_phase(reporter, "preparing");
-    let texts = Texts::new(&loaded)?;
+    let texts = Texts::new(&loaded)?.with_reasoning(args.reasoning);
     let (written, file) = match &args.mixture {
         None => (read_demonstrations(Path::new(&args.demonstrations)).context("demonstrations")?, &args.demonstrations),
         Some(mixture) => (read_mixture(mixture, common.seed)?, mixture),
@@ -141,8 +141,12 @@ impl Demonstrations {
         let mut found = Self { train, heldout, prompts, fit, report };
         let mut train_prompts = Vec::new();
         for written in written {
-            let mut answers = texts.answers(&written.prompt, &[&written.completion], max_length)?;
             found.fit.answers += 1;
+            if texts.is_only_reasoning(&written.completion) {
+                found.fit.answers_only_reasoning += 1;
+                continue;
+            }
+            let mut answers = texts.answers(&written.prompt, &[&written.completion], max_length)?;
             if answers.cut[0] {
                 found.fit.answers_left_out += 1;
                 continue;

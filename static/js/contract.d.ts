@@ -337,6 +337,8 @@ export type BlindCompletion = {
   id: string;
   text: string;
   html: string;
+  /** The parts of a completion that is more than text, in order. */
+  parts?: ShownPart[];
   /** Ended by the length limit. */
   cut_off: boolean;
   /** Number of tokens at which the length limit ended it; null if it did not, or if the number is not known. */
@@ -481,7 +483,7 @@ export type ChatLogprobs = {
 /** A message: role and content, and the fields that servers and libraries add. Fields for features that this server
  * lacks are refused by name unless they are empty. */
 export type ChatMessage = {
-  /** `system`, `user`, `assistant` or, in chat, `tool`; `developer` counts as `system`. */
+  /** `system`, `user`, `assistant` or `tool`; `developer` counts as `system`. */
   role: string;
   /** A text, or a list of parts of type text. The assistant's may be missing. */
   content?: any;
@@ -491,9 +493,9 @@ export type ChatMessage = {
   refusal?: string | null;
   /** The reasoning of a former answer, as this server returns it. Accepted, without effect. */
   html?: string | null;
-  /** The assistant's calls of tools. In chat; elsewhere not supported, except empty. */
+  /** The assistant's calls of tools. Not supported for choices, except empty. */
   tool_calls?: any;
-  /** The call that a message of the role `tool` answers. In chat; elsewhere not supported. */
+  /** The call that a message of the role `tool` answers. Not supported for choices. */
   tool_call_id?: any;
   /** Not supported. */
   function_call?: any;
@@ -501,7 +503,8 @@ export type ChatMessage = {
   audio?: any;
   /** Not supported, except empty. */
   annotations?: any;
-  /** The assistant's thoughts, for templates that use them. In chat; elsewhere not supported, except empty. */
+  /** The assistant's thoughts, for templates that use them. Elsewhere than in chat without effect; not supported for
+   * choices, except empty. */
   reasoning_content?: any;
   /** Another name of `reasoning_content`. */
   reasoning?: any;
@@ -2672,6 +2675,14 @@ export type Settled = {
   replayed: boolean;
 };
 
+/** An argument of a tool call. */
+export type ShownArgument = {
+  /** Empty if the arguments are not an object. */
+  name: string;
+  /** A string as it is; other values as JSON. */
+  value: string;
+};
+
 /** The current guidelines of one language. */
 export type ShownGuidelines = {
   version: string;
@@ -2686,6 +2697,29 @@ export type ShownMessage = {
   role: string;
   content: string;
   html: string;
+  /** The parts of a message that is more than text, in order. */
+  parts?: ShownPart[];
+};
+
+/** A part of a message or completion. */
+export type ShownPart = {
+  kind: 'text';
+  text: string;
+  html: string;
+} | {
+  kind: 'reasoning';
+  text: string;
+  html: string;
+} | {
+  kind: 'tool_call';
+  name: string;
+  arguments: ShownArgument[];
+} | {
+  kind: 'tool_result';
+  text: string;
+} | {
+  kind: 'tools';
+  tools: ShownTool[];
 };
 
 /** A prompt with rendered messages. */
@@ -2705,6 +2739,12 @@ export type ShownSet = {
   /** In storage order. */
   completions: BlindCompletion[];
   created: number;
+};
+
+/** A tool that the model may call. */
+export type ShownTool = {
+  name: string;
+  description: string;
 };
 
 export type SideBySide = {

@@ -94,11 +94,58 @@ export function serverHtml(html, props) {
   return typeset(el);
 }
 
-/** Cleaned HTML when the server sent it, else the bare text. */
+/** Cleaned HTML when the server sent it, else the bare text. A text of several kinds of parts is shown part by part. */
 export function userText(item, props) {
   const text = item.text ?? item.content ?? '';
   if (text.trim() === '') return h('p', { ...props, class: `empty-text ${props?.class ?? ''}`, text: '∅' });
+  if (item.parts?.length) return h('div', { ...props, class: `text-parts ${props?.class ?? ''}`.trim() }, item.parts.map(textPart));
   return item.html ? serverHtml(item.html, props) : plainText(text, props);
+}
+
+/** A message of a conversation as an item of a list. What a tool has returned is stored as a message of the user. */
+export function turnItem(message) {
+  const role = message.parts?.[0]?.kind === 'tool_result' ? 'tool' : message.role;
+  const known = ['user', 'assistant', 'system', 'tool'].includes(role) ? role : 'other';
+  return h('li', { class: `turn ${known}` }, h('span', { class: 'who', text: t(`role.${role}`) }), userText(message));
+}
+
+/** Long JSON over several lines; another text as it is. */
+function laidOut(text) {
+  if (text.length <= 60 || !/^\s*[[{]/.test(text)) return text;
+  try {
+    return JSON.stringify(JSON.parse(text), null, 2);
+  } catch {
+    return text;
+  }
+}
+
+const block = (text) => h('pre', { tabindex: 0, dir: 'auto', text: laidOut(text) });
+
+/** Reasoning, a tool call, its result, or a list of tools; anything else is text. */
+function textPart(part) {
+  switch (part.kind) {
+    case 'reasoning':
+      return h('details', { class: 'text-part reasoning', open: true }, h('summary', { text: t('part.reasoning') }), serverHtml(part.html));
+    case 'tool_call':
+      return h(
+        'section',
+        { class: 'text-part tool-call' },
+        h('p', { class: 'part-head' }, t('part.tool_call'), ' ', h('code', { text: part.name })),
+        part.arguments.length > 0 &&
+          h('dl', null, part.arguments.map((a) => [h('dt', null, a.name && h('code', { text: a.name })), h('dd', null, block(a.value))])),
+      );
+    case 'tool_result':
+      return h('section', { class: 'text-part tool-result' }, h('p', { class: 'part-head', text: t('part.tool_result') }), block(part.text));
+    case 'tools':
+      return h(
+        'details',
+        { class: 'text-part tools' },
+        h('summary', { text: t('part.tools', { n: part.tools.length }) }),
+        h('ul', null, part.tools.map((tool) => h('li', null, h('code', { text: tool.name }), tool.description && ` – ${tool.description}`))),
+      );
+    default:
+      return serverHtml(part.html);
+  }
 }
 
 /** Text with code between backticks, as messages of the server have it. */

@@ -1,7 +1,7 @@
 // What labelers read: mathematics, code and wide tables in answers, from the server's Markdown and while it streams.
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
-import { makeSet, signedInPage, startBrowser, startServer, visit } from './support.mjs';
+import { api, makeSet, signedInPage, startBrowser, startServer, visit } from './support.mjs';
 
 let server;
 let browser;
@@ -44,6 +44,45 @@ for (const phone of [false, true])
     assert.deepEqual(trouble, []);
     await context.close();
   });
+
+const CALL = { id: 'c1', type: 'function', function: { name: 'get_weather', arguments: '{"city": "Bonn", "days": [1, 2]}' } };
+const TOOLS = [{ type: 'function', function: { name: 'get_weather', description: 'Weather of the next days.', parameters: {} } }];
+const CONVERSATION = [
+  { role: 'system', content: `You are helpful.\n\n# Tools\n\n${JSON.stringify(TOOLS)}` },
+  { role: 'user', content: 'Will it rain in Bonn?' },
+  { role: 'assistant', content: 'I look it up.', tool_calls: [CALL] },
+  { role: 'tool', tool_call_id: 'c1', content: '{"days": [{"day": 1, "rain": true}, {"day": 2, "rain": false}]}' },
+];
+const LOOKS_AGAIN =
+  '<think>\nDay 2 is missing a *temperature*.\n</think>\n\nOne moment.\n' +
+  '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Bonn", "note": "<b>two</b> lines\\nof text"}}\n</tool_call>';
+
+for (const phone of [false, true])
+  for (const theme of ['light', 'dark'])
+    test(`reasoning, calls of tools and results are shown apart (${phone ? 'phone' : 'desktop'}, ${theme})`, async () => {
+      const lang = theme === 'dark' ? 'zh' : 'en';
+      const own = await startServer(); // whose queue holds nothing else
+      await api(own.url, 'POST', '/v1/comparison-sets', { messages: CONVERSATION, completions: ['Yes, tomorrow.', LOOKS_AGAIN] });
+      const { page, context, trouble } = await signedInPage(browser, own.url, { phone, theme, lang });
+      await visit(page, own.url, '/label', '.tool-result');
+      const call = page.locator('.tool-call', { hasText: 'two' });
+      await call.waitFor();
+      assert.deepEqual(await call.locator('dt').allInnerTexts(), ['city', 'note']);
+      assert.deepEqual(await call.locator('dd pre').allInnerTexts(), ['Bonn', '<b>two</b> lines\nof text'], 'as text');
+      assert.match(await page.locator('.tool-result pre').innerText(), /"rain": true\n/, 'laid out over lines');
+      const thought = page.locator('.reasoning');
+      assert.equal(await thought.locator('em').innerText(), 'temperature');
+      await thought.locator('summary').click();
+      assert.equal(await thought.locator('em').isVisible(), false, 'can be folded');
+      await thought.locator('summary').click();
+      const over = await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
+      assert.ok(over <= 0, `the page scrolls sideways by ${over} px`);
+      if (process.env.INSTRUCTD_SHOTS)
+        await page.screenshot({ path: `${process.env.INSTRUCTD_SHOTS}/parts-${phone}-${theme}.png`, fullPage: true });
+      assert.deepEqual(trouble, []);
+      await context.close();
+      await own.stop();
+    });
 
 test('text that streams in is typeset as it grows, and hostile formulas stay text', async () => {
   const { page, context, trouble } = await signedInPage(browser, server.url);

@@ -5,6 +5,7 @@ use serde_json::Value;
 use super::params;
 use crate::domain::Message;
 use crate::http::error::{ApiError, ApiResult};
+use crate::prompt::Conversation;
 use crate::service::prompts::check_messages;
 
 params::generation_request!(
@@ -59,7 +60,7 @@ params::generation_request!(
 #[derive(Debug, Default, serde::Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ChatMessage {
-    /// `system`, `user`, `assistant` or, in chat, `tool`; `developer` counts as `system`.
+    /// `system`, `user`, `assistant` or `tool`; `developer` counts as `system`.
     pub role: String,
     /// A text, or a list of parts of type text. The assistant's may be missing.
     #[schemars(with = "Option<Value>")]
@@ -70,10 +71,10 @@ pub struct ChatMessage {
     pub refusal: Option<String>,
     /// The reasoning of a former answer, as this server returns it. Accepted, without effect.
     pub html: Option<String>,
-    /// The assistant's calls of tools. In chat; elsewhere not supported, except empty.
+    /// The assistant's calls of tools. Not supported for choices, except empty.
     #[schemars(with = "Option<Value>")]
     pub tool_calls: Option<Value>,
-    /// The call that a message of the role `tool` answers. In chat; elsewhere not supported.
+    /// The call that a message of the role `tool` answers. Not supported for choices.
     #[schemars(with = "Option<Value>")]
     pub tool_call_id: Option<Value>,
     /// Not supported.
@@ -85,7 +86,8 @@ pub struct ChatMessage {
     /// Not supported, except empty.
     #[schemars(with = "Option<Value>")]
     pub annotations: Option<Value>,
-    /// The assistant's thoughts, for templates that use them. In chat; elsewhere not supported, except empty.
+    /// The assistant's thoughts, for templates that use them. Elsewhere than in chat without effect; not supported for
+    /// choices, except empty.
     #[schemars(with = "Option<Value>")]
     pub reasoning_content: Option<Value>,
     /// Another name of `reasoning_content`.
@@ -145,8 +147,23 @@ pub(super) fn joined(parts: &[Value], field: &str, assistant: bool) -> ApiResult
     Ok(joined)
 }
 
-/// Reads a list of messages.
+/// Parses a list of messages in the form in which they are stored: calls of tools and their results become text (see
+/// [`Conversation::stored`]); the reasoning of former answers is left out.
+///
+/// # Errors
+/// 400 at the invalid field of a message, or when the messages have more than `max_bytes`.
 pub fn messages(given: Vec<ChatMessage>, field: &str, max_bytes: usize) -> ApiResult<Vec<Message>> {
+    let turns = super::turns::turns(given, field)?;
+    let messages = Conversation { turns, ..Conversation::default() }.stored();
+    check_messages(&messages, field, max_bytes)?;
+    Ok(messages)
+}
+
+/// Parses a list of messages without tools.
+///
+/// # Errors
+/// As [`messages`], also at calls of tools and their results.
+pub fn plain_messages(given: Vec<ChatMessage>, field: &str, max_bytes: usize) -> ApiResult<Vec<Message>> {
     let one = |(i, m): (usize, ChatMessage)| m.into_message(&format!("{field}[{i}]"));
     let messages: Vec<Message> = given.into_iter().enumerate().map(one).collect::<ApiResult<_>>()?;
     check_messages(&messages, field, max_bytes)?;

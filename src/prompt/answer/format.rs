@@ -49,6 +49,20 @@ impl ToolFormat {
         }
     }
 
+    /// The format of the calls in a complete answer, by its tags. `offered`: tools were offered, so that an answer that
+    /// is a JSON object may be a call.
+    pub fn in_answer(text: &str, offered: bool) -> Option<Self> {
+        let has = |tag: &str| text.contains(tag);
+        match () {
+            () if has("[TOOL_CALLS]") && has("[ARGS]") => Some(Self::MistralNamed),
+            () if has("[TOOL_CALLS]") => Some(Self::Mistral),
+            () if has("<|tool_call|>") => Some(Self::Phi),
+            () if has("<tool_call>") => Some(Self::Hermes),
+            () if has("<|python_tag|>") || (offered && text.trim_start().starts_with('{')) => Some(Self::Llama),
+            () => None,
+        }
+    }
+
     /// Whether a template renders the tools; otherwise the conversation must include them.
     pub fn is_shown_by(template: &str) -> bool {
         template.contains("tools")

@@ -4,11 +4,14 @@
 mod calls;
 mod format;
 mod scan;
+mod stored;
 mod think;
 
 pub use calls::CallReader;
 pub use format::{Grammar, ToolFormat, ToolTags, instructions};
-pub use think::{ThinkReader, Thinking, without_thoughts};
+pub(super) use stored::{RESULT_TAGS, TOOLS_HEADING};
+pub use stored::{OfferedTool, StoredPart, offers_tools, split_answer, split_message};
+pub use think::{Reasoning, ThinkReader, Thinking, without_thoughts};
 
 /// A piece of an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]

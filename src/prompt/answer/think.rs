@@ -1,5 +1,7 @@
 //! Reasoning at the beginning of an answer, between its tags.
 
+use serde::{Deserialize, Serialize};
+
 use super::{Part, overlap};
 
 /// The tags of a model's reasoning.
@@ -11,32 +13,67 @@ pub struct Thinking {
     pub opened: bool,
 }
 
+/// Whether a recipe or a reward model reads the reasoning at the beginning of an answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Reasoning {
+    /// The answer is read with its reasoning.
+    #[default]
+    Keep,
+    /// Only what follows the reasoning is read.
+    Remove,
+}
+
+impl Reasoning {
+    pub fn is_kept(&self) -> bool {
+        *self == Self::Keep
+    }
+
+    /// The part of an answer that is read.
+    pub fn part_of(self, answer: &str) -> &str {
+        match self {
+            Self::Keep => answer,
+            Self::Remove => without_thoughts(answer),
+        }
+    }
+}
+
 impl Thinking {
     const TAGS: [(&str, &str); 2] = [("<think>", "</think>"), ("[THINK]", "[/THINK]")];
 
+    /// The opening and the closing tag that a chat template names.
+    pub fn tags_of(template: &str) -> Option<(&'static str, &'static str)> {
+        Self::TAGS.into_iter().find(|(_, close)| template.contains(close))
+    }
+
+    /// The tags of the reasoning at the beginning of a complete answer, if it has one. Text before the first closing tag
+    /// is reasoning, whether or not the answer has the opening one.
+    pub fn in_answer(text: &str) -> Option<Self> {
+        let begun = text.trim_start();
+        Self::TAGS.into_iter().find_map(|(open, close)| {
+            let opened = !begun.starts_with(open);
+            let is_reasoning = match text.split_once(close) {
+                Some((thought, _)) => !opened || !thought.contains(open),
+                None => !opened,
+            };
+            is_reasoning.then(|| Self { open: open.into(), close: close.into(), opened })
+        })
+    }
+
     /// The tags that a chat template names, and whether the prompt that it rendered has opened one.
     pub fn of(template: &str, prompt: &str) -> Option<Self> {
-        let (open, close) = Self::TAGS.into_iter().find(|(_, close)| template.contains(close))?;
+        let (open, close) = Self::tags_of(template)?;
         let opened = prompt.trim_end().ends_with(open);
         Some(Self { open: open.into(), close: close.into(), opened })
     }
 }
 
-/// A complete answer without the reasoning before it. Text before the first closing tag is reasoning, whether or not
-/// `opened`; reasoning that was never closed is the whole text.
+/// A complete answer without the reasoning before it. Reasoning that was never closed is the whole text.
 pub fn without_thoughts(text: &str) -> &str {
-    let begun = text.trim_start();
-    for (open, close) in Thinking::TAGS {
-        if let Some((thought, rest)) = text.split_once(close)
-            && (begun.starts_with(open) || !thought.contains(open))
-        {
-            return rest.trim_start();
-        }
-        if begun.starts_with(open) {
-            return "";
-        }
+    match Thinking::in_answer(text) {
+        Some(tags) => text.split_once(&tags.close).map_or("", |(_, answer)| answer.trim_start()),
+        None => text,
     }
-    text
 }
 
 enum State {

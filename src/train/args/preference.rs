@@ -3,6 +3,7 @@
 use super::supervised::check_data;
 use super::{RecipeArgs, ensure, recipe_args};
 use crate::objective::dpo::{DpoLoss, MAX_NOISE};
+use crate::prompt::Reasoning;
 use crate::train::ArgsError;
 
 recipe_args!(
@@ -16,6 +17,8 @@ recipe_args!(
         batch_size: usize = 16,
         /// Share of held-out prompts, for data without `split`.
         heldout_fraction: f64 = 0.1,
+        /// Whether answers are learned with their reasoning (`<think>…</think>`): `keep`, or `remove`.
+        reasoning: Reasoning = Reasoning::Keep,
         /// Coefficient of the KL penalty towards the reference.
         beta: f64 = 0.1,
         /// `sigmoid` (DPO; cDPO with `label_smoothing`), `ipo`, or `robust` (rDPO, which needs `label_smoothing`).
@@ -38,6 +41,8 @@ recipe_args!(
         batch_size: usize = 16,
         /// Share of held-out prompts, for data without `split`.
         heldout_fraction: f64 = 0.1,
+        /// Whether answers are learned with their reasoning (`<think>…</think>`): `keep`, or `remove`.
+        reasoning: Reasoning = Reasoning::Keep,
         /// Scale of the rewards. The paper's values are 2 to 10.
         beta: f64 = 2.0,
         /// Target margin between the rewards of the two completions. The paper's values are about half of `beta`.
@@ -58,6 +63,8 @@ recipe_args!(
         batch_size: usize = 16,
         /// Share of held-out prompts, for data without `split`.
         heldout_fraction: f64 = 0.1,
+        /// Whether answers are learned with their reasoning (`<think>…</think>`): `keep`, or `remove`.
+        reasoning: Reasoning = Reasoning::Keep,
         /// Weight λ of the odds ratio.
         beta: f64 = 0.1,
     }
@@ -74,6 +81,8 @@ recipe_args!(
         batch_size: usize = 16,
         /// Share of held-out prompts, for data without `split`.
         heldout_fraction: f64 = 0.1,
+        /// Whether answers are learned with their reasoning (`<think>…</think>`): `keep`, or `remove`.
+        reasoning: Reasoning = Reasoning::Keep,
         /// Coefficient of the KL penalty towards the reference.
         beta: f64 = 0.1,
         /// Weight of liked completions; null = such that liked and disliked ones have the same total weight.

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 pub(super) use super::reward_spec::RewardSpec;
 use super::{Common, DeviceArg, RecipeArgs, ensure, recipe_args};
 pub(crate) use crate::objective::importance::SamplerCorrection;
+use crate::prompt::Reasoning;
 use crate::train::ArgsError;
 
 /// The model that predicts values.
@@ -75,6 +76,9 @@ macro_rules! rl_args {
                 reward: Option<RewardSpec> = None,
                 /// A language model that grades responses, for a reward of kind `judge` without a host.
                 judge_model: Option<String> = None,
+                /// Whether rewards read the reasoning of responses (`<think>…</think>`): `keep`, or `remove`. A reward
+                /// model that was trained without it never reads it.
+                scored_reasoning: crate::prompt::Reasoning = crate::prompt::Reasoning::Keep,
                 /// Number of rounds of sampling and training.
                 iterations: u64 = 100,
                 /// Number of responses of a round.
@@ -144,6 +148,7 @@ macro_rules! rl_args {
                     reward_model: self.reward_model.clone(),
                     reward: self.reward.clone(),
                     judge_model: self.judge_model.clone(),
+                    scored_reasoning: self.scored_reasoning,
                     iterations: self.iterations,
                     rollout_batch_size: self.rollout_batch_size,
                     response_length: self.response_length,
@@ -182,6 +187,7 @@ pub struct RlCommon {
     pub reward_model: Option<String>,
     pub reward: Option<RewardSpec>,
     pub judge_model: Option<String>,
+    pub scored_reasoning: Reasoning,
     pub iterations: u64,
     pub rollout_batch_size: usize,
     pub response_length: usize,

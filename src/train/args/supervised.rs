@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{RecipeArgs, ensure, recipe_args};
+use crate::prompt::Reasoning;
 use crate::train::ArgsError;
 
 recipe_args!(
@@ -18,6 +19,8 @@ recipe_args!(
         batch_size: usize = 16,
         /// Share of held-out prompts.
         heldout_fraction: f64 = 0.1,
+        /// Whether answers are learned with their reasoning (`<think>…</think>`): `keep`, or `remove`.
+        reasoning: Reasoning = Reasoning::Keep,
     }
 );
 
@@ -32,6 +35,9 @@ recipe_args!(
         batch_size: usize = 16,
         /// Share of held-out prompts, for data without `split`.
         heldout_fraction: f64 = 0.1,
+        /// Whether answers are scored with their reasoning (`<think>…</think>`): `keep`, or `remove`. The trained model
+        /// records it, and whoever scores with it does the same.
+        reasoning: Reasoning = Reasoning::Keep,
         /// After training, shift and scale scores to mean 0 and variance 1 on reference completions.
         normalize: bool = true,
         /// The reference completions.

@@ -302,7 +302,8 @@ impl Sampler<'_> {
     }
 
     fn item<'r>(&'r self, prompt: usize, text: &'r str) -> Completion<'r> {
-        let PromptIds { prompt, answer, .. } = &self.prompts[prompt];
+        let PromptIds { prompt, ids, answer, .. } = &self.prompts[prompt];
+        let text = self.texts.answer_in(ids, text, self.args.scored_reasoning);
         Completion { prompt, text, answer: answer.as_deref() }
     }
 

@@ -1,6 +1,6 @@
 // One set with everybody's judgments: settle it, or give it a known answer (gold, practice).
 import { get, newKey, post } from '../api.js';
-import { fill, h, toast, userText } from '../dom.js';
+import { fill, h, toast, turnItem, userText } from '../dom.js';
 import { t, when } from '../i18n.js';
 import { letter } from '../label/ballot.js';
 import { errorText } from '../plain.js';
@@ -100,9 +100,7 @@ export async function reviewView(el, { id, signal, who }) {
     h(
       'ol',
       { class: 'turns' },
-      prompt.messages.map((m) =>
-        h('li', { class: `turn ${m.role}` }, h('span', { class: 'who', text: t(`role.${m.role}`) }), userText(m)),
-      ),
+      prompt.messages.map(turnItem),
     ),
     h(
       'div',

@@ -4,7 +4,7 @@ import { STRENGTHS, canSubmit, isRanked, letter, verdict } from './ballot.js';
 import { Dimensions } from './dimensions.js';
 import { ratingAndFlags, refreshRatingAndFlags } from './extras.js';
 import { keyName, keymap } from './keymap.js';
-import { fill, h, plainText, userText } from '../dom.js';
+import { fill, h, plainText, turnItem, userText } from '../dom.js';
 import { t } from '../i18n.js';
 import { richText } from '../richtext.js';
 
@@ -155,14 +155,7 @@ export class Work {
     const body = h(
       'ol',
       { class: 'turns', tabindex: '0', 'aria-label': t('label.conversation') },
-      messages.map((m) =>
-        h(
-          'li',
-          { class: `turn ${['user', 'assistant', 'system'].includes(m.role) ? m.role : 'other'}` },
-          h('span', { class: 'who', text: t(`role.${m.role}`) }),
-          userText(m),
-        ),
-      ),
+      messages.map(turnItem),
     );
     // the last turn is what is being answered: show it first when the conversation is long
     requestAnimationFrame(() => (body.scrollTop = body.scrollHeight));

@@ -209,3 +209,48 @@ async fn thoughts_are_shown_or_not() {
     let text = |e: &String| serde_json::from_str::<serde_json::Value>(e).unwrap()["text"].is_string();
     assert_eq!(events.iter().filter(|e| text(e)).count(), 2, "{events:?}");
 }
+
+/// A conversation with calls of tools is shown in its parts: reasoning, calls with their arguments, results.
+#[tokio::test]
+async fn calls_of_tools_are_shown_as_parts() {
+    let server = Server::start().await;
+    let call = json!({"id": "c1", "type": "function",
+        "function": {"name": "weather", "arguments": r#"{"city": "Bonn", "days": 2}"#}});
+    let messages = json!([
+        {"role": "user", "content": "Rain?"},
+        {"role": "assistant", "content": null, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c1", "content": "{\"rain\": true}"},
+    ]);
+    let again = "<think>once more</think>**Wait.**\n<tool_call>\n{\"name\": \"weather\", \"arguments\": {}}\n</tool_call>";
+    let set = json!({"messages": messages, "completions": ["Yes.", again]});
+    server.post("/v1/comparison-sets", set).await.expect(201);
+    let turn = server.get("/v1/label/next").await.expect(200).json();
+    let shown = turn["prompt"]["messages"].as_array().unwrap();
+    assert_eq!(shown[0].get("parts"), None, "a plain text has no parts");
+    let arguments = json!([{"name": "city", "value": "Bonn"}, {"name": "days", "value": "2"}]);
+    assert_eq!(shown[1]["parts"], json!([{"kind": "tool_call", "name": "weather", "arguments": arguments}]));
+    assert_eq!(shown[2]["parts"], json!([{"kind": "tool_result", "text": "{\"rain\": true}"}]));
+    let parts = turn["completions"].as_array().unwrap().iter().find_map(|c| c.get("parts")).unwrap();
+    assert_eq!(
+        *parts,
+        json!([
+            {"kind": "reasoning", "text": "once more", "html": "<p>once more</p>\n"},
+            {"kind": "text", "text": "**Wait.**", "html": "<p><strong>Wait.</strong></p>\n"},
+            {"kind": "tool_call", "name": "weather", "arguments": []},
+        ])
+    );
+    // Offered tools are those of the stored system message.
+    let tools = json!([{"type": "function", "function": {"name": "weather", "description": "Now."}}]);
+    let messages = json!([{"role": "system", "content": format!("# Tools\n\n{tools}")}, {"role": "user", "content": "q"}]);
+    let bare = r#"{"name": "weather", "parameters": {"city": "Ulm"}}"#;
+    let made = json!({"messages": messages, "completions": [bare, "No."]});
+    let set = server.post("/v1/comparison-sets", made).await.expect(201).json();
+    let set = server.get(&format!("/v1/comparison-sets/{}", set["id"].as_str().unwrap())).await.expect(200).json();
+    let offered = json!([{"kind": "tools", "tools": [{"name": "weather", "description": "Now."}]}]);
+    assert_eq!(set["prompt"]["messages"][0]["parts"], offered);
+    let called = json!({"kind": "tool_call", "name": "weather", "arguments": [{"name": "city", "value": "Ulm"}]});
+    assert_eq!(set["completions"][0]["parts"], json!([called]));
+    let bad = json!({"messages": [{"role": "tool", "content": "x"}], "completions": ["a", "b"]});
+    let refused = server.post("/v1/comparison-sets", bad).await.expect(400);
+    assert_eq!(refused.param().as_deref(), Some("messages[0].tool_call_id"));
+}

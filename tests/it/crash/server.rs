@@ -159,6 +159,33 @@ impl Server {
         (kib("VmRSS:"), kib("VmHWM:"))
     }
 
+    /// Processor time of all threads since the start, to a hundredth of a second.
+    pub fn processor_time(&self) -> Duration {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
+        // The name in parentheses may contain spaces; `utime` and `stime` are the fields 14 and 15.
+        let fields: Vec<&str> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
+        let ticks: u64 = fields[11..13].iter().map(|field| field.parse::<u64>().unwrap()).sum();
+        // SAFETY: sysconf reads a constant of the system.
+        let a_second = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
+        Duration::from_secs_f64(ticks as f64 / a_second as f64)
+    }
+
+    /// Waits until the server has nothing left to do: its threads have run for less than a tenth of half a second.
+    pub async fn idle(&self) {
+        const LOOK: Duration = Duration::from_millis(500);
+        let rests = async || {
+            let before = self.processor_time();
+            tokio::time::sleep(LOOK).await;
+            self.processor_time() - before < LOOK / 10
+        };
+        for _ in 0..120 {
+            if rests().await {
+                return;
+            }
+        }
+        panic!("the server is still at work: {}", self.words());
+    }
+
     pub fn forget_peak(&self) {
         std::fs::write(format!("/proc/{}/clear_refs", self.child.id()), "5").unwrap();
     }

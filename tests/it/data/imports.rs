@@ -370,6 +370,15 @@ fn messages_are_taken_as_the_api_takes_them() {
         let error = one(Format::Prompts, line).unwrap_err().message;
         assert!(error.contains(words), "{line}: {error}");
     }
+    // Calls of tools and their results are stored as text.
+    let line = r#"{"prompt": [{"role": "user", "content": "Rain?"}, {"role": "assistant", "content": null, "tool_calls": [
+        {"id": "1", "type": "function", "function": {"name": "weather", "arguments": "{\"city\": \"Bonn\"}"}}]},
+        {"role": "tool", "tool_call_id": "1", "content": "wet"}]}"#
+        .replace('\n', " ");
+    let Ok(Record::Prompt(record)) = one(Format::Prompts, &line) else { panic!() };
+    let call = "<tool_call>\n{\"name\":\"weather\",\"arguments\":{\"city\":\"Bonn\"}}\n</tool_call>";
+    let result = message("user", "<tool_response>\nwet\n</tool_response>");
+    assert_eq!(record.prompt.messages(), [message("user", "Rain?"), message("assistant", call), result]);
     let Ok(Record::Prompt(record)) = one(Format::Prompts, r#"{"prompt": "1 + 1?", "answer": 2}"#) else { panic!() };
     assert_eq!(record.answer.as_deref(), Some("2"));
     let line = r#"{"prompt": "q", "completions": [{"text": "a", "tier": 1.0}, {"text": "b", "tier": "0"}]}"#;

@@ -76,7 +76,7 @@ fn pairs_that_are_equal_after_truncation_are_left_out() {
         let error = fails(recipe, &args);
         assert!(error.contains("2 pairs left out") && error.contains("max_length 16"), "{error}");
     }
-    // LowRankUpdate a pair that fits, they are counted and the rest is learned.
+    // Beside a pair that fits, they are counted and the rest is learned.
     let lines = std::fs::read_to_string(case("24-equal-after-truncation.jsonl")).unwrap();
     let good = json!({"prompt": [{"role": "user", "content": "t9"}],
         "completions": [{"text": "t10", "tier": 0}, {"text": "t11", "tier": 1}]});

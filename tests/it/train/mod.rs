@@ -28,6 +28,7 @@ mod passes;
 mod peft;
 mod preferences;
 mod real;
+mod reasoning;
 pub mod recipes;
 mod selected;
 mod silent_bugs;
