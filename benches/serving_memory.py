@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Memory of a server by model and weight format: at its peak while it loads, and after one answer.
 
-    benches/serving_memory.py [--instructd BIN] [--formats file,q8_0,f32] NAME=FILE.gguf… > rows.json
+    benches/serving_memory.py [--instructd BIN] [--formats exact,file,q8_0,f32] NAME=FILE.gguf… > rows.json
 
 Prints a list of rows for benches/results/serving-memory.json, in MB (10^6 bytes).
 """
@@ -52,7 +52,7 @@ def measure(binary, model, weights):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--instructd", type=Path, default=Path("target/release/instructd"))
-    parser.add_argument("--formats", default="file,q8_0,f32")
+    parser.add_argument("--formats", default="exact,file,q8_0,f32")
     parser.add_argument("models", nargs="+", metavar="NAME=FILE")
     known = parser.parse_args()
     rows = []

@@ -16,7 +16,7 @@ pub struct Args {
     /// A BERT directory for embeddings and fill-mask.
     #[arg(long)]
     encoder: Option<String>,
-    /// Format of the weights in memory: f32, …
+    /// Format of the weights in memory: exact, file, f32, …
     #[arg(long)]
     weights: Option<String>,
     /// ADDR:PORT

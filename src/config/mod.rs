@@ -54,7 +54,7 @@ pub struct Config {
     /// The encoder that answers embeddings and fill-mask requests: a name, a Hugging Face directory; `None` = none.
     #[serde(deserialize_with = "optional_text")]
     pub encoder: Option<String>,
-    /// The format of the served weights: `f32` or another one.
+    /// The format of the served weights: `exact` or another one.
     #[serde(deserialize_with = "text")]
     pub weights: String,
     /// `None` = generated at the first start and printed once.
@@ -221,7 +221,7 @@ impl Default for Config {
             database_url: None,
             model: "smollm2-135m-instruct".to_owned(),
             encoder: None,
-            weights: "f32".to_owned(),
+            weights: "exact".to_owned(),
             admin_key: None,
             require_inference_key: false,
             server: ServerConfig::default(),

@@ -61,7 +61,10 @@ fn tool_calls(value: &Value, name: &str) -> Outcome<Vec<ToolCall>> {
             },
             given @ Value::Object(_) => given.clone(),
             other => {
-                return Err(format!("`{name}[{i}].function.arguments` must be an object or its text, not {}", kind(other)));
+                return Err(format!(
+                    "`{name}[{i}].function.arguments` must be an object or its text, not {}",
+                    kind(other)
+                ));
             }
         };
         let id = call["id"].as_str().unwrap_or_default().to_owned();
@@ -149,7 +152,9 @@ impl<'a> Fields<'a> {
             "prompter" | "human" => "user",
             "developer" => "system",
             role @ ("system" | "user" | "assistant" | "tool") => role,
-            other => return Err(format!("`{name}.role` = {other:?} (known: system, developer, user, assistant, tool)")),
+            other => {
+                return Err(format!("`{name}.role` = {other:?} (known: system, developer, user, assistant, tool)"));
+            }
         };
         let mut calls = Vec::new();
         for (key, value) in fields {

@@ -18,8 +18,9 @@ use super::error::{ApiError, ApiResult, ErrorBody};
 use super::extract::Json;
 use super::label::LeasedSet;
 use super::observe::RequestId;
-use super::openai::chat_request::{self, ChatMessage};
+use super::openai::chat_request::ChatMessage;
 use super::openai::params;
+use super::openai::turns;
 use super::sets::Sampling;
 use crate::prompt::answer::without_thoughts;
 use crate::service::ask::{self, AnswerEvent, AnswerStream};
@@ -89,7 +90,7 @@ pub async fn ask(
 ) -> ApiResult<Response> {
     let services = &state.services;
     let labeling = &services.live().config.labeling;
-    let messages = chat_request::messages(body.messages, "messages", services.config.limits.prompt_bytes)?;
+    let messages = turns::stored_messages(body.messages, "messages", services.config.limits.prompt_bytes)?;
     if body.n.is_some() && !body.models.is_empty() {
         return Err(ApiError::bad("n", "give either n or models, not both"));
     }

@@ -310,7 +310,7 @@ impl Form {
                 }
                 Self::prompt(prompt, max_bytes)
             }
-            (None, Some(given), None) => Self::chat(chat_request::plain_messages(given, "messages", max_bytes)?, examples),
+            (None, Some(given), None) => Self::chat(chat_request::messages(given, "messages", max_bytes)?, examples),
             (None, None, Some(template)) => {
                 let template = LabelTemplate::new(&template).map_err(|e| ApiError::bad("template", e.to_string()))?;
                 let input = request.input.take().ok_or_else(|| ApiError::bad("input", "is missing"))?;

@@ -12,7 +12,8 @@ use super::AppState;
 use super::auth::{Caller, MaybeCaller};
 use super::error::{ApiError, ApiResult};
 use super::extract::Json;
-use super::openai::chat_request::{self, ChatMessage};
+use super::openai::chat_request::ChatMessage;
+use super::openai::turns;
 use crate::domain::{CompletionId, FeedbackEvent, Message, ModelVersionId};
 use crate::service::budget;
 use crate::service::prompts::{check_size, raw_text};
@@ -66,7 +67,7 @@ pub fn prompt(value: Value, field: &str, max_bytes: usize) -> ApiResult<Vec<Mess
         Value::Array(_) => {
             let given: Vec<ChatMessage> = serde_path_to_error::deserialize(value)
                 .map_err(|e| ApiError::bad(format!("{field}{}", e.path()), e.inner().to_string()))?;
-            chat_request::messages(given, field, max_bytes)
+            turns::stored_messages(given, field, max_bytes)
         }
         _ => Err(ApiError::bad(field, "must be a text or a list of messages")),
     }

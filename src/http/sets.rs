@@ -13,8 +13,9 @@ use super::error::{ApiError, ApiResult};
 use super::extract::{Json, Path, Query};
 use super::label::{PageQuery, StoredJudgment, page};
 use super::observe::RequestId;
-use super::openai::chat_request::{self, ChatMessage};
+use super::openai::chat_request::ChatMessage;
 use super::openai::params;
+use super::openai::turns;
 use super::shown::{BlindCompletion, ShownPrompt, blind};
 use crate::domain::*;
 use crate::engine::SamplingParams;
@@ -42,7 +43,7 @@ pub async fn add_prompt(
 ) -> ApiResult<(StatusCode, axum::Json<Prompt>)> {
     let limit = state.services.config.limits.prompt_bytes;
     let messages = match (body.messages, body.prompt) {
-        (Some(messages), None) => chat_request::messages(messages, "messages", limit)?,
+        (Some(messages), None) => turns::stored_messages(messages, "messages", limit)?,
         (None, Some(text)) if !text.is_empty() => {
             crate::service::prompts::check_size(text.len(), "prompt", limit)?;
             raw_text(text)
@@ -122,7 +123,7 @@ fn prompt_ref(
 ) -> ApiResult<Option<PromptRef>> {
     match (messages, id) {
         (Some(messages), None) => {
-            Ok(Some(PromptRef::Messages(chat_request::messages(messages, "messages", max_bytes)?)))
+            Ok(Some(PromptRef::Messages(turns::stored_messages(messages, "messages", max_bytes)?)))
         }
         (None, Some(id)) => Ok(Some(PromptRef::Known(id))),
         (None, None) => Ok(None),
@@ -397,7 +398,7 @@ pub async fn demonstrate(
     Caller(actor): Caller,
     Json(body): Json<DemonstrationRequest>,
 ) -> ApiResult<(StatusCode, axum::Json<Demonstration>)> {
-    let messages = chat_request::messages(body.messages, "messages", state.services.config.limits.prompt_bytes)?;
+    let messages = turns::stored_messages(body.messages, "messages", state.services.config.limits.prompt_bytes)?;
     let stored = sets::demonstrate(&state.services, &actor, messages, body.completion).await?;
     Ok((StatusCode::CREATED, axum::Json(stored)))
 }

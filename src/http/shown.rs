@@ -212,8 +212,7 @@ pub async fn blind(
     prompt: &Prompt,
     completions: &[Completion],
 ) -> ApiResult<Vec<BlindCompletion>> {
-    let reasoning =
-        if services.live().config.labeling.show_reasoning { Reasoning::Keep } else { Reasoning::Remove };
+    let reasoning = if services.live().config.labeling.show_reasoning { Reasoning::Keep } else { Reasoning::Remove };
     let offered = offers_tools(&prompt.messages);
     let texts: Vec<&str> = completions.iter().map(|c| reasoning.part_of(&c.text)).collect();
     let split = texts.iter().map(|text| SplitText::new(text, split_answer(text, offered)));

@@ -185,6 +185,11 @@ pub(super) struct Prefetch {
 }
 
 impl Prefetch {
+    /// Prefetches nothing.
+    pub fn none() -> Self {
+        Self { first: usize::MAX, every: 1 }
+    }
+
     /// The rows for tile `t` of `rows` rows: all tiles together prefetch the whole panel; more than eight tiles
     /// prefetch nothing.
     pub fn of(t: usize, rows: usize) -> Self {
@@ -260,7 +265,7 @@ pub(super) unsafe fn with_tile(
 /// # Safety
 /// `out` points to `mr` rows of NR elements, `width` apart, that no other task uses during the call.
 #[expect(clippy::too_many_arguments, reason = "a kernel's plain inputs")]
-unsafe fn micro(
+pub(super) unsafe fn micro(
     panel: &[f32],
     x: &[f32],
     stride: usize,
@@ -439,36 +444,64 @@ mod avx2 {
         width: usize,
         fresh: bool,
     ) {
-        // 4 rows × 16 columns = 8 accumulators: panels are walked in four column strips.
-        for strip in 0..NR / 16 {
-            let mut r = 0;
-            while r < mr {
-                let rows = (mr - r).min(4);
-                // SAFETY: the caller has checked bounds.
-                unsafe {
-                    let mut acc = [[_mm256_setzero_ps(); 2]; 4];
-                    for i in 0..if fresh { 0 } else { rows } {
-                        let from = out.add((r + i) * width + 16 * strip);
-                        (acc[i][0], acc[i][1]) = (_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(8)));
-                    }
-                    for kk in 0..depth {
-                        let p = panel.add(kk * NR + 16 * strip);
-                        let (w0, w1) = (_mm256_loadu_ps(p), _mm256_loadu_ps(p.add(8)));
-                        for (i, a) in acc.iter_mut().enumerate() {
-                            // Rows past the end repeat the last one; their result is dropped.
-                            let row = r + i.min(rows - 1);
-                            let xv = _mm256_set1_ps(*x.add(row * stride + kk));
-                            a[0] = _mm256_fmadd_ps(xv, w0, a[0]);
-                            a[1] = _mm256_fmadd_ps(xv, w1, a[1]);
-                        }
-                    }
-                    for i in 0..rows {
-                        let to = out.add((r + i) * width + 16 * strip);
-                        _mm256_storeu_ps(to, acc[i][0]);
-                        _mm256_storeu_ps(to.add(8), acc[i][1]);
+        let mut r = 0;
+        while r < mr {
+            // SAFETY: the caller has checked bounds.
+            unsafe {
+                let (x, out) = (x.add(r * stride), out.add(r * width));
+                match mr - r {
+                    1 => strips::<1, 4>(panel, x, stride, depth, out, width, fresh),
+                    2 => strips::<2, 2>(panel, x, stride, depth, out, width, fresh),
+                    3 => strips::<3, 1>(panel, x, stride, depth, out, width, fresh),
+                    _ => strips::<4, 1>(panel, x, stride, depth, out, width, fresh),
+                }
+            }
+            r += 4;
+        }
+    }
+
+    /// R rows, S strips of 16 columns at a time: up to 8 accumulators, which hide the latency of additions.
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn strips<const R: usize, const S: usize>(
+        panel: *const f32,
+        x: *const f32,
+        stride: usize,
+        depth: usize,
+        out: *mut f32,
+        width: usize,
+        fresh: bool,
+    ) {
+        for first in (0..NR / 16).step_by(S) {
+            // SAFETY: the caller has checked bounds.
+            unsafe {
+                let mut acc = [[[_mm256_setzero_ps(); 2]; S]; R];
+                for r in 0..if fresh { 0 } else { R } {
+                    for s in 0..S {
+                        let from = out.add(r * width + 16 * (first + s));
+                        acc[r][s] = [_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(8))];
                     }
                 }
-                r += rows;
+                for kk in 0..depth {
+                    let mut xs = [_mm256_setzero_ps(); R];
+                    for r in 0..R {
+                        xs[r] = _mm256_set1_ps(*x.add(r * stride + kk));
+                    }
+                    for s in 0..S {
+                        let p = panel.add(kk * NR + 16 * (first + s));
+                        let (w0, w1) = (_mm256_loadu_ps(p), _mm256_loadu_ps(p.add(8)));
+                        for r in 0..R {
+                            acc[r][s][0] = _mm256_fmadd_ps(xs[r], w0, acc[r][s][0]);
+                            acc[r][s][1] = _mm256_fmadd_ps(xs[r], w1, acc[r][s][1]);
+                        }
+                    }
+                }
+                for r in 0..R {
+                    for s in 0..S {
+                        let to = out.add(r * width + 16 * (first + s));
+                        _mm256_storeu_ps(to, acc[r][s][0]);
+                        _mm256_storeu_ps(to.add(8), acc[r][s][1]);
+                    }
+                }
             }
         }
     }

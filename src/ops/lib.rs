@@ -12,6 +12,7 @@ pub mod bf16;
 mod bits;
 pub mod blocks;
 pub mod embedding;
+mod exact_blocks;
 pub mod gemm;
 pub mod gemm16;
 pub mod grad;

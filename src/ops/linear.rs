@@ -8,6 +8,7 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tenso
 use super::bf16::PackedBf16;
 use super::bits;
 use super::blocks::BlockType;
+use super::exact_blocks::ExactBlocks;
 pub use super::gemm::WeightLayout;
 use super::gemm::{PackedF32, matmul_packed, pack_into};
 use super::gemm16::{HalfKind, PackedHalf};
@@ -49,12 +50,15 @@ pub enum WeightFormat {
     Q8_0,
     /// Blocks of 32 with f16 scale and minimum, as GGUF's Q4_1.
     Q4_1,
-    /// Each tensor in the format of the model's file, if there is a kernel for it.
+    /// Each tensor in the format of the model's file, multiplied with inputs that are rounded to 8 bits where its values
+    /// are quantised.
     File,
+    /// Each tensor in the format of the model's file, computed in f32: the results of `F32`.
+    Exact,
 }
 
 impl WeightFormat {
-    pub const ALL: [Self; 6] = [Self::F32, Self::Bf16, Self::F16, Self::Q8_0, Self::Q4_1, Self::File];
+    pub const ALL: [Self; 7] = [Self::Exact, Self::File, Self::F32, Self::Bf16, Self::F16, Self::Q8_0, Self::Q4_1];
 
     pub fn as_str(self) -> &'static str {
         match self {
@@ -64,10 +68,16 @@ impl WeightFormat {
             Self::Q8_0 => "q8_0",
             Self::Q4_1 => "q4_1",
             Self::File => "file",
+            Self::Exact => "exact",
         }
     }
 
-    /// All names for messages: "f32, bf16, …".
+    /// Whether tensors keep the types of the model's files.
+    pub fn follows_file(self) -> bool {
+        matches!(self, Self::File | Self::Exact)
+    }
+
+    /// All names for messages: "exact, file, f32, …".
     pub fn names() -> String {
         Self::ALL.map(Self::as_str).join(", ")
     }
@@ -114,10 +124,10 @@ impl Weight {
     }
 
     /// Converts a frozen matrix to a format for serving; on other devices than the CPU it stays dense. The caller
-    /// resolves `File`, which means f32 here.
+    /// resolves `File` and `Exact`, which mean f32 here.
     pub fn served(w: &Tensor, layout: WeightLayout, format: WeightFormat) -> Result<Self> {
         let half = match format {
-            WeightFormat::F32 | WeightFormat::File => return Self::new(w, layout, false),
+            WeightFormat::F32 | WeightFormat::File | WeightFormat::Exact => return Self::new(w, layout, false),
             _ if !fused(w) => return Ok(Self::Dense(w.clone(), layout)),
             WeightFormat::Bf16 => Some(HalfKind::Bf16),
             WeightFormat::F16 => Some(HalfKind::F16),
@@ -136,7 +146,15 @@ impl Weight {
         })
     }
 
-    /// A quantised GGUF tensor `[m, k]`; `bytes` are its rows of blocks.
+    /// A quantised GGUF tensor `[m, k]`, multiplied in f32; `bytes` are its rows of blocks.
+    ///
+    /// # Panics
+    /// If `kind` is not a quantised type.
+    pub fn exact_blocks(bytes: &[u8], kind: BlockType, m: usize, k: usize) -> Self {
+        Self::Served(Arc::new(ExactBlocks::from_gguf(bytes, kind, m, k)))
+    }
+
+    /// A quantised GGUF tensor `[m, k]`, multiplied with inputs in 8 bits; `bytes` are its rows of blocks.
     ///
     /// # Panics
     /// If `kind` is not a quantised type.

@@ -5,7 +5,6 @@ use serde_json::Value;
 use super::params;
 use crate::domain::Message;
 use crate::http::error::{ApiError, ApiResult};
-use crate::prompt::Conversation;
 use crate::service::prompts::check_messages;
 
 params::generation_request!(
@@ -147,23 +146,12 @@ pub(super) fn joined(parts: &[Value], field: &str, assistant: bool) -> ApiResult
     Ok(joined)
 }
 
-/// Parses a list of messages in the form in which they are stored: calls of tools and their results become text (see
-/// [`Conversation::stored`]); the reasoning of former answers is left out.
-///
-/// # Errors
-/// 400 at the invalid field of a message, or when the messages have more than `max_bytes`.
-pub fn messages(given: Vec<ChatMessage>, field: &str, max_bytes: usize) -> ApiResult<Vec<Message>> {
-    let turns = super::turns::turns(given, field)?;
-    let messages = Conversation { turns, ..Conversation::default() }.stored();
-    check_messages(&messages, field, max_bytes)?;
-    Ok(messages)
-}
-
 /// Parses a list of messages without tools.
 ///
 /// # Errors
-/// As [`messages`], also at calls of tools and their results.
-pub fn plain_messages(given: Vec<ChatMessage>, field: &str, max_bytes: usize) -> ApiResult<Vec<Message>> {
+/// 400 at the invalid field of a message, also at calls of tools and their results, or when the messages have more than
+/// `max_bytes`.
+pub fn messages(given: Vec<ChatMessage>, field: &str, max_bytes: usize) -> ApiResult<Vec<Message>> {
     let one = |(i, m): (usize, ChatMessage)| m.into_message(&format!("{field}[{i}]"));
     let messages: Vec<Message> = given.into_iter().enumerate().map(one).collect::<ApiResult<_>>()?;
     check_messages(&messages, field, max_bytes)?;

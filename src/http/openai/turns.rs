@@ -4,8 +4,10 @@ use serde_json::{Map, Value};
 
 use super::chat_request::{ChatMessage, joined};
 use super::params;
+use crate::domain::Message;
 use crate::http::error::{ApiError, ApiResult};
-use crate::prompt::{ToolCall, Turn};
+use crate::prompt::{Conversation, ToolCall, Turn};
+use crate::service::prompts::check_messages;
 
 /// Most tools in a request, and most calls in a message.
 const MOST_TOOLS: usize = 128;
@@ -24,6 +26,18 @@ pub fn turns(given: Vec<ChatMessage>, field: &str) -> ApiResult<Vec<Turn>> {
         return Err(ApiError::bad(field, "must have at most 1024 messages"));
     }
     given.into_iter().enumerate().map(|(i, message)| turn(message, &format!("{field}[{i}]"))).collect()
+}
+
+/// Parses a list of messages in the form in which they are stored: calls of tools and their results become text (see
+/// [`Conversation::stored`]); the reasoning of former answers is left out.
+///
+/// # Errors
+/// 400 at the invalid field of a message, or when the messages have more than `max_bytes`.
+pub fn stored_messages(given: Vec<ChatMessage>, field: &str, max_bytes: usize) -> ApiResult<Vec<Message>> {
+    let turns = turns(given, field)?;
+    let messages = Conversation { turns, ..Conversation::default() }.stored();
+    check_messages(&messages, field, max_bytes)?;
+    Ok(messages)
 }
 
 fn turn(mut message: ChatMessage, field: &str) -> ApiResult<Turn> {

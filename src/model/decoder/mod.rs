@@ -57,6 +57,11 @@ pub enum Purpose {
 }
 
 impl Purpose {
+    /// Whether tensors keep the types of the model's files.
+    pub(in crate::model) fn follows_file(self) -> bool {
+        matches!(self, Self::ServeAs(format) if format.follows_file())
+    }
+
     /// Prepares a matrix in the layout for this purpose.
     pub(in crate::model) fn prepare(self, w: &Tensor, layout: WeightLayout) -> Result<Weight> {
         match self {
@@ -138,7 +143,7 @@ impl Decoder {
     /// vectors stay in the file.
     pub fn serve(opened: &Opened, format: WeightFormat) -> Result<Self> {
         let format = match (opened.files.gguf(), format) {
-            (None, WeightFormat::File) => opened.published_format(),
+            (None, format) if format.follows_file() => opened.published_format(),
             (_, format) => format,
         };
         let purpose = if format == WeightFormat::F32 { Purpose::Serve } else { Purpose::ServeAs(format) };

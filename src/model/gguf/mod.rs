@@ -163,12 +163,14 @@ impl GgufTensors {
         Some(Place { path, start: info.start, kind: info.dtype, rows, width })
     }
 
-    /// The serving format equal to the file's type of a tensor, where that is not quantised.
-    pub fn near_format(&self, name: &str) -> WeightFormat {
+    /// The serving format equal to the file's type of a tensor, where that is not quantised; for others, whose rows are
+    /// in another order than the model's, the nearest one that `format` allows.
+    pub fn near_format(&self, name: &str, format: WeightFormat) -> WeightFormat {
         match self.infos.get(name).map(|(info, _)| info.dtype) {
             Some(BlockType::F16) => WeightFormat::F16,
             Some(BlockType::BF16) => WeightFormat::Bf16,
             None | Some(BlockType::F32) => WeightFormat::F32,
+            Some(_) if format == WeightFormat::Exact => WeightFormat::F32,
             Some(_) => WeightFormat::Q8_0,
         }
     }

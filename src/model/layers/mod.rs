@@ -85,8 +85,8 @@ impl Builder<'_> {
     /// Prepares `w`, the tensor `name` or the rows of several tensors of which it is the first.
     fn prepare(&self, name: &str, w: &Tensor, layout: WeightLayout) -> Result<Weight> {
         let format = match (self.purpose, self.parameters.gguf()) {
-            (Purpose::ServeAs(WeightFormat::File), None) => WeightFormat::F32,
-            (Purpose::ServeAs(WeightFormat::File), Some(gguf)) => gguf.near_format(name),
+            (Purpose::ServeAs(format), None) if format.follows_file() => WeightFormat::F32,
+            (Purpose::ServeAs(format), Some(gguf)) if format.follows_file() => gguf.near_format(name, format),
             (Purpose::ServeAs(format), _) => format,
             (purpose, _) => return purpose.prepare(w, layout),
         };
@@ -96,9 +96,10 @@ impl Builder<'_> {
     /// The concatenated rows of these tensors (name, rows) in the file's format; `None` unless the file's format is
     /// requested and all tensors have the same block type.
     fn blocks(&self, tensors: &[(&str, usize)], input: usize) -> Result<Option<Weight>> {
-        let (Purpose::ServeAs(WeightFormat::File), Some(gguf)) = (self.purpose, self.parameters.gguf()) else {
+        let (Purpose::ServeAs(format), Some(gguf)) = (self.purpose, self.parameters.gguf()) else { return Ok(None) };
+        if !format.follows_file() {
             return Ok(None);
-        };
+        }
         let kinds = tensors.iter().map(|(name, _)| gguf.block_kind(name)).collect::<Option<Vec<_>>>();
         let Some(kinds) = kinds.filter(|kinds| kinds.iter().all(|(kind, ..)| *kind == kinds[0].0)) else {
             return Ok(None);
@@ -110,7 +111,11 @@ impl Builder<'_> {
             }
             bytes.extend(gguf.bytes(name).map_err(candle_core::Error::wrap)?);
         }
-        Ok(Some(Weight::blocks(&bytes, kinds[0].0, tensors.iter().map(|(_, out)| out).sum(), input)))
+        let (kind, rows) = (kinds[0].0, tensors.iter().map(|(_, out)| out).sum());
+        Ok(Some(match format {
+            WeightFormat::Exact => Weight::exact_blocks(&bytes, kind, rows, input),
+            _ => Weight::blocks(&bytes, kind, rows, input),
+        }))
     }
 
     /// Projections of the same input as one matrix, for fewer and larger products. `None` where a gradient or an
@@ -128,9 +133,7 @@ impl Builder<'_> {
         let weight = match self.blocks(&tensors, input)? {
             Some(weight) => weight,
             // The file's types differ.
-            None if self.parameters.gguf().is_some() && self.purpose == Purpose::ServeAs(WeightFormat::File) => {
-                return Ok(None);
-            }
+            None if self.parameters.gguf().is_some() && self.purpose.follows_file() => return Ok(None),
             None => {
                 let parts = tensors.iter().map(|(name, out)| self.tensor(name, &[*out, input]));
                 let parts = Tensor::cat(&parts.collect::<Result<Vec<_>>>()?, 0)?;

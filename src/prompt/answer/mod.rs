@@ -9,8 +9,8 @@ mod think;
 
 pub use calls::CallReader;
 pub use format::{Grammar, ToolFormat, ToolTags, instructions};
-pub(super) use stored::{RESULT_TAGS, TOOLS_HEADING};
 pub use stored::{OfferedTool, StoredPart, offers_tools, split_answer, split_message};
+pub(super) use stored::{RESULT_TAGS, TOOLS_HEADING};
 pub use think::{Reasoning, ThinkReader, Thinking, without_thoughts};
 
 /// A piece of an answer.

@@ -150,6 +150,7 @@ export async function modelsView(el, { signal }) {
             m.job_id ? ' · ' : null,
             m.job_id ? h('a', { href: `#/jobs/${encodeURIComponent(m.job_id)}`, text: t('model.run') }) : null,
           ),
+          formats.has(m.id) && h('p', { class: 'help', text: t('model.weights', { what: t(`weights.${formats.get(m.id)}`) }) }),
         ),
         h('div', { class: 'row' }, compare, retire, promote),
       ),
@@ -161,8 +162,15 @@ export async function modelsView(el, { signal }) {
   let answer;
   let models = [];
   let active = null;
+  /** Formats of the weights in memory, by version. */
+  let formats = new Map();
   async function draw() {
-    answer = await get('/admin/models', null, { signal });
+    const [versions, loaded] = await Promise.all([
+      get('/admin/models', null, { signal }),
+      get('/v1/models', null, { signal }),
+    ]);
+    answer = versions;
+    formats = new Map(listOf(loaded).map((m) => [m.instructd.version, m.instructd.weights]).filter(([, format]) => format));
     models = listOf(answer);
     active = models.find((m) => m.kind === 'policy' && m.state === 'active');
     const barrier = rollBackBarrier(models);

@@ -221,7 +221,8 @@ async fn calls_of_tools_are_shown_as_parts() {
         {"role": "assistant", "content": null, "tool_calls": [call]},
         {"role": "tool", "tool_call_id": "c1", "content": "{\"rain\": true}"},
     ]);
-    let again = "<think>once more</think>**Wait.**\n<tool_call>\n{\"name\": \"weather\", \"arguments\": {}}\n</tool_call>";
+    let again =
+        "<think>once more</think>**Wait.**\n<tool_call>\n{\"name\": \"weather\", \"arguments\": {}}\n</tool_call>";
     let set = json!({"messages": messages, "completions": ["Yes.", again]});
     server.post("/v1/comparison-sets", set).await.expect(201);
     let turn = server.get("/v1/label/next").await.expect(200).json();
@@ -241,7 +242,8 @@ async fn calls_of_tools_are_shown_as_parts() {
     );
     // Offered tools are those of the stored system message.
     let tools = json!([{"type": "function", "function": {"name": "weather", "description": "Now."}}]);
-    let messages = json!([{"role": "system", "content": format!("# Tools\n\n{tools}")}, {"role": "user", "content": "q"}]);
+    let messages =
+        json!([{"role": "system", "content": format!("# Tools\n\n{tools}")}, {"role": "user", "content": "q"}]);
     let bare = r#"{"name": "weather", "parameters": {"city": "Ulm"}}"#;
     let made = json!({"messages": messages, "completions": [bare, "No."]});
     let set = server.post("/v1/comparison-sets", made).await.expect(201).json();

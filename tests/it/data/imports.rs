@@ -371,10 +371,11 @@ fn messages_are_taken_as_the_api_takes_them() {
         assert!(error.contains(words), "{line}: {error}");
     }
     // Calls of tools and their results are stored as text.
-    let line = r#"{"prompt": [{"role": "user", "content": "Rain?"}, {"role": "assistant", "content": null, "tool_calls": [
+    let line =
+        r#"{"prompt": [{"role": "user", "content": "Rain?"}, {"role": "assistant", "content": null, "tool_calls": [
         {"id": "1", "type": "function", "function": {"name": "weather", "arguments": "{\"city\": \"Bonn\"}"}}]},
         {"role": "tool", "tool_call_id": "1", "content": "wet"}]}"#
-        .replace('\n', " ");
+            .replace('\n', " ");
     let Ok(Record::Prompt(record)) = one(Format::Prompts, &line) else { panic!() };
     let call = "<tool_call>\n{\"name\":\"weather\",\"arguments\":{\"city\":\"Bonn\"}}\n</tool_call>";
     let result = message("user", "<tool_response>\nwet\n</tool_response>");

@@ -47,6 +47,7 @@ fn every_format_is_within_its_bound_of_f32() {
         for (format, most, least) in [
             (WeightFormat::F32, 0.0, 0.0),
             (WeightFormat::File, 0.0, 0.0),
+            (WeightFormat::Exact, 0.0, 0.0),
             (WeightFormat::F16, 0.002, 1e-7),
             (WeightFormat::Bf16, 0.02, 1e-5),
             (WeightFormat::Q8_0, 0.04, 1e-4),
@@ -214,6 +215,8 @@ fn every_type_of_a_gguf_file_is_served_as_it_is() {
             let opened = open(&path).unwrap();
             // What the file's numbers give exactly, and what rounding activations to eight bits costs alone.
             let exact = logits(&Decoder::serve(&opened, WeightFormat::F32).unwrap(), &sequences());
+            let in_blocks = logits(&Decoder::serve(&opened, WeightFormat::Exact).unwrap(), &sequences());
+            assert!(in_blocks == exact, "{kind:?} {odd}: the bits of f32, without a matrix in f32");
             let decoder = Decoder::serve(&opened, WeightFormat::File).unwrap();
             let served = logits(&decoder, &sequences());
             let far = distance(&served, &exact);

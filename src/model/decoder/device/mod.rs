@@ -84,13 +84,13 @@ impl DeviceModel {
     ) -> Result<Self, GpuError> {
         let c = decoder.config.clone();
         let (element, quantised) = match format {
-            WeightFormat::F32 => (Element::F32, false),
+            WeightFormat::F32 | WeightFormat::Exact => (Element::F32, false),
             WeightFormat::Bf16 => (Element::Bf16, false),
             WeightFormat::Q8_0 => (Element::Bf16, true),
             other => {
                 let name = other.as_str();
                 return Err(GpuError::Launch(format!(
-                    "weights = \"{name}\" is for the CPU; this device takes f32, bf16 or q8_0"
+                    "weights = \"{name}\" is for the CPU; this device takes exact, f32, bf16 or q8_0"
                 )));
             }
         };
