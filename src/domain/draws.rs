@@ -39,4 +39,22 @@ pub struct DrawReport {
     pub max_tokens: Option<i64>,
     pub temperature: Option<f64>,
     pub top_p: Option<f64>,
+    /// Of a tournament: the versions by strength, best first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub order: Vec<TournamentPlace>,
+    /// Of a tournament: whether the order has the requested certainty.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub certain: bool,
+}
+
+/// A version's place in a tournament.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct TournamentPlace {
+    pub name: String,
+    /// Strength in Elo points, 0 in the middle.
+    pub elo: f64,
+    /// Comparisons with the others.
+    pub comparisons: i64,
+    /// Probability of being better than the next place; null for the last one.
+    pub better_than_next: Option<f64>,
 }

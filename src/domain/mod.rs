@@ -16,7 +16,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-pub use draws::DrawReport;
+pub use draws::{DrawReport, TournamentPlace};
 pub use error_chain::error_chain;
 pub use ids::*;
 pub use job_notes::JobNotes;

@@ -12,7 +12,7 @@ use super::draw_request::DrawPlan;
 pub use super::draw_request::{DrawRequest, SelectionPolicy};
 use super::drawn::{self, Candidate, Outcome, Tally};
 use super::sets::{self, CompletionRef};
-use super::{Result, ServiceError, Services, bad_input, complete, meter, quality};
+use super::{Result, ServiceError, Services, bad_input, complete, meter, quality, tournament};
 use crate::domain::*;
 use crate::service::people::Actor;
 use crate::store::Page;
@@ -33,8 +33,14 @@ const SILENCE: Micros = 120_000_000;
 /// `uncertainty`.
 pub async fn start(services: &Arc<Services>, by: &Actor, request: DrawRequest) -> Result<SetDraw> {
     let plan = plan(services, request).await?;
-    if list(services, Page { after: None, limit: 20 }).await?.iter().any(|d| d.state == DrawState::Running) {
-        return Err(ServiceError::Conflict("another draw is running; wait for it or cancel it".into()));
+    // A tournament waits for people, so that other draws may run beside it.
+    let is_tournament = plan.request.policy == SelectionPolicy::Tournament;
+    let hinders = |draw: &SetDraw| {
+        draw.state == DrawState::Running && (draw.request["policy"] == "tournament") == is_tournament
+    };
+    if list(services, Page { after: None, limit: 20 }).await?.iter().any(hinders) {
+        let what = if is_tournament { "another tournament" } else { "another draw" };
+        return Err(ServiceError::Conflict(format!("{what} is running; wait for it or cancel it")));
     }
     let now = services.now();
     let draw = SetDraw {
@@ -121,8 +127,23 @@ async fn plan(services: &Arc<Services>, request: DrawRequest) -> Result<DrawPlan
     if request.top_p.is_some_and(|p| !(p > 0.0 && p <= 1.0)) {
         return Err(bad_input("top_p", "must be above 0 and at most 1"));
     }
-    if request.versions.is_some() != (request.policy == SelectionPolicy::Versus) {
-        return Err(bad_input("versions", "must name two versions for `versus`, and none for other policies"));
+    let named = request.versions.as_ref().map_or(0, Vec::len);
+    let (allowed, message) = match request.policy {
+        SelectionPolicy::Versus => (2..=2, "must name two versions for `versus`"),
+        SelectionPolicy::Tournament => (2..=8, "must name 2 to 8 versions for `tournament`"),
+        _ => (0..=0, "is for `versus` and `tournament` only"),
+    };
+    if !allowed.contains(&named) {
+        return Err(bad_input("versions", message));
+    }
+    match request.certainty {
+        Some(_) if request.policy != SelectionPolicy::Tournament => {
+            return Err(bad_input("certainty", "is for `tournament` only"));
+        }
+        Some(level) if !(0.5..=0.999).contains(&level) => {
+            return Err(bad_input("certainty", "must be 0.5 to 0.999"));
+        }
+        _ => {}
     }
     super::filters::check_prompts(services, &request.prompts, "prompts").await?;
     let mut models = Vec::new();
@@ -130,7 +151,7 @@ async fn plan(services: &Arc<Services>, request: DrawRequest) -> Result<DrawPlan
         SelectionPolicy::Random | SelectionPolicy::Uncertainty => {
             models.push(complete::resolve_model(services, None, false).await?);
         }
-        SelectionPolicy::Versus => {
+        SelectionPolicy::Versus | SelectionPolicy::Tournament => {
             if !n.is_multiple_of(2) {
                 return Err(bad_input("n", "must be even: each version writes half"));
             }
@@ -138,8 +159,10 @@ async fn plan(services: &Arc<Services>, request: DrawRequest) -> Result<DrawPlan
                 let field = format!("versions[{i}]");
                 models.push(complete::resolve_model_at(services, Some(name), true, &field).await?);
             }
-            if models[0].version.id == models[1].version.id {
-                return Err(bad_input("versions[1]", "must be another version than the first"));
+            for (i, model) in models.iter().enumerate() {
+                if models[..i].iter().any(|other| other.version.id == model.version.id) {
+                    return Err(bad_input(format!("versions[{i}]"), "must be another version than those before it"));
+                }
             }
         }
         SelectionPolicy::Stored | SelectionPolicy::Disagreement => {}
@@ -162,6 +185,7 @@ async fn plan(services: &Arc<Services>, request: DrawRequest) -> Result<DrawPlan
 async fn run(services: Arc<Services>, plan: DrawPlan, mut draw: SetDraw) {
     let outcome = match plan.request.policy {
         SelectionPolicy::Disagreement => disputed(&services, &plan, &mut draw).await,
+        SelectionPolicy::Tournament => tournament::run(&services, &plan, &mut draw).await,
         _ => from_prompts(&services, &plan, &mut draw).await,
     };
     match outcome {
@@ -177,7 +201,7 @@ async fn run(services: Arc<Services>, plan: DrawPlan, mut draw: SetDraw) {
 }
 
 /// Stores the draw's progress; false once it was cancelled.
-async fn advance(services: &Services, draw: &mut SetDraw) -> Result<bool> {
+pub(super) async fn advance(services: &Services, draw: &mut SetDraw) -> Result<bool> {
     draw.updated = services.now();
     Ok(services.store.draws().advance(draw.clone()).await?)
 }
@@ -198,7 +222,7 @@ fn report(plan: &DrawPlan) -> DrawReport {
 }
 
 /// Prompts in a random order given by the seed; excluded ones are counted in the report.
-async fn prompts(services: &Services, plan: &DrawPlan, report: &mut DrawReport) -> Result<Vec<Prompt>> {
+pub(super) async fn prompts(services: &Services, plan: &DrawPlan, report: &mut DrawReport) -> Result<Vec<Prompt>> {
     let mut filter = plan.request.prompts.clone();
     filter.without_requests = !services.learns_from_requests();
     if plan.request.policy == SelectionPolicy::Stored {
@@ -255,7 +279,7 @@ async fn from_prompts(services: &Arc<Services>, plan: &DrawPlan, draw: &mut SetD
         draw.report.pieces = plan.pieces.load(Ordering::Relaxed);
         match outcome {
             Outcome::Found(candidate) if choosing => kept.push(candidate),
-            Outcome::Found(candidate) => make(services, plan, candidate, draw).await?,
+            Outcome::Found(candidate) => drop(make(services, plan, candidate, draw).await?),
             _ => {}
         }
         if !advance(services, draw).await? {
@@ -269,7 +293,7 @@ async fn from_prompts(services: &Arc<Services>, plan: &DrawPlan, draw: &mut SetD
     Ok(())
 }
 
-fn count(report: &mut DrawReport, outcome: &Outcome, tally: Tally) {
+pub(super) fn count(report: &mut DrawReport, outcome: &Outcome, tally: Tally) {
     report.answers += tally.answers;
     report.cut_off += tally.cut_off;
     report.redrawn += tally.redrawn;
@@ -281,13 +305,19 @@ fn count(report: &mut DrawReport, outcome: &Outcome, tally: Tally) {
     }
 }
 
-async fn make(services: &Arc<Services>, plan: &DrawPlan, candidate: Candidate, draw: &mut SetDraw) -> Result<()> {
+/// Makes a set of a candidate. Returns its id.
+pub(super) async fn make(
+    services: &Arc<Services>,
+    plan: &DrawPlan,
+    candidate: Candidate,
+    draw: &mut SetDraw,
+) -> Result<SetId> {
     draw.report.smaller += i64::from(candidate.completions.len() < plan.n);
     let completions = candidate.completions.into_iter().map(CompletionRef::Known).collect();
     let selection = sets::Selection { policy: plan.request.policy.as_str(), score: candidate.score };
-    sets::create_selected(services, &candidate.prompt, completions, plan.request.overlap, selection).await?;
+    let made = sets::create_selected(services, &candidate.prompt, completions, plan.request.overlap, selection).await?;
     draw.made += 1;
-    Ok(())
+    Ok(made.id)
 }
 
 /// Requests one more judgment for the sets with the most disagreement.

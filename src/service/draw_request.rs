@@ -22,8 +22,10 @@ pub struct DrawRequest {
     /// Which stored prompts to draw for.
     #[serde(default)]
     pub prompts: PromptFilter,
-    /// The two policies (names or ids) of `versus`.
-    pub versions: Option<[String; 2]>,
+    /// The policies (names or ids): two for `versus`, 2 to 8 for `tournament`.
+    pub versions: Option<Vec<String>>,
+    /// For `tournament`: the probability of the whole order at which it ends, 0.5 to 0.999; 0.95 when absent.
+    pub certainty: Option<f64>,
     /// For `uncertainty`: prompts answered and scored for each set made, 1 to 64; 4 when absent.
     pub candidates: Option<usize>,
     /// Longest answer, in tokens; as configured (`labeling.max_tokens`) when absent.
@@ -46,6 +48,9 @@ pub enum SelectionPolicy {
     Uncertainty,
     /// Two versions answer the same prompt.
     Versus,
+    /// Versions meet in pairs until their order is certain. The draw goes on while people rank its sets, and compares the
+    /// two neighbours whose order is the least certain.
+    Tournament,
     /// Completions that are stored already: imported, or given to users.
     Stored,
     /// Sets that labelers disagreed about get one more judgment.
@@ -58,6 +63,7 @@ impl SelectionPolicy {
             Self::Random => "random",
             Self::Uncertainty => "uncertainty",
             Self::Versus => "versus",
+            Self::Tournament => "tournament",
             Self::Stored => "stored",
             Self::Disagreement => "disagreement",
         }
@@ -72,8 +78,24 @@ pub(super) struct DrawPlan {
     pub(super) max_tokens: usize,
     pub(super) temperature: f32,
     pub(super) top_p: f32,
-    /// One entry for one version, two for `versus`; none where nothing is generated.
+    /// One entry for one version, two for `versus`, all of a tournament; none where nothing is generated.
     pub(super) models: Vec<Arc<ServedModel>>,
     /// Pieces of text received so far.
     pub(super) pieces: AtomicI64,
+}
+
+impl DrawPlan {
+    /// The plan of a set in which two versions of a tournament meet.
+    pub(super) fn of_pair(&self, (a, b): (usize, usize)) -> Self {
+        Self {
+            request: self.request.clone(),
+            n: self.n,
+            seed: self.seed,
+            max_tokens: self.max_tokens,
+            temperature: self.temperature,
+            top_p: self.top_p,
+            models: vec![self.models[a].clone(), self.models[b].clone()],
+            pieces: AtomicI64::new(0),
+        }
+    }
 }

@@ -50,6 +50,7 @@ pub mod rubrics;
 pub mod sample;
 pub mod sets;
 pub mod sign_in;
+mod tournament;
 pub mod transfer;
 pub mod urgency;
 pub mod visible;

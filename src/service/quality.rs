@@ -50,7 +50,7 @@ pub(super) async fn facts(services: &Services, scope: &Scope) -> Result<Facts> {
 }
 
 /// Runs a computation on a blocking thread.
-async fn blocking<T: Send + 'static>(compute: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+pub(super) async fn blocking<T: Send + 'static>(compute: impl FnOnce() -> T + Send + 'static) -> Result<T> {
     tokio::task::spawn_blocking(compute).await.map_err(|e| ServiceError::Internal(format!("figures: {e}")))
 }
 

@@ -55,6 +55,7 @@ pub async fn load(services: &Arc<Services>, by: &Actor) -> Result<Sample> {
             ..PromptFilter::default()
         },
         versions: None,
+        certainty: None,
         candidates: None,
         max_tokens: None,
         temperature: None,

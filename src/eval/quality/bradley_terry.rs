@@ -194,6 +194,23 @@ pub fn bradley_terry(matches: &[Match], things: usize, options: Options) -> Fit 
     layout.read(&fit_all(layout, matches))
 }
 
+/// Variances of the differences of strengths of these pairs, by a normal approximation at the most probable parameters.
+pub fn contrast_variances(matches: &[Match], things: usize, options: Options, pairs: &[(usize, usize)]) -> Vec<f64> {
+    let layout = Layout::new(matches, things, options);
+    let p = fit_all(layout, matches);
+    let mut at = layout.prior(&p);
+    for m in matches {
+        layout.add(m, m.weight, &p, &mut at.gradient, &mut at.information);
+    }
+    let variance = |(a, b): &(usize, usize)| {
+        let mut contrast = vec![0.0; layout.size()];
+        (contrast[*a], contrast[*b]) = (1.0, -1.0);
+        // The prior makes the information positive definite.
+        solve(at.information.clone(), contrast).map_or(f64::INFINITY, |x| x[*a] - x[*b])
+    };
+    pairs.iter().map(variance).collect()
+}
+
 /// The most probable parameters of all matches.
 fn fit_all(layout: Layout, matches: &[Match]) -> Vec<f64> {
     let plain = Layout { covariate: false, ..layout };

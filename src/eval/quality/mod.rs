@@ -9,6 +9,7 @@ pub mod facts;
 mod fixed_point;
 pub mod labelers;
 pub mod length;
+pub mod order;
 pub mod ratings;
 pub mod selection;
 pub mod statistics;

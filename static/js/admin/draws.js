@@ -30,12 +30,36 @@ export function reasons(draw) {
   ].filter(Boolean);
 }
 
+/** The versions of a tournament, best first, and how sure the order of neighbours is. */
+function standings(report, state) {
+  const verdict = report.certain ? 'certain' : state === 'running' ? 'open' : 'uncertain';
+  return [
+    h('span', { text: t(`tournament.${verdict}`) }),
+    h(
+      'ol',
+      { class: 'standings' },
+      report.order.map((place) =>
+        h(
+          'li',
+          null,
+          h('strong', { class: 'mono', text: place.name }),
+          ` ${t('tournament.place', { elo: Math.round(place.elo), n: place.comparisons })}`,
+          place.better_than_next === null || place.better_than_next === undefined
+            ? null
+            : h('span', { class: 'muted', text: ` ${t('tournament.ahead', { share: percent(place.better_than_next) })}` }),
+        ),
+      ),
+    ),
+  ];
+}
+
 /** The notes below a draw. `again(request)` starts a draw, `lengthen(tokens)` puts a length into the form. */
 export function drawNotes(draw, { again, lengthen }) {
   const r = draw.report ?? {};
   const notes = [];
-  if (draw.state === 'running' && r.pieces) notes.push(t('draw.pieces', { n: r.pieces }));
-  if (draw.state === 'done' && draw.made < draw.wanted) {
+  if (r.order?.length) notes.push(standings(r, draw.state));
+  if (draw.state === 'running' && r.pieces && !r.order?.length) notes.push(t('draw.pieces', { n: r.pieces }));
+  if (draw.state === 'done' && draw.made < draw.wanted && !r.certain) {
     const why = reasons(draw);
     if (why.length === 0) notes.push(t('draw.ran_out', { n: r.found }));
     for (const { text, cure } of why)

@@ -9,7 +9,9 @@ import { caught, confirm, every, section } from './parts.js';
 
 /** @import { PostBody, SelectionPolicy } from '../contract.d.ts' */
 
-const POLICIES = ['random', 'uncertainty', 'versus', 'stored', 'disagreement'];
+const POLICIES = ['random', 'uncertainty', 'versus', 'tournament', 'stored', 'disagreement'];
+/** Policies whose answers are written for the draw. */
+const WRITTEN = ['random', 'uncertainty', 'versus', 'tournament'];
 const DRAW_STATES = { running: 'accent', done: 'good', failed: 'bad', cancelled: 'warn' };
 
 const policyName = (policy) => (has(`policy.${policy}`) ? t(`policy.${policy}`) : policy);
@@ -17,7 +19,7 @@ const policyName = (policy) => (has(`policy.${policy}`) ? t(`policy.${policy}`) 
 /** Why a policy cannot be used now; null where it can. */
 function obstacle(policy, models) {
   if (policy === 'uncertainty' && !models.some((m) => m.kind === 'reward' && m.state === 'active')) return t('queue.needs_reward');
-  if (policy === 'versus' && models.filter((m) => m.kind === 'policy' && m.state !== 'retired').length < 2)
+  if (['versus', 'tournament'].includes(policy) && models.filter((m) => m.kind === 'policy' && m.state !== 'retired').length < 2)
     return t('queue.needs_versions');
   return null;
 }
@@ -64,12 +66,26 @@ function drawForm(models, configured, started) {
   const candidates = input('draw-candidates', '4');
   const a = select('draw-a', active);
   const b = select('draw-b', policies.find((m) => m !== active) ?? active);
+  const entrants = policies.slice(0, 40).map((m) => ({ name: m.name, box: h('input', { type: 'checkbox', value: m.name }) }));
+  const entered = h(
+    'fieldset',
+    { id: 'draw-versions', class: 'checks', tabindex: '-1' },
+    h('legend', { class: 'hidden-label', text: t('queue.entrants') }),
+    entrants.map(({ name, box }) => h('label', { class: 'inline' }, box, h('span', { class: 'mono', text: name }))),
+  );
+  const certainty = input('draw-certainty', '0.95', { inputmode: 'decimal' });
   const extra = h('div', { class: 'field-grid' });
   const message = h('p', { class: 'form-error', role: 'alert' });
   const choose = () =>
     fill(
       extra,
-      field('count', t('queue.count'), count),
+      field('count', t(policy === 'tournament' ? 'queue.count_most' : 'queue.count'), count),
+      policy === 'tournament'
+        ? [
+            field('versions', t('queue.entrants'), entered, t('queue.entrants_help')),
+            field('certainty', t('queue.certainty'), certainty, t('queue.certainty_help')),
+          ]
+        : null,
       policy === 'disagreement'
         ? null
         : [
@@ -79,7 +95,7 @@ function drawForm(models, configured, started) {
           ],
       policy === 'uncertainty' ? field('candidates', t('queue.candidates'), candidates, t('queue.candidates_help')) : null,
       policy === 'versus' ? [field('versions', t('chat.version_a'), a), field('versions[1]', t('chat.version_b'), b)] : null,
-      ['random', 'uncertainty', 'versus'].includes(policy)
+      WRITTEN.includes(policy)
         ? [
             field('temperature', t('queue.temperature'), temperature, t('queue.temperature_help')),
             field('top_p', t('queue.top_p'), topP, t('queue.top_p_help')),
@@ -114,10 +130,15 @@ function drawForm(models, configured, started) {
               overlap: number(overlap),
               prompts: { ...(tag.value.trim() ? { tag: tag.value.trim() } : {}), with_sets: again.checked },
             });
-          if (['random', 'uncertainty', 'versus'].includes(policy))
+          if (WRITTEN.includes(policy))
             Object.assign(body, { temperature: number(temperature), top_p: number(topP), max_tokens: number(maxTokens) });
           if (policy === 'uncertainty') body.candidates = number(candidates);
           if (policy === 'versus') body.versions = [a.value, b.value];
+          if (policy === 'tournament')
+            Object.assign(body, {
+              versions: entrants.filter(({ box }) => box.checked).map(({ name }) => name),
+              certainty: number(certainty),
+            });
           go.disabled = true;
           try {
             await post('/admin/sets/draw', body);

@@ -12,3 +12,4 @@ mod people;
 mod queue;
 mod rubrics;
 mod statements;
+mod tournament;
