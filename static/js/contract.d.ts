@@ -817,6 +817,10 @@ export type DrawReport = {
   max_tokens: number | null;
   temperature: number | null;
   top_p: number | null;
+  /** Of a tournament: the versions by strength, best first. */
+  order?: TournamentPlace[];
+  /** Of a tournament: whether the order has the requested certainty. */
+  certain?: boolean;
 };
 
 export type DrawState = 'running' | 'done' | 'failed' | 'cancelled';
@@ -2572,7 +2576,7 @@ export type Seconds = {
 };
 
 /** How a set's prompt and completions are chosen. */
-export type SelectionPolicy = 'random' | 'uncertainty' | 'versus' | 'stored' | 'disagreement';
+export type SelectionPolicy = 'random' | 'uncertainty' | 'versus' | 'tournament' | 'stored' | 'disagreement';
 
 /** Serving with the weights in one type; the cache is in 16 bits, or in 32 with f32 weights. */
 export type ServePlan = {
@@ -2907,6 +2911,17 @@ export type Tokenized = {
   count: number;
   tokens: number[];
   max_model_len: number;
+};
+
+/** A version's place in a tournament. */
+export type TournamentPlace = {
+  name: string;
+  /** Strength in Elo points, 0 in the middle. */
+  elo: number;
+  /** Comparisons with the others. */
+  comparisons: number;
+  /** Probability of being better than the next place; null for the last one. */
+  better_than_next: number | null;
 };
 
 export type TrainPlan = {
@@ -3312,8 +3327,10 @@ export type PostBody<P extends string> = string extends P ? any :
     overlap?: number | null;
     /** Which stored prompts to draw for. */
     prompts?: PromptFilter;
-    /** The two policies (names or ids) of `versus`. */
+    /** The policies (names or ids): two for `versus`, 2 to 8 for `tournament`. */
     versions?: string[] | null;
+    /** For `tournament`: the probability of the whole order at which it ends, 0.5 to 0.999; 0.95 when absent. */
+    certainty?: number | null;
     /** For `uncertainty`: prompts answered and scored for each set made, 1 to 64; 4 when absent. */
     candidates?: number | null;
     /** Longest answer, in tokens; as configured (`labeling.max_tokens`) when absent. */

@@ -141,3 +141,36 @@ test('two versions side by side: with names, or hidden and ranked', async () => 
   assert.deepEqual(trouble, []);
   await context.close();
 });
+
+for (const phone of [false, true])
+  test(`a tournament is started from the queue, and shows the order so far (${phone ? 'phone, zh, dark' : 'desktop'})`, async () => {
+    const look = phone ? { phone, lang: 'zh', theme: 'dark' } : {};
+    const { page, context, trouble } = await signedInPage(browser, server.url, look);
+    for (let i = 0; i < 12; i++)
+      await api(server.url, 'POST', '/v1/prompts', { messages: [{ role: 'user', content: `t${i + 3} t${phone ? 6 : 5} t${i}` }], tags: [`cup-${phone}`] });
+    await visit(page, server.url, '/admin#/models', '.version.active');
+    assert.match(await page.locator('.version.active').first().textContent(), phone ? /内存中的权重：/ : /Weights in memory: .*f32/);
+    await visit(page, server.url, '/admin#/queue', '#draw-count');
+    await page.locator('input[name=policy][value=tournament]').check();
+    const go = page.locator('form button[type=submit]');
+    await page.locator('#draw-count').fill('4');
+    await page.locator('#draw-n').fill('2');
+    await page.locator('#draw-max-tokens').fill('8');
+    await page.locator('#draw-tag').fill(`cup-${phone}`);
+    await page.locator('#draw-versions input').nth(0).check();
+    await go.click();
+    await page.locator('#draw-versions-error:not(:empty)').waitFor(); // one version is no tournament
+    await page.locator('#draw-versions input').nth(1).check();
+    await go.click();
+    const standings = page.locator('.draws > li', { has: page.locator('.tag.accent') }).locator('.standings'); // of the running one
+    await standings.locator('li').nth(1).waitFor();
+    assert.equal(await standings.locator('li').count(), 2);
+    const over = await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
+    assert.ok(over <= 0, `the page scrolls sideways by ${over} px`);
+    if (process.env.INSTRUCTD_SHOTS)
+      await page.screenshot({ path: `${process.env.INSTRUCTD_SHOTS}/tournament-${phone}.png`, fullPage: true });
+    const [draw] = (await api(server.url, 'GET', '/admin/sets/draws?limit=1')).data;
+    await api(server.url, 'POST', `/admin/sets/draws/${draw.id}/cancel`, {});
+    assert.deepEqual(trouble, []);
+    await context.close();
+  });

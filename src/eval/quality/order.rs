@@ -138,6 +138,6 @@ mod tests {
         let rows: Vec<Match> =
             (0..7).map(|i| Match { a: 0, b: 1, won: Won::A, weight: 1.0, x: 0.0, cluster: i }).collect();
         let order = Order::new(&rows, 2);
-        assert!(order.certainty[0] > 0.95 && !order.is_certain(0.9), "{order:?}");
+        assert!(order.certainty[0] > 0.9 && !order.is_certain(0.9), "{order:?}");
     }
 }
