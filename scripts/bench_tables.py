@@ -212,6 +212,7 @@ TABLES = {
     "gpu-products": (gpu_products, "gpu-products"),
     "labelers": (labelers, "labelers"),
     "serving-models": (serving, "serving-models"),
+    "serving-formats": (serving, "serving-formats"),
     "serving-ratios": (serving_ratios, "serving-llamacpp"),
     "serving-llamacpp": (serving, "serving-llamacpp"),
     "serving-transformers": (serving, "serving-transformers"),
