@@ -24,8 +24,8 @@ const STRIP: usize = 16;
 enum Integers {
     /// Two values in a byte, those of columns i and 32 + i; `offset` is subtracted.
     Nibbles { bytes: Vec<u8>, offset: i8 },
-    /// One value in a byte.
-    Bytes(Vec<i8>),
+    /// One signed value in a byte.
+    Bytes(Vec<u8>),
 }
 
 /// One number for each column of a panel and each group of values with a common one.
@@ -113,9 +113,11 @@ impl ExactBlocks {
                 let (lines, scales) = unsafe { (to.slice(p * k * line, k * line), to_scales.slice(from, count)) };
                 // SAFETY: one panel per p.
                 let mins = unsafe { to_mins.slice(if has_min { from } else { 0 }, if has_min { count } else { 0 }) };
-                for column in 0..NR.min(m - p * NR) {
-                    let row = &bytes[(p * NR + column) * row_bytes..][..row_bytes];
-                    for b in 0..blocks {
+                // Block by block, so that the lines of a block stay in the cache while its columns are written.
+                for b in 0..blocks {
+                    let lines = &mut lines[b * BLOCK * line..][..BLOCK * line];
+                    for column in 0..NR.min(m - p * NR) {
+                        let row = &bytes[(p * NR + column) * row_bytes..][..row_bytes];
                         let block = blocks::read(row, kind, b);
                         for g in 0..groups {
                             scales[b * groups + g][column] = block.scale[g];
@@ -123,12 +125,16 @@ impl ExactBlocks {
                                 mins[b * groups + g][column] = block.min[g];
                             }
                         }
-                        for (i, q) in block.q.iter().enumerate() {
-                            let line = &mut lines[(b * BLOCK + i) * line..][..line];
-                            match offset {
-                                None => line[column] = *q as u8,
-                                Some(offset) => {
-                                    line[column % (NR / 2)] |= ((q + offset) as u8) << (4 * (column / (NR / 2)));
+                        match offset {
+                            None => {
+                                for (line, q) in lines.chunks_exact_mut(line).zip(block.q) {
+                                    line[column] = q as u8;
+                                }
+                            }
+                            Some(offset) => {
+                                let (at, shift) = (column % (NR / 2), 4 * (column / (NR / 2)));
+                                for (line, q) in lines.chunks_exact_mut(line).zip(block.q) {
+                                    line[at] |= (q.wrapping_add(offset) as u8) << shift;
                                 }
                             }
                         }
@@ -138,7 +144,7 @@ impl ExactBlocks {
         });
         let integers = match offset {
             Some(offset) => Integers::Nibbles { bytes: packed, offset },
-            None => Integers::Bytes(packed.into_iter().map(|byte| byte as i8).collect()),
+            None => Integers::Bytes(packed),
         };
         Self { integers, scales: Factors::new(scales), mins: has_min.then(|| Factors::new(mins)), groups, m, k }
     }
@@ -162,8 +168,8 @@ impl ExactBlocks {
                 match &self.integers {
                     Integers::Nibbles { bytes, offset } => {
                         let bytes = &bytes[from * NR / 2..(from + HALF) * NR / 2];
-                        let mut wide = [0i8; HALF * NR];
-                        unpack(bytes, *offset, &mut wide);
+                        let mut wide = [0u8; HALF * NR];
+                        unpack(bytes, *offset as u8, &mut wide);
                         dequantize_bytes(&wide, scales, mins, out);
                     }
                     Integers::Bytes(bytes) => {
@@ -177,26 +183,26 @@ impl ExactBlocks {
 
 multiversion! {
     /// Gives each of the two values in a byte a byte of its own.
-    fn unpack(bytes: &[u8], offset: i8, out: &mut [i8; HALF * NR]) {
+    fn unpack(bytes: &[u8], offset: u8, out: &mut [u8; HALF * NR]) {
         for (line, out) in bytes.as_chunks::<{ NR / 2 }>().0.iter().zip(out.as_chunks_mut::<NR>().0) {
             for i in 0..NR / 2 {
-                out[i] = ((line[i] & 15) as i8).wrapping_sub(offset);
+                out[i] = (line[i] & 15).wrapping_sub(offset);
             }
             for i in 0..NR / 2 {
-                out[NR / 2 + i] = ((line[i] >> 4) as i8).wrapping_sub(offset);
+                out[NR / 2 + i] = (line[i] >> 4).wrapping_sub(offset);
             }
         }
     }
 }
 
 multiversion! {
-    fn dequantize_bytes(bytes: &[i8], scales: &[f32; NR], mins: &[f32; NR], out: &mut [[f32; NR]]) {
+    fn dequantize_bytes(bytes: &[u8], scales: &[f32; NR], mins: &[f32; NR], out: &mut [[f32; NR]]) {
         for s in 0..NR / STRIP {
             let (scales, mins) = (&scales[s * STRIP..][..STRIP], &mins[s * STRIP..][..STRIP]);
             for (line, out) in bytes.as_chunks::<NR>().0.iter().zip(out.iter_mut()) {
                 let (line, out) = (&line[s * STRIP..][..STRIP], &mut out[s * STRIP..][..STRIP]);
                 for i in 0..STRIP {
-                    out[i] = scales[i] * f32::from(line[i]) + mins[i];
+                    out[i] = scales[i] * f32::from(line[i] as i8) + mins[i];
                 }
             }
         }

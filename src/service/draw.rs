@@ -35,9 +35,8 @@ pub async fn start(services: &Arc<Services>, by: &Actor, request: DrawRequest) -
     let plan = plan(services, request).await?;
     // A tournament waits for people, so that other draws may run beside it.
     let is_tournament = plan.request.policy == SelectionPolicy::Tournament;
-    let hinders = |draw: &SetDraw| {
-        draw.state == DrawState::Running && (draw.request["policy"] == "tournament") == is_tournament
-    };
+    let hinders =
+        |draw: &SetDraw| draw.state == DrawState::Running && (draw.request["policy"] == "tournament") == is_tournament;
     if list(services, Page { after: None, limit: 20 }).await?.iter().any(hinders) {
         let what = if is_tournament { "another tournament" } else { "another draw" };
         return Err(ServiceError::Conflict(format!("{what} is running; wait for it or cancel it")));

@@ -79,16 +79,18 @@ mod tests {
         let half = (truth[a] - truth[b]) / 2.0;
         let (wins, loses, tie) = (half.exp(), (-half).exp(), 1.0);
         let draw = uniform(rng) * (wins + loses + tie);
-        let won = if draw < wins { Won::A } else if draw < wins + loses { Won::B } else { Won::Tie };
+        let won = if draw < wins {
+            Won::A
+        } else if draw < wins + loses {
+            Won::B
+        } else {
+            Won::Tie
+        };
         Match { a, b, won, weight: 1.0, x: 0.0, cluster }
     }
 
     /// Runs a tournament; `choose` is the design. Returns its order and the number of comparisons.
-    fn tournament(
-        truth: &[f64],
-        seed: u64,
-        mut choose: impl FnMut(&Order, usize) -> (usize, usize),
-    ) -> (Order, usize) {
+    fn tournament(truth: &[f64], seed: u64, mut choose: impl FnMut(&Order, usize) -> (usize, usize)) -> (Order, usize) {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let mut matches = Vec::new();
         for n in 0..3000 {
