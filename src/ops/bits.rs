@@ -465,35 +465,9 @@ impl Panel<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::blocks::tests::random_blocks;
     use crate::noise;
     use crate::q8_rows::kernels;
-
-    /// m rows of k values in blocks of arbitrary integers, with scales near 1/64.
-    fn random_blocks(kind: BlockType, m: usize, k: usize) -> Vec<u8> {
-        let (values, size) = kind.block();
-        let mut seed = 5u64;
-        let mut byte = || {
-            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            (seed >> 33) as u8
-        };
-        let halves: &[usize] = match kind {
-            BlockType::Q5_1 | BlockType::Q5K => &[0, 2],
-            BlockType::Q2K => &[80, 82],
-            BlockType::Q3K => &[108],
-            BlockType::Q6K => &[208],
-            _ => &[0],
-        };
-        let mut bytes = Vec::new();
-        for i in 0..m * k / values {
-            let start = bytes.len();
-            bytes.extend((0..size).map(|_| byte()));
-            for at in halves {
-                let scale = f16::from_f32((1.0 + i as f32 / 64.0) / if values == 256 { 512.0 } else { 64.0 });
-                bytes[start + at..start + at + 2].copy_from_slice(&scale.to_le_bytes());
-            }
-        }
-        bytes
-    }
 
     fn check<F: BlockLayout>(kind: BlockType) {
         for (n, m, k) in [(1, 16, 256), (11, 37, 512), (3, 5, 768)] {

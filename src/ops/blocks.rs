@@ -332,7 +332,7 @@ pub fn dequantize(bytes: &[u8], kind: BlockType, out: &mut [f32]) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use candle_core::Device;
     use candle_core::quantized::ggml_file::qtensor_from_ggml;
     use candle_core::quantized::{GgmlDType, QTensor};
@@ -367,6 +367,33 @@ mod tests {
     }
 
     /// Bit for bit, for blocks of real numbers and for blocks of arbitrary bytes (finite scales).
+    /// m rows of k values in blocks of arbitrary integers, with scales near 1/64.
+    pub(crate) fn random_blocks(kind: BlockType, m: usize, k: usize) -> Vec<u8> {
+        let (values, size) = kind.block();
+        let mut seed = 5u64;
+        let mut byte = || {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (seed >> 33) as u8
+        };
+        let halves: &[usize] = match kind {
+            BlockType::Q4_1 | BlockType::Q5_1 | BlockType::Q4K | BlockType::Q5K => &[0, 2],
+            BlockType::Q2K => &[80, 82],
+            BlockType::Q3K => &[108],
+            BlockType::Q6K => &[208],
+            _ => &[0],
+        };
+        let mut bytes = Vec::new();
+        for i in 0..m * k / values {
+            let start = bytes.len();
+            bytes.extend((0..size).map(|_| byte()));
+            for at in halves {
+                let scale = f16::from_f32((1.0 + i as f32 / 64.0) / if values == 256 { 512.0 } else { 64.0 });
+                bytes[start + at..start + at + 2].copy_from_slice(&scale.to_le_bytes());
+            }
+        }
+        bytes
+    }
+
     #[test]
     fn every_type_has_the_values_that_candle_reads() {
         for (kind, dtype) in BY_CANDLE {

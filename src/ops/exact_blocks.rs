@@ -8,7 +8,7 @@ use half::f16;
 use half::slice::HalfFloatSliceExt;
 
 use super::blocks::{self, BLOCK, BlockType};
-use super::gemm::{MR, NR, Prefetch, micro, with_tile};
+use super::gemm::{MR, NR, Prefetch, micro, row_tasks, with_tile};
 use super::par::{SharedMut, split};
 use super::served::ServedMatrix;
 use super::simd::multiversion;
@@ -228,10 +228,8 @@ impl ServedMatrix for ExactBlocks {
         if k == 0 {
             return y.fill(0.0);
         }
-        // With few panels, rows are divided too.
         let panels = m.div_ceil(NR);
-        let rows_per_task = if panels >= 16 || n <= 4 * MR { n.max(1) } else { 32 * MR };
-        let row_tasks = n.div_ceil(rows_per_task);
+        let (rows_per_task, row_tasks) = row_tasks(panels, n);
         let out = SharedMut::new(y);
         split(panels * row_tasks, n * m * k, |range| {
             // Taken out so that a nested call on this thread (work stealing) finds a buffer of its own.
@@ -264,35 +262,9 @@ impl ServedMatrix for ExactBlocks {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::blocks::tests::random_blocks;
     use crate::gemm::{PackedF32, WeightLayout};
     use crate::noise;
-
-    /// m rows of k values in blocks of arbitrary bytes, with finite scales.
-    fn random_blocks(kind: BlockType, m: usize, k: usize) -> Vec<u8> {
-        let (values, size) = kind.block();
-        let mut seed = 5u64;
-        let mut byte = || {
-            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            (seed >> 33) as u8
-        };
-        let halves: &[usize] = match kind {
-            BlockType::Q4_1 | BlockType::Q5_1 | BlockType::Q4K | BlockType::Q5K => &[0, 2],
-            BlockType::Q2K => &[80, 82],
-            BlockType::Q3K => &[108],
-            BlockType::Q6K => &[208],
-            _ => &[0],
-        };
-        let mut bytes = Vec::new();
-        for i in 0..m * k / values {
-            let start = bytes.len();
-            bytes.extend((0..size).map(|_| byte()));
-            for at in halves {
-                let scale = f16::from_f32((1.0 + i as f32 / 64.0) / 512.0);
-                bytes[start + at..start + at + 2].copy_from_slice(&scale.to_le_bytes());
-            }
-        }
-        bytes
-    }
 
     #[test]
     fn products_have_the_bits_of_the_dequantised_matrix() {

@@ -153,6 +153,13 @@ multiversion! {
     }
 }
 
+/// Rows of a task, and number of tasks of each panel, for a product of n rows. With few panels rows are divided too, into
+/// parts that are large enough to reuse a panel from the L2 cache.
+pub(super) fn row_tasks(panels: usize, n: usize) -> (usize, usize) {
+    let rows = if panels >= 16 || n <= 4 * MR { n.max(1) } else { 32 * MR };
+    (rows, n.div_ceil(rows))
+}
+
 /// y `[n, m]` = x `[n, k]` · Wᵀ for a W packed by [`pack_into`].
 pub fn matmul_packed(panels: &[f32], x: &[f32], y: &mut [f32], n: usize, m: usize, k: usize) {
     assert_eq!(x.len(), n * k, "input size");
@@ -162,9 +169,7 @@ pub fn matmul_packed(panels: &[f32], x: &[f32], y: &mut [f32], n: usize, m: usiz
     if k == 0 {
         return y.fill(0.0);
     }
-    // With few panels, rows are divided too, into parts that are large enough to reuse a panel from the L2 cache.
-    let rows_per_task = if n_panels >= 16 || n <= 4 * MR { n.max(1) } else { 32 * MR };
-    let row_tasks = n.div_ceil(rows_per_task);
+    let (rows_per_task, row_tasks) = row_tasks(n_panels, n);
     let out = SharedMut::new(y);
     split(n_panels * row_tasks, n * m * k, |range| {
         for task in range {

@@ -5,7 +5,7 @@ use std::cell::RefCell;
 
 use half::{bf16, f16};
 
-use super::gemm::{MR, NR, WeightLayout, pack_into, panel_rows};
+use super::gemm::{MR, NR, WeightLayout, pack_into, panel_rows, row_tasks};
 use super::par::{SharedMut, split};
 use super::served::ServedMatrix;
 use super::simd::multiversion;
@@ -71,10 +71,8 @@ impl ServedMatrix for PackedHalf {
         if k == 0 {
             return y.fill(0.0);
         }
-        // With few panels, rows are divided too.
         let panels = m.div_ceil(NR);
-        let rows_per_task = if panels >= 16 || n <= 4 * MR { n.max(1) } else { 32 * MR };
-        let row_tasks = n.div_ceil(rows_per_task);
+        let (rows_per_task, row_tasks) = row_tasks(panels, n);
         let out = SharedMut::new(y);
         split(panels * row_tasks, n * m * k, |range| {
             for task in range {
