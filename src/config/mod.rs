@@ -13,17 +13,19 @@ mod privacy;
 mod spans;
 mod text;
 mod upstream;
+mod webhooks;
 
 pub use access::RatesConfig;
 pub use batches::BatchesConfig;
 pub use engine::EngineConfig;
 pub use executors::{ExecutorsConfig, PlaceConfig};
-pub use hosts::is_host;
+pub use hosts::{is_host, is_listed};
 pub use judges::JudgeConfig;
 pub use limits::LimitsConfig;
 pub use log::LogConfig;
 pub use privacy::{PrivacyConfig, RetentionConfig};
 pub use upstream::UpstreamConfig;
+pub use webhooks::WebhooksConfig;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -80,6 +82,7 @@ pub struct Config {
     /// Language models on other servers that rewards of kind `judge` may ask, by name: `url`, `model`, `api_key`,
     /// `logprobs`, `timeout_seconds` and `max_running`.
     pub judges: BTreeMap<String, JudgeConfig>,
+    pub webhooks: WebhooksConfig,
     pub artifacts: ArtifactsConfig,
     pub log: LogConfig,
 }
@@ -238,6 +241,7 @@ impl Default for Config {
             executors: ExecutorsConfig::default(),
             trainers: BTreeMap::new(),
             judges: BTreeMap::new(),
+            webhooks: WebhooksConfig::default(),
             artifacts: ArtifactsConfig::default(),
             log: LogConfig::default(),
         }
@@ -384,7 +388,11 @@ impl Config {
             return Err(error("admin_key", message));
         }
         self.log.check()?;
-        for (key, hosts) in [("jobs.reward_hosts", &self.jobs.reward_hosts), ("server.hosts", &self.server.hosts)] {
+        for (key, hosts) in [
+            ("jobs.reward_hosts", &self.jobs.reward_hosts),
+            ("server.hosts", &self.server.hosts),
+            ("webhooks.hosts", &self.webhooks.hosts),
+        ] {
             if let Some(wrong) = hosts.iter().find(|host| !is_host(host)) {
                 let message =
                     format!("'{wrong}' is not a host: write HOST or HOST:PORT, without https:// and without a path");
@@ -476,6 +484,7 @@ impl Config {
         self.executors.check()?;
         executors::check_trainers(&self.trainers)?;
         judges::check(&self.judges)?;
+        self.webhooks.check()?;
         spans::check(self)
     }
 

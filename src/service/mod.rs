@@ -53,6 +53,7 @@ pub mod sign_in;
 pub mod transfer;
 pub mod urgency;
 pub mod visible;
+pub mod webhooks;
 
 use std::sync::{Arc, RwLock};
 
