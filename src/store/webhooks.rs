@@ -277,6 +277,12 @@ pub(super) async fn gold_scores(conn: &mut Conn, limit: i64) -> Result<Vec<f64>>
 
 // ---------------------------------------------------------------- sending
 
+pub(super) async fn is_due(conn: &mut Conn, webhook: &str, now: Micros) -> Result<bool> {
+    let sql = "SELECT COUNT(*) AS n FROM (SELECT id FROM webhook_deliveries
+         WHERE webhook_id = $1 AND state = 'pending' AND next_attempt <= $2 LIMIT 1) d";
+    Ok(conn.count(sql, args![webhook, now]).await? > 0)
+}
+
 pub(super) async fn claim(
     conn: &mut Conn,
     webhook: &str,

@@ -62,7 +62,8 @@ pub async fn create(services: &Arc<Services>, by: &Actor, new: NewWebhook) -> Re
     events.sort();
     events.dedup();
     if events.is_empty() || events.contains(&WebhookEvent::Test) {
-        let named: Vec<_> = WebhookEvent::ALL.iter().filter(|e| **e != WebhookEvent::Test).map(|e| e.as_str()).collect();
+        let others = WebhookEvent::ALL.iter().filter(|e| **e != WebhookEvent::Test);
+        let named: Vec<_> = others.map(|e| e.as_str()).collect();
         return Err(bad_input("events", format!("must name one or more of {}", named.join(", "))));
     }
     if services.store.webhooks().list().await?.len() >= MOST {

@@ -184,6 +184,8 @@ async fn attempt(
         Some(_) if made >= i64::from(config.attempts) => DeliveryState::Failed,
         Some(_) => DeliveryState::Pending,
     };
+    let outcome = if error.is_none() { "delivered" } else { "failed" };
+    metrics::counter!("instructd_webhook_attempts_total", "outcome" => outcome).increment(1);
     if let Some(error) = &error {
         tracing::debug!(delivery = %id, webhook = %webhook.id, attempt = made, %error, "a webhook was not delivered");
     }
