@@ -141,7 +141,7 @@ async fn check(guard: &Guard, method: &Method, headers: &HeaderMap, peer: Option
     let (state, access) = (&guard.state, guard.access);
     let services = &state.services;
     let from = client_address(headers, peer, services.config.server.client_address_header.as_deref());
-    let mut actor = None;
+    let mut actor;
     if let Some(key) = bearer(headers) {
         // Clients of open routes often send an arbitrary key: it counts as none, and so does one that may not be tried
         // now.
