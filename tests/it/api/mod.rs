@@ -39,5 +39,5 @@ mod structured;
 mod tools;
 mod traces;
 mod upstream;
-mod webhooks;
+pub mod webhooks;
 mod webui;

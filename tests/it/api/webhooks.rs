@@ -26,31 +26,31 @@ const MINUTE: i64 = 60 * SECOND;
 /// In every text that people and models write here.
 const MARK: &str = "WORDS-OF-PEOPLE";
 
-struct Received {
+pub struct Received {
     headers: HeaderMap,
     body: String,
 }
 
 impl Received {
-    fn header(&self, name: &str) -> &str {
+    pub fn header(&self, name: &str) -> &str {
         self.headers[name].to_str().unwrap()
     }
 
-    fn json(&self) -> Value {
+    pub fn json(&self) -> Value {
         serde_json::from_str(&self.body).unwrap()
     }
 }
 
 /// Answers with the given statuses, then with 204.
 #[derive(Default)]
-struct Receiver {
+pub struct Receiver {
     received: Mutex<Vec<Received>>,
     statuses: Mutex<VecDeque<u16>>,
 }
 
 impl Receiver {
     /// The receiver and its `host:port`.
-    async fn start() -> (Arc<Self>, String) {
+    pub async fn start() -> (Arc<Self>, String) {
         let receiver = Arc::new(Self::default());
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let host = listener.local_addr().unwrap().to_string();
@@ -59,11 +59,11 @@ impl Receiver {
         (receiver, host)
     }
 
-    fn answers(&self, statuses: impl IntoIterator<Item = u16>) {
+    pub fn answers(&self, statuses: impl IntoIterator<Item = u16>) {
         *self.statuses.lock().unwrap() = statuses.into_iter().collect();
     }
 
-    fn take(&self) -> Vec<Received> {
+    pub fn take(&self) -> Vec<Received> {
         std::mem::take(&mut self.received.lock().unwrap())
     }
 }
