@@ -21,6 +21,9 @@ use crate::jobs::{Launch, Supervisor, SupervisorConfig};
 use crate::service::{Random, Services, access, batch_runner, random, system_clock};
 use crate::store::{self, Store, private};
 
+/// Longest time that a shutdown waits for webhooks in flight.
+const WEBHOOKS_DRAIN: Duration = Duration::from_secs(1);
+
 /// Runs the server until SIGTERM or ctrl-c, or until the model cannot be loaded.
 ///
 /// # Errors
@@ -39,6 +42,7 @@ pub async fn serve(config: Config) -> Result<()> {
     let batches = tokio::spawn(batch_runner::follow(services.clone(), Arc::new(Handlers(state))));
     let jobs = config.jobs.enabled.then(|| tokio::spawn(run_jobs(services.clone())));
     tokio::spawn(crate::service::retention::follow(services.clone()));
+    let webhooks = tokio::spawn(crate::service::webhooks::follow(services.clone()));
 
     let loading = {
         let services = services.clone();
@@ -88,6 +92,10 @@ pub async fn serve(config: Config) -> Result<()> {
     }
     if let Err(error) = batches.await {
         tracing::error!(%error, "the batch runner failed");
+    }
+    // Deliveries in flight are stored as sent; one that takes longer is sent again later.
+    if tokio::time::timeout(WEBHOOKS_DRAIN, webhooks).await.is_err() {
+        tracing::warn!("webhooks were being sent at the end; they will be sent again");
     }
     store.close().await;
     match watcher.await? {

@@ -17,6 +17,12 @@ pub fn is_host(text: &str) -> bool {
     named && port.is_none_or(|port| port.parse::<u16>().is_ok_and(|port| port > 0))
 }
 
+/// Whether the list has the host, alone (any port) or with this port.
+pub fn is_listed(hosts: &[String], host: &str, port: u16) -> bool {
+    let with_port = format!("{host}:{port}");
+    hosts.iter().any(|listed| *listed == host || *listed == with_port)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -2,6 +2,8 @@
 //! Order of precedence: command line, environment (`INSTRUCTD_…`, `__` between nested names), file, defaults.
 
 mod access;
+mod artifacts;
+mod auth;
 mod batches;
 mod engine;
 mod executors;
@@ -13,17 +15,21 @@ mod privacy;
 mod spans;
 mod text;
 mod upstream;
+mod webhooks;
 
 pub use access::RatesConfig;
+pub use artifacts::ArtifactsConfig;
+pub use auth::AuthConfig;
 pub use batches::BatchesConfig;
 pub use engine::EngineConfig;
 pub use executors::{ExecutorsConfig, PlaceConfig};
-pub use hosts::is_host;
+pub use hosts::{is_host, is_listed};
 pub use judges::JudgeConfig;
 pub use limits::LimitsConfig;
 pub use log::LogConfig;
 pub use privacy::{PrivacyConfig, RetentionConfig};
 pub use upstream::UpstreamConfig;
+pub use webhooks::WebhooksConfig;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -63,6 +69,7 @@ pub struct Config {
     /// Whether inference routes require a key.
     pub require_inference_key: bool,
     pub server: ServerConfig,
+    pub auth: AuthConfig,
     pub limits: LimitsConfig,
     pub rates: RatesConfig,
     pub batches: BatchesConfig,
@@ -80,6 +87,7 @@ pub struct Config {
     /// Language models on other servers that rewards of kind `judge` may ask, by name: `url`, `model`, `api_key`,
     /// `logprobs`, `timeout_seconds` and `max_running`.
     pub judges: BTreeMap<String, JudgeConfig>,
+    pub webhooks: WebhooksConfig,
     pub artifacts: ArtifactsConfig,
     pub log: LogConfig,
 }
@@ -155,6 +163,10 @@ pub struct LabelingConfig {
     /// Otherwise they read and rank the answers without it, and answers to their own prompts appear when complete.
     /// Stored texts and data sets include the reasoning.
     pub show_reasoning: bool,
+    /// Key of the completion codes that labelers see when they have done their quota, for crowd platforms; 16 or more
+    /// characters. `None` = no codes.
+    #[serde(deserialize_with = "optional_text")]
+    pub completion_secret: Option<String>,
     /// Markdown file with the guidelines, read for each request (`guide.zh.md` in the directory of `guide.md` for
     /// Chinese); `None` = the built-in text. A text written on the admin page takes precedence.
     pub guidelines: Option<PathBuf>,
@@ -190,29 +202,6 @@ pub struct JobsConfig {
     pub reward_hosts: Vec<String>,
 }
 
-/// The store in which servers on several machines share the files of models.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct ArtifactsConfig {
-    /// `file://DIR` or `s3://BUCKET[/PREFIX]`; `None` = files stay in the data directory.
-    #[serde(deserialize_with = "optional_text")]
-    pub url: Option<String>,
-    /// Endpoint of an S3-compatible service; `None` = Amazon's.
-    #[serde(deserialize_with = "optional_text")]
-    pub endpoint: Option<String>,
-    /// Region of the bucket.
-    #[serde(deserialize_with = "optional_text")]
-    pub region: Option<String>,
-    /// `None` = from `AWS_ACCESS_KEY_ID` and related variables, or the machine's role.
-    #[serde(deserialize_with = "optional_text")]
-    pub access_key_id: Option<String>,
-    /// The secret of the access key.
-    #[serde(deserialize_with = "optional_text")]
-    pub secret_access_key: Option<String>,
-    /// Whether the endpoint may be plain HTTP.
-    pub allow_http: bool,
-}
-
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -225,6 +214,7 @@ impl Default for Config {
             admin_key: None,
             require_inference_key: false,
             server: ServerConfig::default(),
+            auth: AuthConfig::default(),
             limits: LimitsConfig::default(),
             rates: RatesConfig::default(),
             batches: BatchesConfig::default(),
@@ -238,6 +228,7 @@ impl Default for Config {
             executors: ExecutorsConfig::default(),
             trainers: BTreeMap::new(),
             judges: BTreeMap::new(),
+            webhooks: WebhooksConfig::default(),
             artifacts: ArtifactsConfig::default(),
             log: LogConfig::default(),
         }
@@ -281,6 +272,7 @@ impl Default for LabelingConfig {
             daily_quota: 0,
             reveal: false,
             show_reasoning: true,
+            completion_secret: None,
             guidelines: None,
         }
     }
@@ -384,7 +376,11 @@ impl Config {
             return Err(error("admin_key", message));
         }
         self.log.check()?;
-        for (key, hosts) in [("jobs.reward_hosts", &self.jobs.reward_hosts), ("server.hosts", &self.server.hosts)] {
+        for (key, hosts) in [
+            ("jobs.reward_hosts", &self.jobs.reward_hosts),
+            ("server.hosts", &self.server.hosts),
+            ("webhooks.hosts", &self.webhooks.hosts),
+        ] {
             if let Some(wrong) = hosts.iter().find(|host| !is_host(host)) {
                 let message =
                     format!("'{wrong}' is not a host: write HOST or HOST:PORT, without https:// and without a path");
@@ -396,14 +392,8 @@ impl Config {
         {
             return Err(error("database_url", "must start with sqlite: or postgres:"));
         }
-        if let Some(url) = &self.artifacts.url
-            && !["file://", "s3://"].iter().any(|scheme| url.len() > scheme.len() && url.starts_with(scheme))
-        {
-            return Err(error("artifacts.url", "must be file://DIR or s3://BUCKET/PREFIX"));
-        }
-        if self.artifacts.access_key_id.is_some() != self.artifacts.secret_access_key.is_some() {
-            return Err(error("artifacts.secret_access_key", "and access_key_id go together"));
-        }
+        self.artifacts.check()?;
+        self.auth.check()?;
         let positive = [
             ("server.max_connections", self.server.max_connections),
             ("server.header_timeout_seconds", self.server.header_timeout_seconds as usize),
@@ -473,9 +463,13 @@ impl Config {
         if !(2..=9).contains(&self.labeling.completions_per_set) {
             return Err(error("labeling.completions_per_set", "must be 2 to 9"));
         }
+        if self.labeling.completion_secret.as_ref().is_some_and(|secret| secret.len() < 16) {
+            return Err(error("labeling.completion_secret", "must have 16 characters or more: openssl rand -hex 32"));
+        }
         self.executors.check()?;
         executors::check_trainers(&self.trainers)?;
         judges::check(&self.judges)?;
+        self.webhooks.check()?;
         spans::check(self)
     }
 

@@ -59,8 +59,10 @@ macro_rules! name_enum {
 // Behind the macro that it uses.
 mod batches;
 mod rubric;
+mod webhooks;
 pub use batches::*;
 pub use rubric::*;
+pub use webhooks::*;
 
 // ---------------------------------------------------------------- prompts and completions
 

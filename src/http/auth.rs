@@ -1,5 +1,5 @@
-//! Authentication and authorization of requests: bearer keys, session cookies, and the check that a cookie was not sent
-//! by another site's page.
+//! Authentication and authorization of requests: bearer keys, people named by a reverse proxy, session cookies, and the
+//! check that a cookie was not sent by another site's page.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -18,6 +18,7 @@ use super::access::Access;
 use super::error::{ApiError, ApiResult};
 use super::extract::{known_query, plain_body};
 use super::peer::{Peer, client_address};
+use super::proxied;
 use super::route::Route;
 use crate::domain::Role;
 use crate::service::access::{self, Actor};
@@ -140,7 +141,7 @@ async fn check(guard: &Guard, method: &Method, headers: &HeaderMap, peer: Option
     let (state, access) = (&guard.state, guard.access);
     let services = &state.services;
     let from = client_address(headers, peer, services.config.server.client_address_header.as_deref());
-    let mut actor = None;
+    let mut actor;
     if let Some(key) = bearer(headers) {
         // Clients of open routes often send an arbitrary key: it counts as none, and so does one that may not be tried
         // now.
@@ -153,8 +154,17 @@ async fn check(guard: &Guard, method: &Method, headers: &HeaderMap, peer: Option
         if actor.is_none() && !open && !guard.names_caller {
             return Err(ApiError::unauthorized("this key is not known or was revoked"));
         }
-    } else if let Some(token) = cookie(headers) {
-        actor = access::by_session(services, token).await?;
+    } else {
+        actor = match proxied::caller(state, headers, peer).await {
+            Ok(actor) => actor,
+            // The pages say why somebody was locked out.
+            Err(_) if guard.open() => None,
+            Err(error) => return Err(error),
+        };
+        // The proxy's word comes before a cookie, which may be of whoever used this browser before.
+        if let (None, Some(token)) = (&actor, cookie(headers)) {
+            actor = access::by_session(services, token).await?;
+        }
     }
     access.admits(actor.as_ref(), services.config.require_inference_key)?;
     let changes = !matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS);

@@ -64,6 +64,7 @@ pub fn body(route: &Route) -> Option<Value> {
         }),
         "/admin/settings" => json!({"name": "labeling.overlap", "value": 2}),
         "/admin/canary" => json!({"model": "NAME", "share": 0.1}),
+        "/admin/webhooks" => json!({"url": "https://hooks.example.org/instructd", "events": ["job.failed"]}),
         "/admin/keys" => json!({"name": "my app", "scopes": ["inference"]}),
         "/admin/labelers" => json!({"name": "Ada"}),
         "/admin/labelers/{id}" => json!({"role": "reviewer"}),

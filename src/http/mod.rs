@@ -28,6 +28,7 @@ pub mod openai;
 pub mod openapi;
 pub mod pages;
 pub mod peer;
+mod proxied;
 pub mod rates;
 pub mod rerank;
 pub mod responses;

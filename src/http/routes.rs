@@ -14,7 +14,8 @@ use super::{
 };
 use crate::config::LimitsConfig;
 use crate::domain::{
-    DatasetVersion, Demonstration, FeedbackEvent, Job, Judgment, Labeler, ModelVersion, Prompt, SetDraw,
+    DatasetVersion, Delivery, Demonstration, FeedbackEvent, Job, Judgment, Labeler, ModelVersion, Prompt, SetDraw,
+    Webhook,
 };
 use crate::eval::quality::Report;
 use crate::jobs::estimate::Estimate;
@@ -30,6 +31,7 @@ use crate::service::people::{Erasure, PersonalExport};
 use crate::service::quality::{RatingsReport, VersionTable};
 use crate::service::retention::{Progress, Retention};
 use crate::service::sample::Sample;
+use crate::service::webhooks::{CreatedWebhook, NewWebhook};
 
 /// Keys, invites and names are short; anybody may send them.
 const LOGIN_BYTES: usize = 4096;
@@ -45,6 +47,7 @@ pub fn table(limits: &LimitsConfig) -> Vec<Route> {
     all.extend(people());
     all.extend(administration(limits));
     all.extend(review());
+    all.extend(webhooks());
     all
 }
 
@@ -463,6 +466,26 @@ fn accounts() -> Vec<Route> {
             .body::<people::NewKey>()
             .returns::<people::CreatedKey>(201),
         delete("/admin/keys/{id}", Admin, "Revoke an API key", people::revoke_key).returns_nothing(),
+    ]
+}
+
+fn webhooks() -> Vec<Route> {
+    use admin::webhooks;
+    vec![
+        get("/admin/webhooks", Admin, "Webhooks: addresses that are told of events", webhooks::list)
+            .returns::<List<Webhook>>(200),
+        post("/admin/webhooks", Admin, "Create a webhook", webhooks::create)
+            .body::<NewWebhook>()
+            .returns::<CreatedWebhook>(201),
+        delete("/admin/webhooks/{id}", Admin, "Delete a webhook and its deliveries", webhooks::delete)
+            .returns_nothing(),
+        post("/admin/webhooks/{id}/test", Admin, "Send `webhook.test` to a webhook", webhooks::test)
+            .returns::<Delivery>(202),
+        get("/admin/webhook-deliveries", Admin, "Deliveries to webhooks, newest first", webhooks::deliveries)
+            .query::<webhooks::DeliveriesQuery>()
+            .returns::<Paged<Delivery>>(200),
+        post("/admin/webhook-deliveries/{id}/resend", Admin, "Send a delivery again", webhooks::resend)
+            .returns::<Delivery>(202),
     ]
 }
 

@@ -62,6 +62,7 @@ fn describe() {
     metrics::describe_counter!("instructd_upstream_failovers_total", "Calls made at another replica after a failure");
     metrics::describe_gauge!("instructd_upstream_replica_up", "1 = the replica answers and lists the model");
     metrics::describe_counter!("instructd_judgments_total", "Judgments stored by this process");
+    metrics::describe_counter!("instructd_webhook_attempts_total", "Attempts at deliveries to webhooks by outcome");
     metrics::describe_counter!("instructd_store_statements_total", "Statements sent to the database");
 }
 

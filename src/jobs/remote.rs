@@ -66,12 +66,11 @@ impl RemoteReward for HttpRewards {
     fn allows(&self, url: &str) -> Result<()> {
         let parsed = Url::parse(url).with_context(|| format!("{url} is not a URL"))?;
         let host = parsed.host_str().unwrap_or_default();
-        let with_port = format!("{host}:{}", parsed.port_or_known_default().unwrap_or_default());
+        let port = parsed.port_or_known_default().unwrap_or_default();
         let plain = matches!(parsed.scheme(), "http" | "https") && parsed.username().is_empty();
-        let known = self.hosts.iter().any(|allowed| *allowed == host || *allowed == with_port);
         ensure!(
-            plain && known,
-            "{url}: the host {with_port} is not allowed; add it to jobs.reward_hosts or --reward-host"
+            plain && crate::config::is_listed(&self.hosts, host, port),
+            "{url}: the host {host}:{port} is not allowed; add it to jobs.reward_hosts or --reward-host"
         );
         Ok(())
     }

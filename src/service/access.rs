@@ -29,7 +29,7 @@ pub struct Actor {
     /// Identity by which rates are limited: a key's id, also for the sessions that the key opened, `admin:…`, or
     /// `person:…`.
     pub credential: String,
-    /// The credential: a key's id, `configured`, `link:…` or `invite`; for a session, the credential that opened it.
+    /// The credential: a key's id, `configured`, `link:…`, `invite` or `proxy`; for a session, the credential that opened it.
     pub origin: String,
     /// The API key with a daily token limit, if there is one, also behind a session.
     pub quota: Option<(ApiKeyId, i64)>,
@@ -46,6 +46,8 @@ enum SignInMethod {
     Key(ApiKeyId),
     /// Hash of its token.
     Session(String),
+    /// A reverse proxy named this person.
+    Proxied(LabelerId),
 }
 
 impl Actor {
@@ -143,6 +145,23 @@ fn of_key(services: &Services, key: ApiKey, person: Option<Labeler>) -> Option<A
         role,
         by_cookie: false,
         way: SignInMethod::Key(key.id),
+    })
+}
+
+/// The actor of a person whom the reverse proxy has authenticated; `None` when they were locked out. Browsers send the
+/// proxy's own credential by themselves, so the actor is treated as one with a cookie.
+pub(super) fn of_proxied(person: Labeler) -> Option<Actor> {
+    person.active.then(|| Actor {
+        credential: format!("person:{}", person.id),
+        origin: "proxy".to_owned(),
+        quota: None,
+        way: SignInMethod::Proxied(person.id.clone()),
+        labeler_id: person.id,
+        name: person.name,
+        role: person.role,
+        feedback: true,
+        inference: true,
+        by_cookie: true,
     })
 }
 
@@ -271,6 +290,11 @@ pub async fn refresh(services: &Services, actor: &Actor) -> Result<Option<Actor>
             };
             Ok(of_key(services, key, person))
         }
+        SignInMethod::Proxied(id) => match services.store.people().get(id).await {
+            Ok(person) => Ok(of_proxied(person)),
+            Err(StoreError::NotFound { .. }) => Ok(None),
+            Err(error) => Err(error.into()),
+        },
         SignInMethod::Session(hash) => Ok(of_session(services, hash, services.now()).await?.map(|(_, actor)| actor)),
     }
 }

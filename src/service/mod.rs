@@ -12,6 +12,7 @@ pub mod catalogue;
 pub mod choices;
 mod clock;
 pub mod complete;
+pub mod completion_code;
 pub mod configured;
 pub mod datasets;
 pub mod draw;
@@ -25,6 +26,7 @@ pub mod feedback;
 pub mod filters;
 pub mod guidelines;
 pub mod health;
+pub mod identity;
 pub mod imports;
 pub mod job_files;
 pub mod jobs;
@@ -54,6 +56,7 @@ mod tournament;
 pub mod transfer;
 pub mod urgency;
 pub mod visible;
+pub mod webhooks;
 
 use std::sync::{Arc, RwLock};
 

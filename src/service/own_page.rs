@@ -4,7 +4,7 @@
 use serde::Serialize;
 
 use super::label::{self, Onboarding};
-use super::{Result, Services};
+use super::{Result, Services, completion_code};
 use crate::domain::time::DAY;
 use crate::domain::{LabelerId, Micros, Outcome, Role, SetKind};
 use crate::eval::quality::statistics::median;
@@ -26,6 +26,8 @@ pub struct OwnPage {
     /// Judgments a day; `None` = no limit.
     pub quota: Option<i64>,
     pub quota_left: Option<i64>,
+    /// What to enter on the crowd platform once the quota is done; `None` before that, and where no codes are used.
+    pub completion_code: Option<String>,
     /// `None` once the calibration sets that come first are done.
     pub onboarding: Option<Onboarding>,
     /// Judgments of the last fourteen UTC days, the oldest first; today is the last.
@@ -89,6 +91,7 @@ pub async fn figures(services: &Services, actor: &Actor) -> Result<OwnPage> {
         skipped_total: counts.skipped_total,
         quota,
         quota_left: quota.map(|q| (q - counts.today).max(0)),
+        completion_code: quota.filter(|q| counts.today >= *q).and_then(|_| completion_code::of(services, &me.id)),
         onboarding: label::onboarding(services, &me.id).await?,
         days,
         median_active_ms: row.as_ref().and_then(|r| r.median_active_ms),

@@ -87,7 +87,8 @@ async fn switch(
         } else {
             None
         };
-        let active = match services.store.models().activate(&version.id, now).await {
+        let detail = json!({"name": version.name, "kind": version.kind, "replaced": replaced});
+        let active = match services.store.models().promote(&version.id, &actor, action, detail, now).await {
             Ok(active) => active,
             Err(e) => {
                 // The served version must be the one in the database.
@@ -97,8 +98,6 @@ async fn switch(
                 return Err(e.into());
             }
         };
-        let detail = json!({"name": active.name, "kind": active.kind, "replaced": replaced});
-        services.store.audit_log().append(&actor, action, active.id.as_str(), detail, now).await?;
         super::live::promoted(&services, &by, &active.id).await?;
         tracing::info!(model.name = %active.name, model.kind = %active.kind, "{action}");
         Ok(active)

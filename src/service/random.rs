@@ -38,11 +38,16 @@ impl Random {
         self.seed() as f64 / SEED_BOUND as f64
     }
 
-    /// 256 random bits as hex behind a readable prefix: keys, session tokens, invites.
-    pub fn secret(&self, prefix: &str) -> String {
+    /// 256 random bits.
+    pub fn bytes(&self) -> [u8; 32] {
         let mut bytes = [0; 32];
         self.0.lock().unwrap_or_else(PoisonError::into_inner).fill_bytes(&mut bytes);
-        format!("{prefix}{}", hex::encode(bytes))
+        bytes
+    }
+
+    /// 256 random bits as hex behind a readable prefix: keys, session tokens, invites.
+    pub fn secret(&self, prefix: &str) -> String {
+        format!("{prefix}{}", hex::encode(self.bytes()))
     }
 }
 

@@ -137,9 +137,8 @@ pub async fn activate_offline(services: &Services, name: &str) -> anyhow::Result
         model::describe(&path).with_context(|| format!("{} cannot serve", version.name))?;
     }
     let now = services.now();
-    let version = store.models().activate(&version.id, now).await?;
     let detail = json!({"name": version.name, "kind": version.kind, "offline": true});
-    store.audit_log().append(&"command line".into(), "promote", version.id.as_str(), detail, now).await?;
+    let version = store.models().promote(&version.id, &"command line".into(), "promote", detail, now).await?;
     let configured = find_version(store.as_ref(), &version_name(&config.model)).await?;
     let descends = match configured.filter(|_| version.kind == ModelKind::Policy) {
         Some(configured) => version_to_serve(store.as_ref(), configured).await?.id == version.id,

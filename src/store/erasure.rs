@@ -56,6 +56,8 @@ pub struct PersonalData {
     pub rubric_activations: Vec<(Option<String>, Micros)>,
     /// (id, kind, name, note) of jobs that they queued.
     pub jobs: Vec<(JobId, String, Option<String>, Option<String>)>,
+    /// (provider, name there, when) of systems that sign them in.
+    pub identities: Vec<(String, String, Micros)>,
     /// (name, when) of settings whose present value is theirs.
     pub settings: Vec<(String, Micros)>,
 }
@@ -125,6 +127,7 @@ pub(super) async fn erase(
         "UPDATE comparison_sets SET made_by = NULL WHERE made_by = $1",
         "UPDATE jobs SET created_by = NULL WHERE created_by = $1",
         "UPDATE settings SET updated_by = 'erased' WHERE updated_by = $1",
+        "DELETE FROM identities WHERE labeler_id = $1",
     ] {
         conn.run(sql, args![me]).await?;
     }
@@ -331,6 +334,10 @@ pub(super) async fn personal_data(conn: &mut Conn, id: &LabelerId, actor_hash: &
     let rows = conn.all("SELECT id, kind, name, note FROM jobs WHERE created_by = $1 ORDER BY id", args![me]).await?;
     for row in &rows {
         data.jobs.push((row.text("id")?.into(), row.text("kind")?, row.opt_text("name")?, row.opt_text("note")?));
+    }
+    let sql = "SELECT provider, subject, created FROM identities WHERE labeler_id = $1 ORDER BY created, subject";
+    for row in &conn.all(sql, args![me]).await? {
+        data.identities.push((row.text("provider")?, row.text("subject")?, row.int("created")?));
     }
     let rows = conn.all("SELECT name, updated FROM settings WHERE updated_by = $1 ORDER BY name", args![me]).await?;
     for row in &rows {

@@ -9,3 +9,7 @@ pub(super) const IMPORTS: i64 = 0x1390;
 pub(super) const ACTIVATION: i64 = 0xac71;
 /// Advisory lock of writes of files and batches: row locks do not cover sums over other rows.
 pub(super) const BATCHES: i64 = 17_017;
+/// Advisory lock of claims of webhook deliveries and of changes of notices.
+pub(super) const WEBHOOKS: i64 = 0xeb00c;
+/// Advisory lock of people's first sign-ins: two requests of one person must not make two people.
+pub(super) const IDENTITIES: i64 = 0x1de7;

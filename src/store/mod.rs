@@ -39,6 +39,7 @@ mod submits;
 mod throughput;
 mod turns;
 pub mod views;
+mod webhooks;
 
 use std::sync::Arc;
 
@@ -55,6 +56,7 @@ pub use privacy::{Amount, Cuts, ErasedPerson, Expiring, RequestCounts, learns_fr
 pub use sql::Store;
 pub use submits::Question;
 pub use turns::{Leased, Outlook, OutlookRequest, Place, SetContent};
+pub use webhooks::{DeliveryEnd, DueDelivery, NewDelivery, Subscription};
 
 /// Opens the store at `sqlite:PATH`, `sqlite://PATH` or `postgres://…`, creating it and applying missing migrations
 /// first. Refuses a schema written by a newer program, and SQLite before 3.51.3.

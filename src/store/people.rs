@@ -1,5 +1,6 @@
 //! Labelers, invites, sessions, API keys and the audit log.
 
+use super::locks::IDENTITIES;
 use super::rows::{Conn, Row, args, json, not_found};
 use super::{AuditFilter, Result, StoreError};
 use crate::domain::*;
@@ -34,6 +35,33 @@ pub(super) async fn put_labeler(conn: &mut Conn, l: &Labeler) -> Result<()> {
 pub(super) async fn get_labeler(conn: &mut Conn, id: &LabelerId) -> Result<Labeler> {
     let row = conn.one("SELECT * FROM labelers WHERE id = $1", args![id.as_str()]).await?;
     labeler(&row.ok_or_else(|| not_found("labeler", id.as_str()))?)
+}
+
+pub(super) async fn by_identity(conn: &mut Conn, provider: &str, subject: &str) -> Result<Option<Labeler>> {
+    let sql = "SELECT l.* FROM identities i JOIN labelers l ON l.id = i.labeler_id
+         WHERE i.provider = $1 AND i.subject = $2";
+    conn.one(sql, args![provider, subject]).await?.as_ref().map(labeler).transpose()
+}
+
+pub(super) async fn join(conn: &mut Conn, provider: &str, subject: &str, mut new: Labeler) -> Result<Labeler> {
+    conn.serialize(IDENTITIES).await?;
+    if let Some(known) = by_identity(conn, provider, subject).await? {
+        return Ok(known);
+    }
+    if conn.count("SELECT COUNT(*) AS n FROM labelers WHERE id = $1", args![new.id.as_str()]).await? == 0 {
+        let taken: Vec<String> = list_labelers(conn).await?.into_iter().map(|l| l.name.to_lowercase()).collect();
+        let numbered = (2u64..).map(|n| format!("{} ({n})", new.name));
+        let mut names = std::iter::once(new.name.clone()).chain(numbered);
+        let free = names.find(|name| !taken.contains(&name.to_lowercase()));
+        new.name = free.unwrap_or_else(|| subject.to_owned());
+        put_labeler(conn, &new).await?;
+    }
+    conn.run(
+        "INSERT INTO identities (provider, subject, labeler_id, created) VALUES ($1, $2, $3, $4)",
+        args![provider, subject, new.id.as_str(), new.created],
+    )
+    .await?;
+    get_labeler(conn, &new.id).await
 }
 
 pub(super) async fn list_labelers(conn: &mut Conn) -> Result<Vec<Labeler>> {

@@ -658,6 +658,17 @@ export type CreatedLink = {
   url: string;
 };
 
+/** A webhook with its secret, which is shown once. */
+export type CreatedWebhook = {
+  id: string;
+  url: string;
+  events: WebhookEvent[];
+  /** Events from before this time are not sent. */
+  created: number;
+  /** `whsec_` and 32 bytes in base64: the key of the signatures. */
+  secret: string;
+};
+
 /** Points of a job's curves. */
 export type Curves = {
   metrics: Metric[];
@@ -695,6 +706,9 @@ export type DeletedFile = {
   object: 'file';
   deleted: boolean;
 };
+
+/** How far a delivery is. */
+export type DeliveryState = 'pending' | 'delivered' | 'failed';
 
 /** A human-written ideal answer: SFT data. */
 export type Demonstration = {
@@ -1415,6 +1429,8 @@ export type LabelerWithLink = {
   erased?: number | null;
   created: number;
   link: LinkView | null;
+  /** The code that they see when they have done their quota; null where no codes are used. */
+  completion_code: string | null;
 };
 
 /** A whole list. */
@@ -1757,6 +1773,8 @@ export type OwnPage = {
   /** Judgments a day; `null` = no limit. */
   quota: number | null;
   quota_left: number | null;
+  /** What to enter on the crowd platform once the quota is done; `null` before that, and where no codes are used. */
+  completion_code: string | null;
   /** `null` once the calibration sets that come first are done. */
   onboarding: Onboarding | null;
   /** Judgments of the last fourteen UTC days, the oldest first; today is the last. */
@@ -1847,6 +1865,8 @@ export type PersonalExport = {
   rubric_activations: ([string | null, number])[];
   /** (id, kind, name, note) of jobs that they queued. */
   jobs: ([string, string, string | null, string | null])[];
+  /** (provider, name there, when) of systems that sign them in. */
+  identities: [string, string, number][];
   /** (name, when) of settings whose present value is theirs. */
   settings: [string, number][];
   /** Invites that the person accepted. */
@@ -2995,6 +3015,51 @@ export type VersionUse = {
   thumbs_down: number;
 };
 
+/** An address that is told of events. */
+export type Webhook = {
+  id: string;
+  url: string;
+  events: WebhookEvent[];
+  /** Events from before this time are not sent. */
+  created: number;
+};
+
+/** One event for one webhook. */
+export type WebhookDelivery = {
+  /** The header `webhook-id` of every attempt. */
+  id: string;
+  webhook_id: string;
+  event: WebhookEvent;
+  /** The JSON text that is sent. */
+  body: string;
+  state: DeliveryState;
+  attempts: number;
+  /** When it is sent next; of an ended delivery, when the last attempt was due. */
+  next_attempt: number;
+  /** Status of the last response; `null` before the first one, and when the last attempt got none. */
+  last_code: number | null;
+  /** Why the last attempt failed. */
+  last_error: string | null;
+  created: number;
+  /** When it was delivered or given up. */
+  ended: number | null;
+};
+
+/** One page of a list, newest first. */
+export type WebhookDeliveryPage = {
+  data: WebhookDelivery[];
+  /** Id of the last row: for `?after=` of the next page. Null when the page is empty. */
+  after: string | null;
+};
+
+/** What a webhook is told of. */
+export type WebhookEvent = 'judgment.created' | 'job.succeeded' | 'job.failed' | 'model.promoted' | 'queue.empty' | 'gold.drift' | 'webhook.test';
+
+/** A whole list. */
+export type WebhookList = {
+  data: Webhook[];
+};
+
 /** What stands in the place of an answer or body where the API has no such route. */
 export interface NoSuchRoute<P extends string> {
   'the API has no such route': P;
@@ -3005,6 +3070,7 @@ export type GetAnswer<P extends string> = string extends P ? any :
   P extends '/admin/api/quality/consensus' ? ConsensusList :
   P extends '/admin/api/quality/versions' ? VersionTable :
   P extends '/admin/api/quality/ratings' ? RatingsReport :
+  P extends '/admin/webhook-deliveries' ? WebhookDeliveryPage :
   P extends '/admin/api/throughput' ? Throughput :
   P extends '/admin/api/judgments' ? ListedJudgmentCountedPage :
   P extends '/admin/api/overview' ? Overview :
@@ -3018,6 +3084,7 @@ export type GetAnswer<P extends string> = string extends P ? any :
   P extends '/admin/datasets' ? DatasetVersionList :
   P extends '/admin/labelers' ? LabelerWithLinkList :
   P extends '/admin/settings' ? SettingViewList :
+  P extends '/admin/webhooks' ? WebhookList :
   P extends '/admin/invites' ? InviteViewList :
   P extends '/admin/recipes' ? RecipeViewList :
   P extends '/admin/rubrics' ? AllRubrics :
@@ -3076,6 +3143,7 @@ export type PostAnswer<P extends string> = string extends P ? any :
   P extends '/admin/datasets' ? DatasetVersion :
   P extends '/admin/labelers' ? CreatedLabeler :
   P extends '/admin/settings' ? null :
+  P extends '/admin/webhooks' ? CreatedWebhook :
   P extends '/session/invite' ? InviteGreeting :
   P extends '/v1/comparisons' ? StoredRanking :
   P extends '/v1/completions' ? TextCompletion :
@@ -3101,6 +3169,7 @@ export type PostAnswer<P extends string> = string extends P ? any :
   P extends '/v1/files' ? File :
   P extends '/v1/score' ? Scored :
   P extends '/session' ? SignedIn :
+  P extends `/admin/webhook-deliveries/${string}/resend` ? WebhookDelivery :
   P extends `/admin/sets/draws/${string}/cancel` ? SetDraw :
   P extends `/admin/sets/${string}/known-answer` ? null :
   P extends `/admin/labelers/${string}/active` ? null :
@@ -3108,6 +3177,7 @@ export type PostAnswer<P extends string> = string extends P ? any :
   P extends `/admin/labelers/${string}/erase` ? Erasure :
   P extends `/admin/models/${string}/promote` ? ModelVersion :
   P extends `/admin/labelers/${string}/link` ? CreatedLink :
+  P extends `/admin/webhooks/${string}/test` ? WebhookDelivery :
   P extends `/admin/jobs/${string}/cancel` ? Job :
   P extends `/admin/jobs/${string}/resume` ? Job :
   P extends `/admin/sets/${string}/retire` ? null :
@@ -3124,6 +3194,7 @@ export type DeleteAnswer<P extends string> = string extends P ? any :
   P extends '/admin/canary' ? null :
   P extends '/session' ? null :
   P extends `/admin/labelers/${string}/link` ? null :
+  P extends `/admin/webhooks/${string}` ? null :
   P extends `/admin/invites/${string}` ? null :
   P extends `/admin/models/${string}` ? null :
   P extends `/v1/responses/${string}` ? Forgotten :
@@ -3362,6 +3433,12 @@ export type PostBody<P extends string> = string extends P ? any :
     name: string;
     /** `null` = the value of file and environment. */
     value: any;
+  } :
+  P extends '/admin/webhooks' ? {
+    /** `https://…` at a public address, or a URL of a host in `webhooks.hosts`. */
+    url: string;
+    /** What it is told of. */
+    events: WebhookEvent[];
   } :
   P extends '/session/invite' ? {
     invite: string;
@@ -3860,6 +3937,7 @@ export type GetQuery<P extends string> = string extends P ? any :
   P extends '/admin/api/quality/consensus' ? { kind?: 'normal' | 'gold' | 'calibration' | null | null | undefined | ''; days?: number | null | undefined | ''; replicates?: number | null | undefined | ''; seed?: number | null | undefined | ''; limit?: number | null | undefined | '' } :
   P extends '/admin/api/quality/versions' ? { kind?: 'normal' | 'gold' | 'calibration' | null | null | undefined | ''; days?: number | null | undefined | ''; replicates?: number | null | undefined | ''; seed?: number | null | undefined | ''; length_controlled?: boolean | null | undefined | '' } :
   P extends '/admin/api/quality/ratings' ? { kind?: 'normal' | 'gold' | 'calibration' | null | null | undefined | ''; days?: number | null | undefined | ''; replicates?: number | null | undefined | ''; seed?: number | null | undefined | '' } :
+  P extends '/admin/webhook-deliveries' ? { webhook?: string | null | undefined | ''; state?: 'pending' | 'delivered' | 'failed' | null | null | undefined | ''; after?: string | null | undefined | ''; limit?: number | null | undefined | '' } :
   P extends '/admin/api/throughput' ? { days?: number | null | undefined | '' } :
   P extends '/admin/api/judgments' ? { labeler?: string | null | undefined | ''; set?: string | null | undefined | ''; kind?: 'normal' | 'gold' | 'calibration' | null | null | undefined | ''; outcome?: 'ranked' | 'all_bad' | 'unrankable' | 'skip' | null | null | undefined | ''; q?: string | null | undefined | ''; after?: string | null | undefined | ''; limit?: number | null | undefined | '' } :
   P extends '/v1/comparison-sets' ? { status?: 'open' | 'done' | 'retired' | null | null | undefined | ''; after?: string | null | undefined | ''; limit?: number | null | undefined | '' } :

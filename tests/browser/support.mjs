@@ -37,9 +37,10 @@ const freePort = () =>
 
 /**
  * The server on a free port with an empty data directory; `stop()` ends it and cleans up.
- * `model` names what it serves instead of the tiny model, `withEncoder` whether it serves the tiny encoder too.
+ * `model` names what it serves instead of the tiny model, `withEncoder` whether it serves the tiny encoder too, `env`
+ * further settings by their variables.
  */
-export async function startServer({ withEncoder = true, model: served } = {}) {
+export async function startServer({ withEncoder = true, model: served, env = {} } = {}) {
   if (process.env.INSTRUCTD_URL) return { url: process.env.INSTRUCTD_URL, stop: async () => {} };
   const bin = process.env.INSTRUCTD_BIN ?? join(ROOT, 'target/debug/instructd');
   const data = await mkdtemp(join(tmpdir(), 'instructd-browser-'));
@@ -61,6 +62,7 @@ export async function startServer({ withEncoder = true, model: served } = {}) {
     env: {
       ...Object.fromEntries(Object.entries(process.env).filter(([k]) => !k.startsWith('INSTRUCTD_'))),
       INSTRUCTD_ADMIN_KEY: ADMIN_KEY,
+      ...env,
     },
     stdio: ['ignore', 'pipe', 'pipe'],
   });

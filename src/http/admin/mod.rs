@@ -9,6 +9,7 @@ pub mod retention;
 pub mod sets;
 pub mod settings;
 pub mod transfer;
+pub mod webhooks;
 
 use axum::extract::State;
 use serde::Deserialize;

@@ -18,7 +18,7 @@ use crate::http::extract::{Json, Path, Query};
 use crate::http::label::rows;
 use crate::service::browse::{self, NameOf};
 use crate::service::people::{Erasure, PersonalExport};
-use crate::service::{people, sign_in};
+use crate::service::{completion_code, people, sign_in};
 use crate::store::{AuditFilter, Erase};
 
 /// A person with their active sign-in link.
@@ -27,6 +27,8 @@ pub struct LabelerWithLink {
     #[serde(flatten)]
     pub labeler: Labeler,
     pub link: Option<LinkView>,
+    /// The code that they see when they have done their quota; null where no codes are used.
+    pub completion_code: Option<String>,
 }
 
 /// A sign-in link without its token.
@@ -67,6 +69,7 @@ pub async fn labelers(State(state): State<AppState>) -> ApiResult<axum::Json<Lis
     let people = people::list_with_links(&state.services).await?;
     let view = |(labeler, link): (Labeler, Option<SignInLink>)| LabelerWithLink {
         link: link.as_ref().map(LinkView::from),
+        completion_code: completion_code::of(&state.services, &labeler.id),
         labeler,
     };
     Ok(axum::Json(List { data: people.into_iter().map(view).collect() }))

@@ -29,6 +29,7 @@ mod rubrics;
 mod sessions;
 mod sets;
 mod settings;
+mod webhooks;
 
 /// One type and one method of [`Store`] for each view.
 macro_rules! views {
@@ -96,4 +97,6 @@ views! {
     sets: Sets;
     /// Settings that are changed while the server runs.
     settings: Settings;
+    /// Webhooks, what is to be sent to them, and the state of notices.
+    webhooks: Webhooks;
 }

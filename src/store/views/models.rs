@@ -39,6 +39,23 @@ impl Models<'_> {
         write!(self.0, id = id.clone() => |tx| models::activate(tx, &id, now))
     }
 
+    /// Activates a version as [`Models::activate`] does, and appends who did it to the audit trail in the same
+    /// transaction; `action` is `promote` or `roll_back`.
+    pub async fn promote(
+        self,
+        id: &ModelVersionId,
+        by: &Signature,
+        action: &'static str,
+        detail: serde_json::Value,
+        now: Micros,
+    ) -> Result<ModelVersion> {
+        write!(self.0, id = id.clone(), by = by.clone() => |tx| async move {
+            let active = models::activate(tx, &id, now).await?;
+            people::audit(tx, &by, action, id.as_str(), &detail, now).await?;
+            Ok(active)
+        })
+    }
+
     /// Takes a version out of use. `Conflict` for an active one.
     pub async fn retire(self, id: &ModelVersionId) -> Result<()> {
         write!(self.0, id = id.clone() => |tx| models::retire(tx, &id))

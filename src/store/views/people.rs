@@ -16,6 +16,19 @@ impl People<'_> {
         read!(self.0, |c| people::get_labeler(c, id))
     }
 
+    /// The person who is known as `subject` at `provider`.
+    pub async fn by_identity(self, provider: &str, subject: &str) -> Result<Option<Labeler>> {
+        read!(self.0, |c| people::by_identity(c, provider, subject))
+    }
+
+    /// Stores who a person is at a provider, and the person if they are new. Returns the person who is known there: an
+    /// earlier one, if there is one. Of new people, two never have the same name: the later one's has a number.
+    pub async fn join(self, provider: &str, subject: &str, labeler: Labeler) -> Result<Labeler> {
+        write!(self.0, provider = provider.to_owned(), subject = subject.to_owned() => |tx| async move {
+            people::join(tx, &provider, &subject, labeler).await
+        })
+    }
+
     /// All people, in the order in which they were added.
     pub async fn list(self) -> Result<Vec<Labeler>> {
         read!(self.0, |c| people::list_labelers(c))

@@ -82,6 +82,10 @@ function linkPart(person, close) {
   );
 }
 
+/** The code that the person sees when they have done their quota. */
+const codePart = (person) =>
+  person.completion_code ? h('p', { class: 'help' }, `${t('people.completion_code')} `, h('span', { class: 'mono', text: person.completion_code })) : null;
+
 function form(person, close) {
   const path = /** @type {const} */ (`/admin/labelers/${encodeURIComponent(person.id)}`);
   const role = h(
@@ -141,6 +145,7 @@ function form(person, close) {
       h('p', { class: 'help', text: t('people.quota_help') }),
     ),
     linkPart(person, close),
+    codePart(person),
     h('label', { class: 'inline', for: 'edit-active' }, active, h('span', { text: t('people.may_sign_in') })),
     h('p', { class: 'help', text: t('people.lock_help') }),
     error,

@@ -8,6 +8,7 @@ import { guidelinesEditor } from './guidelines.js';
 import { bytes, section } from './parts.js';
 import { retentionPanel } from './retention.js';
 import { rubricsEditor } from './rubrics.js';
+import { webhooksPanel } from './webhooks.js';
 
 const show = (value) => (value === null || value === '' ? t('settings.unset') : String(value));
 /** Sizes also in units that people read. */
@@ -42,6 +43,7 @@ export async function settingsView(el, { signal }) {
   const guidelines = h('div', { class: 'stack' });
   const rubrics = h('div', { class: 'stack' });
   const retention = h('div', { class: 'stack' });
+  const webhooks = h('div', { class: 'stack' });
   /** @type {() => Promise<unknown>} */
   let redrawRetention = async () => {};
   const filter = h('input', { type: 'search', id: 'settings-filter', placeholder: t('settings.filter'), autocomplete: 'off' });
@@ -57,11 +59,13 @@ export async function settingsView(el, { signal }) {
     ),
     body,
     retention,
+    webhooks,
     guidelines,
     rubrics,
   );
   const failed = (host) => (e) => fill(host, h('p', { class: 'form-error', role: 'alert', text: errorText(e) }));
   retentionPanel(retention, signal).then((redraw) => (redrawRetention = redraw), failed(retention));
+  webhooksPanel(webhooks, signal).catch(failed(webhooks));
   guidelinesEditor(guidelines, signal).catch(failed(guidelines));
   rubricsEditor(rubrics, signal).catch(failed(rubrics));
 

@@ -34,8 +34,18 @@ export function showEmptyPage(main, { asking, form, quota, onAsk, advance, loadF
     ),
   );
   fill(main, empty);
+  if (quota && !asking) showCompletionCode(empty, loadFigures);
   if (asking || form.problem) empty.querySelector('textarea').focus();
   else lookForWork(empty, { advance, loadFigures });
+}
+
+/** Shows the code for a crowd platform, where this server has codes. */
+async function showCompletionCode(empty, loadFigures) {
+  const own = await loadFigures().catch(() => null);
+  if (!own?.completion_code || !empty.isConnected) return;
+  empty
+    .querySelector('h1')
+    .after(h('p', { class: 'notice', role: 'status' }, `${t('quota.code')} `, h('strong', { class: 'mono completion-code', text: own.completion_code })));
 }
 
 /** Looks for work while `empty` is shown; a question that somebody is writing stays on the screen. */

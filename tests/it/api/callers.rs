@@ -229,10 +229,14 @@ fn routes_that_compute_are_marked() {
         assert_eq!(named(route.path), !tells_only, "{}", route.path);
     }
     // Outside the inference routes: whoever calls what draws or scores.
-    let service = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/service");
-    let drawing: Vec<String> = std::fs::read_dir(service)
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
+    let (mut directories, mut files) = (vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("src/service")], Vec::new());
+    while let Some(directory) = directories.pop() {
+        for path in std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()) {
+            if path.is_dir() { &mut directories } else { &mut files }.push(path);
+        }
+    }
+    let drawing: Vec<String> = files
+        .into_iter()
         .filter(|path| {
             let text = std::fs::read_to_string(path).unwrap();
             ["complete::start(", "reward_scores(", ".embed(&", ".fill(&", ".attention(&", ".generate("]

@@ -137,7 +137,11 @@ async fn walked(server: &Server, path: &str, cursor: &str) -> Vec<Value> {
 #[tokio::test]
 async fn every_list_with_pages_gives_each_row_once() {
     let server = Server::start().await;
+    let webhook = json!({"url": "https://example.org/hook", "events": ["job.failed"]});
+    let webhook = server.post("/admin/webhooks", webhook).await.expect(201).json();
     for i in 0..4 {
+        let test = format!("/admin/webhooks/{}/test", webhook["id"].as_str().unwrap());
+        server.post(&test, json!({})).await.expect(202);
         let set = json!({"messages": [{"role": "user", "content": format!("q{i}")}], "completions": ["a", "b"]});
         server.post("/v1/comparison-sets", set).await.expect(201);
         let turn = server.get("/v1/label/next").await.expect(200).json();
@@ -169,7 +173,7 @@ async fn every_list_with_pages_gives_each_row_once() {
         assert!(whole.len() >= 4, "{}: {}", route.path, whole.len());
         assert_eq!(walked(&server, route.path, cursor).await, whole, "{}", route.path);
     }
-    assert_eq!(lists, 11);
+    assert_eq!(lists, 12);
 }
 
 #[tokio::test]

@@ -6,3 +6,4 @@ mod outage;
 mod poison;
 pub mod server;
 mod stop;
+mod webhooks;

@@ -43,6 +43,7 @@ const COLUMNS: &[(&str, Column)] = &[
     ("demonstrations.labeler_id", Exported("demonstrations")),
     ("erasures.labeler_id", Stays("", "it is how a restored backup erases the person again")),
     ("feedback_events.actor_hash", Exported("feedback_events")),
+    ("identities.labeler_id", Exported("identities")),
     ("guideline_versions.created_by", Stays("guidelines", NAMELESS)),
     ("invites.used_by", Stays("invites", NAMELESS)),
     ("jobs.created_by", Exported("jobs")),
@@ -111,6 +112,8 @@ async fn busy_person(server: &Server) -> String {
         json!({"outcome": "ranked", "items": items, "idempotency_key": key, "rationale": said("why"),
                "flags": [{"code": "other", "note": said("flag")}]})
     };
+    let person = server.services.store.people().get(&id.as_str().into()).await.unwrap();
+    server.services.store.people().join("proxy", "Ada@example.org", person).await.unwrap();
     // A rubric with tags, which she activates.
     let notes = json!({"key": "notes", "label": {"en": "Notes"}, "kind": "tags"});
     let rubric = json!({"definition": {"name": "Notes", "dimensions": [notes]}, "activate": true});

@@ -38,6 +38,7 @@ conformance!(
     concurrent_leasers_never_share_a_place,
     gold_answers,
     people_and_access,
+    identities_are_one_person_each,
     links_replace_each_other_and_end,
     leases_of_a_clock_that_was_ahead_are_ended,
     one_model_of_a_kind_is_active,
@@ -230,6 +231,39 @@ async fn gold_answers(store: Arc<Store>) {
     assert_eq!(store.sets().gold(&set.id).await.unwrap(), tiers);
     is_conflict(store.sets().put_gold(&set.id, &[("nobody".into(), 0)]).await);
     assert_eq!(store.sets().gold(&set.id).await.unwrap(), tiers, "a refused change changes nothing");
+}
+
+async fn identities_are_one_person_each(store: Arc<Store>) {
+    labeler(&store, "ada").await;
+    let new = |id: &str, name: &str| Labeler::new(id.into(), name.into(), Role::Labeler, T0);
+    assert_eq!(store.people().by_identity("proxy", "ada@example.org").await.unwrap(), None);
+    // A name that somebody has gets a number, and gives nobody their place.
+    let first = store.people().join("proxy", "ada@example.org", new("p1", "dr ADA")).await.unwrap();
+    assert_eq!((first.id.as_str(), first.name.as_str()), ("p1", "dr ADA (2)"));
+    assert_eq!(store.people().join("proxy", "eve", new("p2", "Dr ada")).await.unwrap().name, "Dr ada (3)");
+    let again = store.people().join("proxy", "ada@example.org", new("p3", "Ada")).await.unwrap();
+    assert_eq!(again, first, "known already");
+    is_not_found(store.people().get(&"p3".into()).await);
+    assert_eq!(store.people().by_identity("proxy", "ada@example.org").await.unwrap(), Some(first));
+    assert_eq!(store.people().by_identity("proxy", "Ada@example.org").await.unwrap(), None, "compared exactly");
+    assert_eq!(store.people().by_identity("another", "ada@example.org").await.unwrap(), None);
+    // A known person may have several.
+    let known = store.people().get(&"ada".into()).await.unwrap();
+    assert_eq!(store.people().join("another", "x", known.clone()).await.unwrap(), known);
+    // First requests at the same time make one person.
+    let tasks: Vec<_> = (0..6)
+        .map(|i| {
+            let (store, new) = (store.clone(), new(&format!("bob {i}"), "Bob"));
+            tokio::spawn(async move { store.people().join("proxy", "bob", new).await.unwrap().id })
+        })
+        .collect();
+    let mut ids = Vec::new();
+    for task in tasks {
+        ids.push(task.await.unwrap());
+    }
+    ids.dedup();
+    assert_eq!(ids.len(), 1);
+    assert_eq!(store.people().list().await.unwrap().iter().filter(|l| l.name.starts_with("Bob")).count(), 1);
 }
 
 async fn links_replace_each_other_and_end(store: Arc<Store>) {

@@ -17,4 +17,5 @@ mod requests;
 mod rubrics;
 mod settings;
 mod sqlite;
+mod webhooks;
 mod workers;
