@@ -58,8 +58,10 @@ macro_rules! name_enum {
 
 // Behind the macro that it uses.
 mod batches;
+mod judges;
 mod rubric;
 pub use batches::*;
+pub use judges::*;
 pub use rubric::*;
 
 // ---------------------------------------------------------------- prompts and completions

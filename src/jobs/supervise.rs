@@ -186,8 +186,18 @@ impl Supervisor {
             Err(error) => AttemptEnd::Crashed(format!("the training process did not start: {error}")),
         };
         let cancelled = self.retry_store(shutdown, || self.store.jobs().get(&job.id)).await?.cancel_requested;
+        if let Some(judge) = prepared.judge.as_ref().filter(|_| !matches!(end, AttemptEnd::Lost)) {
+            let written = job_dir.join("checkpoints");
+            let write = || judge.store_rankings(&self.store, &written);
+            self.with_lease(fence, self.retry_store(shutdown, write)).await??;
+        }
         match end {
             AttemptEnd::Lost => Err(StoreError::LeaseLost(job.id.to_string())),
+            AttemptEnd::Done { metrics, .. } if prepared.judge.is_some() => {
+                let result = json!({"metrics": metrics});
+                let done = || self.store.jobs().finish(fence, JobState::Succeeded, Some(result.clone()), None);
+                self.retry_store(shutdown, done).await.map(|()| JobState::Succeeded)
+            }
             AttemptEnd::Done { model_dir, metrics } => {
                 let release = Release {
                     job,
@@ -335,7 +345,7 @@ impl Supervisor {
         let (checkpoint_dir, output_dir) = (job_dir.join("checkpoints"), job_dir.join("output"));
         std::fs::create_dir_all(&checkpoint_dir)?;
         let prepared =
-            prepare(&self.store, recipe, &args, &self.artifacts, &job_dir, self.config.learn_from_requests).await?;
+            prepare(&self.store, recipe, &args, &self.artifacts, &job_dir, &self.config).await?;
         let spec = Spec {
             recipe: job.kind.clone(),
             args: Value::Object(prepared.args.clone()),

@@ -12,7 +12,7 @@ use super::draw_request::DrawPlan;
 pub use super::draw_request::{DrawRequest, SelectionPolicy};
 use super::drawn::{self, Candidate, Outcome, Tally};
 use super::sets::{self, CompletionRef};
-use super::{Result, ServiceError, Services, bad_input, complete, meter, quality};
+use super::{Result, ServiceError, Services, bad_input, complete, doubted, meter, quality};
 use crate::domain::*;
 use crate::service::people::Actor;
 use crate::store::Page;
@@ -142,7 +142,7 @@ async fn plan(services: &Arc<Services>, request: DrawRequest) -> Result<DrawPlan
                 return Err(bad_input("versions[1]", "must be another version than the first"));
             }
         }
-        SelectionPolicy::Stored | SelectionPolicy::Disagreement => {}
+        SelectionPolicy::Stored | SelectionPolicy::Disagreement | SelectionPolicy::Judge => {}
     }
     if request.policy == SelectionPolicy::Uncertainty
         && services.store.models().active(ModelKind::Reward).await?.is_none()
@@ -162,6 +162,7 @@ async fn plan(services: &Arc<Services>, request: DrawRequest) -> Result<DrawPlan
 async fn run(services: Arc<Services>, plan: DrawPlan, mut draw: SetDraw) {
     let outcome = match plan.request.policy {
         SelectionPolicy::Disagreement => disputed(&services, &plan, &mut draw).await,
+        SelectionPolicy::Judge => doubted::run(&services, &plan, &mut draw).await,
         _ => from_prompts(&services, &plan, &mut draw).await,
     };
     match outcome {
@@ -177,7 +178,7 @@ async fn run(services: Arc<Services>, plan: DrawPlan, mut draw: SetDraw) {
 }
 
 /// Stores the draw's progress; false once it was cancelled.
-async fn advance(services: &Services, draw: &mut SetDraw) -> Result<bool> {
+pub(super) async fn advance(services: &Services, draw: &mut SetDraw) -> Result<bool> {
     draw.updated = services.now();
     Ok(services.store.draws().advance(draw.clone()).await?)
 }

@@ -50,6 +50,9 @@ pub enum SelectionPolicy {
     Stored,
     /// Sets that labelers disagreed about get one more judgment.
     Disagreement,
+    /// Open sets that a judge doubts, or ranked otherwise than people, come first in the queue; finished ones that it
+    /// ranked otherwise than people get one more judgment.
+    Judge,
 }
 
 impl SelectionPolicy {
@@ -60,6 +63,7 @@ impl SelectionPolicy {
             Self::Versus => "versus",
             Self::Stored => "stored",
             Self::Disagreement => "disagreement",
+            Self::Judge => "judge",
         }
     }
 }

@@ -9,6 +9,6 @@ mod knowledge;
 mod lists;
 mod load;
 mod people;
-mod queue;
+pub mod queue;
 mod rubrics;
 mod statements;

@@ -82,7 +82,7 @@ async fn serving(fresh: &Fresh, dir: &Path) -> Server {
         system_clock(),
         Random::from_seed(3),
         secret_hash(ADMIN_KEY),
-        instructd::train::recipes(),
+        instructd::train::job_kinds(),
     );
     let server = Server::of(Arc::new(services), tempfile::tempdir().unwrap());
     let base = version("base", ModelKind::Policy, None);

@@ -205,7 +205,7 @@ async fn imports_are_idempotent(store: Arc<Store>) {
         let (mut pages, mut after) = (Vec::new(), None);
         loop {
             let (mut page, next) =
-                store.judgments().ranked_page(&RankedFilter::default(), after.as_ref(), limit).await.unwrap();
+                store.judgments().ranked_page(&RankedFilter::default(), LabelerKind::Human, after.as_ref(), limit).await.unwrap();
             pages.append(&mut page);
             after = next;
             if after.is_none() {
