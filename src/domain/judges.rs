@@ -1,5 +1,7 @@
 //! Language models as labelers, and their rankings of sets.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use super::{CompletionId, JudgmentId, LabelerId, Micros, SetId};
@@ -11,8 +13,10 @@ name_enum!(
 
 name_enum!(
     /// The labelers whose rankings a data set contains.
+    #[derive(Default)]
     LabelersUsed {
         /// People only.
+        #[default]
         Human = "human",
         /// Language models that rank as labelers (jobs of kind `judge`) only.
         Model = "model",
@@ -20,13 +24,6 @@ name_enum!(
         All = "all",
     }
 );
-
-// The default of a filter, which other defaults derive from.
-impl Default for LabelersUsed {
-    fn default() -> Self {
-        Self::Human
-    }
-}
 
 impl LabelersUsed {
     pub fn is_human(&self) -> bool {

@@ -66,7 +66,8 @@ impl JudgeLabeler {
         let mut complete = args.clone();
         complete.insert("output_dir".into(), job_dir.display().to_string().into());
         // The models' paths are not in the arguments yet; the choice of the sets does not depend on them.
-        let parsed: JudgeSetsArgs = args::parse(&Value::Object(complete)).map_err(|e| PrepareError::Job(e.to_string()))?;
+        let parsed: JudgeSetsArgs =
+            args::parse(&Value::Object(complete)).map_err(|e| PrepareError::Job(e.to_string()))?;
         let wanted = ToJudge {
             labeler_id: self.labeler.clone(),
             criteria: self.criteria.clone(),

@@ -17,8 +17,8 @@ use crate::data::{Comparison, PromptRecord, Thumbed, Written, pairs, thumbs};
 use crate::domain::files::write_atomically;
 use crate::domain::*;
 use crate::store::{FeedbackFact, PromptFilter, RankedFilter, Store, StoreError, find_version, learns_from_requests};
-use crate::train::{JUDGE, Recipe};
 use crate::train::args::roles;
+use crate::train::{JUDGE, Recipe};
 
 /// Why a job cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -67,9 +67,9 @@ pub(super) fn write_lines<T: Serialize>(path: &Path, lines: &[T]) -> std::io::Re
 /// Number of judgments in a page.
 const PAGE: i64 = 500;
 
-/// The rankings that a filter finds, page by page: people's, then models' if the filter asks for them, and at the end those derived from applications' feedback
-/// if the filter asks for them (feedback has no labeler, so a filter by labeler excludes it). Judgments made while the
-/// pages are read are not included.
+/// The rankings that a filter finds, page by page: people's, then those of language models if the filter asks for them,
+/// and at the end those derived from applications' feedback if the filter asks for them (feedback has no labeler, so a
+/// filter by labeler excludes it). Judgments made while the pages are read are not included.
 pub struct Rankings<'a> {
     store: &'a Store,
     /// The filter, with the time up to which judgments count.

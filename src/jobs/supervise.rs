@@ -344,8 +344,7 @@ impl Supervisor {
         let job_dir = self.job_dir(&job.id);
         let (checkpoint_dir, output_dir) = (job_dir.join("checkpoints"), job_dir.join("output"));
         std::fs::create_dir_all(&checkpoint_dir)?;
-        let prepared =
-            prepare(&self.store, recipe, &args, &self.artifacts, &job_dir, &self.config).await?;
+        let prepared = prepare(&self.store, recipe, &args, &self.artifacts, &job_dir, &self.config).await?;
         let spec = Spec {
             recipe: job.kind.clone(),
             args: Value::Object(prepared.args.clone()),

@@ -36,8 +36,9 @@ pub(super) async fn put_labeler(conn: &mut Conn, l: &ModelLabeler) -> Result<()>
 
 pub(super) async fn labelers(conn: &mut Conn) -> Result<Vec<ModelLabeler>> {
     let sql = "SELECT id, name, created FROM labelers WHERE kind = 'model' ORDER BY created, id";
-    let labeler =
-        |row: &Row| Ok(ModelLabeler { id: row.text("id")?.into(), name: row.text("name")?, created: row.int("created")? });
+    let labeler = |row: &Row| {
+        Ok(ModelLabeler { id: row.text("id")?.into(), name: row.text("name")?, created: row.int("created")? })
+    };
     conn.all(sql, vec![]).await?.iter().map(labeler).collect()
 }
 

@@ -21,13 +21,14 @@ fn labeler(row: &Row) -> Result<Labeler> {
 
 /// Stores a labeler, or changes the name, role and state of a known one.
 pub(super) async fn put_labeler(conn: &mut Conn, l: &Labeler) -> Result<()> {
-    let stored = conn.run(
-        "INSERT INTO labelers (id, name, role, active, daily_quota, created) VALUES ($1, $2, $3, $4, $5, $6)
+    let stored = conn
+        .run(
+            "INSERT INTO labelers (id, name, role, active, daily_quota, created) VALUES ($1, $2, $3, $4, $5, $6)
          ON CONFLICT (id) DO UPDATE SET name = excluded.name, role = excluded.role, active = excluded.active,
              daily_quota = excluded.daily_quota WHERE labelers.kind = 'human'",
-        args![l.id.as_str(), &l.name, l.role.as_str(), l.active, l.daily_quota, l.created],
-    )
-    .await?;
+            args![l.id.as_str(), &l.name, l.role.as_str(), l.active, l.daily_quota, l.created],
+        )
+        .await?;
     if stored == 0 {
         return Err(StoreError::Conflict(format!("{} is the id of a language model that ranks as a labeler", l.id)));
     }
@@ -40,11 +41,18 @@ pub(super) async fn get_labeler(conn: &mut Conn, id: &LabelerId) -> Result<Label
 }
 
 pub(super) async fn list_labelers(conn: &mut Conn) -> Result<Vec<Labeler>> {
-    conn.all("SELECT * FROM labelers WHERE kind = 'human' ORDER BY created, id", vec![]).await?.iter().map(labeler).collect()
+    conn.all("SELECT * FROM labelers WHERE kind = 'human' ORDER BY created, id", vec![])
+        .await?
+        .iter()
+        .map(labeler)
+        .collect()
 }
 
 pub(super) async fn set_active(conn: &mut Conn, id: &LabelerId, active: bool) -> Result<()> {
-    match conn.run("UPDATE labelers SET active = $2 WHERE id = $1 AND kind = 'human'", args![id.as_str(), active]).await? {
+    match conn
+        .run("UPDATE labelers SET active = $2 WHERE id = $1 AND kind = 'human'", args![id.as_str(), active])
+        .await?
+    {
         0 => Err(not_found("labeler", id.as_str())),
         _ if active => Ok(()),
         _ => lock_out(conn, id).await,

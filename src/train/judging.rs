@@ -67,7 +67,8 @@ pub fn run(value: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     std::fs::create_dir_all(dir).with_context(|| dir.clone())?;
     let path = Path::new(dir).join(RANKINGS);
     let done = continue_file(&path)?;
-    let mut out = OpenOptions::new().create(true).append(true).open(&path).with_context(|| path.display().to_string())?;
+    let mut out =
+        OpenOptions::new().create(true).append(true).open(&path).with_context(|| path.display().to_string())?;
     let left: Vec<&SetToRank> = sets.iter().filter(|set| !done.contains(&set.set_id)).collect();
     let scorer = JudgeScorer::new(&args.criteria, JudgeBy::Pairs, 0);
     let mut ranked = sets.len() - left.len();
@@ -92,8 +93,8 @@ pub fn run(value: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
         out.sync_data()?;
         ranked += batch.len();
         let figures = scorer.take_figures();
-        let named = |(name, value): (String, f64)| Metric { step: ranked as i64, name, value };
-        reporter.metrics(&figures.means().into_iter().map(named).collect::<Vec<_>>());
+        let metric = |(name, value): (&'static str, f64)| Metric { step: ranked as i64, name: name.to_owned(), value };
+        reporter.metrics(&figures.means().map(metric).collect::<Vec<_>>());
     }
     reporter.progress(&progress(ranked));
     let doubt = if left.is_empty() { None } else { Some(doubts / left.len() as f64) };
@@ -165,7 +166,9 @@ fn rank(scorer: &JudgeScorer, judge: &dyn Judge, sets: &[&SetToRank]) -> Result<
         .iter()
         .zip(&prompts)
         // People do not see the right answer either.
-        .map(|(set, prompt)| set.completions.iter().map(|(_, text)| Completion { prompt, text, answer: None }).collect())
+        .map(|(set, prompt)| {
+            set.completions.iter().map(|(_, text)| Completion { prompt, text, answer: None }).collect()
+        })
         .collect();
     let groups: Vec<&[Completion<'_>]> = completions.iter().map(Vec::as_slice).collect();
     let preferences = scorer.preferences(judge, &groups)?;

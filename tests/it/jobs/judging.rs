@@ -1,6 +1,5 @@
 //! Jobs in which a language model ranks sets: on another server, and of a version on this one.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -94,7 +93,8 @@ async fn a_judge_of_the_configuration_ranks_sets_as_a_labeler() {
     assert_eq!(labelers.iter().map(|l| l.name.as_str()).collect::<Vec<_>>(), ["large (wise)"]);
     let rankings = world.rankings().await;
     let of = |set: &ComparisonSet| rankings.iter().find(|r| r.set_id == set.id).unwrap();
-    let tier = |set: &ComparisonSet, i: usize| of(set).items.iter().find(|(id, _)| *id == set.completion_ids[i]).unwrap().1;
+    let tier =
+        |set: &ComparisonSet, i: usize| of(set).items.iter().find(|(id, _)| *id == set.completion_ids[i]).unwrap().1;
     assert_eq!([0, 1, 2].map(|i| tier(&set, i)), [1, 0, 1], "the orders disagree about two: they tie");
     assert_eq!([0, 1].map(|i| tier(&other, i)), [1, 0]);
     assert!((of(&set).doubt - (0.2 + 0.2 + 1.0) / 3.0).abs() < 1e-9, "{}", of(&set).doubt);
@@ -145,10 +145,11 @@ async fn a_cancelled_job_keeps_what_it_has_ranked() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_version_on_this_server_judges() {
     let world = World::new("127.0.0.1:1").await;
-    let tiny: PathBuf = [env!("CARGO_MANIFEST_DIR"), "tests", "fixtures", "llama-tiny"].iter().collect();
-    let base = ModelVersion { artifact_uri: tiny.display().to_string(), ..fixture::model("base", ModelKind::Policy) };
+    let random = crate::train::judge::judge(true);
+    let artifact_uri = random.path().display().to_string();
+    let base = ModelVersion { artifact_uri, ..fixture::model("base", ModelKind::Policy) };
     world.store().models().put(base.clone()).await.unwrap();
-    let set = fixture::stored_set(world.store(), "q1", &["t30", "t31"], 1).await;
+    let set = fixture::stored_set(world.store(), "q1", &["yes", "no"], 1).await;
     let done = world.run(json!({"judge_model": "base", "device": "cpu"})).await;
     assert_eq!((done.state, &done.error), (JobState::Succeeded, &None));
     let rankings = world.rankings().await;

@@ -24,7 +24,7 @@ async fn ranked(server: &Server, set: &Value, first: bool, doubt: f64) {
     let created = server.services.store.now().await.unwrap();
     let store = server.services.store.model_judgments();
     store.put_labeler(ModelLabeler { id: JUDGE.into(), name: "wise (m)".into(), created }).await.unwrap();
-    let id = |i: usize| CompletionId::from(set["completion_ids"][i].as_str().unwrap());
+    let id = |i: usize| CompletionId::from(set["completions"][i]["id"].as_str().unwrap());
     let judgment = ModelJudgment {
         id: JudgmentId::new(),
         set_id: set["id"].as_str().unwrap().into(),
@@ -80,9 +80,8 @@ async fn its_rankings_are_data_only_where_a_data_set_asks() {
     let set = set(&server, 0).await;
     judge(&server, &bearer, set["id"].as_str().unwrap(), good_first).await;
     ranked(&server, &set, false, 0.5).await;
-    let made = async |name: &str, filter: Value| {
-        server.post("/admin/datasets", json!({"name": name, "filter": filter})).await
-    };
+    let made =
+        async |name: &str, filter: Value| server.post("/admin/datasets", json!({"name": name, "filter": filter})).await;
     let first = |export: String| {
         let line: Value = serde_json::from_str(export.lines().last().unwrap()).unwrap();
         line["completions"][0]["text"].as_str().unwrap().to_owned()
@@ -136,7 +135,10 @@ async fn people_get_what_a_judge_doubts_or_ranks_otherwise() {
     let server = Server::start().await;
     let body = json!({"policy": "judge", "count": 9});
     let nothing = draw(&server, body.clone()).await;
-    assert_eq!((&nothing["state"], &nothing["made"], &nothing["report"]["found"]), (&json!("done"), &json!(0), &json!(0)));
+    assert_eq!(
+        (&nothing["state"], &nothing["made"], &nothing["report"]["found"]),
+        (&json!("done"), &json!(0), &json!(0))
+    );
     let (_, ann) = labeler(&server, "ann").await;
     let (_, ben) = labeler(&server, "ben").await;
     let mut sets = Vec::new();

@@ -26,7 +26,8 @@ fn judge() -> ModelLabeler {
 fn ranking(set: &ComparisonSet, criteria: &str, created: Micros) -> ModelJudgment {
     let best_last = set.completion_ids.iter().rev().zip(0..);
     ModelJudgment {
-        id: JudgmentId::new(),
+        // In the order of time.
+        id: format!("{created} {criteria} {}", set.id).into(),
         set_id: set.id.clone(),
         labeler_id: judge().id,
         criteria: criteria.into(),
@@ -78,15 +79,16 @@ async fn sets_to_judge_are_those_asked_for(store: Arc<Store>) {
     store.model_judgments().put_labeler(judge()).await.unwrap();
     let ada = labeler(&store, "ada").await;
     let mut sets = Vec::new();
-    for text in ["open", "ranked", "judged", "retired", "gold"] {
-        sets.push(stored_set(&store, text, &["a", "b"], 1).await);
+    for text in ["open", "ranked", "judged", "retired", "gold", "asked"] {
+        let source = if text == "asked" { "chat" } else { "api" };
+        let prompt = store.prompts().put(Prompt { source: source.into(), ..prompt(text) }).await.unwrap();
+        let texts = ["a", "b"].map(|answer| completion(&prompt.id, answer));
+        store.completions().put(texts.to_vec()).await.unwrap();
+        // Ids in the order of the list.
+        let set = ComparisonSet { id: format!("set {}", sets.len()).into(), ..comparison_set(&prompt.id, &texts, 1) };
+        store.sets().put(set.clone()).await.unwrap();
+        sets.push(set);
     }
-    let asked = Prompt { source: "chat".into(), ..prompt("asked") };
-    let asked = store.prompts().put(asked).await.unwrap();
-    let texts = ["a", "b"].map(|text| completion(&asked.id, text));
-    store.completions().put(texts.to_vec()).await.unwrap();
-    sets.push(comparison_set(&asked.id, &texts, 1));
-    store.sets().put(sets[5].clone()).await.unwrap();
     store.judgments().submit(submit(judgment(&sets[1], &ada, None, "k"), None, T0)).await.unwrap();
     store.model_judgments().append(vec![ranking(&sets[2], "helpful", T0)]).await.unwrap();
     store.sets().retire(&sets[3].id).await.unwrap();
@@ -153,7 +155,10 @@ async fn a_data_set_contains_them_when_it_asks(store: Arc<Store>) {
     assert_eq!(more, Some(new.id));
     let texts: Vec<(&str, i64)> = found[0].items.iter().map(|item| (item.text.as_str(), item.tier)).collect();
     assert_eq!(texts, [("b", 0), ("a", 1)], "best first");
-    assert_eq!((found[0].knowledge, found[0].outcome, found[0].labeler_id.as_str()), (Knowledge::Blind, Outcome::Ranked, "judge-1"));
+    assert_eq!(
+        (found[0].knowledge, found[0].outcome, found[0].labeler_id.as_str()),
+        (Knowledge::Blind, Outcome::Ranked, "judge-1")
+    );
     assert_eq!(store.judgments().latest().await.unwrap(), Some(T0 + 9));
 }
 
