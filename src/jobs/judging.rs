@@ -1,20 +1,41 @@
 //! Jobs of kind `judge`: the labeler that a judge is, the sets that it is to rank, and the rankings that it wrote.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde_json::{Map, Value};
 
 use super::materialise::{PrepareError, version, write_lines};
+use super::settings::SupervisorConfig;
 use crate::config::JudgeConfig;
 use crate::domain::*;
-use crate::store::{Store, StoreError, ToJudge};
+use crate::store::{Store, StoreError, ToJudge, learns_from_requests};
+use crate::train::JUDGE;
 use crate::train::args::{self, JudgeSetsArgs};
-use crate::train::judging::{RANKINGS, SetToRank, rankings};
+use crate::train::judging::{RANKINGS, RankedByJudge, SetToRank, rankings};
 
 /// File of the job's directory with the sets.
 const SETS: &str = "sets.jsonl";
 /// Number of rankings in one transaction.
 const AT_ONCE: usize = 200;
+
+/// The labeler of a job of kind `judge`, whose sets are frozen; `None` for other jobs.
+pub(super) async fn prepare(
+    store: &Store,
+    job: &Job,
+    args: &mut Map<String, Value>,
+    job_dir: &Path,
+    config: &SupervisorConfig,
+) -> Result<Option<JudgeLabeler>, PrepareError> {
+    if job.kind != JUDGE {
+        return Ok(None);
+    }
+    let judge = JudgeLabeler::of(store, args, &config.judges).await?;
+    // The current setting: the job may have waited in the queue.
+    let learns = learns_from_requests(store, config.learn_from_requests).await?;
+    judge.freeze_sets(store, args, job_dir, !learns).await?;
+    Ok(Some(judge))
+}
 
 /// The labeler that a job's judge is: one for each model of the configuration's judges, and one for each model version.
 pub(super) struct JudgeLabeler {
@@ -24,10 +45,10 @@ pub(super) struct JudgeLabeler {
 
 impl JudgeLabeler {
     /// The labeler of the judge that the arguments name; it is created when the judge is used for the first time.
-    pub(super) async fn of(
+    async fn of(
         store: &Store,
         args: &Map<String, Value>,
-        judges: &std::collections::BTreeMap<String, JudgeConfig>,
+        judges: &BTreeMap<String, JudgeConfig>,
     ) -> Result<Self, PrepareError> {
         let text = |field: &str| args.get(field).and_then(Value::as_str).map(str::to_owned);
         let (identity, name) = match text("host") {
@@ -51,7 +72,7 @@ impl JudgeLabeler {
 
     /// Writes the sets that the judge is to rank into the job's directory, without the authors of the completions, and
     /// adds the file to the arguments. A resumed job ranks the sets of its first attempt.
-    pub(super) async fn freeze_sets(
+    async fn freeze_sets(
         &self,
         store: &Store,
         args: &mut Map<String, Value>,
@@ -107,7 +128,7 @@ impl JudgeLabeler {
         let created = store.now().await?;
         let mut stored = 0;
         for chunk in ranked.chunks(AT_ONCE) {
-            let judgment = |line: &crate::train::judging::RankedByJudge| ModelJudgment {
+            let judgment = |line: &RankedByJudge| ModelJudgment {
                 id: JudgmentId::new(),
                 set_id: line.set_id.clone(),
                 labeler_id: self.labeler.clone(),

@@ -8,17 +8,15 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
-use super::judging::JudgeLabeler;
 use super::queue::{JobArgs, file_names, leaves_out, needs_model, takes, wants};
-use super::settings::SupervisorConfig;
 use crate::artifacts::{ArtifactError, Artifacts};
 use crate::data::from_feedback::{FeedbackRecord, preferences};
 use crate::data::{Comparison, PromptRecord, Thumbed, Written, pairs, thumbs};
 use crate::domain::files::write_atomically;
 use crate::domain::*;
 use crate::store::{FeedbackFact, PromptFilter, RankedFilter, Store, StoreError, find_version, learns_from_requests};
+use crate::train::Recipe;
 use crate::train::args::roles;
-use crate::train::{JUDGE, Recipe};
 
 /// Why a job cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -364,8 +362,6 @@ pub(super) struct Prepared {
     pub parent: Option<ModelVersion>,
     /// The dataset versions registered, by argument name.
     pub datasets: Map<String, Value>,
-    /// The labeler of a job of kind `judge`.
-    pub judge: Option<JudgeLabeler>,
 }
 
 /// Puts the paths of models and data into the arguments; writes the data files that do not exist yet.
@@ -375,17 +371,11 @@ pub(super) async fn prepare(
     job_args: &JobArgs,
     files: &Artifacts,
     job_dir: &Path,
-    config: &SupervisorConfig,
+    learn_from_requests: bool,
 ) -> Result<Prepared, PrepareError> {
     let mut args = job_args.recipe.clone();
     // The current setting: the job may have waited in the queue.
-    let learns = learns_from_requests(store, config.learn_from_requests).await?;
-    let mut judge = None;
-    if recipe.name == JUDGE {
-        let labeler = JudgeLabeler::of(store, &args, &config.judges).await?;
-        labeler.freeze_sets(store, &mut args, job_dir, !learns).await?;
-        judge = Some(labeler);
-    }
+    let learns = learns_from_requests(store, learn_from_requests).await?;
     let without_requests = job_args.filter.without_requests || !learns;
     let filter = RankedFilter { without_requests, ..job_args.filter.clone() };
     let schema = (recipe.schema)();
@@ -408,6 +398,7 @@ pub(super) async fn prepare(
         std::fs::read(&record).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
     for (field, needed) in roles::data() {
         let unwanted = !wants(needed, &args, job_args.gold_judgments) || leaves_out(&schema, &args, field);
+        // Sets to rank are frozen for their judge (`judging`).
         if unwanted || !takes(&schema, field) || field == "sets" {
             continue;
         }
@@ -443,7 +434,7 @@ pub(super) async fn prepare(
         );
         write_atomically(&record, Value::Object(datasets.clone()).to_string().as_bytes())?;
     }
-    Ok(Prepared { args, parent, datasets, judge })
+    Ok(Prepared { args, parent, datasets })
 }
 
 /// Replaces names of files in the corpora directory by their paths.

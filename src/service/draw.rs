@@ -1,5 +1,7 @@
 //! Sets in bulk: from stored prompts by a policy, in the background, with progress and cancel.
 
+mod doubted;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
@@ -12,7 +14,7 @@ use super::draw_request::DrawPlan;
 pub use super::draw_request::{DrawRequest, SelectionPolicy};
 use super::drawn::{self, Candidate, Outcome, Tally};
 use super::sets::{self, CompletionRef};
-use super::{Result, ServiceError, Services, bad_input, complete, doubted, meter, quality};
+use super::{Result, ServiceError, Services, bad_input, complete, meter, quality};
 use crate::domain::*;
 use crate::service::people::Actor;
 use crate::store::Page;
@@ -178,7 +180,7 @@ async fn run(services: Arc<Services>, plan: DrawPlan, mut draw: SetDraw) {
 }
 
 /// Stores the draw's progress; false once it was cancelled.
-pub(super) async fn advance(services: &Services, draw: &mut SetDraw) -> Result<bool> {
+async fn advance(services: &Services, draw: &mut SetDraw) -> Result<bool> {
     draw.updated = services.now();
     Ok(services.store.draws().advance(draw.clone()).await?)
 }

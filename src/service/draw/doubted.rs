@@ -1,9 +1,9 @@
 //! The draw policy `judge`: people get the sets that a language model doubts, or ranked otherwise than people.
 
-use super::draw::advance;
-use super::draw_request::DrawPlan;
-use super::{Result, Services, judges};
+use super::advance;
 use crate::domain::{SetDraw, SetStatus};
+use crate::service::draw_request::DrawPlan;
+use crate::service::{Result, Services, judges};
 
 /// Puts open sets first in the queue by a judge's doubt or its disagreement with people, and requests one more judgment
 /// for finished sets by the disagreement.
