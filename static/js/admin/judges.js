@@ -5,12 +5,13 @@ import { HUMAN_CEILING, figureText, percent, whisker } from '../figures.js';
 import { num, t } from '../i18n.js';
 import { table } from './parts.js';
 
-/** @import { JudgeAgreement, JudgeFigures, JudgesReport } from '../contract.d.ts' */
+/** @import { JudgeFigures, JudgesReport } from '../contract.d.ts' */
+/** @typedef {Pick<JudgeFigures, 'kappa' | 'same' | 'same_without_ties' | 'pairs' | 'shared_sets'>} Agreement */
 
 const counted = (f, text) => h('div', { class: 'sub nowrap', text: f ? `${text} · ${t('quality.n_sets', { n: f.n })}` : '–' });
 
 /** κ, the shares of equal answers, and how much they rest on. */
-const cells = (/** @type {JudgeAgreement} */ a) => [
+const cells = (/** @type {Agreement} */ a) => [
   h('td', null, whisker(a.kappa, { min: -1, middle: 0 }), counted(a.kappa, figureText(a.kappa))),
   h(
     'td',
