@@ -52,6 +52,7 @@ const COLUMNS: &[(&str, Column)] = &[
     ("resolutions.reviewer_id", Exported("resolutions")),
     ("rubric_activations.created_by", Stays("rubric_activations", NAMELESS)),
     ("rubrics.created_by", Stays("rubrics", NAMELESS)),
+    ("model_judgments.labeler_id", Stays("", "names a language model, never a person")),
     ("prompt_submissions.labeler_id", Exported("prompts")),
     ("reveals.labeler_id", Exported("reveals")),
     ("sessions.credential", Internal),
