@@ -106,7 +106,7 @@ pub async fn serve(config: Config) -> Result<()> {
 
 /// Services over an open store, and the admin key if it was made just now.
 pub async fn services(config: Config, store: Arc<Store>) -> Result<(Arc<Services>, Option<String>)> {
-    crate::jobs::executors::check(&config.executors, crate::train::recipes())?;
+    crate::jobs::executors::check(&config.executors, crate::train::job_kinds())?;
     let (clock, random) = (system_clock(), Random::from_os()?);
     if config.admin_key.as_ref().is_some_and(|key| key.len() < SHORTEST_OPEN_ADMIN_KEY) {
         tracing::warn!(
@@ -115,7 +115,7 @@ pub async fn services(config: Config, store: Arc<Store>) -> Result<(Arc<Services
     }
     let generated = access::generate_admin_key(&config, store.as_ref(), &random, clock()).await?;
     let hash = config.admin_key.as_deref().map(random::secret_hash);
-    let services = Services::new(config, store, clock, random, hash, crate::train::recipes());
+    let services = Services::new(config, store, clock, random, hash, crate::train::job_kinds());
     Ok((Arc::new(services), generated))
 }
 

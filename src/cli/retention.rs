@@ -25,7 +25,7 @@ pub async fn run(args: Args) -> Result<()> {
     let store = crate::app::open_store(&config).await?;
     // Nobody signs in here, so no admin key is made.
     let random = Random::from_os()?;
-    let services = Services::new(config, store.clone(), system_clock(), random, None, crate::train::recipes());
+    let services = Services::new(config, store.clone(), system_clock(), random, None, crate::train::job_kinds());
     crate::service::live::refresh(&services).await?;
     let limits = services.live().config.retention.clone();
     let (now, data_dir) = (services.now(), &services.config.data_dir);

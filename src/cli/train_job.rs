@@ -15,5 +15,5 @@ pub struct Args {
 /// Runs the prepared job in a directory; the exit code shows the supervisor how it ended.
 pub fn run(args: &Args) -> ExitCode {
     telemetry::start(&LogConfig::default());
-    ExitCode::from(crate::jobs::child::main(&args.job_dir, crate::train::recipes()))
+    ExitCode::from(crate::jobs::child::main(&args.job_dir, crate::train::job_kinds()))
 }

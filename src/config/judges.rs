@@ -1,4 +1,4 @@
-//! `[judges]`: OpenAI-compatible servers whose models judge answers in training.
+//! `[judges]`: OpenAI-compatible servers whose models judge answers in training and rank sets as labelers.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{ConfigError, error, optional_text, text};
 
-/// A language model on another server that rewards of kind `judge` may ask.
+/// A language model on another server that rewards and jobs of kind `judge` may ask.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct JudgeConfig {

@@ -58,9 +58,11 @@ macro_rules! name_enum {
 
 // Behind the macro that it uses.
 mod batches;
+mod judges;
 mod rubric;
 mod webhooks;
 pub use batches::*;
+pub use judges::*;
 pub use rubric::*;
 pub use webhooks::*;
 

@@ -24,6 +24,7 @@ use crate::service::draw::DrawRequest;
 use crate::service::evidence::Evidence;
 use crate::service::imports::Imported;
 use crate::service::jobs::{JobView, PlaceLog};
+use crate::service::judges::JudgesReport;
 use crate::service::live::{Canary, Described, Usage};
 use crate::service::overview::{Flow, Overview};
 use crate::service::own_page::OwnPage;
@@ -512,6 +513,14 @@ fn review() -> Vec<Route> {
         get("/admin/api/quality/ratings", Review, "Ratings by rubric and dimension, with agreement", quality::ratings)
             .query::<quality::ReportQuery>()
             .returns::<RatingsReport>(200),
+        get(
+            "/admin/api/quality/judges",
+            Review,
+            "Agreement of language models as labelers with people",
+            quality::judges,
+        )
+        .query::<quality::ReportQuery>()
+        .returns::<JudgesReport>(200),
         get("/admin/api/quality/versions", Review, "Table of model versions by human preference", quality::versions)
             .query::<quality::VersionsQuery>()
             .returns::<VersionTable>(200),

@@ -98,6 +98,7 @@ pub async fn estimate(
     let Some(model) = model else {
         // A new model, or files that are elsewhere.
         let basis = match kind {
+            crate::train::JUDGE => "a judge answers questions and trains nothing; its needs are not estimated",
             super::queue::EXTERNAL => "another program trains; its needs are not known to this server",
             _ => "the model's size is not known: its files are not on this server, or the job creates it",
         };

@@ -52,7 +52,7 @@ struct Frozen {
 }
 
 /// Writes `lines` as a JSONL file atomically; returns its SHA-256.
-fn write_lines<T: Serialize>(path: &Path, lines: &[T]) -> std::io::Result<String> {
+pub(super) fn write_lines<T: Serialize>(path: &Path, lines: &[T]) -> std::io::Result<String> {
     let mut text = Vec::new();
     for line in lines {
         serde_json::to_writer(&mut text, line)?;
@@ -65,9 +65,9 @@ fn write_lines<T: Serialize>(path: &Path, lines: &[T]) -> std::io::Result<String
 /// Number of judgments in a page.
 const PAGE: i64 = 500;
 
-/// The rankings that a filter finds, page by page: people's, and at the end those derived from applications' feedback
-/// if the filter asks for them (feedback has no labeler, so a filter by labeler excludes it). Judgments made while the
-/// pages are read are not included.
+/// The rankings that a filter finds, page by page: people's, then those of language models if the filter asks for them,
+/// and at the end those derived from applications' feedback if the filter asks for them (feedback has no labeler, so a
+/// filter by labeler excludes it). Judgments made while the pages are read are not included.
 pub struct Rankings<'a> {
     store: &'a Store,
     /// The filter, with the time up to which judgments count.
@@ -78,6 +78,8 @@ pub struct Rankings<'a> {
     /// Only judgments that were made with knowledge of the authors or the expected answer, marked as such.
     only_informed: bool,
     after: Option<JudgmentId>,
+    /// Kinds of labelers that are still to be read, the next one first.
+    kinds: &'static [LabelerKind],
     stage: Stage,
 }
 
@@ -102,11 +104,12 @@ impl<'a> Rankings<'a> {
         }
         Ok(Self {
             store,
-            filter,
             as_of,
             with_labelers: false,
             only_informed: false,
             after: None,
+            kinds: filter.labelers.kinds(),
+            filter,
             stage: Stage::Judgments,
         })
     }
@@ -120,7 +123,7 @@ impl<'a> Rankings<'a> {
     /// nowhere, marked by `knowledge`.
     pub fn only_informed(self) -> Self {
         let filter = RankedFilter { informed: true, feedback: false, ..self.filter };
-        Self { only_informed: true, filter, ..self }
+        Self { only_informed: true, filter, kinds: LabelersUsed::Human.kinds(), ..self }
     }
 
     /// The next page, which may be empty; `None` at the end.
@@ -130,9 +133,14 @@ impl<'a> Rankings<'a> {
     pub async fn next(&mut self) -> Result<Option<Vec<Comparison>>, StoreError> {
         match self.stage {
             Stage::Judgments => {
-                let (sets, after) = self.store.judgments().ranked_page(&self.filter, self.after.as_ref(), PAGE).await?;
+                let Some((kind, rest)) = self.kinds.split_first() else { return Ok(None) };
+                let page = self.store.judgments().ranked_page(&self.filter, *kind, self.after.as_ref(), PAGE);
+                let (sets, after) = page.await?;
                 let has_feedback = self.filter.feedback && self.filter.labeler_id.is_none();
                 if after.is_none() {
+                    self.kinds = rest;
+                }
+                if self.kinds.is_empty() {
                     self.stage = if has_feedback { Stage::Feedback } else { Stage::Done };
                 }
                 self.after = after;
@@ -390,7 +398,8 @@ pub(super) async fn prepare(
         std::fs::read(&record).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
     for (field, needed) in roles::data() {
         let unwanted = !wants(needed, &args, job_args.gold_judgments) || leaves_out(&schema, &args, field);
-        if unwanted || !takes(&schema, field) {
+        // Sets to rank are frozen for their judge (`judging`).
+        if unwanted || !takes(&schema, field) || field == "sets" {
             continue;
         }
         let path = job_dir.join(format!("{field}.jsonl"));
@@ -457,7 +466,11 @@ async fn local(files: &Artifacts, version: &ModelVersion) -> Result<Value, Prepa
     Ok(std::path::absolute(&path)?.display().to_string().into())
 }
 
-async fn version(store: &Store, args: &Map<String, Value>, field: &str) -> Result<ModelVersion, PrepareError> {
+pub(super) async fn version(
+    store: &Store,
+    args: &Map<String, Value>,
+    field: &str,
+) -> Result<ModelVersion, PrepareError> {
     let name = args.get(field).and_then(Value::as_str).unwrap_or_default();
     let found = find_version(store, name).await?;
     found.ok_or_else(|| PrepareError::Job(format!("{field}: the model version '{name}' no longer exists")))

@@ -12,6 +12,7 @@ pub mod child;
 pub mod estimate;
 pub mod executors;
 pub mod judges;
+mod judging;
 mod lease;
 pub mod leftovers;
 pub mod materialise;

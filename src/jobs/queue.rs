@@ -10,7 +10,7 @@ use crate::domain::*;
 use crate::store::{RankedFilter, Store, StoreError, find_version, unknown_version};
 use crate::train::args::named_judges;
 use crate::train::args::roles::{self, Needed};
-use crate::train::{ArgsError, Recipe};
+use crate::train::{ArgsError, JUDGE, Recipe};
 
 /// Arguments of the job, not of the recipe.
 pub const JOB_ARGS: &[&str] = &["publish_as", "filter", "gold_judgments"];
@@ -117,6 +117,9 @@ pub fn check(recipe: &Recipe, args: &Value) -> Result<JobArgs, ArgsError> {
         return Err(refuse(path, "is set by the job; leave it out"));
     }
     let publish_as = match own.shift_remove("publish_as") {
+        Some(Value::String(_)) if recipe.name == JUDGE => {
+            return Err(refuse("publish_as", "must be left out: the job trains no model"));
+        }
         None | Some(Value::Null) => None,
         Some(Value::String(name)) if is_model_name(&name) => Some(name),
         Some(_) => {
@@ -163,10 +166,12 @@ pub fn job_schema(recipe: &Recipe) -> Value {
                         .into();
             }
         }
-        properties.insert(
-            "publish_as".into(),
-            json!({"type": ["string", "null"], "default": null, "description": "Name of the new model version."}),
-        );
+        if recipe.name != JUDGE {
+            properties.insert(
+                "publish_as".into(),
+                json!({"type": ["string", "null"], "default": null, "description": "Name of the new model version."}),
+            );
+        }
         if let Some(text) = properties.get_mut("lora").and_then(|p| p.get_mut("description")) {
             let above = LORA_ABOVE / 1_000_000;
             *text = format!(
@@ -186,7 +191,7 @@ pub fn job_schema(recipe: &Recipe) -> Value {
             properties.insert(
                 "filter".into(),
                 json!({"type": ["object", "null"], "default": null,
-                       "description": "Which judgments to use: split, labeler_id, set_kind, as_of, tag."}),
+                       "description": "Which judgments to use: split, labeler_id, set_kind, as_of, tag, labelers."}),
             );
         }
     }

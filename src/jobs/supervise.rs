@@ -11,6 +11,7 @@ use tracing::Instrument;
 
 use super::checkpoints::{self, CheckpointUploader};
 use super::executors::{Attempt, Executors, Work};
+use super::judging::{self, JudgeLabeler};
 use super::materialise::{PrepareError, Prepared, prepare};
 use super::process::TrainerOutput;
 use super::publish::{PublishedFiles, Release, publish_files};
@@ -36,6 +37,8 @@ pub struct Supervisor {
 /// A job whose data files are written.
 struct ReadyJob {
     prepared: Prepared,
+    /// The labeler of a job of kind `judge`.
+    judge: Option<JudgeLabeler>,
     publish_as: Option<String>,
     spec: Spec,
 }
@@ -169,7 +172,7 @@ impl Supervisor {
                 return self.requeue(fence, Some(&error.to_string())).await;
             }
         }
-        let ReadyJob { prepared, publish_as, spec } =
+        let ReadyJob { prepared, judge, publish_as, spec } =
             match self.prepare_with_lease(job, fence).instrument(spans::step("prepare")).await? {
                 Ok(ready) => ready,
                 Err(PrepareError::Store(error)) => return Err(error),
@@ -186,8 +189,18 @@ impl Supervisor {
             Err(error) => AttemptEnd::Crashed(format!("the training process did not start: {error}")),
         };
         let cancelled = self.retry_store(shutdown, || self.store.jobs().get(&job.id)).await?.cancel_requested;
+        if let Some(judge) = judge.as_ref().filter(|_| !matches!(end, AttemptEnd::Lost)) {
+            let written = job_dir.join("checkpoints");
+            let write = || judge.store_rankings(&self.store, &written);
+            self.with_lease(fence, self.retry_store(shutdown, write)).await??;
+        }
         match end {
             AttemptEnd::Lost => Err(StoreError::LeaseLost(job.id.to_string())),
+            AttemptEnd::Done { metrics, .. } if judge.is_some() => {
+                let result = json!({"metrics": metrics});
+                let done = || self.store.jobs().finish(fence, JobState::Succeeded, Some(result.clone()), None);
+                self.retry_store(shutdown, done).await.map(|()| JobState::Succeeded)
+            }
             AttemptEnd::Done { model_dir, metrics } => {
                 let release = Release {
                     job,
@@ -326,7 +339,7 @@ impl Supervisor {
     async fn prepare(&self, job: &Job) -> Result<ReadyJob, PrepareError> {
         let recipe = self.recipes.iter().find(|r| r.name == job.kind);
         let recipe = recipe.ok_or_else(|| PrepareError::Job(format!("this program has no recipe '{}'", job.kind)))?;
-        let args = queue::check(recipe, &job.args).map_err(|e| PrepareError::Job(format!("args.{e}")))?;
+        let mut args = queue::check(recipe, &job.args).map_err(|e| PrepareError::Job(format!("args.{e}")))?;
         // A restored database may hold any id.
         if !crate::domain::is_path_part(job.id.as_str()) {
             return Err(PrepareError::Job(format!("'{}' is not a valid job id", job.id)));
@@ -334,6 +347,7 @@ impl Supervisor {
         let job_dir = self.job_dir(&job.id);
         let (checkpoint_dir, output_dir) = (job_dir.join("checkpoints"), job_dir.join("output"));
         std::fs::create_dir_all(&checkpoint_dir)?;
+        let judge = judging::prepare(&self.store, job, &mut args.recipe, &job_dir, &self.config).await?;
         let prepared =
             prepare(&self.store, recipe, &args, &self.artifacts, &job_dir, self.config.learn_from_requests).await?;
         let spec = Spec {
@@ -350,7 +364,7 @@ impl Supervisor {
         };
         let text = serde_json::to_vec_pretty(&spec).map_err(std::io::Error::from)?;
         write_atomically(&job_dir.join(SPEC), &text)?;
-        Ok(ReadyJob { prepared, publish_as: args.publish_as, spec })
+        Ok(ReadyJob { prepared, judge, publish_as: args.publish_as, spec })
     }
 
     /// Reads the trainer's output until it ends; requests a stop on cancel and shutdown.

@@ -76,9 +76,64 @@ pub fn win_rates(n: usize, pairs: &[f64]) -> Vec<f64> {
     rates.into_iter().map(|sum| sum / (n - 1) as f64).collect()
 }
 
+/// A ranking of the answers to a prompt.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ranking {
+    /// Of each answer; 0 is the best.
+    pub tiers: Vec<i64>,
+    /// The mean over the pairs of 1 − |2p − 1|, where p is the probability that the first answer is better; 1 for a pair
+    /// whose two orders disagree, and for one without an answer. 0 without pairs.
+    pub doubt: f64,
+}
+
+/// Ranks `n` answers by the number of others that they are preferred to; a tie counts half. A pair on which the two
+/// orders disagree is a tie, and so is one without a preference. `pairs` has one entry for every pair (i, j), i < j, in
+/// the order (0, 1), (0, 2), …, (1, 2), ….
+pub fn ranking(n: usize, pairs: &[Option<Preference>]) -> Ranking {
+    let mut points = vec![0i64; n];
+    let mut doubts = Vec::with_capacity(pairs.len());
+    let all = (0..n).flat_map(|i| (i + 1..n).map(move |j| (i, j)));
+    for ((i, j), pair) in all.zip(pairs) {
+        let decided = pair.filter(|found| found.consistency > 0.0);
+        let first = decided.map_or(0.5, |found| found.probability);
+        let (to_i, to_j) = match first.total_cmp(&0.5) {
+            std::cmp::Ordering::Greater => (2, 0),
+            std::cmp::Ordering::Equal => (1, 1),
+            std::cmp::Ordering::Less => (0, 2),
+        };
+        points[i] += to_i;
+        points[j] += to_j;
+        doubts.push(1.0 - (2.0 * first - 1.0).abs());
+    }
+    let mut levels = points.clone();
+    levels.sort_unstable_by(|a, b| b.cmp(a));
+    levels.dedup();
+    let tier = |own: &i64| levels.iter().position(|level| level == own).unwrap_or(0) as i64;
+    let doubt = if doubts.is_empty() { 0.0 } else { doubts.iter().sum::<f64>() / doubts.len() as f64 };
+    Ranking { tiers: points.iter().map(tier).collect(), doubt }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pair_whose_orders_disagree_is_a_tie_and_doubted() {
+        let sure = preference([0.9, 0.1], [0.1, 0.9]);
+        let swapped = preference([0.9, 0.1], [0.8, 0.2]);
+        assert_eq!(ranking(2, &[sure]).tiers, [0, 1]);
+        assert!(close(ranking(2, &[sure]).doubt, 0.2));
+        assert_eq!(ranking(2, &[swapped]), Ranking { tiers: vec![0, 0], doubt: 1.0 });
+        assert_eq!(ranking(2, &[None]), Ranking { tiers: vec![0, 0], doubt: 1.0 });
+        assert_eq!(ranking(1, &[]), Ranking { tiers: vec![0], doubt: 0.0 });
+        let worse = preference([0.1, 0.9], [0.9, 0.1]);
+        // The third is better than both, which tie.
+        let found = ranking(3, &[swapped, worse, worse]);
+        assert_eq!(found.tiers, [1, 1, 0]);
+        assert!(close(found.doubt, (1.0 + 0.2 + 0.2) / 3.0));
+        // A cycle: nobody is better.
+        assert_eq!(ranking(3, &[sure, worse, sure]).tiers, [0, 0, 0]);
+    }
 
     fn close(a: f64, b: f64) -> bool {
         (a - b).abs() < 1e-12

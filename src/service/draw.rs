@@ -1,5 +1,7 @@
 //! Sets in bulk: from stored prompts by a policy, in the background, with progress and cancel.
 
+mod doubted;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
@@ -164,7 +166,7 @@ async fn plan(services: &Arc<Services>, request: DrawRequest) -> Result<DrawPlan
                 }
             }
         }
-        SelectionPolicy::Stored | SelectionPolicy::Disagreement => {}
+        SelectionPolicy::Stored | SelectionPolicy::Disagreement | SelectionPolicy::Judge => {}
     }
     if request.policy == SelectionPolicy::Uncertainty
         && services.store.models().active(ModelKind::Reward).await?.is_none()
@@ -185,6 +187,7 @@ async fn run(services: Arc<Services>, plan: DrawPlan, mut draw: SetDraw) {
     let outcome = match plan.request.policy {
         SelectionPolicy::Disagreement => disputed(&services, &plan, &mut draw).await,
         SelectionPolicy::Tournament => tournament::run(&services, &plan, &mut draw).await,
+        SelectionPolicy::Judge => doubted::run(&services, &plan, &mut draw).await,
         _ => from_prompts(&services, &plan, &mut draw).await,
     };
     match outcome {

@@ -55,6 +55,9 @@ pub enum SelectionPolicy {
     Stored,
     /// Sets that labelers disagreed about get one more judgment.
     Disagreement,
+    /// Open sets that a judge doubts, or ranked otherwise than people, come first in the queue; finished ones that it
+    /// ranked otherwise than people get one more judgment.
+    Judge,
 }
 
 impl SelectionPolicy {
@@ -66,6 +69,7 @@ impl SelectionPolicy {
             Self::Tournament => "tournament",
             Self::Stored => "stored",
             Self::Disagreement => "disagreement",
+            Self::Judge => "judge",
         }
     }
 }

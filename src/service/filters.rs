@@ -43,12 +43,23 @@ pub async fn check_ranked(services: &Services, filter: &RankedFilter, field: &st
         match services.store.people().get(id).await {
             Ok(_) => {}
             Err(StoreError::NotFound { .. }) => {
-                let known = services.store.people().list().await?.into_iter().map(|l| l.id.to_string()).collect();
+                let models = services.store.model_judgments().labelers().await?;
+                if !filter.labelers.is_human() && models.iter().any(|model| model.id == *id) {
+                    return check_others(services, filter, field).await;
+                }
+                let people = services.store.people().list().await?.into_iter().map(|l| l.id.to_string());
+                let models = models.into_iter().map(|l| l.id.to_string()).filter(|_| !filter.labelers.is_human());
+                let known = people.chain(models).collect();
                 return Err(refuse(format!("{field}.labeler_id"), "labeler", id.as_str(), &known));
             }
             Err(other) => return Err(other.into()),
         }
     }
+    check_others(services, filter, field).await
+}
+
+/// Checks all names but the labeler's.
+async fn check_others(services: &Services, filter: &RankedFilter, field: &str) -> Result<()> {
     check_by_rating(services, filter, field).await?;
     check_tag(services, filter.tag.as_deref(), field).await
 }

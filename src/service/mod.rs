@@ -31,6 +31,7 @@ pub mod imports;
 pub mod job_files;
 pub mod jobs;
 pub mod judge;
+pub mod judges;
 pub mod label;
 pub mod live;
 pub mod meter;

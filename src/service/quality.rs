@@ -14,7 +14,7 @@ use crate::eval::quality::ratings::{self, DimensionFigures};
 use crate::eval::quality::{self, Facts, FactsBuilder, Figure, Report, Resampling, SetConsensus};
 
 /// Default number of bootstrap replicates: enough for two stable digits of a 95 % bound.
-const REPLICATES: usize = 1000;
+pub(super) const REPLICATES: usize = 1000;
 const MAX_REPLICATES: usize = 10_000;
 /// Default for the table of versions, where each replicate refits a model.
 const TABLE_REPLICATES: usize = 300;
@@ -30,7 +30,7 @@ pub struct Scope {
 }
 
 impl Scope {
-    fn resampling(&self, default: usize) -> Result<Resampling> {
+    pub(super) fn resampling(&self, default: usize) -> Result<Resampling> {
         let replicates = self.replicates.unwrap_or(default);
         if replicates > MAX_REPLICATES {
             return Err(bad_input("replicates", format!("at most {MAX_REPLICATES}")));

@@ -185,3 +185,8 @@ pub(super) async fn extend_set(conn: &mut Conn, id: &SetId, policy: &str, score:
         .await?;
     if changed == 0 { Err(not_found("comparison set", id.as_str())) } else { Ok(()) }
 }
+
+pub(super) async fn prioritise(conn: &mut Conn, id: &SetId, score: f64) -> Result<bool> {
+    let sql = "UPDATE comparison_sets SET selection_score = $2 WHERE id = $1 AND status = 'open'";
+    Ok(conn.run(sql, args![id.as_str(), score]).await? > 0)
+}

@@ -216,6 +216,9 @@ async fn remove_sets(conn: &mut Conn, me: &str, erased: &mut Erased) -> Result<(
         let items = conn.all("SELECT completion_id FROM set_items WHERE set_id = $1", args![&set]).await?;
         for sql in [
             "DELETE FROM reveals WHERE set_id = $1",
+            "DELETE FROM model_judgment_items
+             WHERE judgment_id IN (SELECT id FROM model_judgments WHERE set_id = $1)",
+            "DELETE FROM model_judgments WHERE set_id = $1",
             "DELETE FROM set_items WHERE set_id = $1",
             "DELETE FROM comparison_sets WHERE id = $1",
         ] {

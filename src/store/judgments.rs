@@ -289,25 +289,32 @@ pub(super) async fn settled_by(conn: &mut Conn, set_id: &SetId) -> Result<Option
 
 // ---------------------------------------------------------------- the view training reads
 
-/// Latest revisions (as of `filter.as_of`, if given) of every outcome; items are best tier first.
+/// Latest revisions (as of `filter.as_of`, if given) of every outcome; items are best tier first. Rankings of models, if
+/// the filter asks for them, follow those of people.
 pub(super) async fn ranked_sets(conn: &mut Conn, filter: &RankedFilter) -> Result<Vec<RankedSet>> {
-    Ok(ranked_page(conn, filter, None, i64::MAX).await?.0)
+    let mut ranked = Vec::new();
+    for kind in filter.labelers.kinds() {
+        ranked.extend(ranked_page(conn, filter, *kind, None, i64::MAX).await?.0);
+    }
+    Ok(ranked)
 }
 
 /// Judgments with their items and texts, best first. SQLite keeps the order of a CROSS JOIN: judgments are read from
-/// where the page begins, not all of them for each page. `$ratings` gives a completion's ratings as a JSON object.
+/// where the page begins, not all of them for each page. `$judgments` and `$items` are tables, `$ratings` gives a
+/// completion's ratings as a JSON object.
 macro_rules! ranked_of {
-    ($ratings:literal) => {
+    ($judgments:expr, $items:expr, $ratings:expr) => {
         concat!(
             "SELECT j.id AS judgment_id, j.set_id, j.labeler_id, j.strength, j.outcome, j.knowledge,
                     j.rubric_version, j.prompt_id, j.split, j.messages, j.tags,
-                    i.completion_id, i.tier, i.shown_position, c.model_version_id, c.text,
-                    (SELECT ",
+                    i.completion_id, i.tier, i.shown_position, c.model_version_id, c.text, ",
             $ratings,
-            " FROM judgment_ratings r WHERE r.judgment_id = j.id AND r.completion_id = i.completion_id) AS ratings
+            " AS ratings
              FROM (SELECT j.id, j.set_id, j.labeler_id, j.strength, j.outcome, j.knowledge,
                           j.rubric_version, p.id AS prompt_id, p.split, p.messages, p.tags
-                   FROM judgments j CROSS JOIN comparison_sets s CROSS JOIN prompts p
+                   FROM ",
+            $judgments,
+            " j CROSS JOIN comparison_sets s CROSS JOIN prompts p
                    WHERE s.id = j.set_id AND p.id = s.prompt_id
                      AND ($1 IS NULL OR p.split = $1) AND ($2 IS NULL OR j.labeler_id = $2)
                      AND s.kind = $3 AND ($4 IS NULL OR j.created <= $4)
@@ -315,7 +322,9 @@ macro_rules! ranked_of {
                          AND r.reviewer_id <> j.labeler_id AND ($4 IS NULL OR r.created <= $4)))
                      AND ($6 OR ",
             counted!("j"),
-            ") AND NOT EXISTS (SELECT 1 FROM judgments n WHERE n.set_id = j.set_id
+            ") AND NOT EXISTS (SELECT 1 FROM ",
+            $judgments,
+            " n WHERE n.set_id = j.set_id
                          AND n.labeler_id = j.labeler_id AND n.revision > j.revision
                          AND ($4 IS NULL OR n.created <= $4) AND ($6 OR ",
             counted!("n"),
@@ -324,25 +333,51 @@ macro_rules! ranked_of {
                      AND (NOT $9 OR p.source NOT IN ('chat', 'completions')
                          OR p.submitted <= COALESCE($4, 9223372036854775807))
                    ORDER BY j.id LIMIT $8) j
-             LEFT JOIN judgment_items i ON i.judgment_id = j.id
+             LEFT JOIN ",
+            $items,
+            " i ON i.judgment_id = j.id
              LEFT JOIN completions c ON c.id = i.completion_id
              ORDER BY j.id, i.tier, i.completion_id"
         )
     };
 }
 
-const RANKED_SQLITE: &str = ranked_of!("json_group_object(r.dimension, json(r.value))");
-const RANKED_POSTGRES: &str = ranked_of!("jsonb_object_agg(r.dimension, r.value)");
+macro_rules! ratings_of {
+    ($object:literal) => {
+        concat!(
+            "(SELECT ",
+            $object,
+            " FROM judgment_ratings r WHERE r.judgment_id = j.id AND r.completion_id = i.completion_id)"
+        )
+    };
+}
 
-/// At most `limit` of the judgments with ids after `after`, and the id to continue after; `None` at the end. A filter
-/// by tag may give a page with fewer sets.
+const RANKED_SQLITE: &str =
+    ranked_of!("judgments", "judgment_items", ratings_of!("json_group_object(r.dimension, json(r.value))"));
+const RANKED_POSTGRES: &str =
+    ranked_of!("judgments", "judgment_items", ratings_of!("jsonb_object_agg(r.dimension, r.value)"));
+/// Rankings of models have the columns of people's that they lack.
+const RANKED_BY_MODELS: &str = ranked_of!(
+    "(SELECT id, set_id, labeler_id, revision, created, NULL AS strength, 'ranked' AS outcome,
+          'blind' AS knowledge, NULL AS rubric_version FROM model_judgments)",
+    "(SELECT judgment_id, completion_id, tier, CAST(0 AS BIGINT) AS shown_position FROM model_judgment_items)",
+    "CAST(NULL AS JSONB)"
+);
+
+/// At most `limit` of the judgments by labelers of one kind with ids after `after`, and the id to continue after; `None`
+/// at the end. A filter by tag may give a page with fewer sets.
 pub(super) async fn ranked_page(
     conn: &mut Conn,
     filter: &RankedFilter,
+    kind: LabelerKind,
     after: Option<&str>,
     limit: i64,
 ) -> Result<(Vec<RankedSet>, Option<JudgmentId>)> {
-    let sql = if conn.is_postgres() { RANKED_POSTGRES } else { RANKED_SQLITE };
+    let sql = match kind {
+        LabelerKind::Model => RANKED_BY_MODELS,
+        LabelerKind::Human if conn.is_postgres() => RANKED_POSTGRES,
+        LabelerKind::Human => RANKED_SQLITE,
+    };
     let rows = conn
         .all(
             sql,
@@ -404,7 +439,8 @@ pub(super) async fn ranked_page(
 /// When the latest judgment was made or settled; later ones are not part of a running export.
 pub(super) async fn latest(conn: &mut Conn) -> Result<Option<Micros>> {
     let sql = "SELECT MAX(created) AS n FROM (SELECT MAX(created) AS created FROM judgments
-               UNION ALL SELECT MAX(created) AS created FROM resolutions) t";
+               UNION ALL SELECT MAX(created) AS created FROM resolutions
+               UNION ALL SELECT MAX(created) AS created FROM model_judgments) t";
     match conn.one(sql, vec![]).await? {
         Some(row) => row.opt_int("n"),
         None => Ok(None),

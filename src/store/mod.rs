@@ -19,6 +19,7 @@ mod locks;
 mod many_leases;
 mod many_submits;
 mod migrations;
+mod model_judgments;
 mod models;
 mod names;
 mod people;
@@ -51,6 +52,7 @@ pub use browse::{JudgmentFilter, JudgmentRow, Named, SetFilter, SetRow};
 pub use erasure::{Erase, Erased, PersonalData};
 pub use evidence::{Activation, JobFilter, Meeting, SharedPrompt};
 pub use imports::{ImportLine, Imported, ImportedLine, ImportedRanking};
+pub use model_judgments::ToJudge;
 pub use names::{find_version, unknown_version};
 pub use privacy::{Amount, Cuts, ErasedPerson, Expiring, RequestCounts, learns_from_requests};
 pub use sql::Store;
@@ -257,6 +259,9 @@ pub struct RankedFilter {
     /// left out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub by_rating: Option<ByRating>,
+    /// Whose rankings: those of people (`human`), of language models that rank as labelers (`model`), or `all`.
+    #[serde(skip_serializing_if = "LabelersUsed::is_human")]
+    pub labelers: LabelersUsed,
 }
 
 /// New lease request. The store picks the set; seeds and ids come from the caller.

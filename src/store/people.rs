@@ -1,4 +1,4 @@
-//! Labelers, invites, sessions, API keys and the audit log.
+//! People who label (models that do are in `model_judgments`), invites, sessions, API keys and the audit log.
 
 use super::locks::IDENTITIES;
 use super::rows::{Conn, Row, args, json, not_found};
@@ -22,18 +22,22 @@ fn labeler(row: &Row) -> Result<Labeler> {
 
 /// Stores a labeler, or changes the name, role and state of a known one.
 pub(super) async fn put_labeler(conn: &mut Conn, l: &Labeler) -> Result<()> {
-    conn.run(
-        "INSERT INTO labelers (id, name, role, active, daily_quota, created) VALUES ($1, $2, $3, $4, $5, $6)
+    let stored = conn
+        .run(
+            "INSERT INTO labelers (id, name, role, active, daily_quota, created) VALUES ($1, $2, $3, $4, $5, $6)
          ON CONFLICT (id) DO UPDATE SET name = excluded.name, role = excluded.role, active = excluded.active,
-             daily_quota = excluded.daily_quota",
-        args![l.id.as_str(), &l.name, l.role.as_str(), l.active, l.daily_quota, l.created],
-    )
-    .await?;
+             daily_quota = excluded.daily_quota WHERE labelers.kind = 'human'",
+            args![l.id.as_str(), &l.name, l.role.as_str(), l.active, l.daily_quota, l.created],
+        )
+        .await?;
+    if stored == 0 {
+        return Err(StoreError::Conflict(format!("{} is the id of a language model that ranks as a labeler", l.id)));
+    }
     Ok(())
 }
 
 pub(super) async fn get_labeler(conn: &mut Conn, id: &LabelerId) -> Result<Labeler> {
-    let row = conn.one("SELECT * FROM labelers WHERE id = $1", args![id.as_str()]).await?;
+    let row = conn.one("SELECT * FROM labelers WHERE id = $1 AND kind = 'human'", args![id.as_str()]).await?;
     labeler(&row.ok_or_else(|| not_found("labeler", id.as_str()))?)
 }
 
@@ -65,11 +69,18 @@ pub(super) async fn join(conn: &mut Conn, provider: &str, subject: &str, mut new
 }
 
 pub(super) async fn list_labelers(conn: &mut Conn) -> Result<Vec<Labeler>> {
-    conn.all("SELECT * FROM labelers ORDER BY created, id", vec![]).await?.iter().map(labeler).collect()
+    conn.all("SELECT * FROM labelers WHERE kind = 'human' ORDER BY created, id", vec![])
+        .await?
+        .iter()
+        .map(labeler)
+        .collect()
 }
 
 pub(super) async fn set_active(conn: &mut Conn, id: &LabelerId, active: bool) -> Result<()> {
-    match conn.run("UPDATE labelers SET active = $2 WHERE id = $1", args![id.as_str(), active]).await? {
+    match conn
+        .run("UPDATE labelers SET active = $2 WHERE id = $1 AND kind = 'human'", args![id.as_str(), active])
+        .await?
+    {
         0 => Err(not_found("labeler", id.as_str())),
         _ if active => Ok(()),
         _ => lock_out(conn, id).await,

@@ -273,6 +273,27 @@ pub(super) fn check_items(j: &Judgment, of_set: &[CompletionId]) -> Result<()> {
     Ok(())
 }
 
+/// Checks that a ranking names every completion of its set once.
+pub(super) fn check_ranking<'a>(
+    set_id: &SetId,
+    ranked: impl Iterator<Item = &'a CompletionId>,
+    of_set: &[CompletionId],
+) -> Result<()> {
+    let mut seen = HashSet::new();
+    for id in ranked {
+        if !of_set.contains(id) {
+            return conflict(format!("completion {id} is not in set {set_id}"));
+        }
+        if !seen.insert(id) {
+            return conflict(format!("completion {id} is ranked twice"));
+        }
+    }
+    if seen.len() != of_set.len() {
+        return conflict(format!("{} of {} completions are ranked", seen.len(), of_set.len()));
+    }
+    Ok(())
+}
+
 /// The set's new status: done once enough labelers have judged it (skips do not count); `None` when it does not change.
 fn status(found: &Standing, j: &Judgment) -> Option<SetStatus> {
     let counted = j.knowledge == Knowledge::Blind || found.settles;

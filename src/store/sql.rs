@@ -60,7 +60,8 @@ async fn counts(conn: &mut Conn) -> Result<Counts> {
         (&mut counts.demonstrations, "SELECT COUNT(*) AS n FROM demonstrations"),
         (
             &mut counts.labelers,
-            "SELECT COUNT(*) AS n FROM labelers WHERE id NOT IN ('admin', 'import') AND id NOT LIKE 'import-%'",
+            "SELECT COUNT(*) AS n FROM labelers
+             WHERE kind = 'human' AND id NOT IN ('admin', 'import') AND id NOT LIKE 'import-%'",
         ),
         (&mut counts.jobs_queued, "SELECT COUNT(*) AS n FROM jobs WHERE state = 'queued'"),
         (&mut counts.jobs_running, "SELECT COUNT(*) AS n FROM jobs WHERE state = 'running'"),

@@ -12,6 +12,7 @@ mod external;
 mod finetune;
 pub mod fit;
 pub mod judge;
+pub mod judging;
 mod kto;
 mod logs;
 mod meter;
@@ -72,7 +73,8 @@ pub trait Reporter: Send {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "status", rename_all = "lowercase")]
 pub enum TrainOutcome {
-    /// `model_dir` holds the new model (config.json, safetensors, tokenizer.json, instructd.json).
+    /// `model_dir` holds the new model (config.json, safetensors, tokenizer.json, instructd.json). `judge` makes
+    /// no model.
     Done { model_dir: String, metrics: serde_json::Value },
     /// Stopped on request after writing a checkpoint.
     Stopped { checkpoint: Option<String> },
@@ -113,15 +115,24 @@ pub struct ArgsError {
 
 /// All recipes: first those that train on raw text, then in the order in which the InstructGPT loop uses them.
 pub fn recipes() -> &'static [Recipe] {
-    RECIPES
+    KINDS.split_last().map_or(KINDS, |(_, recipes)| recipes)
 }
+
+/// What a job can run: all recipes, and `judge`, which trains no model.
+pub fn job_kinds() -> &'static [Recipe] {
+    KINDS
+}
+
+/// The kind of job in which a language model ranks sets.
+pub const JUDGE: &str = "judge";
 
 /// The recipe of this name.
 pub fn recipe(name: &str) -> Option<&'static Recipe> {
-    RECIPES.iter().find(|recipe| recipe.name == name)
+    recipes().iter().find(|recipe| recipe.name == name)
 }
 
-static RECIPES: &[Recipe] = &[
+/// The recipes, and `judge` at the end.
+static KINDS: &[Recipe] = &[
     entry::<args::PretrainArgs>("pretrain", "Decoder pretraining from raw text", pretrain::run),
     entry::<args::MlmArgs>("mlm", "Masked-LM pretraining of an encoder from raw text", mlm::run),
     entry::<args::FinetuneArgs>("finetune", "A classifier on labelled texts", finetune::run),
@@ -139,6 +150,7 @@ static RECIPES: &[Recipe] = &[
     entry::<args::OrpoArgs>("orpo", "ORPO: language-model loss and odds ratio, no reference", preference::orpo),
     entry::<args::KtoArgs>("kto", "KTO from thumbs on single answers", kto::run),
     entry::<args::ExternalArgs>("external", "Training by another program, whose result is checked", external::run),
+    entry::<args::JudgeSetsArgs>(JUDGE, "Rankings of stored sets by a language model", judging::run),
 ];
 
 type Run = fn(&serde_json::Value, &mut dyn Reporter) -> anyhow::Result<TrainOutcome>;

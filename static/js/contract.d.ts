@@ -1283,6 +1283,41 @@ export type JobViewPage = {
   after: string | null;
 };
 
+/** Figures of one judge that was told one text about good answers. */
+export type JudgeFigures = {
+  labeler_id: string;
+  name: string;
+  /** What the judge was told about good answers. */
+  criteria: string;
+  /** Sets that the judge ranked by these criteria. */
+  sets: number;
+  /** Mean doubt over these sets, 0 to 1. */
+  doubt: number;
+  /** Sets that the judge and at least one person ranked. */
+  shared_sets: number;
+  /** Compared pairs of completions, once for each person. */
+  pairs: number;
+  /** Share of pairs on which judge and person say the same, ties included. */
+  same: Figure | null;
+  /** The same of the pairs on which both have a preference. */
+  same_without_ties: Figure | null;
+  /** Cohen's κ: 0 is the agreement of chance, 1 is complete. */
+  kappa: Figure | null;
+  /** κ with linear weights: a tie is half as far from a preference as the opposite is. */
+  weighted_kappa: number | null;
+  /** By model version that wrote one of the two completions, with the most compared pairs first. */
+  versions: VersionAgreement[];
+};
+
+/** Agreement of judges with people. */
+export type JudgesReport = {
+  /** One entry for each judge and each text about good answers that it was given. */
+  judges: JudgeFigures[];
+  /** Names of the model versions in the figures, by id. */
+  versions: Record<string, string>;
+  resampling: Resampling;
+};
+
 /** One person's judgment of one set. Append-only: a correction is a new revision that supersedes. */
 export type Judgment = {
   id: string;
@@ -1437,6 +1472,9 @@ export type LabelerWithLink = {
 export type LabelerWithLinkList = {
   data: LabelerWithLink[];
 };
+
+/** The labelers whose rankings a data set contains. */
+export type LabelersUsed = 'human' | 'model' | 'all';
 
 /** The heads of one layer. */
 export type LayerMaps = {
@@ -2107,6 +2145,8 @@ export type RankedFilter = {
   /** Rank the completions by their ratings on a dimension of a rubric; sets with fewer than two ratings on it are
    * left out. */
   by_rating?: ByRating | null;
+  /** Whose rankings: those of people (`human`), of language models that rank as labelers (`model`), or `all`. */
+  labelers?: LabelersUsed;
 };
 
 export type RankedLabel = {
@@ -2597,6 +2637,7 @@ export type Seconds = {
 
 /** How a set's prompt and completions are chosen. */
 export type SelectionPolicy = 'random' | 'uncertainty' | 'versus' | 'tournament' | 'stored' | 'disagreement';
+export type SelectionPolicy = 'random' | 'uncertainty' | 'versus' | 'stored' | 'disagreement' | 'judge';
 
 /** Serving with the weights in one type; the cache is in 16 bits, or in 32 with f32 weights. */
 export type ServePlan = {
@@ -2980,6 +3021,23 @@ export type Verdict = {
   explanation: string | null;
 };
 
+/** Agreement on the pairs that have a completion of one model version. */
+export type VersionAgreement = {
+  model_version_id: string;
+  /** Sets that the judge and at least one person ranked. */
+  shared_sets: number;
+  /** Compared pairs of completions, once for each person. */
+  pairs: number;
+  /** Share of pairs on which judge and person say the same, ties included. */
+  same: Figure | null;
+  /** The same of the pairs on which both have a preference. */
+  same_without_ties: Figure | null;
+  /** Cohen's κ: 0 is the agreement of chance, 1 is complete. */
+  kappa: Figure | null;
+  /** κ with linear weights: a tie is half as far from a preference as the opposite is. */
+  weighted_kappa: number | null;
+};
+
 /** Id and name of a version. */
 export type VersionName = {
   id: string;
@@ -3071,6 +3129,7 @@ export type GetAnswer<P extends string> = string extends P ? any :
   P extends '/admin/api/quality/versions' ? VersionTable :
   P extends '/admin/api/quality/ratings' ? RatingsReport :
   P extends '/admin/webhook-deliveries' ? WebhookDeliveryPage :
+  P extends '/admin/api/quality/judges' ? JudgesReport :
   P extends '/admin/api/throughput' ? Throughput :
   P extends '/admin/api/judgments' ? ListedJudgmentCountedPage :
   P extends '/admin/api/overview' ? Overview :
@@ -3938,6 +3997,7 @@ export type GetQuery<P extends string> = string extends P ? any :
   P extends '/admin/api/quality/versions' ? { kind?: 'normal' | 'gold' | 'calibration' | null | null | undefined | ''; days?: number | null | undefined | ''; replicates?: number | null | undefined | ''; seed?: number | null | undefined | ''; length_controlled?: boolean | null | undefined | '' } :
   P extends '/admin/api/quality/ratings' ? { kind?: 'normal' | 'gold' | 'calibration' | null | null | undefined | ''; days?: number | null | undefined | ''; replicates?: number | null | undefined | ''; seed?: number | null | undefined | '' } :
   P extends '/admin/webhook-deliveries' ? { webhook?: string | null | undefined | ''; state?: 'pending' | 'delivered' | 'failed' | null | null | undefined | ''; after?: string | null | undefined | ''; limit?: number | null | undefined | '' } :
+  P extends '/admin/api/quality/judges' ? { kind?: 'normal' | 'gold' | 'calibration' | null | null | undefined | ''; days?: number | null | undefined | ''; replicates?: number | null | undefined | ''; seed?: number | null | undefined | '' } :
   P extends '/admin/api/throughput' ? { days?: number | null | undefined | '' } :
   P extends '/admin/api/judgments' ? { labeler?: string | null | undefined | ''; set?: string | null | undefined | ''; kind?: 'normal' | 'gold' | 'calibration' | null | null | undefined | ''; outcome?: 'ranked' | 'all_bad' | 'unrankable' | 'skip' | null | null | undefined | ''; q?: string | null | undefined | ''; after?: string | null | undefined | ''; limit?: number | null | undefined | '' } :
   P extends '/v1/comparison-sets' ? { status?: 'open' | 'done' | 'retired' | null | null | undefined | ''; after?: string | null | undefined | ''; limit?: number | null | undefined | '' } :

@@ -38,9 +38,9 @@ const freePort = () =>
 /**
  * The server on a free port with an empty data directory; `stop()` ends it and cleans up.
  * `model` names what it serves instead of the tiny model, `withEncoder` whether it serves the tiny encoder too, `env`
- * further settings by their variables.
+ * further settings by their variables, and `config` is its config.toml.
  */
-export async function startServer({ withEncoder = true, model: served, env = {} } = {}) {
+export async function startServer({ withEncoder = true, model: served, env = {}, config = '' } = {}) {
   if (process.env.INSTRUCTD_URL) return { url: process.env.INSTRUCTD_URL, stop: async () => {} };
   const bin = process.env.INSTRUCTD_BIN ?? join(ROOT, 'target/debug/instructd');
   const data = await mkdtemp(join(tmpdir(), 'instructd-browser-'));
@@ -51,7 +51,7 @@ export async function startServer({ withEncoder = true, model: served, env = {} 
     join(model, 'tokenizer_config.json'),
     JSON.stringify({ chat_template: '{% for m in messages %}{{ m.content }} {% endfor %}' }),
   );
-  await writeFile(join(data, 'config.toml'), ''); // the test's settings come by flag and environment only
+  await writeFile(join(data, 'config.toml'), config); // other settings come by flag and environment only
   const port = await freePort();
   const url = `http://127.0.0.1:${port}`;
   const encoder = join(ROOT, 'tests/fixtures/bert-tiny');

@@ -23,7 +23,7 @@ pub async fn run(args: Args) -> Result<()> {
     let store = crate::app::open_store(&config).await?;
     // Not by `app::services`, which would generate an admin key if there is none.
     let services =
-        Services::new(config, store.clone(), system_clock(), Random::from_os()?, None, crate::train::recipes());
+        Services::new(config, store.clone(), system_clock(), Random::from_os()?, None, crate::train::job_kinds());
     let activated = activate_offline(&services, &args.name).await?;
     let version = &activated.version;
     println!(

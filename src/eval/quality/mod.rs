@@ -7,6 +7,7 @@ pub mod bradley_terry;
 pub mod consensus;
 pub mod facts;
 mod fixed_point;
+pub mod judges;
 pub mod labelers;
 pub mod length;
 pub mod order;

@@ -38,10 +38,15 @@ pub struct RecipeView {
 }
 
 pub async fn recipes(State(state): State<AppState>) -> axum::Json<List<RecipeView>> {
-    let one = |r: &crate::train::Recipe| RecipeView {
-        name: r.name,
-        about: r.about,
-        schema: crate::jobs::queue::job_schema(r),
+    let judges = state.services.config.judges.keys();
+    let hosts: Vec<Value> = judges.map(|name| json!(name)).chain([Value::Null]).collect();
+    let one = |r: &crate::train::Recipe| {
+        let mut schema = crate::jobs::queue::job_schema(r);
+        // A job can only name judges of the configuration.
+        if let Some(host) = schema["properties"].get_mut("host").and_then(Value::as_object_mut) {
+            host.insert("enum".into(), json!(hosts));
+        }
+        RecipeView { name: r.name, about: r.about, schema }
     };
     axum::Json(List { data: state.services.recipes.iter().map(one).collect() })
 }

@@ -9,6 +9,7 @@ use crate::eval::quality::{Report, SetConsensus};
 use crate::http::AppState;
 use crate::http::error::{ApiError, ApiResult};
 use crate::http::extract::Query;
+use crate::service::judges::JudgesReport;
 use crate::service::quality::{self, RatingsReport, Scope, VersionTable};
 
 /// The judgments in the figures, and how intervals are computed.
@@ -80,6 +81,15 @@ pub async fn ratings(
     let ReportQuery { kind, days, replicates, seed } = query;
     let scope = Scope { kind, days, replicates, seed };
     Ok(axum::Json(quality::ratings(&state.services, scope).await?))
+}
+
+pub async fn judges(
+    State(state): State<AppState>,
+    Query(query): Query<ReportQuery>,
+) -> ApiResult<axum::Json<JudgesReport>> {
+    let ReportQuery { kind, days, replicates, seed } = query;
+    let scope = Scope { kind, days, replicates, seed };
+    Ok(axum::Json(crate::service::judges::report(&state.services, scope).await?))
 }
 
 /// The consensus on a set with its prompt.

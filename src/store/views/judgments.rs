@@ -35,7 +35,7 @@ impl Judgments<'_> {
         read!(self.0, |c| throughput::since(c, since))
     }
 
-    /// Latest revisions only, joined with texts, ordered by judgment id.
+    /// Latest revisions only, joined with texts, ordered by judgment id; rankings of models last.
     pub async fn ranked(self, filter: &RankedFilter) -> Result<Vec<RankedSet>> {
         read!(self.0, |c| judgments::ranked_sets(c, filter))
     }
@@ -65,15 +65,16 @@ impl Judgments<'_> {
         write!(self.0, |tx| imports::put(tx, &lines))
     }
 
-    /// Latest revisions joined with texts, at most `limit` judgments with ids after `after`; and the id to continue
-    /// after, `None` at the end.
+    /// Latest revisions by labelers of one kind joined with texts, at most `limit` judgments with ids after `after`; and
+    /// the id to continue after, `None` at the end.
     pub async fn ranked_page(
         self,
         filter: &RankedFilter,
+        kind: LabelerKind,
         after: Option<&JudgmentId>,
         limit: i64,
     ) -> Result<(Vec<RankedSet>, Option<JudgmentId>)> {
-        read!(self.0, |c| judgments::ranked_page(c, filter, after.map(JudgmentId::as_str), limit))
+        read!(self.0, |c| judgments::ranked_page(c, filter, kind, after.map(JudgmentId::as_str), limit))
     }
 
     /// When the latest judgment was made or settled.

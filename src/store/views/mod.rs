@@ -20,6 +20,7 @@ mod jobs;
 mod judgments;
 mod leases;
 mod links;
+mod model_judgments;
 mod models;
 mod people;
 mod privacy;
@@ -79,6 +80,8 @@ views! {
     leases: Leases;
     /// Personal sign-in links.
     links: Links;
+    /// Language models as labelers, and their rankings of sets, which count nowhere unless a data set asks for them.
+    model_judgments: ModelJudgments;
     /// Versions of models, their activation, use and evidence.
     models: Models;
     /// Labelers and operators.

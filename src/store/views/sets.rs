@@ -90,6 +90,11 @@ impl Sets<'_> {
         write!(self.0, set_id = set_id.clone(), policy = policy.to_owned() => |tx| draws::extend_set(tx, &set_id, &policy, score))
     }
 
+    /// Sets the place of an open set in the queue: higher scores come first. Returns whether the set is open.
+    pub async fn prioritise(self, set_id: &SetId, score: f64) -> Result<bool> {
+        write!(self.0, set_id = set_id.clone() => |tx| draws::prioritise(tx, &set_id, score))
+    }
+
     /// Passes latest revisions of every outcome without texts to `take`, of sets of `kind` (all when absent), created
     /// since `since`; ordered by judgment id. They are read one by one, so `take` must not wait.
     pub async fn each_judged(

@@ -4,6 +4,7 @@
 mod earlier_defaults;
 mod external;
 mod grpo;
+mod judging;
 mod preference;
 mod pretrain;
 mod reward_spec;
@@ -26,8 +27,10 @@ use crate::ops::blocks::BlockType;
 pub use earlier_defaults::{parse_for_run, with_earlier_defaults};
 pub use external::{DataKind, ExternalArgs};
 pub use grpo::GrpoArgs;
+pub use judging::JudgeSetsArgs;
 pub use preference::{DpoArgs, KtoArgs, OrpoArgs, SimpoArgs};
 pub use pretrain::{FinetuneArgs, MlmArgs, PretrainArgs, PromptTuningArgs};
+use reward_spec::helpful_and_harmless;
 pub use reward_spec::{JudgeBy, LengthUnit, RewardSpec, Term, named_judges};
 pub use rl::{CriticKind, EnsembleReward, MissingEos, Numerics, PpoArgs, ReinforceArgs, RlCommon, RlooArgs};
 pub use selected::{OnlineDpoArgs, RaftArgs};

@@ -115,7 +115,8 @@ fn one() -> f64 {
     1.0
 }
 
-fn helpful_and_harmless() -> String {
+/// The description of good answers that judges have by default.
+pub(super) fn helpful_and_harmless() -> String {
     "A good answer does what was asked, is true, is clear and no longer than needed, and harms nobody.".to_owned()
 }
 
@@ -191,13 +192,14 @@ impl RewardSpec {
     }
 }
 
-/// The configuration's judges that a recipe's arguments name, as (argument, name). Invalid rewards are ignored; the
-/// check of the arguments refuses them.
+/// The configuration's judges that a job's arguments name, as (argument, name). Invalid rewards are ignored; the check of
+/// the arguments refuses them.
 pub fn named_judges(args: &Value) -> Vec<(&'static str, String)> {
     let of = |field: &'static str| {
         let spec = args.get(field).and_then(|spec| RewardSpec::deserialize(spec).ok());
         let names = spec.iter().flat_map(RewardSpec::judge_hosts).map(str::to_owned).collect::<Vec<_>>();
         names.into_iter().map(move |name| (field, name))
     };
-    ["reward", "gold_reward"].into_iter().flat_map(of).collect()
+    let host = args.get("host").and_then(Value::as_str).map(|name| ("host", name.to_owned()));
+    ["reward", "gold_reward"].into_iter().flat_map(of).chain(host).collect()
 }

@@ -51,6 +51,7 @@ pub const ROLES: &[(&str, Role)] = &[
     ("demonstrations", Data(Without("mixture"))),
     ("feedback", Data(Always)),
     ("prompts", Data(Always)),
+    ("sets", Data(Always)),
     ("ptx_demonstrations", Data(Positive("ptx_coef"))),
     ("reference_demonstrations", Data(Equal("normalize_on", "demonstrations"))),
     ("gold_comparisons", Data(Asked("gold_judgments"))),
@@ -132,7 +133,7 @@ mod tests {
 
     /// Every property of every recipe's schema.
     fn properties() -> BTreeSet<String> {
-        let schemas = crate::train::recipes().iter().map(|recipe| (recipe.schema)());
+        let schemas = crate::train::job_kinds().iter().map(|kind| (kind.schema)());
         schemas
             .flat_map(|s| s["properties"].as_object().expect("properties").keys().cloned().collect::<Vec<_>>())
             .collect()
@@ -154,14 +155,14 @@ mod tests {
     /// A text that names a file or a directory and has no role would let a job read any path of the server.
     #[test]
     fn every_text_that_may_be_a_path_has_a_role() {
-        let plain = ["text_field", "label_field", "init_text", "trainer"];
+        let plain = ["text_field", "label_field", "init_text", "trainer", "host", "criteria"];
         let is_text = |schema: &Value| {
             let own =
                 schema["type"] == "string" || schema["type"].as_array().is_some_and(|t| t.contains(&json!("string")));
             own && schema.get("enum").is_none()
         };
         let mut texts = 0;
-        for recipe in crate::train::recipes() {
+        for recipe in crate::train::job_kinds() {
             let schema = (recipe.schema)();
             for (name, property) in schema["properties"].as_object().expect("properties") {
                 if plain.contains(&name.as_str()) || !(is_text(property) || is_text(&property["items"])) {
@@ -182,11 +183,19 @@ mod tests {
         let needed: Vec<&str> = data().filter(|(_, n)| n.by(args, |_| false)).map(|(name, _)| name).collect();
         assert_eq!(
             needed,
-            ["comparisons", "demonstrations", "feedback", "prompts", "ptx_demonstrations", "reference_demonstrations"]
+            [
+                "comparisons",
+                "demonstrations",
+                "feedback",
+                "prompts",
+                "sets",
+                "ptx_demonstrations",
+                "reference_demonstrations"
+            ]
         );
         let none = json!({"mixture": "tasks.json", "ptx_coef": 0});
         let none = none.as_object().expect("an object");
         let needed: Vec<&str> = data().filter(|(_, n)| n.by(none, |_| true)).map(|(name, _)| name).collect();
-        assert_eq!(needed, ["comparisons", "feedback", "prompts", "gold_comparisons"]);
+        assert_eq!(needed, ["comparisons", "feedback", "prompts", "sets", "gold_comparisons"]);
     }
 }

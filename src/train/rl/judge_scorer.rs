@@ -7,7 +7,7 @@ use anyhow::{Result, bail, ensure};
 use super::services::Completion;
 use crate::data::PromptInput;
 use crate::objective::Stats;
-use crate::objective::judge::{expected_grade, preference, win_rates};
+use crate::objective::judge::{Preference, expected_grade, preference, win_rates};
 use crate::train::args::JudgeBy;
 use crate::train::judge::{Judge, Question};
 
@@ -66,8 +66,25 @@ impl JudgeScorer {
     fn pairs(&self, judge: &dyn Judge, items: &[Completion<'_>]) -> Result<Vec<f64>> {
         let of_prompts = items.chunk_by(|a, b| a.prompt == b.prompt);
         let groups: Vec<&[Completion<'_>]> = of_prompts.flat_map(|items| items.chunks(self.group)).collect();
+        let preferences = self.preferences(judge, &groups)?;
+        let mut wins = preferences.into_iter().map(|found| found.map_or(0.5, |found| found.probability));
+        let mut scores = Vec::with_capacity(items.len());
+        for group in groups {
+            let n = group.len();
+            let own: Vec<f64> = wins.by_ref().take(n * (n - 1) / 2).collect();
+            scores.extend(win_rates(n, &own));
+        }
+        Ok(scores)
+    }
+
+    /// The preference on each pair (i, j), i < j, of the completions of each group, from questions in both orders; `None`
+    /// where the judge gave no answer. The pairs of a group are in the order (0, 1), (0, 2), …, (1, 2), ….
+    ///
+    /// # Errors
+    /// If the judge answered none of the questions.
+    pub fn preferences(&self, judge: &dyn Judge, groups: &[&[Completion<'_>]]) -> Result<Vec<Option<Preference>>> {
         let mut questions = Vec::new();
-        for group in &groups {
+        for group in groups {
             for (i, a) in group.iter().enumerate() {
                 for b in &group[i + 1..] {
                     questions.extend([self.pair_question(a, b), self.pair_question(b, a)]);
@@ -85,14 +102,7 @@ impl JudgeScorer {
                 figures.add("judge_first_place", found.first_place, 1.0);
             }
         }
-        let mut wins = preferences.into_iter().map(|found| found.map_or(0.5, |found| found.probability));
-        let mut scores = Vec::with_capacity(items.len());
-        for group in groups {
-            let n = group.len();
-            let own: Vec<f64> = wins.by_ref().take(n * (n - 1) / 2).collect();
-            scores.extend(win_rates(n, &own));
-        }
-        Ok(scores)
+        Ok(preferences)
     }
 
     fn ask(&self, judge: &dyn Judge, questions: &[Question], choices: &[&str]) -> Result<Vec<Vec<f64>>> {

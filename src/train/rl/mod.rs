@@ -26,7 +26,9 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+pub use self::judge_scorer::JudgeScorer;
 pub use self::rules::{check_rule, score_texts};
+pub use self::services::Completion;
 
 use self::critic::Critic;
 use self::gold::Gold;
@@ -36,7 +38,7 @@ use self::report::report;
 use self::rewards::{Ensemble, Reward, Sources};
 use self::rollout::{Rollout, RoundMonitor, Sampler};
 use self::selection::Selection;
-use self::services::{Completion, RewardServices};
+use self::services::RewardServices;
 use self::update::{Experience, Learner};
 use super::args::{
     CriticKind, GrpoArgs, Numerics, OnlineDpoArgs, PpoArgs, RaftArgs, RecipeArgs, ReinforceArgs, RewardSpec, RlCommon,

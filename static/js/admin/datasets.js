@@ -13,6 +13,7 @@ function filterText(filter) {
     f.split ? t(`split.${f.split}`) : null,
     f.set_kind ? t(`kind.${f.set_kind}`) : null,
     f.tag ? t('data.with_tag', { tag: f.tag }) : null,
+    f.labelers ? t(`data.labelers.${f.labelers}`) : null,
     f.feedback ? t('data.with_feedback') : null,
     f.by_rating ? t('data.by_rating', { name: f.by_rating.dimension, v: f.by_rating.rubric }) + (f.by_rating.lower_is_better ? t('data.reversed') : '') : null,
   ].filter(Boolean);
@@ -28,6 +29,11 @@ export function datasetsPanel(signal) {
     ['', 'train', 'heldout'].map((s) => h('option', { value: s, text: t(`split.${s || 'all'}`) })),
   );
   const tag = h('input', { id: 'dataset-tag', autocomplete: 'off', placeholder: t('queue.tag') });
+  const labelers = h(
+    'select',
+    { id: 'dataset-labelers' },
+    ['human', 'model', 'all'].map((who) => h('option', { value: who, text: t(`data.labelers.${who}`) })),
+  );
   const feedback = h('input', { id: 'dataset-feedback', type: 'checkbox' });
   // shown once there is a rubric
   const by = h('select', { id: 'dataset-by', hidden: true, 'aria-label': t('data.by') });
@@ -99,6 +105,7 @@ export function datasetsPanel(signal) {
           const filter = {
             ...(split.value ? { split: split.value } : {}),
             ...(tag.value.trim() ? { tag: tag.value.trim() } : {}),
+            ...(labelers.value === 'human' ? {} : { labelers: labelers.value }),
             ...(feedback.checked ? { feedback: true } : {}),
             ...(by.value ? { by_rating: orders.get(by.value)[1] } : {}),
           };
@@ -119,6 +126,8 @@ export function datasetsPanel(signal) {
     split,
     h('label', { for: 'dataset-tag', class: 'hidden-label', text: t('queue.tag') }),
     tag,
+    h('label', { for: 'dataset-labelers', class: 'hidden-label', text: t('data.labelers') }),
+    labelers,
     by,
     h('label', { class: 'inline', for: 'dataset-feedback' }, feedback, h('span', { text: t('data.with_feedback') })),
     h('button', { type: 'submit', text: t('data.freeze') }),

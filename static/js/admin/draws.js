@@ -11,9 +11,9 @@ import { caught } from './parts.js';
 export function reasons(draw) {
   const r = draw.report ?? {};
   const n = (key, count) => (count ? { text: t(`draw.${key}`, { n: count, all: r.found ?? 0 }), cure: null } : null);
-  if (draw.request.policy === 'disagreement') {
+  if (['disagreement', 'judge'].includes(draw.request.policy)) {
     const found = [n('agreed', r.agreed), n('single', r.single), n('waiting', r.waiting), n('settled', r.settled)].filter(Boolean);
-    return r.found ? found : [{ text: t('draw.none_ranked'), cure: null }];
+    return r.found ? found : [{ text: t(draw.request.policy === 'judge' ? 'draw.none_judged' : 'draw.none_ranked'), cure: null }];
   }
   if (!r.found) {
     const tag = draw.request.prompts?.tag;

@@ -4,6 +4,7 @@ import { fill, h } from '../dom.js';
 import { duration, lang, num, t, when } from '../i18n.js';
 import { HUMAN_CEILING, bars, figureRow, figureText, percent, tile, whisker } from '../figures.js';
 import { failure } from '../shell.js';
+import { judgeFigures } from './judges.js';
 import { listing, promptCell } from './listing.js';
 import { every, section, table } from './parts.js';
 import { ratingFigures } from './ratings.js';
@@ -178,6 +179,7 @@ export async function labelsView(el, { signal, who: person, query }) {
   const who = h('div');
   const length = h('div', { class: 'stack' });
   const ratings = h('div', { class: 'stack' });
+  const judges = h('div', { class: 'stack' });
   const disputed = h('div');
   const files = h('div');
   const names = new Map();
@@ -199,6 +201,7 @@ export async function labelsView(el, { signal, who: person, query }) {
             for (const b of spans.children) b.setAttribute('aria-pressed', String(b === e.currentTarget));
             loadQuality().catch((err) => fill(who, failure(err)));
             part(ratings, loadRatings);
+            part(judges, loadJudges);
           },
         },
       }),
@@ -216,6 +219,7 @@ export async function labelsView(el, { signal, who: person, query }) {
     fill(length, lengthBias(report));
   };
   const loadRatings = () => ratingFigures(ratings, days, signal);
+  const loadJudges = () => judgeFigures(judges, days, signal);
   const loadDisputed = async () => {
     const { data } = await get('/admin/api/quality/consensus', { limit: 50 }, { signal });
     const list = data.filter((s) => s.disagreement > 0).slice(0, 10);
@@ -321,6 +325,12 @@ export async function labelsView(el, { signal, who: person, query }) {
     ),
     section(t('quality.labelers'), null, h('p', { class: 'muted', text: t('quality.labelers_help') }), who),
     section(t('ratings.title'), null, h('p', { class: 'muted', text: t('ratings.help') }), ratings),
+    section(
+      t('judges.title'),
+      person?.role === 'admin' ? h('a', { class: 'button', href: '#/jobs/new/judge', text: t('judges.start') }) : null,
+      h('p', { class: 'muted', text: t('judges.help') }),
+      judges,
+    ),
     section(t('quality.disputed'), null, h('p', { class: 'muted', text: t('quality.disputed_help') }), disputed),
     versions.el,
     files,
@@ -344,6 +354,7 @@ export async function labelsView(el, { signal, who: person, query }) {
     // names of people come with the figures; administrators know those who have judged nothing, too
     part(who, loadQuality).then(() => part(list, loadJudgments)),
     part(ratings, loadRatings),
+    part(judges, loadJudges),
     part(disputed, loadDisputed),
     part(versions.host, versions.draw),
   ]);

@@ -25,12 +25,16 @@ const FIRST = [
   'kl_coef',
   'beta',
   'gold_reward_model',
+  'host',
   'judge_model',
+  'which',
+  'max_sets',
+  'criteria',
   'seed',
   'lora',
 ];
 /** Filled in by the server from the store. */
-const HIDDEN = ['output_dir', 'checkpoint_dir', 'resume', 'comparisons', 'demonstrations', 'feedback', 'prompts', 'ptx_demonstrations'];
+const HIDDEN = ['output_dir', 'checkpoint_dir', 'resume', 'comparisons', 'demonstrations', 'feedback', 'prompts', 'sets', 'ptx_demonstrations'];
 
 /** Recipes that make a new model unless they are given one. */
 const FROM_NOTHING = ['pretrain', 'mlm'];

@@ -9,9 +9,11 @@ import { caught, confirm, every, section } from './parts.js';
 
 /** @import { PostBody, SelectionPolicy } from '../contract.d.ts' */
 
-const POLICIES = ['random', 'uncertainty', 'versus', 'tournament', 'stored', 'disagreement'];
+const POLICIES = ['random', 'uncertainty', 'versus', 'tournament', 'stored', 'disagreement', 'judge'];
 /** Policies whose answers are written for the draw. */
 const WRITTEN = ['random', 'uncertainty', 'versus', 'tournament'];
+/** Policies that choose among sets that exist, instead of making new ones. */
+const OF_SETS = ['disagreement', 'judge'];
 const DRAW_STATES = { running: 'accent', done: 'good', failed: 'bad', cancelled: 'warn' };
 
 const policyName = (policy) => (has(`policy.${policy}`) ? t(`policy.${policy}`) : policy);
@@ -86,7 +88,7 @@ function drawForm(models, configured, started) {
             field('certainty', t('queue.certainty'), certainty, t('queue.certainty_help')),
           ]
         : null,
-      policy === 'disagreement'
+      OF_SETS.includes(policy)
         ? null
         : [
             field('n', t(policy === 'stored' ? 'queue.n_most' : 'queue.n'), n, t(policy === 'stored' ? 'queue.n_most_help' : 'queue.n_help')),
@@ -102,7 +104,7 @@ function drawForm(models, configured, started) {
             field('max_tokens', t('queue.max_tokens'), maxTokens, t('queue.max_tokens_help')),
           ]
         : null,
-      policy === 'disagreement'
+      OF_SETS.includes(policy)
         ? null
         : h('label', { class: 'inline', for: 'draw-again' }, again, h('span', null, t('queue.again'))),
     );
@@ -124,7 +126,7 @@ function drawForm(models, configured, started) {
           }
           /** @type {PostBody<'/admin/sets/draw'>} */
           const body = { policy, count: number(count) ?? 0 };
-          if (policy !== 'disagreement')
+          if (!OF_SETS.includes(policy))
             Object.assign(body, {
               n: number(n),
               overlap: number(overlap),

@@ -207,7 +207,7 @@ fn another(server: &Server, delay: u64) -> Server {
         system_clock(),
         Random::from_seed(8),
         secret_hash(ADMIN_KEY),
-        instructd::train::recipes(),
+        instructd::train::job_kinds(),
     );
     let mut base = version("base", instructd::domain::ModelKind::Policy, None);
     base.id = server.services.engine().unwrap().active().unwrap().version.id.clone();

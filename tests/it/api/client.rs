@@ -129,7 +129,7 @@ impl Server {
             clock,
             Random::from_seed(7),
             secret_hash(ADMIN_KEY),
-            instructd::train::recipes(),
+            instructd::train::job_kinds(),
         );
         Self::of(Arc::new(services), dir)
     }

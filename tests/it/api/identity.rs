@@ -39,7 +39,7 @@ async fn started(dir: &std::path::Path, admin_key: Option<&str>) -> (Server, Opt
     let random = Random::from_os().unwrap();
     let printed = access::generate_admin_key(&config, store.as_ref(), &random, 1).await.unwrap();
     let hash = admin_key.map(secret_hash);
-    let services = Services::new(config, store, system_clock(), random, hash, instructd::train::recipes());
+    let services = Services::new(config, store, system_clock(), random, hash, instructd::train::job_kinds());
     (Server::of(Arc::new(services), tempfile::tempdir().unwrap()), printed)
 }
 

@@ -19,7 +19,7 @@ const OVERLAP: i64 = 3;
 pub(super) fn server(store: Arc<Store>) -> Server {
     let dir = tempfile::tempdir().unwrap();
     let config = Config { data_dir: dir.path().to_owned(), ..Config::default() };
-    let recipes = instructd::train::recipes();
+    let recipes = instructd::train::job_kinds();
     let services = Services::new(config, store, system_clock(), Random::from_seed(11), secret_hash(ADMIN_KEY), recipes);
     Server::of(Arc::new(services), dir)
 }

@@ -9,7 +9,7 @@ mod knowledge;
 mod lists;
 mod load;
 mod people;
-mod queue;
+pub mod queue;
 mod rubrics;
 mod statements;
 mod tournament;

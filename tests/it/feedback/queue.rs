@@ -14,7 +14,7 @@ pub(super) async fn prompts(server: &Server, n: usize, tag: &str) {
 }
 
 /// Starts a draw and follows it to its end.
-pub(super) async fn draw(server: &Server, body: Value) -> Value {
+pub async fn draw(server: &Server, body: Value) -> Value {
     let started = server.post("/admin/sets/draw", body).await.expect(202).json();
     let path = format!("/admin/sets/draws/{}", started["id"].as_str().unwrap());
     eventually(LONG, "the end of the draw", async || {

@@ -43,7 +43,7 @@ fn judge(host: &str, more: &str) -> String {
 }
 
 /// A chat completion whose first token has these alternatives.
-fn completion(alternatives: &[(&str, f64)]) -> String {
+pub fn completion(alternatives: &[(&str, f64)]) -> String {
     let all: Vec<Value> =
         alternatives.iter().map(|(token, p)| json!({"token": token, "logprob": p.ln(), "bytes": null})).collect();
     json!({"id": "x", "object": "chat.completion", "choices": [{"index": 0, "finish_reason": "length",

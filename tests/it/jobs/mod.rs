@@ -4,6 +4,7 @@ mod child;
 mod estimate;
 mod fake_ray;
 mod judges;
+mod judging;
 mod places;
 mod queue;
 mod real;
@@ -41,7 +42,7 @@ async fn enqueue(store: &Store, kind: &str, args: Value) -> Result<Job, instruct
         notes: Default::default(),
         now: fixture::T0,
     };
-    instructd::jobs::queue::enqueue(store, instructd::train::recipes(), request).await
+    instructd::jobs::queue::enqueue(store, instructd::train::job_kinds(), request).await
 }
 
 async fn enqueue_reward(store: &Store) -> Job {

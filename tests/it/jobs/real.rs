@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use instructd::domain::*;
 use instructd::jobs::{Launch, Supervisor, SupervisorConfig, child};
-use instructd::train::recipes;
+use instructd::train::{job_kinds, recipes};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
@@ -17,7 +17,7 @@ use crate::store::{backend, fixture};
 fn as_child() {
     let args: Vec<String> = std::env::args().collect();
     if let Some(at) = args.iter().position(|a| a == "--job-dir") {
-        std::process::exit(child::main(Path::new(&args[at + 1]), recipes()).into());
+        std::process::exit(child::main(Path::new(&args[at + 1]), job_kinds()).into());
     }
 }
 

@@ -53,6 +53,7 @@ const COLUMNS: &[(&str, Column)] = &[
     ("resolutions.reviewer_id", Exported("resolutions")),
     ("rubric_activations.created_by", Stays("rubric_activations", NAMELESS)),
     ("rubrics.created_by", Stays("rubrics", NAMELESS)),
+    ("model_judgments.labeler_id", Stays("", "names a language model, never a person")),
     ("prompt_submissions.labeler_id", Exported("prompts")),
     ("reveals.labeler_id", Exported("reveals")),
     ("sessions.credential", Internal),
@@ -83,7 +84,7 @@ async fn serving(fresh: &Fresh, dir: &Path) -> Server {
         system_clock(),
         Random::from_seed(3),
         secret_hash(ADMIN_KEY),
-        instructd::train::recipes(),
+        instructd::train::job_kinds(),
     );
     let server = Server::of(Arc::new(services), tempfile::tempdir().unwrap());
     let base = version("base", ModelKind::Policy, None);

@@ -6,14 +6,14 @@ use serde_json::{Value, json};
 use crate::api::client::Server;
 
 /// A labeler with a key; (id, bearer header).
-async fn labeler(server: &Server, name: &str) -> (String, String) {
+pub(super) async fn labeler(server: &Server, name: &str) -> (String, String) {
     let made = server.post("/admin/keys", json!({"name": name, "scopes": ["feedback"]})).await.expect(201).json();
     let id = made["labeler_id"].as_str().unwrap().to_owned();
     (id, format!("Bearer {}", made["key"].as_str().unwrap()))
 }
 
 /// Leases the set for the labeler and ranks it by `better`, which gets two texts.
-async fn judge(server: &Server, bearer: &str, set: &str, better: impl Fn(&str, &str) -> std::cmp::Ordering) {
+pub(super) async fn judge(server: &Server, bearer: &str, set: &str, better: impl Fn(&str, &str) -> std::cmp::Ordering) {
     let headers = [("authorization", bearer)];
     let turn = server.call("GET", &format!("/v1/label/next?set_id={set}"), &headers, None).await.expect(200).json();
     let shown = turn["completions"].as_array().unwrap();

@@ -2,4 +2,5 @@
 
 mod api;
 mod figures;
+mod judges;
 mod large;

@@ -204,8 +204,11 @@ async fn imports_are_idempotent(store: Arc<Store>) {
     for limit in [1, 2, 3, 100] {
         let (mut pages, mut after) = (Vec::new(), None);
         loop {
-            let (mut page, next) =
-                store.judgments().ranked_page(&RankedFilter::default(), after.as_ref(), limit).await.unwrap();
+            let (mut page, next) = store
+                .judgments()
+                .ranked_page(&RankedFilter::default(), LabelerKind::Human, after.as_ref(), limit)
+                .await
+                .unwrap();
             pages.append(&mut page);
             after = next;
             if after.is_none() {

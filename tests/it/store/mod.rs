@@ -11,6 +11,7 @@ mod groups;
 pub mod integrity;
 mod judging;
 mod labeling;
+mod model_judgments;
 mod postgres;
 mod queue;
 mod requests;

@@ -24,7 +24,7 @@ fn tokenizer_config() -> Value {
 }
 
 /// A judge that knows nothing. `ten`: whether "10" is one token.
-fn judge(ten: bool) -> tempfile::TempDir {
+pub fn judge(ten: bool) -> tempfile::TempDir {
     let mut tokenizer = byte_level(&["<end>"], &[]);
     if !ten {
         let merges = tokenizer["model"]["merges"].as_array_mut().unwrap();

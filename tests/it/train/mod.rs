@@ -16,7 +16,7 @@ mod group;
 mod guards;
 mod held;
 mod instructgpt;
-mod judge;
+pub mod judge;
 mod kill;
 mod losses;
 mod on_device;
