@@ -1,28 +1,22 @@
 //! Sets in bulk: from stored prompts by a policy, in the background, with progress and cancel.
 
-mod doubted;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use futures::StreamExt;
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha8Rng;
 use serde_json::json;
 
 use super::draw_request::DrawPlan;
 pub use super::draw_request::{DrawRequest, SelectionPolicy};
-use super::drawn::{self, Candidate, Outcome, Tally};
-use super::sets::{self, CompletionRef};
-use super::{Result, ServiceError, Services, bad_input, complete, meter, quality, tournament};
+use super::draw_steps::{advance, count, make, prompts};
+use super::drawn::{self, Candidate, Outcome};
+use super::{Result, ServiceError, Services, bad_input, complete, doubted, meter, quality, sets, tournament};
 use crate::domain::*;
 use crate::service::people::Actor;
 use crate::store::Page;
 
 /// Prompts that are sampled at the same time; the engine batches them.
 const AT_ONCE: usize = 4;
-/// Most prompts from which the policy selects.
-const POOL: usize = 20_000;
 /// Interval at which a running draw stores its progress.
 const SIGN_OF_LIFE: std::time::Duration = std::time::Duration::from_secs(1);
 /// A draw that has stored no progress for this long (µs) has ended with its server.
@@ -202,12 +196,6 @@ async fn run(services: Arc<Services>, plan: DrawPlan, mut draw: SetDraw) {
     }
 }
 
-/// Stores the draw's progress; false once it was cancelled.
-pub(super) async fn advance(services: &Services, draw: &mut SetDraw) -> Result<bool> {
-    draw.updated = services.now();
-    Ok(services.store.draws().advance(draw.clone()).await?)
-}
-
 /// An empty report with the sampling parameters.
 fn report(plan: &DrawPlan) -> DrawReport {
     if plan.models.is_empty() {
@@ -221,29 +209,6 @@ fn report(plan: &DrawPlan) -> DrawReport {
         top_p: Some(digits(plan.top_p)),
         ..DrawReport::default()
     }
-}
-
-/// Prompts in a random order given by the seed; excluded ones are counted in the report.
-pub(super) async fn prompts(services: &Services, plan: &DrawPlan, report: &mut DrawReport) -> Result<Vec<Prompt>> {
-    let mut filter = plan.request.prompts.clone();
-    filter.without_requests = !services.learns_from_requests();
-    if plan.request.policy == SelectionPolicy::Stored {
-        filter.min_completions = filter.min_completions.max(2);
-    }
-    let counts = services.store.prompts().count(&filter).await?;
-    (report.found, report.has_set) = (counts.found, counts.has_set);
-    (report.raw_text, report.few_answers) = (counts.raw_text, counts.few_completions);
-    report.requests = counts.requests;
-    let mut found = services.store.prompts().select(&filter, None, POOL as i64).await?;
-    // Raw texts of /v1/completions are excluded unless their source is named.
-    if filter.source.is_none() {
-        found.retain(|p| p.source != "completions");
-    }
-    let mut rng = ChaCha8Rng::seed_from_u64(plan.seed);
-    for i in (1..found.len()).rev() {
-        found.swap(i, (rng.next_u64() % (i as u64 + 1)) as usize);
-    }
-    Ok(found)
 }
 
 async fn from_prompts(services: &Arc<Services>, plan: &DrawPlan, draw: &mut SetDraw) -> Result<()> {
@@ -293,33 +258,6 @@ async fn from_prompts(services: &Arc<Services>, plan: &DrawPlan, draw: &mut SetD
         make(services, plan, candidate, draw).await?;
     }
     Ok(())
-}
-
-pub(super) fn count(report: &mut DrawReport, outcome: &Outcome, tally: Tally) {
-    report.answers += tally.answers;
-    report.cut_off += tally.cut_off;
-    report.redrawn += tally.redrawn;
-    match outcome {
-        Outcome::Found(_) => {}
-        Outcome::FewAnswers => report.few_answers += 1,
-        Outcome::EqualAnswers => report.equal_answers += 1,
-        Outcome::TooLong => report.too_long += 1,
-    }
-}
-
-/// Makes a set of a candidate. Returns its id.
-pub(super) async fn make(
-    services: &Arc<Services>,
-    plan: &DrawPlan,
-    candidate: Candidate,
-    draw: &mut SetDraw,
-) -> Result<SetId> {
-    draw.report.smaller += i64::from(candidate.completions.len() < plan.n);
-    let completions = candidate.completions.into_iter().map(CompletionRef::Known).collect();
-    let selection = sets::Selection { policy: plan.request.policy.as_str(), score: candidate.score };
-    let made = sets::create_selected(services, &candidate.prompt, completions, plan.request.overlap, selection).await?;
-    draw.made += 1;
-    Ok(made.id)
 }
 
 /// Requests one more judgment for the sets with the most disagreement.

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::draw::{advance, count, make, prompts};
 use super::draw_request::DrawPlan;
+use super::draw_steps::{advance, count, make, prompts};
 use super::drawn::{Outcome, candidate};
 use super::{Result, ServiceError, Services, quality};
 use crate::domain::*;

@@ -2636,8 +2636,7 @@ export type Seconds = {
 };
 
 /** How a set's prompt and completions are chosen. */
-export type SelectionPolicy = 'random' | 'uncertainty' | 'versus' | 'tournament' | 'stored' | 'disagreement';
-export type SelectionPolicy = 'random' | 'uncertainty' | 'versus' | 'stored' | 'disagreement' | 'judge';
+export type SelectionPolicy = 'random' | 'uncertainty' | 'versus' | 'tournament' | 'stored' | 'disagreement' | 'judge';
 
 /** Serving with the weights in one type; the cache is in 16 bits, or in 32 with f32 weights. */
 export type ServePlan = {
@@ -3128,8 +3127,8 @@ export type GetAnswer<P extends string> = string extends P ? any :
   P extends '/admin/api/quality/consensus' ? ConsensusList :
   P extends '/admin/api/quality/versions' ? VersionTable :
   P extends '/admin/api/quality/ratings' ? RatingsReport :
-  P extends '/admin/webhook-deliveries' ? WebhookDeliveryPage :
   P extends '/admin/api/quality/judges' ? JudgesReport :
+  P extends '/admin/webhook-deliveries' ? WebhookDeliveryPage :
   P extends '/admin/api/throughput' ? Throughput :
   P extends '/admin/api/judgments' ? ListedJudgmentCountedPage :
   P extends '/admin/api/overview' ? Overview :
@@ -3996,8 +3995,8 @@ export type GetQuery<P extends string> = string extends P ? any :
   P extends '/admin/api/quality/consensus' ? { kind?: 'normal' | 'gold' | 'calibration' | null | null | undefined | ''; days?: number | null | undefined | ''; replicates?: number | null | undefined | ''; seed?: number | null | undefined | ''; limit?: number | null | undefined | '' } :
   P extends '/admin/api/quality/versions' ? { kind?: 'normal' | 'gold' | 'calibration' | null | null | undefined | ''; days?: number | null | undefined | ''; replicates?: number | null | undefined | ''; seed?: number | null | undefined | ''; length_controlled?: boolean | null | undefined | '' } :
   P extends '/admin/api/quality/ratings' ? { kind?: 'normal' | 'gold' | 'calibration' | null | null | undefined | ''; days?: number | null | undefined | ''; replicates?: number | null | undefined | ''; seed?: number | null | undefined | '' } :
-  P extends '/admin/webhook-deliveries' ? { webhook?: string | null | undefined | ''; state?: 'pending' | 'delivered' | 'failed' | null | null | undefined | ''; after?: string | null | undefined | ''; limit?: number | null | undefined | '' } :
   P extends '/admin/api/quality/judges' ? { kind?: 'normal' | 'gold' | 'calibration' | null | null | undefined | ''; days?: number | null | undefined | ''; replicates?: number | null | undefined | ''; seed?: number | null | undefined | '' } :
+  P extends '/admin/webhook-deliveries' ? { webhook?: string | null | undefined | ''; state?: 'pending' | 'delivered' | 'failed' | null | null | undefined | ''; after?: string | null | undefined | ''; limit?: number | null | undefined | '' } :
   P extends '/admin/api/throughput' ? { days?: number | null | undefined | '' } :
   P extends '/admin/api/judgments' ? { labeler?: string | null | undefined | ''; set?: string | null | undefined | ''; kind?: 'normal' | 'gold' | 'calibration' | null | null | undefined | ''; outcome?: 'ranked' | 'all_bad' | 'unrankable' | 'skip' | null | null | undefined | ''; q?: string | null | undefined | ''; after?: string | null | undefined | ''; limit?: number | null | undefined | '' } :
   P extends '/v1/comparison-sets' ? { status?: 'open' | 'done' | 'retired' | null | null | undefined | ''; after?: string | null | undefined | ''; limit?: number | null | undefined | '' } :
