@@ -1,7 +1,5 @@
 //! Sets in bulk: from stored prompts by a policy, in the background, with progress and cancel.
 
-mod doubted;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
@@ -12,9 +10,9 @@ use serde_json::json;
 
 use super::draw_request::DrawPlan;
 pub use super::draw_request::{DrawRequest, SelectionPolicy};
-use super::drawn::{self, Candidate, Outcome, Tally};
+use super::drawn::{self, Candidate, Outcome, Tally, advance};
 use super::sets::{self, CompletionRef};
-use super::{Result, ServiceError, Services, bad_input, complete, meter, quality};
+use super::{Result, ServiceError, Services, bad_input, complete, doubted, meter, quality};
 use crate::domain::*;
 use crate::service::people::Actor;
 use crate::store::Page;
@@ -177,12 +175,6 @@ async fn run(services: Arc<Services>, plan: DrawPlan, mut draw: SetDraw) {
     if let Err(error) = advance(&services, &mut draw).await {
         tracing::warn!(draw.id = %draw.id, %error, "the end of a draw was not stored");
     }
-}
-
-/// Stores the draw's progress; false once it was cancelled.
-async fn advance(services: &Services, draw: &mut SetDraw) -> Result<bool> {
-    draw.updated = services.now();
-    Ok(services.store.draws().advance(draw.clone()).await?)
 }
 
 /// An empty report with the sampling parameters.

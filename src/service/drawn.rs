@@ -203,3 +203,9 @@ async fn start_when_free(
         }
     }
 }
+
+/// Stores the draw's progress; false once it was cancelled.
+pub(super) async fn advance(services: &Services, draw: &mut SetDraw) -> Result<bool> {
+    draw.updated = services.now();
+    Ok(services.store.draws().advance(draw.clone()).await?)
+}

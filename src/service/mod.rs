@@ -14,6 +14,7 @@ mod clock;
 pub mod complete;
 pub mod configured;
 pub mod datasets;
+mod doubted;
 pub mod draw;
 mod draw_request;
 mod drawn;

@@ -1,9 +1,9 @@
 //! The draw policy `judge`: people get the sets that a language model doubts, or ranked otherwise than people.
 
-use super::advance;
+use super::draw_request::DrawPlan;
+use super::drawn::advance;
+use super::{Result, Services, judges};
 use crate::domain::{SetDraw, SetStatus};
-use crate::service::draw_request::DrawPlan;
-use crate::service::{Result, Services, judges};
 
 /// Puts open sets first in the queue by a judge's doubt or its disagreement with people, and requests one more judgment
 /// for finished sets by the disagreement.
