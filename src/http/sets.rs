@@ -69,7 +69,7 @@ pub async fn list_prompts(
 }
 
 /// A completion of a set: text, `{"text"}`, `{"completion_id"}`, or in the form of this server's responses: `{"id",
-/// "text", "html", "cut_off", "cut_off_at"}`.
+/// "text", "html", "parts", "cut_off", "cut_off_at"}`.
 #[derive(Debug, Default, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Given {
@@ -79,6 +79,9 @@ struct Given {
     /// Derived from the text; ignored.
     #[serde(rename = "html")]
     _html: Option<String>,
+    /// Derived from the text; ignored.
+    #[serde(rename = "parts")]
+    _parts: Option<Value>,
     /// Known for stored completions; ignored.
     #[serde(rename = "cut_off")]
     _cut_off: Option<bool>,

@@ -491,8 +491,9 @@ export type ChatMessage = {
   name?: string | null;
   /** The assistant's refusal; used as its content. */
   refusal?: string | null;
-  /** The reasoning of a former answer, as this server returns it. Accepted, without effect. */
+  /** The message as HTML, and its parts, as this server shows it to people. Accepted, without effect. */
   html?: string | null;
+  parts?: any;
   /** The assistant's calls of tools. Not supported for choices, except empty. */
   tool_calls?: any;
   /** The call that a message of the role `tool` answers. Not supported for choices. */

@@ -68,8 +68,10 @@ pub struct ChatMessage {
     pub name: Option<String>,
     /// The assistant's refusal; used as its content.
     pub refusal: Option<String>,
-    /// The reasoning of a former answer, as this server returns it. Accepted, without effect.
+    /// The message as HTML, and its parts, as this server shows it to people. Accepted, without effect.
     pub html: Option<String>,
+    #[schemars(with = "Option<Value>")]
+    pub parts: Option<Value>,
     /// The assistant's calls of tools. Not supported for choices, except empty.
     #[schemars(with = "Option<Value>")]
     pub tool_calls: Option<Value>,

@@ -240,6 +240,10 @@ async fn calls_of_tools_are_shown_as_parts() {
             {"kind": "tool_call", "name": "weather", "arguments": []},
         ])
     );
+    // What is shown can be sent back, and is the same prompt with the same completions.
+    let shown = json!({"messages": turn["prompt"]["messages"], "completions": turn["completions"]});
+    let again = server.post("/v1/comparison-sets", shown).await.expect(201).json();
+    assert_eq!(again["prompt_id"], turn["prompt"]["id"]);
     // Offered tools are those of the stored system message.
     let tools = json!([{"type": "function", "function": {"name": "weather", "description": "Now."}}]);
     let messages =

@@ -17,10 +17,13 @@ async fn messages_that_clients_return_are_accepted() {
     for name in ["a", "b", "c"] {
         server.open_post("/v1/chat/completions", case(name)).await.expect(200);
     }
-    // Chat takes calls of tools; the mock has no template to show them with, and other places keep texts only.
+    // Chat takes calls of tools, but the mock has no template to show them with. Prompts are stored with them as text;
+    // choices are made by the model, which needs its template's own form.
     let refused = server.open_post("/v1/chat/completions", case("d")).await.expect(400);
     assert_eq!(refused.param().as_deref(), Some("messages"));
-    let refused = server.post("/v1/prompts", json!({"messages": case("d")["messages"]})).await.expect(400);
+    server.post("/v1/prompts", json!({"messages": case("d")["messages"]})).await.expect(201);
+    let asked = json!({"messages": case("d")["messages"], "choices": ["a", "b"]});
+    let refused = server.post("/v1/choices", asked).await.expect(400);
     assert_eq!(refused.param().as_deref(), Some("messages[1].tool_calls"));
     assert_eq!(refused.json()["error"]["code"], "unsupported_parameter");
 }
@@ -67,7 +70,7 @@ async fn every_route_accepts_the_same_messages() {
         with("user", json!([{"type": "text", "text": "a"}]), &json!({"name": "Ada"})),
         with("developer", json!("be brief"), &dumped),
         with("system", json!("be brief"), &json!({"name": "house"})),
-        with("user", json!("shown"), &json!({"html": "<p>shown</p>"})),
+        with("user", json!("shown"), &json!({"html": "<p>shown</p>", "parts": [{"kind": "text", "text": "shown"}]})),
     ] {
         for (path, body, _) in places(&json!([said, user])) {
             let answer = server.post(path, body).await;
@@ -75,25 +78,39 @@ async fn every_route_accepts_the_same_messages() {
         }
     }
     for (said, field) in [
-        (with("assistant", Value::Null, &json!({"tool_calls": [{"id": "x"}]})), "tool_calls"),
         (with("assistant", json!("a"), &json!({"function_call": {"name": "f"}})), "function_call"),
         (with("assistant", json!("a"), &json!({"audio": {"id": "x"}})), "audio"),
-        (with("assistant", json!("a"), &json!({"reasoning_content": "hm"})), "reasoning_content"),
         (with("assistant", json!("a"), &json!({"annotations": [{"type": "url_citation"}]})), "annotations"),
         (with("assistant", json!("a"), &json!({"refusal": "b"})), "refusal"),
-        (with("tool", json!("5"), &json!({"tool_call_id": "x"})), "tool_call_id"),
-        (with("tool", json!("5"), &json!({})), "role"),
+        (with("user", json!("a"), &json!({"tool_call_id": "x"})), "tool_call_id"),
         (with("user", Value::Null, &json!({})), "content"),
         (with("user", json!("a"), &json!({"mood": "good"})), "mood"),
     ] {
-        let only_elsewhere =
-            ["tool_calls", "tool_call_id", "reasoning_content"].contains(&field) || said["role"] == "tool";
         for (path, body, list) in places(&json!([said, user])) {
             let answer = server.post(path, body).await.expect(400);
-            if only_elsewhere && path == "/v1/chat/completions" {
-                continue;
-            }
             assert_eq!(answer.param(), Some(format!("{list}[0].{field}")), "{path} {said}: {}", answer.text);
+        }
+    }
+    // What is stored as text, and what of it is invalid. The mock of chat has no template for it, and choices take none.
+    let call = json!({"tool_calls": [{"id": "x", "function": {"name": "f", "arguments": "{}"}}]});
+    for (said, wrong) in [
+        (with("assistant", Value::Null, &call), None),
+        (with("assistant", json!("a"), &json!({"reasoning_content": "hm"})), None),
+        (with("tool", json!("5"), &json!({"tool_call_id": "x"})), None),
+        (with("assistant", Value::Null, &json!({"tool_calls": [{"id": "x"}]})), Some("tool_calls[0].function.name")),
+        (with("tool", json!("5"), &json!({})), Some("tool_call_id")),
+    ] {
+        for (path, body, list) in places(&json!([said, user])) {
+            let answer = server.post(path, body).await;
+            match wrong {
+                _ if path == "/v1/choices" || path == "/v1/chat/completions" => {
+                    answer.expect(400);
+                }
+                None => assert!(answer.status.is_success(), "{path} {said}: {}", answer.text),
+                Some(field) => {
+                    assert_eq!(answer.expect(400).param(), Some(format!("{list}[0].{field}")), "{path} {said}");
+                }
+            }
         }
     }
 }
