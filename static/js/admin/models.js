@@ -170,7 +170,8 @@ export async function modelsView(el, { signal }) {
       get('/v1/models', null, { signal }),
     ]);
     answer = versions;
-    formats = new Map(listOf(loaded).map((m) => [m.instructd.version, m.instructd.weights]).filter(([, format]) => format));
+    formats = new Map();
+    for (const { instructd } of listOf(loaded)) if (instructd.weights) formats.set(instructd.version, instructd.weights);
     models = listOf(answer);
     active = models.find((m) => m.kind === 'policy' && m.state === 'active');
     const barrier = rollBackBarrier(models);
