@@ -112,9 +112,10 @@ impl Texts {
 
     /// The ids of a completion that follows the ids of its prompt, including the end token (if the model has one).
     /// Special tokens written in the text stay text, except the tags around the reasoning at its beginning. Without
-    /// reasoning, a completion of a prompt that ends with the opening tag begins with the closing one.
+    /// reasoning, a completion of a prompt that ends with the opening tag begins with the closing one. A text without
+    /// tags is an answer, also after such a prompt: people write answers without reasoning.
     pub fn completion(&self, prompt_ids: &[u32], text: &str) -> Result<Vec<u32>> {
-        let answer = self.answer_in(prompt_ids, text, self.reasoning);
+        let answer = self.reasoning.part_of(text);
         let mut ids = match &self.reasoning_tags {
             None => self.continuation(prompt_ids, answer)?,
             Some(tags) => {
@@ -150,7 +151,8 @@ impl Texts {
         self.reasoning.part_of(text).is_empty() && !text.is_empty()
     }
 
-    /// The part of an answer to this prompt that is learned or judged.
+    /// The part that is judged of a response that the model has sampled for this prompt. If the prompt ends with the
+    /// opening tag, a response without the closing one is unfinished reasoning.
     pub fn answer_in<'t>(&self, prompt_ids: &[u32], text: &'t str, reasoning: Reasoning) -> &'t str {
         match (reasoning, &self.reasoning_tags) {
             (Reasoning::Remove, Some(tags)) => tags.answer_in(text, tags.opened_by(prompt_ids, &self.tokenizer)),

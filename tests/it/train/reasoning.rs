@@ -159,6 +159,8 @@ fn without_reasoning_an_opened_one_is_closed_first() {
         let prompt_ids = texts.prompt(&prompt).unwrap();
         let ids = texts.completion(&prompt_ids, "<think>a</think> b").unwrap();
         assert_eq!(texts.text(&prompt_ids, &ids).unwrap(), want);
+        let plain = texts.completion(&prompt_ids, "b").unwrap();
+        assert_eq!(plain, ids, "an answer that never had any reasoning is the same answer");
         assert_eq!(texts.answer_in(&prompt_ids, "never closed", Reasoning::Remove).is_empty(), opened);
     }
 }
