@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::draw_request::DrawPlan;
 pub use super::draw_request::{DrawRequest, SelectionPolicy};
-use super::draw_steps::{advance, count, make, prompts};
+use super::draw_steps::{advance, count, make, prompts, while_alive};
 use super::drawn::{self, Candidate, Outcome};
 use super::{Result, ServiceError, Services, bad_input, complete, doubted, meter, quality, sets, tournament};
 use crate::domain::*;
@@ -17,8 +17,6 @@ use crate::store::Page;
 
 /// Prompts that are sampled at the same time; the engine batches them.
 const AT_ONCE: usize = 4;
-/// Interval at which a running draw stores its progress.
-const SIGN_OF_LIFE: std::time::Duration = std::time::Duration::from_secs(1);
 /// A draw that has stored no progress for this long (µs) has ended with its server.
 const SILENCE: Micros = 120_000_000;
 
@@ -225,25 +223,14 @@ async fn from_prompts(services: &Arc<Services>, plan: &DrawPlan, draw: &mut SetD
     let mut candidates =
         std::pin::pin!(futures::stream::iter(found.into_iter().enumerate()).map(one).buffered(AT_ONCE));
     let mut kept: Vec<Candidate> = Vec::new();
-    let mut alive = tokio::time::interval(SIGN_OF_LIFE);
-    alive.tick().await;
+    let pieces = || plan.pieces.load(Ordering::Relaxed);
     while draw.made < draw.wanted {
-        let next = tokio::select! {
-            () = services.shutdown.cancelled() => return Err(ServiceError::Conflict("the server stopped".into())),
-            _ = alive.tick() => {
-                draw.report.pieces = plan.pieces.load(Ordering::Relaxed);
-                if !advance(services, draw).await? {
-                    return Ok(());
-                }
-                continue;
-            }
-            next = candidates.next() => next,
-        };
+        let Some(next) = while_alive(services, draw, pieces, candidates.next()).await? else { return Ok(()) };
         let Some(candidate) = next else { break };
         draw.looked_at += 1;
         let (outcome, tally) = candidate?;
         count(&mut draw.report, &outcome, tally);
-        draw.report.pieces = plan.pieces.load(Ordering::Relaxed);
+        draw.report.pieces = pieces();
         match outcome {
             Outcome::Found(candidate) if choosing => kept.push(candidate),
             Outcome::Found(candidate) => drop(make(services, plan, candidate, draw).await?),

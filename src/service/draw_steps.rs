@@ -8,16 +8,46 @@ use rand_chacha::ChaCha8Rng;
 use super::draw_request::{DrawPlan, SelectionPolicy};
 use super::drawn::{Candidate, Outcome, Tally};
 use super::sets::{self, CompletionRef};
-use super::{Result, Services};
+use super::{Result, ServiceError, Services};
 use crate::domain::*;
 
 /// Most prompts from which the policy selects.
 const POOL: usize = 20_000;
+/// Interval at which a running draw stores its progress.
+const SIGN_OF_LIFE: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// Stores the draw's progress; false once it was cancelled.
 pub(super) async fn advance(services: &Services, draw: &mut SetDraw) -> Result<bool> {
     draw.updated = services.now();
     Ok(services.store.draws().advance(draw.clone()).await?)
+}
+
+/// Waits for a step of a draw, and stores the draw's progress meanwhile, so that it is known to go on. `pieces` is the
+/// number of pieces of text received so far. `None` once the draw was cancelled.
+///
+/// # Errors
+/// `Conflict` when the server stops.
+pub(super) async fn while_alive<T>(
+    services: &Services,
+    draw: &mut SetDraw,
+    pieces: impl Fn() -> i64,
+    step: impl Future<Output = T>,
+) -> Result<Option<T>> {
+    let mut step = std::pin::pin!(step);
+    let mut alive = tokio::time::interval(SIGN_OF_LIFE);
+    alive.tick().await;
+    loop {
+        tokio::select! {
+            () = services.shutdown.cancelled() => return Err(ServiceError::Conflict("the server stopped".into())),
+            _ = alive.tick() => {
+                draw.report.pieces = pieces();
+                if !advance(services, draw).await? {
+                    return Ok(None);
+                }
+            }
+            done = &mut step => return Ok(Some(done)),
+        }
+    }
 }
 
 /// Prompts in a random order given by the seed; excluded ones are counted in the report.

@@ -6,9 +6,9 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::draw_request::DrawPlan;
-use super::draw_steps::{advance, count, make, prompts};
+use super::draw_steps::{advance, count, make, prompts, while_alive};
 use super::drawn::{Outcome, candidate};
-use super::{Result, ServiceError, Services, quality};
+use super::{Result, Services, quality};
 use crate::domain::*;
 use crate::eval::quality::bradley_terry::Match;
 use crate::eval::quality::facts::Author;
@@ -41,7 +41,8 @@ pub(super) async fn run(services: &Arc<Services>, plan: &DrawPlan, draw: &mut Se
                 ran_out = true;
                 break;
             };
-            waiting.extend(meet(services, &plan.of_pair(pair), prompt, i, draw).await?);
+            let Some(set) = meet(services, &plan.of_pair(pair), prompt, i, draw).await? else { return Ok(()) };
+            waiting.extend(set);
             if !advance(services, draw).await? {
                 return Ok(());
             }
@@ -49,11 +50,9 @@ pub(super) async fn run(services: &Arc<Services>, plan: &DrawPlan, draw: &mut Se
         if waiting.is_empty() && (ran_out || draw.made >= draw.wanted) {
             return Ok(());
         }
-        tokio::select! {
-            () = services.shutdown.cancelled() => return Err(ServiceError::Conflict("the server stopped".into())),
-            () = tokio::time::sleep(LOOK) => {}
-        }
-        if !advance(services, draw).await? {
+        let pieces = draw.report.pieces;
+        let looked = while_alive(services, draw, || pieces, tokio::time::sleep(LOOK)).await?;
+        if looked.is_none() || !advance(services, draw).await? {
             return Ok(());
         }
         let before = waiting.len();
@@ -64,21 +63,26 @@ pub(super) async fn run(services: &Arc<Services>, plan: &DrawPlan, draw: &mut Se
     }
 }
 
-/// Draws a set in which two versions answer the prompt; `None` if it cannot become one.
+/// Draws a set in which two versions answer the prompt; `Some(None)` if it cannot become one, `None` once the tournament
+/// was cancelled.
 async fn meet(
     services: &Arc<Services>,
     plan: &DrawPlan,
     prompt: Prompt,
     number: usize,
     draw: &mut SetDraw,
-) -> Result<Option<SetId>> {
+) -> Result<Option<Option<SetId>>> {
     draw.looked_at += 1;
-    let (outcome, tally) = candidate(services, plan, prompt, plan.seed.wrapping_add(number as u64)).await?;
+    let before = draw.report.pieces;
+    let pieces = || before + plan.pieces.load(Ordering::Relaxed);
+    let answers = candidate(services, plan, prompt, plan.seed.wrapping_add(number as u64));
+    let Some(found) = while_alive(services, draw, pieces, answers).await? else { return Ok(None) };
+    let (outcome, tally) = found?;
     count(&mut draw.report, &outcome, tally);
-    draw.report.pieces += plan.pieces.load(Ordering::Relaxed);
+    draw.report.pieces = pieces();
     match outcome {
-        Outcome::Found(candidate) => Ok(Some(make(services, plan, candidate, draw).await?)),
-        _ => Ok(None),
+        Outcome::Found(candidate) => Ok(Some(Some(make(services, plan, candidate, draw).await?))),
+        _ => Ok(Some(None)),
     }
 }
 
