@@ -53,20 +53,10 @@ fn tool_calls(value: &Value, name: &str) -> Outcome<Vec<ToolCall>> {
     let call = |(i, call): (usize, &Value)| {
         let function = &call["function"];
         let tool = function["name"].as_str().ok_or_else(|| format!("`{name}[{i}].function.name` must be a string"))?;
-        let arguments = match &function["arguments"] {
-            Value::Null => Value::Object(Map::new()),
-            Value::String(text) => match serde_json::from_str(text) {
-                Ok(Value::Object(fields)) => Value::Object(fields),
-                _ => Value::String(text.clone()),
-            },
-            given @ Value::Object(_) => given.clone(),
-            other => {
-                return Err(format!(
-                    "`{name}[{i}].function.arguments` must be an object or its text, not {}",
-                    kind(other)
-                ));
-            }
-        };
+        let given = &function["arguments"];
+        let arguments = ToolCall::read_arguments(given).ok_or_else(|| {
+            format!("`{name}[{i}].function.arguments` must be an object or its text, not {}", kind(given))
+        })?;
         let id = call["id"].as_str().unwrap_or_default().to_owned();
         Ok(ToolCall { id, name: tool.to_owned(), arguments })
     };

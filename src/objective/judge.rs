@@ -61,6 +61,11 @@ pub fn preference(ab: [f64; 2], ba: [f64; 2]) -> Option<Preference> {
     })
 }
 
+/// All pairs (i, j) of `n` answers with i < j: (0, 1), (0, 2), …, (1, 2), ….
+fn pairs_of(n: usize) -> impl Iterator<Item = (usize, usize)> {
+    (0..n).flat_map(move |i| (i + 1..n).map(move |j| (i, j)))
+}
+
 /// For each of `n` answers the mean probability that it is better than another one, from that of every pair (i, j), i <
 /// j, in the order (0, 1), (0, 2), …, (1, 2), …; ½ for a single answer. The means of a group add up to n/2.
 pub fn win_rates(n: usize, pairs: &[f64]) -> Vec<f64> {
@@ -68,8 +73,7 @@ pub fn win_rates(n: usize, pairs: &[f64]) -> Vec<f64> {
         return vec![0.5; n];
     }
     let mut rates = vec![0.0; n];
-    let all = (0..n).flat_map(|i| (i + 1..n).map(move |j| (i, j)));
-    for ((i, j), first) in all.zip(pairs) {
+    for ((i, j), first) in pairs_of(n).zip(pairs) {
         rates[i] += first;
         rates[j] += 1.0 - first;
     }
@@ -92,8 +96,7 @@ pub struct Ranking {
 pub fn ranking(n: usize, pairs: &[Option<Preference>]) -> Ranking {
     let mut points = vec![0i64; n];
     let mut doubts = Vec::with_capacity(pairs.len());
-    let all = (0..n).flat_map(|i| (i + 1..n).map(move |j| (i, j)));
-    for ((i, j), pair) in all.zip(pairs) {
+    for ((i, j), pair) in pairs_of(n).zip(pairs) {
         let decided = pair.filter(|found| found.consistency > 0.0);
         let first = decided.map_or(0.5, |found| found.probability);
         let (to_i, to_j) = match first.total_cmp(&0.5) {

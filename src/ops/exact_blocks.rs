@@ -8,7 +8,7 @@ use half::f16;
 use half::slice::HalfFloatSliceExt;
 
 use super::blocks::{self, BLOCK, BlockType};
-use super::gemm::{MR, NR, Prefetch, micro, row_tasks, with_tile};
+use super::gemm::{MR, NR, Prefetch, micro, over_panels, with_tile};
 use super::par::{SharedMut, split};
 use super::served::ServedMatrix;
 use super::simd::multiversion;
@@ -228,29 +228,23 @@ impl ServedMatrix for ExactBlocks {
         if k == 0 {
             return y.fill(0.0);
         }
-        let panels = m.div_ceil(NR);
-        let (rows_per_task, row_tasks) = row_tasks(panels, n);
         let out = SharedMut::new(y);
-        split(panels * row_tasks, n * m * k, |range| {
+        over_panels(n, m, k, |p, rows| {
             // Taken out so that a nested call on this thread (work stealing) finds a buffer of its own.
             let mut part = PART.take();
             part.resize(DEPTH * NR, 0.0);
-            for task in range {
-                let (p, r0) = (task / row_tasks, task % row_tasks * rows_per_task);
-                let r1 = (r0 + rows_per_task).min(n);
-                let cols = NR.min(m - p * NR);
-                for k0 in (0..k).step_by(DEPTH) {
-                    let depth = DEPTH.min(k - k0);
-                    let part = &mut part[..depth * NR];
-                    self.dequantize(p, k0, part.as_chunks_mut::<NR>().0);
-                    for r in (r0..r1).step_by(MR) {
-                        let rows = MR.min(r1 - r);
-                        // SAFETY: this task alone owns rows × columns of this panel.
-                        unsafe {
-                            with_tile(out, r * m + p * NR, m, rows, cols, k0 == 0, |to, width| {
-                                micro(part, &x[r * k + k0..], k, rows, depth, Prefetch::none(), to, width, k0 == 0);
-                            });
-                        }
+            let cols = NR.min(m - p * NR);
+            for k0 in (0..k).step_by(DEPTH) {
+                let depth = DEPTH.min(k - k0);
+                let part = &mut part[..depth * NR];
+                self.dequantize(p, k0, part.as_chunks_mut::<NR>().0);
+                for r in rows.clone().step_by(MR) {
+                    let count = MR.min(rows.end - r);
+                    // SAFETY: this task alone owns rows × columns of this panel.
+                    unsafe {
+                        with_tile(out, r * m + p * NR, m, count, cols, k0 == 0, |to, width| {
+                            micro(part, &x[r * k + k0..], k, count, depth, Prefetch::none(), to, width, k0 == 0);
+                        });
                     }
                 }
             }

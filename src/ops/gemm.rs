@@ -5,6 +5,8 @@
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 
+use std::ops::Range;
+
 use super::par::{SharedMut, split};
 #[cfg(target_arch = "x86_64")]
 use super::simd::{Isa, isa};
@@ -156,11 +158,18 @@ multiversion! {
     }
 }
 
-/// Rows of a task, and number of tasks of each panel, for a product of n rows. With few panels rows are divided too, into
-/// parts that are large enough to reuse a panel from the L2 cache.
-pub(super) fn row_tasks(panels: usize, n: usize) -> (usize, usize) {
-    let rows = if panels >= 16 || n <= 4 * MR { n.max(1) } else { 32 * MR };
-    (rows, n.div_ceil(rows))
+/// Calls `work(panel, rows)` in parallel for every panel of a product `[n, k]` · `[k, m]`. With few panels rows are divided
+/// too, into parts that are large enough to reuse a panel from the L2 cache.
+pub(super) fn over_panels(n: usize, m: usize, k: usize, work: impl Fn(usize, Range<usize>) + Sync + Send) {
+    let panels = m.div_ceil(NR);
+    let rows_per_task = if panels >= 16 || n <= 4 * MR { n.max(1) } else { 32 * MR };
+    let row_tasks = n.div_ceil(rows_per_task);
+    split(panels * row_tasks, n * m * k, |range| {
+        for task in range {
+            let r0 = task % row_tasks * rows_per_task;
+            work(task / row_tasks, r0..(r0 + rows_per_task).min(n));
+        }
+    });
 }
 
 /// y `[n, m]` = x `[n, k]` · Wᵀ for a W packed by [`pack_into`].
@@ -172,15 +181,9 @@ pub fn matmul_packed(panels: &[f32], x: &[f32], y: &mut [f32], n: usize, m: usiz
     if k == 0 {
         return y.fill(0.0);
     }
-    let (rows_per_task, row_tasks) = row_tasks(n_panels, n);
     let out = SharedMut::new(y);
-    split(n_panels * row_tasks, n * m * k, |range| {
-        for task in range {
-            let (panel, rows) = (task / row_tasks, task % row_tasks);
-            let r0 = rows * rows_per_task;
-            let r1 = (r0 + rows_per_task).min(n);
-            panel_rows(&panels[panel * k * NR..(panel + 1) * k * NR], x, out, r0..r1, panel * NR, m, k, false);
-        }
+    over_panels(n, m, k, |panel, rows| {
+        panel_rows(&panels[panel * k * NR..(panel + 1) * k * NR], x, out, rows, panel * NR, m, k, false);
     });
 }
 
@@ -212,7 +215,7 @@ pub(super) fn panel_rows(
     panel: &[f32],
     x: &[f32],
     y: SharedMut<f32>,
-    rows: std::ops::Range<usize>,
+    rows: Range<usize>,
     c0: usize,
     m: usize,
     k: usize,

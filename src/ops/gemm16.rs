@@ -5,7 +5,7 @@ use std::cell::RefCell;
 
 use half::{bf16, f16};
 
-use super::gemm::{MR, NR, WeightLayout, pack_into, panel_rows, row_tasks};
+use super::gemm::{MR, NR, WeightLayout, over_panels, pack_into, panel_rows};
 use super::par::{SharedMut, split};
 use super::served::ServedMatrix;
 use super::simd::multiversion;
@@ -71,26 +71,21 @@ impl ServedMatrix for PackedHalf {
         if k == 0 {
             return y.fill(0.0);
         }
-        let panels = m.div_ceil(NR);
-        let (rows_per_task, row_tasks) = row_tasks(panels, n);
         let out = SharedMut::new(y);
-        split(panels * row_tasks, n * m * k, |range| {
-            for task in range {
-                let (p, r0) = (task / row_tasks, task % row_tasks * rows_per_task);
-                let panel = &self.panels[p * k * NR..(p + 1) * k * NR];
-                if n <= FUSED_ROWS && fused_rows(panel, self.kind, x, out, n, p * NR, m, k) {
-                    continue;
-                }
-                // Taken out so that a nested call on this thread (work stealing) finds a buffer of its own.
-                let mut wide = PANEL.take();
-                wide.resize(panel.len(), 0.0);
-                match self.kind {
-                    HalfKind::Bf16 => widen_bf16(panel, &mut wide),
-                    HalfKind::F16 => widen_f16(panel, &mut wide),
-                }
-                panel_rows(&wide, x, out, r0..(r0 + rows_per_task).min(n), p * NR, m, k, false);
-                PANEL.set(wide);
+        over_panels(n, m, k, |p, rows| {
+            let panel = &self.panels[p * k * NR..(p + 1) * k * NR];
+            if n <= FUSED_ROWS && fused_rows(panel, self.kind, x, out, n, p * NR, m, k) {
+                return;
             }
+            // Taken out so that a nested call on this thread (work stealing) finds a buffer of its own.
+            let mut wide = PANEL.take();
+            wide.resize(panel.len(), 0.0);
+            match self.kind {
+                HalfKind::Bf16 => widen_bf16(panel, &mut wide),
+                HalfKind::F16 => widen_f16(panel, &mut wide),
+            }
+            panel_rows(&wide, x, out, rows, p * NR, m, k, false);
+            PANEL.set(wide);
         });
     }
 }

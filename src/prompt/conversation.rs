@@ -14,6 +14,23 @@ pub struct ToolCall {
     pub arguments: Value,
 }
 
+impl ToolCall {
+    /// The arguments of a call in OpenAI's form, as templates expect them: an object, also if its text is given, and
+    /// another text unchanged. `None` if they are neither an object nor a text.
+    pub fn read_arguments(given: &Value) -> Option<Value> {
+        match given {
+            Value::Null => Some(Value::Object(Map::new())),
+            Value::String(text) if text.trim().is_empty() => Some(Value::Object(Map::new())),
+            Value::String(text) => match serde_json::from_str(text) {
+                Ok(Value::Object(fields)) => Some(Value::Object(fields)),
+                _ => Some(given.clone()),
+            },
+            Value::Object(_) => Some(given.clone()),
+            _ => None,
+        }
+    }
+}
+
 /// One message.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Turn {

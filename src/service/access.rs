@@ -29,7 +29,8 @@ pub struct Actor {
     /// Identity by which rates are limited: a key's id, also for the sessions that the key opened, `admin:…`, or
     /// `person:…`.
     pub credential: String,
-    /// The credential: a key's id, `configured`, `link:…`, `invite` or `proxy`; for a session, the credential that opened it.
+    /// The credential: a key's id, `configured`, `link:…`, `invite` or `proxy`; for a session, the credential that opened
+    /// it.
     pub origin: String,
     /// The API key with a daily token limit, if there is one, also behind a session.
     pub quota: Option<(ApiKeyId, i64)>,

@@ -252,25 +252,14 @@ fn place(found: &Standing, held: &Assignment, j: &Judgment, submit: &SubmitJudgm
 /// Checks that a ranking names every completion of its set once, and that other judgments name only completions of the
 /// set.
 pub(super) fn check_items(j: &Judgment, of_set: &[CompletionId]) -> Result<()> {
-    let mut seen = HashSet::new();
-    for item in &j.items {
-        if !of_set.contains(&item.completion_id) {
-            return conflict(format!("completion {} is not in set {}", item.completion_id, j.set_id));
-        }
-        if !seen.insert(&item.completion_id) {
-            return conflict(format!("completion {} is ranked twice", item.completion_id));
-        }
-    }
+    let ranked = named_once(&j.set_id, j.items.iter().map(|item| &item.completion_id), of_set)?;
     if let Some(flag) = j.flags.iter().filter_map(|f| f.completion_id.as_ref()).find(|id| !of_set.contains(id)) {
         return conflict(format!("completion {flag} is not in set {}", j.set_id));
     }
     if let Some(rated) = j.ratings.iter().map(|r| &r.completion_id).find(|id| !of_set.contains(id)) {
         return conflict(format!("completion {rated} is not in set {}", j.set_id));
     }
-    if j.outcome == Outcome::Ranked && seen.len() != of_set.len() {
-        return conflict(format!("{} of {} completions are ranked", seen.len(), of_set.len()));
-    }
-    Ok(())
+    if j.outcome == Outcome::Ranked { all_ranked(ranked, of_set) } else { Ok(()) }
 }
 
 /// Checks that a ranking names every completion of its set once.
@@ -279,8 +268,17 @@ pub(super) fn check_ranking<'a>(
     ranked: impl Iterator<Item = &'a CompletionId>,
     of_set: &[CompletionId],
 ) -> Result<()> {
+    all_ranked(named_once(set_id, ranked, of_set)?, of_set)
+}
+
+/// Checks that completions are of the set and named once each. Returns their number.
+fn named_once<'a>(
+    set_id: &SetId,
+    named: impl Iterator<Item = &'a CompletionId>,
+    of_set: &[CompletionId],
+) -> Result<usize> {
     let mut seen = HashSet::new();
-    for id in ranked {
+    for id in named {
         if !of_set.contains(id) {
             return conflict(format!("completion {id} is not in set {set_id}"));
         }
@@ -288,10 +286,14 @@ pub(super) fn check_ranking<'a>(
             return conflict(format!("completion {id} is ranked twice"));
         }
     }
-    if seen.len() != of_set.len() {
-        return conflict(format!("{} of {} completions are ranked", seen.len(), of_set.len()));
+    Ok(seen.len())
+}
+
+fn all_ranked(ranked: usize, of_set: &[CompletionId]) -> Result<()> {
+    if ranked == of_set.len() {
+        return Ok(());
     }
-    Ok(())
+    conflict(format!("{ranked} of {} completions are ranked", of_set.len()))
 }
 
 /// The set's new status: done once enough labelers have judged it (skips do not count); `None` when it does not change.

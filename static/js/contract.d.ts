@@ -491,8 +491,9 @@ export type ChatMessage = {
   name?: string | null;
   /** The assistant's refusal; used as its content. */
   refusal?: string | null;
-  /** The message as HTML, and its parts, as this server shows it to people. Accepted, without effect. */
+  /** The message as HTML, as this server shows it to people. Accepted, without effect. */
   html?: string | null;
+  /** The parts of the message, as this server shows them to people. Accepted, without effect. */
   parts?: any;
   /** The assistant's calls of tools. Not supported for choices, except empty. */
   tool_calls?: any;

@@ -68,8 +68,9 @@ pub struct ChatMessage {
     pub name: Option<String>,
     /// The assistant's refusal; used as its content.
     pub refusal: Option<String>,
-    /// The message as HTML, and its parts, as this server shows it to people. Accepted, without effect.
+    /// The message as HTML, as this server shows it to people. Accepted, without effect.
     pub html: Option<String>,
+    /// The parts of the message, as this server shows them to people. Accepted, without effect.
     #[schemars(with = "Option<Value>")]
     pub parts: Option<Value>,
     /// The assistant's calls of tools. Not supported for choices, except empty.

@@ -99,17 +99,8 @@ fn tool_calls(list: &[Value], field: &str) -> ApiResult<Vec<ToolCall>> {
         }
         let name = call["function"]["name"].as_str().filter(|n| !n.is_empty() && n.len() <= 256);
         let name = name.ok_or_else(|| bad(".function.name", "must be a text of 1 to 256 bytes"))?;
-        // Templates expect the arguments as an object.
-        let arguments = match &call["function"]["arguments"] {
-            Value::Null => Value::Object(Map::new()),
-            Value::String(text) if text.trim().is_empty() => Value::Object(Map::new()),
-            Value::String(text) => match serde_json::from_str::<Value>(text) {
-                Ok(read @ Value::Object(_)) => read,
-                _ => Value::String(text.clone()),
-            },
-            given @ Value::Object(_) => given.clone(),
-            _ => return Err(bad(".function.arguments", "must be the text of a JSON object")),
-        };
+        let arguments = ToolCall::read_arguments(&call["function"]["arguments"])
+            .ok_or_else(|| bad(".function.arguments", "must be the text of a JSON object"))?;
         Ok(ToolCall { id: id.to_owned(), name: name.to_owned(), arguments })
     };
     list.iter().enumerate().map(one).collect()
