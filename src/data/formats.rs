@@ -12,7 +12,7 @@ use super::lines::{Lines, MAX_SENT_LINE};
 use super::oasst;
 use super::preferences::pairs;
 use super::records::{Comparison, Format, PromptRecord, RankedText, Record, Written};
-use crate::domain::{Knowledge, Message, PromptInput, Ratings, Split, Strength};
+use crate::domain::{Knowledge, LabelerKind, Message, PromptInput, Ratings, Split, Strength};
 
 /// Most completions in one set; the number of pairs grows with its square. Labelers rank sets of two to nine; larger
 /// ones come only from files.
@@ -158,6 +158,9 @@ fn comparison(fields: &Fields<'_>) -> Outcome<Comparison> {
     let knowledge = fields.owned("knowledge")?;
     let knowledge =
         knowledge.map(|k| Knowledge::parse(&k).ok_or(format!("`knowledge` = {k:?} (blind, authors, answer)")));
+    let labeler_kind = fields.owned("labeler_kind")?;
+    let labeler_kind =
+        labeler_kind.map(|k| LabelerKind::parse(&k).ok_or(format!("`labeler_kind` = {k:?} (human, model)")));
     let rubric = fields.owned("rubric")?;
     if rubric.is_none() && completions.iter().any(|c| !c.ratings.is_empty()) {
         return Err("`rubric` is missing: the version of the rubric that the ratings are by".into());
@@ -169,6 +172,7 @@ fn comparison(fields: &Fields<'_>) -> Outcome<Comparison> {
         strength,
         split,
         labeler: labeler(fields)?,
+        labeler_kind: labeler_kind.transpose()?,
         knowledge: knowledge.transpose()?,
         explanation: fields.owned("explanation")?,
         rubric,

@@ -57,6 +57,7 @@ fn comparison(prompt: &Prompt, completions: Vec<RankedText>) -> Comparison {
         strength: None,
         split: Some(prompt.split),
         labeler: None,
+        labeler_kind: None,
         knowledge: None,
         explanation: None,
         rubric: None,

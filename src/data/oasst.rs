@@ -56,6 +56,7 @@ fn walk(node: &Value, path: &mut Vec<Message>, found: &mut Vec<Comparison>) -> R
                 strength: None,
                 split: None,
                 labeler: None,
+                labeler_kind: None,
                 knowledge: None,
                 explanation: None,
                 rubric: None,

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use crate::domain::{ByRating, Knowledge, Outcome, PromptInput, RankedSet, RatingValue, Ratings, Split, Strength};
+use crate::domain::{ByRating, Knowledge, LabelerKind, Outcome, PromptInput, RankedSet, RatingValue, Ratings, Split, Strength};
 
 /// Names of file formats, as in `POST /admin/import?format=…`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +79,9 @@ pub struct Comparison {
     /// hashes do not change when a person's name is erased.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub labeler: Option<String>,
+    /// `model` if a language model ranked, in files that are exchanged between servers; a person if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub labeler_kind: Option<LabelerKind>,
     /// The labeler's knowledge before judging; blind if absent. Only blind rankings count.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub knowledge: Option<Knowledge>,
@@ -106,21 +109,25 @@ impl Comparison {
         Some(Self { labeler: Some(set.labeler_id.to_string()), ..Self::with_tags(set)? })
     }
 
-    /// The completions that have a rating on the dimension, ranked by it; equal ratings tie. `None` when the line is by
-    /// another rubric, or fewer than two completions are rated. Strength and ratings belong to the labeler's ranking and
-    /// are left out.
-    pub fn ranked_by(&self, by: &ByRating) -> Option<Self> {
-        if self.rubric.as_ref() != Some(&by.rubric) {
-            return None;
-        }
+    /// The tier of every completion by its rating on a dimension, best lowest; `None` where it has no such rating, and
+    /// for all when the line is by another rubric.
+    pub fn tiers_by(&self, by: &ByRating) -> Vec<Option<i64>> {
+        let same = self.rubric.as_ref() == Some(&by.rubric);
         let level = |completion: &RankedText| match completion.ratings.get(&by.dimension)? {
             RatingValue::Likert(n) => Some(*n),
             RatingValue::Flag(yes) => Some(i64::from(*yes)),
             RatingValue::Tags(_) => None,
         };
         let best_first = |n: i64| if by.lower_is_better { n } else { -n };
-        let rated = self.completions.iter().filter_map(|c| Some((best_first(level(c)?), c)));
-        let mut rated: Vec<(i64, &RankedText)> = rated.collect();
+        self.completions.iter().map(|c| level(c).filter(|_| same).map(best_first)).collect()
+    }
+
+    /// The completions that have a rating on the dimension, ranked by it; equal ratings tie. `None` when the line is by
+    /// another rubric, or fewer than two completions are rated. Strength and ratings belong to the labeler's ranking and
+    /// are left out.
+    pub fn ranked_by(&self, by: &ByRating) -> Option<Self> {
+        let rated = self.tiers_by(by).into_iter().zip(&self.completions);
+        let mut rated: Vec<(i64, &RankedText)> = rated.filter_map(|(level, c)| Some((level?, c))).collect();
         rated.sort_by_key(|(level, _)| *level);
         let mut levels: Vec<i64> = rated.iter().map(|(level, _)| *level).collect();
         levels.dedup();
@@ -153,6 +160,7 @@ impl Comparison {
             strength: set.strength,
             split: Some(set.split),
             labeler: None,
+            labeler_kind: None,
             knowledge: None,
             explanation: None,
             rubric: set.rubric_version.clone(),
@@ -169,6 +177,7 @@ impl Comparison {
             strength: None,
             split: None,
             labeler: None,
+            labeler_kind: None,
             knowledge: None,
             explanation: None,
             rubric: None,

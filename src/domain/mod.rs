@@ -12,6 +12,7 @@ mod nearest;
 mod prompt_input;
 pub mod time;
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -425,12 +426,16 @@ pub struct JobEvent {
 }
 
 /// A reward model's score of one completion.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RewardScore {
-    /// Mean over the model's heads: the score.
+    /// The score: the mean over the heads of an ensemble, or the weighted sum of the heads of a rubric's dimensions.
     pub mean: f64,
-    /// Standard deviation over the heads, on the scale of the score: the model's uncertainty. 0 with one head.
+    /// Standard deviation over the heads of an ensemble, on the scale of the score: the model's uncertainty. 0 for other
+    /// models.
     pub std: f64,
+    /// Scores by name of a head, of a model with heads for a rubric's dimensions; without the weights.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub parts: BTreeMap<String, f64>,
     /// Number of tokens that were read.
     #[serde(default)]
     pub tokens: usize,

@@ -125,5 +125,8 @@ pub struct ByRating {
     pub lower_is_better: bool,
 }
 
+/// Name of the labelers' ranking beside the dimensions of a rubric, of which a reward model has a head each.
+pub const RANKING: &str = "ranking";
+
 /// The ratings of one completion, by key of the dimension.
 pub type Ratings = BTreeMap<String, RatingValue>;

@@ -1,5 +1,6 @@
 //! `POST /v1/feedback` and `POST /v1/rewards`.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::extract::State;
@@ -82,6 +83,10 @@ pub struct Rewards {
     pub scores: Vec<f64>,
     /// Standard deviation over the model's heads, on the scale of the score; 0 for a model with one head.
     pub stds: Vec<f64>,
+    /// Of a model with heads for a rubric's dimensions: the score of each completion by head, before weights. `ranking`
+    /// is the head of the labelers' ranking.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dimensions: Option<Vec<BTreeMap<String, f64>>>,
 }
 
 pub async fn rewards(
@@ -99,6 +104,8 @@ pub async fn rewards(
     let model = body.model.as_deref();
     let (model, scores) =
         crate::service::publish::rewards(&state.services, model, &prompt, body.completions, caller.is_admin()).await?;
-    let (scores, stds) = scores.into_iter().map(|s| (s.mean, s.std)).unzip();
-    Ok(axum::Json(Rewards { model: model.name, model_version: model.id, scores, stds }))
+    let (values, stds) = scores.iter().map(|s| (s.mean, s.std)).unzip();
+    let parts: Vec<BTreeMap<String, f64>> = scores.into_iter().map(|s| s.parts).collect();
+    let dimensions = Some(parts).filter(|parts| parts.iter().any(|p| !p.is_empty()));
+    Ok(axum::Json(Rewards { model: model.name, model_version: model.id, scores: values, stds, dimensions }))
 }

@@ -129,6 +129,7 @@ pub fn collect(
             strength: None,
             split: None,
             labeler: None,
+            labeler_kind: None,
             knowledge: None,
             explanation: None,
             rubric: None,

@@ -159,7 +159,9 @@ impl<'a> Rankings<'a> {
                     {
                         continue;
                     }
-                    found.push(Comparison { knowledge, ..comparison });
+                    let by_model = self.with_labelers && *kind == LabelerKind::Model;
+                    let labeler_kind = by_model.then_some(LabelerKind::Model);
+                    found.push(Comparison { knowledge, labeler_kind, ..comparison });
                 }
                 Ok(Some(found))
             }

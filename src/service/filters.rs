@@ -3,8 +3,10 @@
 
 use std::collections::BTreeSet;
 
+use serde_json::Value;
+
 use super::{Result, Services, bad_input};
-use crate::domain::{DimensionKind, Prompt, unknown_name};
+use crate::domain::{DimensionKind, Prompt, RANKING, unknown_name};
 use crate::store::{Page, PromptFilter, RankedFilter, StoreError};
 
 /// Number of prompts in a page.
@@ -82,6 +84,28 @@ async fn check_by_rating(services: &Services, filter: &RankedFilter, field: &str
         return Err(bad_input(field("rubric"), "goes without feedback, which has no ratings"));
     }
     Ok(())
+}
+
+/// Checks that the arguments of a job of kind `reward` name dimensions that can be learned: of the stored rubric that
+/// they name, or else of any.
+///
+/// # Errors
+/// `BadInput` naming the field of an unknown rubric or dimension.
+pub async fn check_dimensions(services: &Services, args: &Value) -> Result<()> {
+    let Some(weights) = args.get("dimensions").and_then(Value::as_object) else { return Ok(()) };
+    let stored = services.store.rubrics().list().await?;
+    let named = args.get("rubric").and_then(Value::as_str);
+    if let Some(version) = named.filter(|version| stored.iter().all(|v| v.rubric.version != *version)) {
+        let known = stored.into_iter().map(|v| v.rubric.version).collect();
+        return Err(refuse("args.rubric".to_owned(), "rubric", version, &known));
+    }
+    let of = stored.iter().filter(|v| named.is_none_or(|version| v.rubric.version == version));
+    let ordered = of.flat_map(|v| &v.rubric.definition.dimensions).filter(|d| d.kind != DimensionKind::Tags);
+    let known: BTreeSet<String> = ordered.map(|d| d.key.clone()).collect();
+    match weights.keys().find(|key| *key != RANKING && !known.contains(*key)) {
+        Some(key) => Err(refuse("args.dimensions".to_owned(), "scale or flag", key, &known)),
+        None => Ok(()),
+    }
 }
 
 async fn check_tag(services: &Services, tag: Option<&str>, field: &str) -> Result<()> {

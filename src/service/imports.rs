@@ -344,6 +344,9 @@ fn ranking(
     named: impl Fn(String) -> Labeler,
     definitions: &Definitions,
 ) -> Result<(ImportedRanking, Option<String>), String> {
+    if comparison.labeler_kind == Some(LabelerKind::Model) {
+        return Err("is by a language model (`labeler_kind`); a file can only bring people's rankings".to_owned());
+    }
     let Comparison { prompt, completions, strength, split, labeler, knowledge, explanation, rubric, .. } = comparison;
     let explanation = explanation.filter(|text| !text.trim().is_empty());
     let mut prompt = prompt_record(prompt.into_messages(), source, now);

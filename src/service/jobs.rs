@@ -123,6 +123,9 @@ pub async fn enqueue(services: &Arc<Services>, by: &Actor, new: NewJob) -> Resul
         check_trainer(&services, &request.kind, &request.args)?;
         check_judges(&services, &request.args)?;
         check_filter(&services, &request.args).await?;
+        if request.kind == "reward" {
+            filters::check_dimensions(&services, &request.args).await?;
+        }
         register_named(&services, &mut request.args).await?;
         if let Some(args) = request.args.as_object_mut() {
             estimate::fill_defaults(services.store.as_ref(), &services.config.data_dir, &request.kind, args).await?;

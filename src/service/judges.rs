@@ -7,8 +7,8 @@ use serde::Serialize;
 
 use super::quality::{Scope, blocking, facts};
 use super::{Result, Services};
-use crate::domain::{ModelVersionId, SetKind};
-use crate::eval::quality::judges::{self, JudgeFigures, SetUrgency};
+use crate::domain::{ModelVersionId, Rubric, SetKind, time};
+use crate::eval::quality::judges::{self, JudgeFigures, Rated, SetUrgency};
 use crate::eval::quality::statistics::Resampling;
 
 /// Agreement of judges with people.
@@ -31,8 +31,15 @@ pub async fn report(services: &Services, scope: Scope) -> Result<JudgesReport> {
     let kind = scope.kind.unwrap_or(SetKind::Normal);
     let labelers = services.store.model_judgments().labelers().await?;
     let judgments = services.store.model_judgments().all(kind, None).await?;
+    let since = scope.days.map(|days| time::before(services.now(), days, time::DAY));
+    let ratings = services.store.judgments().ratings(kind, since).await?;
+    let rubrics: Vec<Rubric> = services.store.rubrics().list().await?.into_iter().map(|v| v.rubric).collect();
     let facts = facts(services, &scope).await?;
-    let judges = blocking(move || judges::figures(&facts, &judgments, &labelers, resampling)).await?;
+    let judges = blocking(move || {
+        let rated = Rated { rubrics: &rubrics, ratings: &ratings };
+        judges::figures(&facts, &judgments, &labelers, rated, resampling)
+    })
+    .await?;
     let names = services.store.models().list().await?.into_iter().map(|m| (m.id, m.name));
     let is_used = |id: &ModelVersionId| judges.iter().any(|j| j.versions.iter().any(|v| v.model_version_id == *id));
     let versions = names.filter(|(id, _)| is_used(id)).collect();

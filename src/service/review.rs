@@ -86,6 +86,8 @@ pub struct Disputed {
     pub completions: Vec<Completion>,
     /// Judgments with the names of their labelers.
     pub judgments: Vec<(Judgment, Labeler)>,
+    /// Rankings by language models with their names, in the order in which they were stored.
+    pub judges: Vec<(ModelJudgment, String)>,
     pub settled_by: Option<LabelerId>,
     /// The expected order of sets with a known answer.
     pub known: Option<KnownOrder>,
@@ -108,6 +110,14 @@ pub async fn disputed(services: &Services, by: &Actor, id: &SetId) -> Result<Dis
         let labeler = services.store.people().get(&judgment.labeler_id).await?;
         judgments.push((judgment, labeler));
     }
+    let names = services.store.model_judgments().labelers().await?;
+    let name = |id: &LabelerId| names.iter().find(|l| l.id == *id).map_or_else(String::new, |l| l.name.clone());
+    let judges = services.store.model_judgments().of_set(id).await?;
+    let judges = judges.into_iter().map(|judgment| {
+        let name = name(&judgment.labeler_id);
+        (judgment, name)
+    });
+    let judges = judges.collect();
     let known = match set.kind {
         SetKind::Normal => None,
         SetKind::Gold | SetKind::Calibration => {
@@ -115,7 +125,7 @@ pub async fn disputed(services: &Services, by: &Actor, id: &SetId) -> Result<Dis
         }
     };
     let settled_by = sets.settled_by(id).await?;
-    Ok(Disputed { set, prompt, completions, judgments, settled_by, known })
+    Ok(Disputed { set, prompt, completions, judgments, judges, settled_by, known })
 }
 
 /// Settles a set by the reviewer's own judgment: datasets then take it instead of the others'. A reviewer

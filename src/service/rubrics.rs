@@ -141,6 +141,9 @@ fn check(definition: &RubricDefinition) -> Result<()> {
         if key.is_empty() || key.len() > 64 || !key.bytes().all(fits) {
             return Err(bad_input(field("key"), format!("is {key:?}; must be 1 to 64 of a-z, 0-9 and _")));
         }
+        if key == RANKING {
+            return Err(bad_input(field("key"), "is \"ranking\", which names the labelers' ranking itself"));
+        }
         if !keys.insert(key) {
             return Err(bad_input(field("key"), format!("is {key:?}, as the key of a dimension before it")));
         }

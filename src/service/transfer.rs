@@ -27,6 +27,8 @@ pub struct Selection {
     pub dataset: Option<String>,
     /// Also preferences that follow from applications' feedback.
     pub feedback: bool,
+    /// Whose rankings. Lines by language models have `labeler_kind`.
+    pub labelers: LabelersUsed,
 }
 
 /// A file that is being exported.
@@ -42,9 +44,9 @@ pub struct Export {
 /// # Errors
 /// `BadInput` for formats that cannot represent the data; `Conflict` when the dataset version cannot be reproduced.
 pub async fn write_out(services: &Arc<Services>, format: Format, selection: Selection) -> Result<Export> {
-    let Selection { split, dataset, feedback } = selection;
-    if dataset.is_some() && (split.is_some() || feedback) {
-        return Err(bad_input("dataset", "has its own split and feedback"));
+    let Selection { split, dataset, feedback, labelers } = selection;
+    if dataset.is_some() && (split.is_some() || feedback || !labelers.is_human()) {
+        return Err(bad_input("dataset", "has its own split, feedback and labelers"));
     }
     match format {
         Format::Prompts => return Err(bad_input("format", "prompts are listed by GET /v1/prompts")),
@@ -67,7 +69,7 @@ pub async fn write_out(services: &Arc<Services>, format: Format, selection: Sele
         None => {
             let without_requests = !services.learns_from_requests();
             datasets::check_feedback(services, feedback, "feedback")?;
-            (RankedFilter { split, feedback, without_requests, ..RankedFilter::default() }, None)
+            (RankedFilter { split, feedback, labelers, without_requests, ..RankedFilter::default() }, None)
         }
     };
     // Other programs' formats cannot represent every ranking; the number of missing ones is counted before the first

@@ -1,7 +1,7 @@
 //! Language models as labelers, and their rankings of sets. They are in tables of their own, so that no figure, queue or
 //! data set of people's judgments can count them.
 
-use super::rows::{Conn, Row, args};
+use super::rows::{Arg, Conn, Row, args};
 use super::{Result, rules};
 use crate::domain::*;
 
@@ -113,17 +113,36 @@ async fn append_one(conn: &mut Conn, j: &ModelJudgment) -> Result<u64> {
     Ok(stored)
 }
 
+/// A row for every completion of the rankings for which a condition holds.
+macro_rules! with_items {
+    ($which:literal) => {
+        concat!(
+            "SELECT m.id, m.set_id, m.labeler_id, m.doubt, m.created, c.text AS criteria, i.completion_id, i.tier
+             FROM model_judgments m
+             JOIN comparison_sets s ON s.id = m.set_id
+             JOIN judge_criteria c ON c.id = m.criteria_id
+             JOIN model_judgment_items i ON i.judgment_id = m.id
+             WHERE ",
+            $which,
+            " ORDER BY m.id, i.tier, i.completion_id"
+        )
+    };
+}
+
 /// Rankings of sets of `kind`, created since `since`, in the order in which they were stored.
 pub(super) async fn all(conn: &mut Conn, kind: SetKind, since: Option<Micros>) -> Result<Vec<ModelJudgment>> {
+    read(conn, with_items!("s.kind = $1 AND ($2 IS NULL OR m.created >= $2)"), args![kind.as_str(), since]).await
+}
+
+/// Rankings of one set, in the order in which they were stored.
+pub(super) async fn of_set(conn: &mut Conn, set: &SetId) -> Result<Vec<ModelJudgment>> {
+    read(conn, with_items!("m.set_id = $1"), args![set.as_str()]).await
+}
+
+/// The rankings that a statement of `with_items!` finds.
+async fn read(conn: &mut Conn, sql: &'static str, values: Vec<Arg>) -> Result<Vec<ModelJudgment>> {
     let mut judgments: Vec<ModelJudgment> = Vec::new();
-    let sql = "SELECT m.id, m.set_id, m.labeler_id, m.doubt, m.created, c.text AS criteria, i.completion_id, i.tier
-               FROM model_judgments m
-               JOIN comparison_sets s ON s.id = m.set_id
-               JOIN judge_criteria c ON c.id = m.criteria_id
-               JOIN model_judgment_items i ON i.judgment_id = m.id
-               WHERE s.kind = $1 AND ($2 IS NULL OR m.created >= $2)
-               ORDER BY m.id, i.tier, i.completion_id";
-    conn.each(sql, args![kind.as_str(), since], |row| {
+    conn.each(sql, values, |row| {
         let id: JudgmentId = row.text("id")?.into();
         if judgments.last().is_none_or(|last| last.id != id) {
             judgments.push(ModelJudgment {

@@ -104,7 +104,7 @@ fn train<A: RecipeArgs>(
         super::ranked::lengths(data_args.comparisons, &texts)
     })?;
     let max_length = length.tokens;
-    let data = Rankings::read(data_args.comparisons, &texts, max_length, data_args.heldout_fraction)?;
+    let data = Rankings::read(data_args.comparisons, &texts, max_length, data_args.heldout_fraction, &[])?;
     let objective = objective(&data)?;
 
     let policy = Trainable::<Decoder>::for_run(&loaded.config, backbone_and_output(&loaded), &common)?

@@ -10,7 +10,7 @@ use super::data_report::DataReport;
 use super::fit::Fit;
 use super::step::Sequence;
 use crate::data::{Comparison, PromptInput, read_comparisons};
-use crate::domain::{Split, Strength};
+use crate::domain::{ByRating, Split, Strength};
 use crate::objective::reward::{Pair, pairs_of_set};
 use crate::prompt::Texts;
 
@@ -21,6 +21,8 @@ pub struct RankedSequences {
     pub tiers: Vec<i64>,
     /// Strength of the preference from 0 to 1; 0 if it was not given.
     pub strength: f64,
+    /// Of each asked dimension, the tier of every completion by its rating, if it was rated.
+    pub rated: Vec<Vec<Option<i64>>>,
 }
 
 impl RankedSequences {
@@ -41,11 +43,31 @@ impl RankedSequences {
     /// The pairs of the set, whose first completion has index `first` in the batch. Completions with the same tokens,
     /// also as a result of truncation, are not a pair.
     pub fn pairs(&self, first: usize, margin: f64) -> Vec<Pair> {
-        let mut pairs = pairs_of_set(&self.tiers, first, margin * self.strength);
+        self.different(pairs_of_set(&self.tiers, first, margin * self.strength), first)
+    }
+
+    /// As [`pairs`](Self::pairs), by the ratings on dimension `index` of the asked ones. Completions without a rating
+    /// are in no pair.
+    pub fn pairs_by(&self, index: usize, first: usize) -> Vec<Pair> {
+        let rated = &self.rated[index];
+        let tiers: Vec<i64> = rated.iter().map(|tier| tier.unwrap_or(0)).collect();
+        let mut pairs = pairs_of_set(&tiers, first, 0.0);
+        let has = |i: u32| rated[i as usize - first].is_some();
+        pairs.retain(|p| has(p.winner) && has(p.loser));
+        self.different(pairs, first)
+    }
+
+    /// The pairs of completions with different tokens, with equal weights that sum to 1.
+    fn different(&self, mut pairs: Vec<Pair>, first: usize) -> Vec<Pair> {
         pairs.retain(|p| !self.is_equal(p.winner as usize - first, p.loser as usize - first));
         let weight = 1.0 / pairs.len() as f64;
         pairs.iter_mut().for_each(|pair| pair.weight = weight);
         pairs
+    }
+
+    /// Whether some head has a pair to learn from.
+    fn teaches(&self) -> bool {
+        !self.pairs(0, 0.0).is_empty() || (0..self.rated.len()).any(|index| !self.pairs_by(index, 0).is_empty())
     }
 }
 
@@ -99,11 +121,17 @@ fn agreement(judgments: &Judgments) -> Option<f64> {
 }
 
 impl Rankings {
-    /// Reads a file of rankings.
+    /// Reads a file of rankings, with the ratings by which `by` asks to rank the completions, too.
     ///
     /// # Errors
     /// If a line is invalid, or nothing is left to train on.
-    pub fn read(path: &str, texts: &Texts, max_length: usize, heldout_fraction: f64) -> Result<Self> {
+    pub fn read(
+        path: &str,
+        texts: &Texts,
+        max_length: usize,
+        heldout_fraction: f64,
+        by: &[ByRating],
+    ) -> Result<Self> {
         let fit = Fit::new(max_length);
         let mut found = Self {
             train: Vec::new(),
@@ -115,14 +143,16 @@ impl Rankings {
         };
         let mut judgments = Judgments::new();
         for comparison in read_comparisons(Path::new(path)).context("comparisons")? {
-            let set = encode(&comparison, texts, max_length, &mut found.fit)?;
+            let mut set = encode(&comparison, texts, max_length, &mut found.fit)?;
+            set.rated = by.iter().map(|by| comparison.tiers_by(by)).collect();
             note(&mut judgments, &comparison);
             let (side, tokens) = (comparison.side(heldout_fraction), set.sequences.iter().map(Sequence::predicted));
             found.report.note_ranking(&comparison, &tokens.collect::<Vec<_>>(), side);
-            if set.tiers.iter().all(|tier| *tier == set.tiers[0]) {
-                found.ties += 1;
-            } else if set.pairs(0, 0.0).is_empty() {
-                found.fit.equal_sets += 1;
+            if !set.teaches() {
+                match set.tiers.iter().all(|tier| *tier == set.tiers[0]) {
+                    true => found.ties += 1,
+                    false => found.fit.equal_sets += 1,
+                }
             } else if side == Split::Train {
                 found.train.push(set);
             } else {
@@ -174,6 +204,7 @@ pub fn encode(comparison: &Comparison, texts: &Texts, max_length: usize, fit: &m
             Some(Strength::Slightly) => 1.0 / 3.0,
             Some(Strength::Barely) | None => 0.0,
         },
+        rated: Vec::new(),
     };
     fit.equal_pairs += set.equal_pairs();
     Ok(set)

@@ -2,7 +2,8 @@
 //! scored at its end token (decoders) or at [CLS] (BERT-type encoders), by one head or an ensemble of heads on one
 //! trunk.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use candle_core::{Tensor, Var};
@@ -17,7 +18,9 @@ use super::sft::Demonstrations;
 use super::step::{Accumulator, Sequence};
 use super::trainable::{Trainable, normal_init};
 use super::{Reporter, TrainOutcome, optim::Params};
-use crate::model::heads::reward::{SCORE, Scale, below, headless, separator};
+use crate::data::read_comparisons;
+use crate::domain::{ByRating, RANKING};
+use crate::model::heads::reward::{self, Part, SCORE, Scale, Scoring, below, headless, separator};
 use crate::model::{Loaded, Trunk};
 use crate::objective::Stats;
 use crate::objective::preference::{LengthMetrics, PairMetrics, by_length, pair_metrics};
@@ -34,16 +37,30 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
         super::ranked::lengths(&args.comparisons, &texts)
     })?;
     let max_length = length.tokens;
-    let data = Rankings::read(&args.comparisons, &texts, max_length, args.heldout_fraction)?;
+    let parts = parts(&args);
+    let by = by_dimension(&args)?;
+    let data = Rankings::read(&args.comparisons, &texts, max_length, args.heldout_fraction, &by)?;
+    for (index, by) in by.iter().enumerate() {
+        if data.train.iter().all(|set| set.pairs_by(index, 0).is_empty()) {
+            let (dimension, rubric) = (&by.dimension, &by.rubric);
+            bail!("dimensions: no set to train on has different ratings on {dimension:?} of the rubric {rubric:?}");
+        }
+    }
     let (reference, reference_hash, reference_fit) = reference(&args, &texts, max_length)?;
 
     let backbone =
         Trainable::<Trunk>::for_run(&headless(&loaded.config), below(&loaded.config, &loaded.weights), &common)?
             .with_source(&loaded.source);
-    let head = Var::from_tensor(&head(&loaded, args.heads, common.seed)?)?;
+    let heads = args.heads.max(parts.len());
+    let head = Var::from_tensor(&head(&loaded, heads, &parts, common.seed)?)?;
     loaded.weights.clear();
     let params = backbone.params.clone().into_iter().chain([(SCORE.to_owned(), head.clone())]).collect::<Params>();
-    let trainer = RewardTrainer { separator: separator(&loaded), max_tokens: common.micro_batch_tokens, head: &head };
+    let trainer = RewardTrainer {
+        separator: separator(&loaded),
+        max_tokens: common.micro_batch_tokens,
+        head: &head,
+        by_dimension: !parts.is_empty(),
+    };
     let mut hashes = BTreeMap::from([("comparisons".to_owned(), file_hash(&args.comparisons)?)]);
     hashes.extend(reference_hash);
     let plan = TrainPlan {
@@ -74,8 +91,15 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
         let batch: Vec<WeightedSet<'_>> = run
             .batch(data.train.len(), args.batch_size)
             .into_iter()
-            .map(|i| WeightedSet { set: &data.train[i], shares: head_shares(args.heads, run.common.seed, i as u64) })
+            .map(|i| {
+                let shares = match parts.is_empty() {
+                    true => head_shares(args.heads, run.common.seed, i as u64),
+                    false => vec![1.0; heads],
+                };
+                WeightedSet { set: &data.train[i], shares }
+            })
             .collect();
+        let total_sets = trainer.total_sets(&batch)?;
         let (mut sum, mut stats) = (Accumulator::default(), Stats::default());
         for group in trainer.groups(&batch) {
             stats.merge(&trainer.learn(
@@ -83,7 +107,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
                 &params,
                 &group,
                 args.margin,
-                batch.len() as f64,
+                &total_sets,
                 &mut sum,
             )?);
             run.meter.add_tokens(group.iter().map(|item| item.set.tokens()).sum());
@@ -96,7 +120,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
         run.progress("train");
         if run.due(run.common.eval_every) {
             run.progress("evaluate");
-            heldout = evaluate(&trainer, &backbone.frozen_model()?, &data)?;
+            heldout = evaluate(&trainer, &backbone.frozen_model()?, &data, &by)?;
             if let Some(h) = &heldout {
                 report(&mut run, h);
             }
@@ -107,39 +131,86 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     }
 
     let trunk = backbone.frozen_model()?;
-    let scales = match args.normalize {
+    let scoring = match args.normalize {
         true => {
             let reference: Vec<&Sequence> = match &reference {
                 Some(sequences) => sequences.iter().collect(),
                 None => data.train.iter().take(REFERENCE_SETS).flat_map(|set| &set.sequences).collect(),
             };
-            scales(&trainer.raw(&trunk, &reference)?)
+            scales(&trainer.raw(&trunk, &reference)?, parts)
         }
-        false => vec![Scale { gain: 1.0, bias: 0.0 }; args.heads],
+        false => Scoring { scales: vec![Scale { gain: 1.0, bias: 0.0 }; args.heads], parts },
     };
     run.progress("saving");
     let sets =
         json!({"train": data.train.len(), "heldout": data.heldout.len(), "ties": data.ties, "fit": data.fit.json()});
-    let metrics = json!({
+    let mut metrics = json!({
         "heldout": heldout.as_ref().map(|h| h.pairs),
         "heldout_accuracy": heldout.as_ref().map(|h| h.pairs.accuracy),
         "by_length": heldout.as_ref().map(|h| h.lengths),
         "labeler_agreement": data.agreement,
-        "heads": args.heads,
+        "heads": heads,
         "sets": sets,
     });
+    if let Some(found) = heldout.as_ref().filter(|_| !by.is_empty()) {
+        metrics["dimensions"] = json!(found.dimensions);
+    }
     let mut weights = backbone.published()?;
     weights.insert(SCORE.to_owned(), head.as_detached_tensor());
-    let (gain, bias) = (by_scale(&scales, |s| s.gain), by_scale(&scales, |s| s.bias));
+    let (gain, bias) = (by_scale(&scoring.scales, |s| s.gain), by_scale(&scoring.scales, |s| s.bias));
     let data = json!({"comparisons": file_hash(&args.comparisons)?});
     let mut reward = json!({"gain": gain, "bias": bias, "max_length": max_length});
     if !args.reasoning.is_kept() {
         reward["reasoning"] = json!(args.reasoning);
     }
+    if let Some(first) = by.first() {
+        reward["parts"] = json!(scoring.parts);
+        reward["rubric"] = json!(first.rubric);
+    }
     let about = json!({"data": data, "reward": reward, "metrics": metrics});
     super::output::save(&run.common, "reward", "reward", &loaded, &weights, about)?;
     run.write_card()?;
     Ok(TrainOutcome::Done { model_dir: run.common.output_dir.clone(), metrics })
+}
+
+/// The heads with their weights, that of the ranking first; empty without `dimensions`.
+fn parts(args: &RewardArgs) -> Vec<Part> {
+    let Some(weights) = &args.dimensions else { return Vec::new() };
+    let ranking = (RANKING, weights.get(RANKING).copied().unwrap_or(1.0));
+    let others = weights.iter().map(|(name, weight)| (name.as_str(), *weight)).filter(|(name, _)| *name != RANKING);
+    std::iter::once(ranking).chain(others).map(|(name, weight)| Part { name: name.to_owned(), weight }).collect()
+}
+
+/// The rankings by dimension from which heads other than that of the ranking learn. A higher rating is better for a
+/// head; its weight says what that means for the score.
+///
+/// # Errors
+/// When the arguments name no rubric and the file has ratings by none or several.
+fn by_dimension(args: &RewardArgs) -> Result<Vec<ByRating>> {
+    let Some(weights) = &args.dimensions else { return Ok(Vec::new()) };
+    let rubric = match &args.rubric {
+        Some(rubric) => rubric.clone(),
+        None => {
+            let lines = read_comparisons(Path::new(&args.comparisons)).context("comparisons")?;
+            let rated = lines.into_iter().filter(|line| line.completions.iter().any(|c| !c.ratings.is_empty()));
+            let found: BTreeSet<String> = rated.filter_map(|line| line.rubric).collect();
+            match found.len() {
+                0 => bail!("dimensions: no comparison has ratings by a rubric"),
+                1 => found.into_iter().next().unwrap_or_default(),
+                n => {
+                    let known: Vec<String> = found.into_iter().collect();
+                    bail!("rubric: the comparisons have ratings by {n} rubrics ({}); name one", known.join(", "))
+                }
+            }
+        }
+    };
+    let names = weights.keys().filter(|name| *name != RANKING);
+    let by = |dimension: &String| ByRating {
+        rubric: rubric.clone(),
+        dimension: dimension.clone(),
+        lower_is_better: false,
+    };
+    Ok(names.map(by).collect())
 }
 
 /// About two hundred scores determine mean and variance to a few percent.
@@ -166,8 +237,15 @@ fn reference(args: &RewardArgs, texts: &Texts, max_length: usize) -> Result<Refe
 }
 
 /// The heads of the starting reward model, or new ones from Normal(0, 1/√(d+1)), as in arXiv 1909.08593 and 2009.01325.
-fn head(loaded: &Loaded, heads: usize, seed: u64) -> Result<Tensor> {
+fn head(loaded: &Loaded, heads: usize, parts: &[Part], seed: u64) -> Result<Tensor> {
     let d = loaded.config.hidden_size;
+    if loaded.weights.contains_key(SCORE) {
+        let names = |parts: &[Part]| parts.iter().map(|part| part.name.clone()).collect::<Vec<_>>();
+        let (before, now) = (names(&reward::head(loaded)?.1.parts), names(parts));
+        if before != now {
+            bail!("dimensions: the model has heads for {before:?}, not for {now:?}; start from another model");
+        }
+    }
     match loaded.weights.get(SCORE) {
         Some(head) if head.dims() == [heads, d] => Ok(head.clone()),
         Some(head) => bail!("heads: the model's {SCORE} has shape {:?}, not [{heads}, {d}]", head.dims()),
@@ -181,13 +259,21 @@ fn head(loaded: &Loaded, heads: usize, seed: u64) -> Result<Tensor> {
 struct Heldout {
     pairs: PairMetrics,
     lengths: LengthMetrics,
-    /// Mean over pairs of the standard deviation of the heads' score differences.
+    /// Mean over pairs of the standard deviation of the heads' score differences; 0 for heads of dimensions.
     spread: f64,
+    /// Of each dimension, the pairs of different ratings, by its head.
+    dimensions: BTreeMap<String, PairMetrics>,
 }
 
-/// Metrics of the held-out pairs, by the mean of the heads.
-fn evaluate(trainer: &RewardTrainer<'_>, trunk: &Trunk, data: &Rankings) -> Result<Option<Heldout>> {
+/// Metrics of the held-out pairs, by the mean of an ensemble's heads, or by the ranking's head.
+fn evaluate(
+    trainer: &RewardTrainer<'_>,
+    trunk: &Trunk,
+    data: &Rankings,
+    by: &[ByRating],
+) -> Result<Option<Heldout>> {
     let (mut differences, mut lengths, mut spread) = (Vec::new(), Vec::new(), 0.0);
+    let mut of_dimensions = vec![Vec::new(); by.len()];
     let items: Vec<WeightedSet<'_>> = data.heldout.iter().map(|set| WeightedSet { set, shares: Vec::new() }).collect();
     for group in trainer.groups(&items) {
         let sequences: Vec<&Sequence> = group.iter().flat_map(|item| &item.set.sequences).collect();
@@ -196,19 +282,28 @@ fn evaluate(trainer: &RewardTrainer<'_>, trunk: &Trunk, data: &Rankings) -> Resu
         for item in &group {
             for pair in item.set.pairs(first, 0.0) {
                 let (w, l) = (pair.winner as usize, pair.loser as usize);
-                let by_head: Vec<f64> = raw[w].iter().zip(&raw[l]).map(|(a, b)| f64::from(a - b)).collect();
+                let members = if trainer.by_dimension { 1 } else { raw[w].len() };
+                let by_head = raw[w].iter().zip(&raw[l]).take(members).map(|(a, b)| f64::from(a - b));
+                let by_head: Vec<f64> = by_head.collect();
                 let (mean, variance) = crate::objective::whiten::moments(&by_head);
                 differences.push(mean);
                 spread += variance.sqrt();
                 lengths.push(sequences[w].predicted() as f64 - sequences[l].predicted() as f64);
             }
+            for (d, found) in of_dimensions.iter_mut().enumerate() {
+                let pairs = item.set.pairs_by(d, first).into_iter();
+                found.extend(pairs.map(|p| f64::from(raw[p.winner as usize][d + 1] - raw[p.loser as usize][d + 1])));
+            }
             first += item.set.sequences.len();
         }
     }
+    let named = by.iter().zip(&of_dimensions);
+    let dimensions = named.filter_map(|(by, found)| Some((by.dimension.clone(), pair_metrics(found)?))).collect();
     Ok(pair_metrics(&differences).map(|pairs| Heldout {
         pairs,
         lengths: by_length(&differences, &lengths),
         spread: spread / pairs.pairs as f64,
+        dimensions,
     }))
 }
 
@@ -217,6 +312,9 @@ fn report(run: &mut Run<'_>, heldout: &Heldout) {
     run.metrics([("heldout_accuracy", m.accuracy), ("heldout_loss", m.loss), ("ece", m.ece)]);
     run.metrics([("heldout_pairs", m.pairs as f64)]);
     run.metrics([("heldout_margin", m.margin), ("heads_spread", heldout.spread)]);
+    for (dimension, metrics) in &heldout.dimensions {
+        run.metrics([(format!("heldout_accuracy_{dimension}").as_str(), metrics.accuracy)]);
+    }
     let lengths = heldout.lengths;
     let named = [
         ("heldout_accuracy_longer", lengths.longer),

@@ -8,7 +8,7 @@ use super::optim::Params;
 use super::ranked::RankedSequences;
 use super::rng::{Stream, rng, uniform};
 use super::step::{Accumulator, Sequence, micro_batches};
-use crate::model::heads::reward::{Scale, combine};
+use crate::model::heads::reward::{Part, Scale, Scoring};
 use crate::model::{PackedBatch, Trunk};
 use crate::objective::whiten::moments;
 use crate::objective::{Stats, reward};
@@ -36,6 +36,8 @@ pub struct RewardTrainer<'a> {
     pub separator: Option<u32>,
     /// Maximum number of tokens in one pass.
     pub max_tokens: usize,
+    /// Whether each head but the first learns one of the dimensions by which the sets are rated.
+    pub by_dimension: bool,
 }
 
 impl RewardTrainer<'_> {
@@ -55,7 +57,7 @@ impl RewardTrainer<'_> {
         params: &Params,
         group: &[&WeightedSet<'_>],
         margin: f64,
-        total_sets: f64,
+        total_sets: &[f64],
         sum: &mut Accumulator,
     ) -> Result<Stats> {
         let ids: Vec<&[u32]> = group.iter().flat_map(|i| &i.set.sequences).map(|s| s.ids.as_slice()).collect();
@@ -86,13 +88,14 @@ impl RewardTrainer<'_> {
         Ok(stats)
     }
 
-    /// The mean over the heads of their ranking losses. `scores` is `[n, heads]`.
+    /// The mean over the heads of their ranking losses. `scores` is `[n, heads]`. Statistics are those of the labelers'
+    /// ranking.
     fn loss(
         &self,
         scores: &Tensor,
         group: &[&WeightedSet<'_>],
         margin: f64,
-        total_sets: f64,
+        total_sets: &[f64],
     ) -> Result<(Tensor, Stats)> {
         let heads = scores.dim(1)?;
         let (mut total, mut stats) = (None, Stats::default());
@@ -100,19 +103,40 @@ impl RewardTrainer<'_> {
             let (mut pairs, mut first) = (Vec::new(), 0);
             for item in group {
                 let share = item.shares[h];
-                let of_set = item.set.pairs(first, margin).into_iter();
+                let of_set = self.pairs(item.set, h, first, margin).into_iter();
                 pairs.extend(of_set.filter(|_| share > 0.0).map(|p| reward::Pair { weight: p.weight * share, ..p }));
                 first += item.set.sequences.len();
             }
             let column = scores.narrow(1, h, 1)?.squeeze(1)?.contiguous()?;
-            let (loss, part) = reward::loss(&column, &pairs, total_sets * heads as f64)?;
-            stats.merge(&part);
+            let (loss, part) = reward::loss(&column, &pairs, total_sets[h] * heads as f64)?;
+            if h == 0 || !self.by_dimension {
+                stats.merge(&part);
+            }
             total = Some(match total {
                 None => loss,
                 Some(before) => (before + loss)?,
             });
         }
         Ok((total.context("a reward model has at least one head")?, stats))
+    }
+
+    /// The pairs from which head `h` learns of a set whose first completion has index `first` in the batch.
+    pub fn pairs(&self, set: &RankedSequences, h: usize, first: usize, margin: f64) -> Vec<reward::Pair> {
+        match h {
+            1.. if self.by_dimension => set.pairs_by(h - 1, first),
+            _ => set.pairs(first, margin),
+        }
+    }
+
+    /// For each head, the number of sets of a batch over which its loss is a mean: all of them for an ensemble, else
+    /// those with a pair for the head (at least 1).
+    pub fn total_sets(&self, items: &[WeightedSet<'_>]) -> Result<Vec<f64>> {
+        let heads = self.head.dim(0)?;
+        if !self.by_dimension {
+            return Ok(vec![items.len() as f64; heads]);
+        }
+        let has = |item: &&WeightedSet<'_>, h: usize| !self.pairs(item.set, h, 0, 0.0).is_empty();
+        Ok((0..heads).map(|h| items.iter().filter(|item| has(item, h)).count().max(1) as f64).collect())
     }
 
     /// Scores `[n, heads]`, with a gradient if the trunk has variables.
@@ -140,24 +164,33 @@ impl RewardTrainer<'_> {
     }
 }
 
-/// The scales that normalise each head to mean 0 and variance 1 over `raw` `[sequences][heads]`, times a common factor
-/// with which their mean has variance 1, too.
-pub fn scales(raw: &[Vec<f32>]) -> Vec<Scale> {
+/// The scales that normalise each head to mean 0 and variance 1 over `raw` `[sequences][heads]`. Those of an ensemble
+/// (without `parts`) have a common factor with which their mean has variance 1, too. With `parts` their weights have
+/// such a factor, with which the weighted sum has variance 1.
+pub fn scales(raw: &[Vec<f32>], parts: Vec<Part>) -> Scoring {
+    let mut scoring = Scoring { scales: each_head(raw), parts };
+    if scoring.scales.len() < 2 {
+        return scoring;
+    }
+    let scores: Vec<f64> = raw.iter().map(|row| scoring.combine(row).mean).collect();
+    let factor = 1.0 / (moments(&scores).1 + 1e-8).sqrt();
+    scoring.parts.iter_mut().for_each(|part| part.weight *= factor);
+    if scoring.parts.is_empty() {
+        scoring.scales.iter_mut().for_each(|s| *s = Scale { gain: s.gain * factor, bias: s.bias * factor });
+    }
+    scoring
+}
+
+fn each_head(raw: &[Vec<f32>]) -> Vec<Scale> {
     let heads = raw.first().map_or(0, Vec::len);
-    let mut scales: Vec<Scale> = (0..heads)
+    (0..heads)
         .map(|h| {
             let column: Vec<f64> = raw.iter().map(|row| f64::from(row[h])).collect();
             let (mean, variance) = moments(&column);
             let gain = 1.0 / (variance + 1e-8).sqrt();
             Scale { gain, bias: -mean * gain }
         })
-        .collect();
-    if heads > 1 {
-        let means: Vec<f64> = raw.iter().map(|row| combine(row, &scales).mean).collect();
-        let factor = 1.0 / (moments(&means).1 + 1e-8).sqrt();
-        scales.iter_mut().for_each(|s| *s = Scale { gain: s.gain * factor, bias: s.bias * factor });
-    }
-    scales
+        .collect()
 }
 
 /// A number for one head, or a list for several, as in instructd.json.
@@ -177,12 +210,30 @@ mod tests {
         let raw: Vec<Vec<f32>> = (0..50).map(|i| vec![i as f32, 3.0 - 0.1 * (i * i % 17) as f32, 2.0]).collect();
         for heads in [1, 2] {
             let raw: Vec<Vec<f32>> = raw.iter().map(|row| row[..heads].to_vec()).collect();
-            let scales = scales(&raw);
-            let means: Vec<f64> = raw.iter().map(|row| combine(row, &scales).mean).collect();
+            let scoring = scales(&raw, Vec::new());
+            let means: Vec<f64> = raw.iter().map(|row| scoring.combine(row).mean).collect();
             let (mean, variance) = moments(&means);
             assert!(mean.abs() < 1e-9 && (variance - 1.0).abs() < 1e-6, "{heads} heads: {mean}, {variance}");
         }
-        assert_eq!(combine(&[1.0], &scales(&[vec![0.0], vec![2.0]])).std, 0.0);
+        assert_eq!(scales(&[vec![0.0], vec![2.0]], Vec::new()).combine(&[1.0]).std, 0.0);
+    }
+
+    #[test]
+    fn parts_are_normalised_each_and_their_weighted_sum_too() {
+        let raw: Vec<Vec<f32>> = (0..50).map(|i| vec![i as f32, 3.0 - 0.1 * (i * i % 17) as f32]).collect();
+        let part = |name: &str, weight| Part { name: name.to_owned(), weight };
+        let scoring = scales(&raw, vec![part("ranking", 1.0), part("harm", -3.0)]);
+        let scores: Vec<_> = raw.iter().map(|row| scoring.combine(row)).collect();
+        for column in [
+            scores.iter().map(|s| s.mean).collect::<Vec<f64>>(),
+            scores.iter().map(|s| s.parts["ranking"]).collect(),
+            scores.iter().map(|s| s.parts["harm"]).collect(),
+        ] {
+            let (mean, variance) = moments(&column);
+            assert!(mean.abs() < 1e-9 && (variance - 1.0).abs() < 1e-6, "{mean}, {variance}");
+        }
+        let ratio = scoring.parts[1].weight / scoring.parts[0].weight;
+        assert!((ratio + 3.0).abs() < 1e-12 && scoring.parts[0].weight > 0.0, "{:?}", scoring.parts);
     }
 
     #[test]

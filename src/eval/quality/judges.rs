@@ -8,7 +8,9 @@ use serde::Serialize;
 use super::agreement::{self, Unit};
 use super::facts::{Author, Facts, Judged};
 use super::statistics::{Figure, Resampling};
-use crate::domain::{LabelerId, ModelJudgment, ModelLabeler, ModelVersionId, SetId};
+use crate::domain::{
+    CompletionId, GivenRating, LabelerId, ModelJudgment, ModelLabeler, ModelVersionId, RatingValue, Rubric, SetId,
+};
 
 /// A judge's agreement with people: each pair of completions counts once for each person who ranked it. Intervals are
 /// bootstrapped over sets.
@@ -36,6 +38,20 @@ pub struct VersionAgreement {
     pub agreement: JudgeAgreement,
 }
 
+/// Agreement of the judge's ranking with people's ratings on one dimension of a rubric: of two completions that a
+/// person rated, the one with the higher rating, or with yes, counts as preferred.
+#[derive(Clone, Debug, PartialEq, Serialize, schemars::JsonSchema)]
+pub struct DimensionAgreement {
+    /// Version of the rubric.
+    pub rubric: String,
+    /// Key of a dimension of kind `likert` or `flag`.
+    pub dimension: String,
+    /// Of the dimension, by language.
+    pub label: BTreeMap<String, String>,
+    #[serde(flatten)]
+    pub agreement: JudgeAgreement,
+}
+
 /// Figures of one judge that was told one text about good answers.
 #[derive(Clone, Debug, PartialEq, Serialize, schemars::JsonSchema)]
 pub struct JudgeFigures {
@@ -51,6 +67,15 @@ pub struct JudgeFigures {
     pub agreement: JudgeAgreement,
     /// By model version that wrote one of the two completions, with the most compared pairs first.
     pub versions: Vec<VersionAgreement>,
+    /// By dimension of each rubric by which people rated the same sets, in the order of the rubrics.
+    pub dimensions: Vec<DimensionAgreement>,
+}
+
+/// People's ratings, and the rubrics that they are by.
+#[derive(Clone, Copy)]
+pub struct Rated<'a> {
+    pub rubrics: &'a [Rubric],
+    pub ratings: &'a [GivenRating],
 }
 
 /// A unit of judge (0) and person (1), with the authors of its two completions.
@@ -123,9 +148,11 @@ pub fn figures(
     facts: &Facts,
     judgments: &[ModelJudgment],
     judges: &[ModelLabeler],
+    rated: Rated<'_>,
     resampling: Resampling,
 ) -> Vec<JudgeFigures> {
     let people = People::new(facts);
+    let levels = levels(rated.ratings);
     let mut all = Vec::new();
     for judge in judges {
         let mut by_criteria: Vec<(&str, Vec<&ModelJudgment>)> = Vec::new();
@@ -146,6 +173,7 @@ pub fn figures(
                 doubt: judgments.iter().map(|judgment| judgment.doubt).sum::<f64>() / judgments.len() as f64,
                 agreement: agree(&units, resampling),
                 versions: by_version(facts, &compared, resampling),
+                dimensions: by_dimension(&levels, &judgments, rated.rubrics, resampling),
             });
         }
     }
@@ -169,6 +197,70 @@ fn by_version(facts: &Facts, compared: &[Compared], resampling: Resampling) -> V
     let mut all: Vec<VersionAgreement> = units.into_iter().filter_map(version).collect();
     all.sort_by_key(|version| std::cmp::Reverse(version.agreement.pairs));
     all
+}
+
+/// A person's ratings of a set's completions on one dimension: 1 to the highest number, or 0 and 1 for no and yes.
+type Levels<'a> = HashMap<&'a CompletionId, i64>;
+/// By rubric, dimension and set: the ratings of each person.
+type ByDimension<'a> = HashMap<(&'a str, &'a str, &'a SetId), BTreeMap<&'a LabelerId, Levels<'a>>>;
+
+fn levels(ratings: &[GivenRating]) -> ByDimension<'_> {
+    let mut all = ByDimension::new();
+    for one in ratings {
+        let level = match one.rating.value {
+            RatingValue::Likert(n) => n,
+            RatingValue::Flag(yes) => i64::from(yes),
+            RatingValue::Tags(_) => continue,
+        };
+        let key = (one.rubric_version.as_str(), one.rating.dimension.as_str(), &one.set_id);
+        let of_person = all.entry(key).or_default().entry(&one.labeler_id).or_default();
+        of_person.insert(&one.rating.completion_id, level);
+    }
+    all
+}
+
+fn by_dimension(
+    levels: &ByDimension<'_>,
+    judgments: &[&ModelJudgment],
+    rubrics: &[Rubric],
+    resampling: Resampling,
+) -> Vec<DimensionAgreement> {
+    let mut all = Vec::new();
+    for rubric in rubrics {
+        for dimension in &rubric.definition.dimensions {
+            let mut units = Vec::new();
+            for (cluster, judgment) in judgments.iter().enumerate() {
+                let key = (rubric.version.as_str(), dimension.key.as_str(), &judgment.set_id);
+                for of_person in levels.get(&key).into_iter().flat_map(BTreeMap::values) {
+                    units.extend(rated_pairs(judgment, of_person, cluster));
+                }
+            }
+            if !units.is_empty() {
+                all.push(DimensionAgreement {
+                    rubric: rubric.version.clone(),
+                    dimension: dimension.key.clone(),
+                    label: dimension.label.clone(),
+                    agreement: agree(&units, resampling),
+                });
+            }
+        }
+    }
+    all
+}
+
+/// A unit of judge (0) and person (1) for every two completions that the person rated.
+fn rated_pairs(judgment: &ModelJudgment, levels: &Levels<'_>, cluster: usize) -> Vec<Unit> {
+    let both: Vec<(i64, i64)> =
+        judgment.items.iter().filter_map(|(id, tier)| Some((*tier, *levels.get(id)?))).collect();
+    let mut units = Vec::new();
+    for (i, a) in both.iter().enumerate() {
+        for b in &both[i + 1..] {
+            // A lower tier is better, and a higher rating.
+            let ratings = vec![(0, category(a.0.cmp(&b.0))), (1, category(b.1.cmp(&a.1)))];
+            units.push(Unit { cluster, ratings });
+        }
+    }
+    units
 }
 
 /// How much a set deserves people's judgment, by what judges said about it.
@@ -211,8 +303,11 @@ pub fn urgencies(facts: &Facts, judgments: &[ModelJudgment]) -> Vec<SetUrgency> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::{CompletionOrigin, JudgedItem, JudgedSet, JudgmentId, Labeler, Outcome, Role, SetKind};
+    use crate::domain::{
+        CompletionOrigin, JudgedItem, JudgedSet, JudgmentId, Labeler, Outcome, Rating, Role, RubricDefinition, SetKind,
+    };
 
+    const NONE: Rated<'static> = Rated { rubrics: &[], ratings: &[] };
     const QUICK: Resampling = Resampling { replicates: 100, seed: 1 };
 
     /// A person's ranking of two completions of the set, whose ids are those of the set with a letter.
@@ -272,7 +367,7 @@ mod tests {
             model.into_iter().enumerate().map(|(i, t)| judge(i, t, "good", 0.5)).collect();
         // Nobody has ranked this one.
         said.push(judge(9, [0, 1], "good", 1.0));
-        let found = figures(&facts(&judged), &said, &judges(), QUICK);
+        let found = figures(&facts(&judged), &said, &judges(), NONE, QUICK);
         assert_eq!(found.len(), 1);
         let one = &found[0];
         assert_eq!((one.sets, one.agreement.shared_sets, one.agreement.pairs, one.name.as_str()), (5, 4, 4, "wise"));
@@ -289,10 +384,53 @@ mod tests {
     fn each_person_counts_and_criteria_are_apart() {
         let judged = [human(0, "ada", [0, 1]), human(0, "bob", [1, 0])];
         let said = [judge(0, [0, 1], "good", 0.0), judge(0, [1, 0], "kind", 0.0)];
-        let found = figures(&facts(&judged), &said, &judges(), QUICK);
+        let found = figures(&facts(&judged), &said, &judges(), NONE, QUICK);
         let of: Vec<_> =
             found.iter().map(|f| (f.criteria.as_str(), f.agreement.pairs, f.agreement.same.unwrap().value)).collect();
         assert_eq!(of, [("good", 2, 0.5), ("kind", 2, 0.5)]);
+    }
+
+    #[test]
+    fn dimensions_are_compared_by_their_ratings_and_apart_by_rubric() {
+        let definition: RubricDefinition = serde_json::from_value(serde_json::json!({
+            "name": "two", "dimensions": [
+                {"key": "helpful", "label": {"en": "Helpful"}, "kind": "likert", "points": 7},
+                {"key": "harmful", "label": {"en": "Harmful"}, "kind": "flag"},
+                {"key": "kind_of", "label": {"en": "Kind"}, "kind": "tags"},
+            ],
+        }))
+        .expect("a rubric");
+        let rubric = |version: &str| Rubric { version: version.to_owned(), definition: definition.clone() };
+        let rating = |rubric: &str, set: usize, item: &str, dimension: &str, value| GivenRating {
+            rubric_version: rubric.to_owned(),
+            set_id: set.to_string().into(),
+            labeler_id: "ada".into(),
+            rating: Rating { completion_id: format!("{set}{item}").into(), dimension: dimension.to_owned(), value },
+        };
+        let (likert, flag) = (RatingValue::Likert, RatingValue::Flag);
+        let ratings = [
+            // The judge prefers a in both sets. Ada finds a more helpful in set 0 and less in set 1.
+            rating("v2", 0, "a", "helpful", likert(6)),
+            rating("v2", 0, "b", "helpful", likert(2)),
+            rating("v2", 1, "a", "helpful", likert(1)),
+            rating("v2", 1, "b", "helpful", likert(2)),
+            // Only b is harmful, so that yes is the opposite of the judge's preference.
+            rating("v2", 0, "a", "harmful", flag(false)),
+            rating("v2", 0, "b", "harmful", flag(true)),
+            // One rated completion is no pair, and tags have no order.
+            rating("v1", 0, "a", "helpful", likert(6)),
+            rating("v2", 0, "a", "kind_of", RatingValue::Tags(vec!["poem".to_owned()])),
+        ];
+        let said = [judge(0, [0, 1], "good", 0.0), judge(1, [0, 1], "good", 0.0)];
+        let rubrics = [rubric("v2"), rubric("v1")];
+        let rated = Rated { rubrics: &rubrics, ratings: &ratings };
+        let found = figures(&facts(&[human(0, "ada", [0, 1])]), &said, &judges(), rated, QUICK);
+        let of: Vec<_> = found[0]
+            .dimensions
+            .iter()
+            .map(|d| (d.rubric.as_str(), d.dimension.as_str(), d.agreement.pairs, d.agreement.same.unwrap().value))
+            .collect();
+        assert_eq!(of, [("v2", "helpful", 2, 0.5), ("v2", "harmful", 1, 0.0)]);
     }
 
     #[test]

@@ -99,6 +99,8 @@ pub struct ReviewedSet {
     /// In storage order.
     pub completions: Vec<AuthoredCompletion>,
     pub judgments: Vec<ReviewedJudgment>,
+    /// Rankings by language models, which count nowhere unless a data set asks for them.
+    pub judges: Vec<JudgeRanking>,
     /// The reviewer whose judgment data sets use instead of the others'.
     pub settled_by: Option<LabelerId>,
 }
@@ -128,6 +130,18 @@ pub struct ReviewedJudgment {
     pub labeler: LabelerName,
 }
 
+/// A language model's ranking of the set.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct JudgeRanking {
+    pub labeler: LabelerName,
+    /// What the model was told about good answers.
+    pub criteria: String,
+    /// 0 to 1.
+    pub doubt: f64,
+    pub items: Vec<ExpectedTier>,
+    pub created: Micros,
+}
+
 pub async fn review(
     State(state): State<AppState>,
     Caller(actor): Caller,
@@ -151,6 +165,14 @@ pub async fn review(
     for (judgment, labeler) in disputed.judgments {
         judgments.push(ReviewedJudgment { judgment, labeler: LabelerName { id: labeler.id, name: labeler.name } });
     }
+    let judges = disputed.judges.into_iter().map(|(judgment, name)| JudgeRanking {
+        labeler: LabelerName { id: judgment.labeler_id, name },
+        criteria: judgment.criteria,
+        doubt: judgment.doubt,
+        items: tiers(judgment.items),
+        created: judgment.created,
+    });
+    let judges = judges.collect();
     let known_answer =
         disputed.known.map(|known| KnownAnswerView { tiers: tiers(known.tiers), explanation: known.explanation });
     Ok(axum::Json(ReviewedSet {
@@ -159,6 +181,7 @@ pub async fn review(
         prompt: ShownPrompt::new(&disputed.prompt).await?,
         completions,
         judgments,
+        judges,
         settled_by: disputed.settled_by,
     }))
 }

@@ -10,7 +10,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use crate::data::Format;
 use crate::data::source::Content;
-use crate::domain::{DatasetVersion, SetKind, Split};
+use crate::domain::{DatasetVersion, LabelersUsed, SetKind, Split};
 use crate::http::AppState;
 use crate::http::auth::Caller;
 use crate::http::contract::List;
@@ -135,13 +135,16 @@ pub struct ExportQuery {
     split: Option<Split>,
     dataset: Option<String>,
     feedback: Option<bool>,
+    /// Whose rankings; people's if absent. Lines of `comparisons` by language models have `labeler_kind`.
+    labelers: Option<LabelersUsed>,
 }
 
 pub async fn export(State(state): State<AppState>, Query(query): Query<ExportQuery>) -> ApiResult<Response> {
     let format = format(&query.format)?;
     let name = query.dataset.clone().unwrap_or_else(|| format.as_str().to_owned());
     let feedback = query.feedback.unwrap_or(false);
-    let selection = Selection { split: query.split, dataset: query.dataset, feedback };
+    let labelers = query.labelers.unwrap_or_default();
+    let selection = Selection { split: query.split, dataset: query.dataset, feedback, labelers };
     let file = transfer::write_out(&state.services, format, selection).await?;
     let (kind, ending) = match format {
         Format::Parquet => ("application/vnd.apache.parquet", "parquet"),

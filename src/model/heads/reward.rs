@@ -1,8 +1,11 @@
-//! Reward model: one linear row maps the hidden state that summarises a conversation to a score. With
-//! several rows (an ensemble of heads on one trunk) the score is their mean, and their standard deviation measures its
-//! uncertainty.
+//! Reward model: one linear row maps the hidden state that summarises a conversation to a score. Several rows are
+//! either an ensemble, whose mean is the score and whose standard deviation measures its uncertainty, or a head for the
+//! ranking and one for each of a rubric's dimensions, whose weighted sum is the score.
+
+use std::collections::BTreeMap;
 
 use candle_core::{Result, Tensor};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::domain::RewardScore;
@@ -22,13 +25,31 @@ pub struct Scale {
     pub bias: f64,
 }
 
+/// One head of a model with a head for each of several dimensions, as in instructd.json.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Part {
+    /// [`RANKING`](crate::domain::RANKING), or the key of a dimension.
+    pub name: String,
+    /// Factor of the head's scaled score in the model's score.
+    pub weight: f64,
+}
+
+/// How the raw scores of a model's heads become its score.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Scoring {
+    /// One for each head.
+    pub scales: Vec<Scale>,
+    /// One for each head; empty for an ensemble.
+    pub parts: Vec<Part>,
+}
+
 /// Scores conversations. Frozen: built for forward passes only.
 pub struct RewardModel {
     trunk: Trunk,
     separator: Option<u32>,
     /// [heads, d]
     head: Tensor,
-    scales: Vec<Scale>,
+    scoring: Scoring,
 }
 
 impl RewardModel {
@@ -43,9 +64,9 @@ impl RewardModel {
     /// # Errors
     /// When the model has no `score.weight`, or the number of scales differs from the number of heads.
     pub fn for_purpose(loaded: &Loaded, purpose: Purpose) -> Result<Self> {
-        let (head, scales) = head(loaded)?;
+        let (head, scoring) = head(loaded)?;
         let trunk = Trunk::build(&headless(&loaded.config), &loaded.weights, None, purpose)?;
-        Ok(Self { trunk, separator: separator(loaded), head, scales })
+        Ok(Self { trunk, separator: separator(loaded), head, scoring })
     }
 
     /// Scores of whole conversations as ids, each ending with the end token that training used; at most `max_tokens`
@@ -58,13 +79,13 @@ impl RewardModel {
     /// tokens are computed at a time.
     pub fn scores(&self, conversations: &[Vec<u32>], max_tokens: usize) -> Result<Vec<RewardScore>> {
         let raw = self.raw(conversations, max_tokens)?;
-        Ok(raw.iter().map(|heads| combine(heads, &self.scales)).collect())
+        Ok(raw.iter().map(|heads| self.scoring.combine(heads)).collect())
     }
 
     /// The scaled scores of all heads, one row per conversation.
     pub fn scores_of_heads(&self, conversations: &[Vec<u32>], max_tokens: usize) -> Result<Vec<Vec<f64>>> {
         let raw = self.raw(conversations, max_tokens)?;
-        Ok(raw.iter().map(|heads| scaled(heads, &self.scales)).collect())
+        Ok(raw.iter().map(|heads| self.scoring.scaled(heads)).collect())
     }
 
     fn raw(&self, conversations: &[Vec<u32>], max_tokens: usize) -> Result<Vec<Vec<f32>>> {
@@ -87,30 +108,68 @@ impl RewardModel {
         Ok(scores)
     }
 
-    /// Number of heads of the ensemble.
-    pub fn n_heads(&self) -> usize {
-        self.scales.len()
+    /// Number of heads of the ensemble; 1 for a model with heads for a rubric's dimensions.
+    pub fn n_members(&self) -> usize {
+        if self.scoring.parts.is_empty() { self.scoring.scales.len() } else { 1 }
+    }
+
+    /// The heads for the ranking and for a rubric's dimensions; empty for other models.
+    pub fn parts(&self) -> &[Part] {
+        &self.scoring.parts
+    }
+
+    /// Replaces the weights of the heads. A head that `weights` does not name gets 0.
+    ///
+    /// # Errors
+    /// When a name is not that of a head.
+    pub fn set_weights(&mut self, weights: &BTreeMap<String, f64>) -> std::result::Result<(), String> {
+        let known: Vec<&str> = self.scoring.parts.iter().map(|part| part.name.as_str()).collect();
+        if let Some(other) = weights.keys().find(|name| !known.contains(&name.as_str())) {
+            return Err(match known.is_empty() {
+                true => "the reward model has no heads for dimensions".to_owned(),
+                false => format!("the reward model has no head {other:?}; it has {}", known.join(", ")),
+            });
+        }
+        let of = |name: &str| weights.get(name).copied().unwrap_or(0.0);
+        self.scoring.parts.iter_mut().for_each(|part| part.weight = of(&part.name));
+        Ok(())
     }
 }
 
-fn scaled(heads: &[f32], scales: &[Scale]) -> Vec<f64> {
-    heads.iter().zip(scales).map(|(raw, s)| s.gain * f64::from(*raw) + s.bias).collect()
+impl Scoring {
+    /// The scaled score of each head.
+    pub fn scaled(&self, raw: &[f32]) -> Vec<f64> {
+        raw.iter().zip(&self.scales).map(|(raw, s)| s.gain * f64::from(*raw) + s.bias).collect()
+    }
+
+    /// The score as a linear function of the heads' raw scores: a factor for each of them, and a constant.
+    pub fn linear(&self) -> (Vec<f64>, f64) {
+        let weight = |i: usize| self.parts.get(i).map_or(1.0 / self.scales.len() as f64, |part| part.weight);
+        let weighted = self.scales.iter().enumerate().map(|(i, scale)| (weight(i), scale));
+        let gains = weighted.clone().map(|(weight, scale)| weight * scale.gain).collect();
+        (gains, weighted.map(|(weight, scale)| weight * scale.bias).sum())
+    }
+
+    /// The score of one completion from the raw scores of all heads.
+    pub fn combine(&self, raw: &[f32]) -> RewardScore {
+        let scaled = self.scaled(raw);
+        if !self.parts.is_empty() {
+            let mean = self.parts.iter().zip(&scaled).map(|(part, score)| part.weight * score).sum();
+            let parts = self.parts.iter().map(|part| part.name.clone()).zip(scaled).collect();
+            return RewardScore { mean, std: 0.0, parts, tokens: 0 };
+        }
+        let n = scaled.len() as f64;
+        let mean = scaled.iter().sum::<f64>() / n;
+        let variance = scaled.iter().map(|s| (s - mean).powi(2)).sum::<f64>() / n;
+        RewardScore { mean, std: variance.sqrt(), parts: BTreeMap::new(), tokens: 0 }
+    }
 }
 
-/// Mean and standard deviation over the heads of one completion.
-pub fn combine(heads: &[f32], scales: &[Scale]) -> RewardScore {
-    let scaled = scaled(heads, scales);
-    let n = scaled.len() as f64;
-    let mean = scaled.iter().sum::<f64>() / n;
-    let variance = scaled.iter().map(|s| (s - mean).powi(2)).sum::<f64>() / n;
-    RewardScore { mean, std: variance.sqrt(), tokens: 0 }
-}
-
-/// Returns the head [heads, d] and the scale of each row.
+/// Returns the head [heads, d] and how its rows become a score.
 ///
 /// # Errors
-/// When there is no head, or its shape does not fit the model and the scales.
-pub fn head(loaded: &Loaded) -> Result<(Tensor, Vec<Scale>)> {
+/// When there is no head, or its shape does not fit the model, the scales and the parts.
+pub fn head(loaded: &Loaded) -> Result<(Tensor, Scoring)> {
     let d = loaded.config.hidden_size;
     let Some(head) = loaded.weights.get(SCORE) else { candle_core::bail!("not a reward model: it has no {SCORE}") };
     let [rows, width] = *head.dims() else {
@@ -136,7 +195,15 @@ pub fn head(loaded: &Loaded) -> Result<(Tensor, Vec<Scale>)> {
         }
     };
     let both = numbers("gain", 1.0)?.into_iter().zip(numbers("bias", 0.0)?);
-    Ok((head.detach(), both.map(|(gain, bias)| Scale { gain, bias }).collect()))
+    let parts: Vec<Part> = match loaded.instructd.as_ref().and_then(|v| v.pointer("/reward/parts")) {
+        None | Some(Value::Null) => Vec::new(),
+        Some(found) => serde_json::from_value(found.clone())
+            .map_err(|e| candle_core::Error::Msg(format!("instructd.json: reward.parts: {e}")))?,
+    };
+    if !parts.is_empty() && parts.len() != rows {
+        candle_core::bail!("instructd.json gives {} names in reward.parts for {rows} heads", parts.len());
+    }
+    Ok((head.detach(), Scoring { scales: both.map(|(gain, bias)| Scale { gain, bias }).collect(), parts }))
 }
 
 /// The id that ends the prompt in an encoder's input; `None` for decoders and tokenizers without one.

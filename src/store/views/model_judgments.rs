@@ -28,6 +28,11 @@ impl ModelJudgments<'_> {
         write!(self.0, |tx| model_judgments::append(tx, &judgments))
     }
 
+    /// Rankings of one set, in the order in which they were stored.
+    pub async fn of_set(self, set: &SetId) -> Result<Vec<ModelJudgment>> {
+        read!(self.0, |c| model_judgments::of_set(c, set))
+    }
+
     /// Rankings of sets of `kind`, created since `since`, in the order in which they were stored.
     pub async fn all(self, kind: SetKind, since: Option<Micros>) -> Result<Vec<ModelJudgment>> {
         read!(self.0, |c| model_judgments::all(c, kind, since))

@@ -1,6 +1,8 @@
 //! Arguments of `grpo`. Defaults are DAPO's (2503.14476) for the normalisation of the loss and the upper clip range,
 //! and GRPO's (2402.03300) for the rest; options that cost time or need long responses are off.
 
+use std::collections::BTreeMap;
+
 use super::rl::{EnsembleReward, MissingEos, Numerics, REQUIRED, RewardSpec, RlCommon, SamplerCorrection, rl_args};
 use super::{RecipeArgs, ensure, recipe_args};
 use crate::objective::grpo::{LossNormalization, RatioLevel, ScaleRewards, Surrogate};

@@ -1,6 +1,8 @@
 //! Arguments of the recipes that learn from their own samples: what all of them take, and those of ppo, reinforce and
 //! rloo.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 pub(super) use super::reward_spec::RewardSpec;
@@ -120,6 +122,10 @@ macro_rules! rl_args {
                 missing_eos_penalty: Option<f64> = None,
                 /// How the penalty changes the score.
                 missing_eos_mode: MissingEos = MissingEos::Subtract,
+                /// Weights of the heads of a reward model that was trained on a rubric's dimensions, instead of its own:
+                /// `{"ranking": 1, "helpful": 0.5}`. Each head's scores have variance 1. Heads that are not named have
+                /// weight 0.
+                reward_weights: Option<BTreeMap<String, f64>> = None,
                 /// How the scores of a reward model with several heads become one reward.
                 ensemble_reward: EnsembleReward = EnsembleReward::Mean,
                 /// Number of standard deviations that `lower_bound` subtracts from the mean.
@@ -168,6 +174,7 @@ macro_rules! rl_args {
                     missing_eos_penalty: self.missing_eos_penalty,
                     missing_eos_mode: self.missing_eos_mode,
                     ensemble_reward: self.ensemble_reward,
+                    reward_weights: self.reward_weights.clone(),
                     ensemble_doubt: self.ensemble_doubt,
                     numerics: self.numerics,
                     sampler_correction: self.sampler_correction,
@@ -206,6 +213,7 @@ pub struct RlCommon {
     pub target_kl: Option<f64>,
     pub missing_eos_penalty: Option<f64>,
     pub missing_eos_mode: MissingEos,
+    pub reward_weights: Option<BTreeMap<String, f64>>,
     pub ensemble_reward: EnsembleReward,
     pub ensemble_doubt: f64,
     pub numerics: Numerics,
@@ -307,6 +315,11 @@ impl RlCommon {
             "minibatches",
             "must be 1 to rollout_batch_size",
         )?;
+        if let Some(weights) = &self.reward_weights {
+            ensure(self.reward_model.is_some(), "reward_weights", "needs a reward model with heads for dimensions")?;
+            let right = weights.values().all(|w| w.is_finite()) && weights.values().any(|w| *w != 0.0);
+            ensure(right, "reward_weights", "must have finite weights, one of them other than 0")?;
+        }
         ensure(self.ensemble_doubt.is_finite() && self.ensemble_doubt >= 0.0, "ensemble_doubt", "must be 0 or more")?;
         ensure(
             self.ensemble_reward == EnsembleReward::Mean || self.reward_model.is_some(),

@@ -1,6 +1,8 @@
 //! Arguments of the recipes that learn from some of their own samples: `online_dpo` from the best and the worst of each
 //! prompt, `raft` from the best.
 
+use std::collections::BTreeMap;
+
 use super::preference::check_dpo_loss;
 use super::rl::{EnsembleReward, MissingEos, Numerics, REQUIRED, RewardSpec, RlCommon, SamplerCorrection, rl_args};
 use super::{RecipeArgs, ensure, recipe_args};

@@ -1,8 +1,11 @@
 //! Arguments of the recipes that learn from written data: sft, reward.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::{RecipeArgs, ensure, recipe_args};
+use crate::domain::RANKING;
 use crate::prompt::Reasoning;
 use crate::train::ArgsError;
 
@@ -47,6 +50,12 @@ recipe_args!(
         /// Number of heads on one trunk. Each is trained on a random half of the sets. The standard deviation of their
         /// scores estimates the uncertainty.
         heads: usize = 1,
+        /// Weights of heads that learn a rubric's dimensions, by key of a scale or flag: `{"helpful": 1, "harmful": -1}`.
+        /// The score is the weighted sum of all heads, each scaled to variance 1. `ranking` is the head of the
+        /// labelers' ranking, which has weight 1 if it is not named. null = only the ranking.
+        dimensions: Option<BTreeMap<String, f64>> = None,
+        /// Version of the rubric with these dimensions. It may be absent if the file has ratings by one rubric only.
+        rubric: Option<String> = None,
         /// Factor of the margins between scores, which depend on the strength of a preference: significantly 1,
         /// clearly ⅔, slightly ⅓, barely 0. 0 = no margins.
         margin: f64 = 0.0,
@@ -93,6 +102,19 @@ impl RecipeArgs for RewardArgs {
             "normalize",
             "must be true with several heads: each has its own zero",
         )?;
+        if let Some(weights) = &self.dimensions {
+            ensure(weights.keys().any(|key| key != RANKING), "dimensions", "must name a dimension of a rubric")?;
+            ensure(weights.len() <= 33, "dimensions", "must be at most 32, and the ranking")?;
+            ensure(weights.values().all(|w| w.is_finite()), "dimensions", "must have finite weights")?;
+            ensure(
+                weights.get(RANKING) != Some(&0.0) || weights.values().any(|w| *w != 0.0),
+                "dimensions",
+                "must have a weight other than 0",
+            )?;
+            ensure(self.heads == 1, "heads", "must be 1 with dimensions, each of which has a head")?;
+            ensure(self.normalize, "normalize", "must be true with dimensions: each head has its own zero")?;
+        }
+        ensure(self.rubric.is_none() || self.dimensions.is_some(), "rubric", "goes with dimensions")?;
         ensure(
             self.normalize_on == NormalizeOn::Completions || self.reference_demonstrations.is_some(),
             "reference_demonstrations",

@@ -37,12 +37,12 @@ impl Critic {
             Trainable::<Decoder>::for_run(&headless(&source.config), below(&source.config, &source.weights), &common)?;
         let mut critic = Self::shared(source.config.hidden_size, &model.device())?;
         if source.weights.contains_key(SCORE) {
-            // The mean of scaled heads is linear, so one row represents it.
-            let (rows, scales) = reward::head(source)?;
-            let gains: Vec<f32> = scales.iter().map(|s| (s.gain / scales.len() as f64) as f32).collect();
+            // The score is a linear function of the heads, so one row represents it.
+            let (rows, scoring) = reward::head(source)?;
+            let (gains, bias) = scoring.linear();
+            let gains: Vec<f32> = gains.into_iter().map(|gain| gain as f32).collect();
             let gains = Tensor::new(gains, rows.device())?.unsqueeze(1)?;
             critic.weight.set(&rows.broadcast_mul(&gains)?.sum_keepdim(0)?)?;
-            let bias = scales.iter().map(|s| s.bias).sum::<f64>() / scales.len() as f64;
             critic.bias.set(&Tensor::new(&[bias as f32], &model.device())?)?;
         }
         critic.model = Some(model);

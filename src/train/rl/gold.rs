@@ -47,6 +47,7 @@ impl Gold {
             rule: args.gold_reward.as_ref(),
             field: "gold_reward",
             ensemble: Ensemble::default(),
+            weights: None,
         };
         let reward = match sources.model.is_some() || sources.rule.is_some() {
             true => Some(Reward::open(&sources, &args.common, device, services)?.0),

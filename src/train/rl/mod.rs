@@ -158,7 +158,13 @@ fn train<A: RecipeArgs>(
     let (mut prompts, fit) = prompts(&rl, &texts, max_length)?;
     check_held_out(&rl)?;
     let ensemble = Ensemble { kind: rl.ensemble_reward, doubt: rl.ensemble_doubt };
-    let sources = Sources { model: rl.reward_model.as_deref(), rule: rl.reward.as_ref(), field: "reward", ensemble };
+    let sources = Sources {
+        model: rl.reward_model.as_deref(),
+        rule: rl.reward.as_ref(),
+        field: "reward",
+        ensemble,
+        weights: rl.reward_weights.as_ref(),
+    };
     let services = RewardServices::open(&rl, algorithm.group(), &device, reporter)?;
     let (reward, reward_source) = Reward::open(&sources, &rl.common, &device, &services)?;
 

@@ -1,6 +1,7 @@
 //! Rewards map texts to scores: a reward model, a rule, a service, a judge, or sums of them. Reward models and judges
 //! have their own tokenizers.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
@@ -23,6 +24,8 @@ pub struct Sources<'a> {
     pub field: &'static str,
     /// How an ensemble's scores are combined.
     pub ensemble: Ensemble,
+    /// Weights of the heads for a rubric's dimensions, instead of the model's own.
+    pub weights: Option<&'a BTreeMap<String, f64>>,
 }
 
 /// How the scores of several heads become one.
@@ -90,11 +93,18 @@ impl Reward {
         let (mut learned, mut source) = (None, None);
         if let Some(path) = sources.model {
             let of_model = || format!("{field}_model");
-            let loaded = model::load(Path::new(path), device).with_context(of_model)?;
-            let model = RewardModel::for_purpose(&loaded, purpose(common)).with_context(of_model)?;
-            if sources.ensemble.kind != EnsembleReward::Mean && model.n_heads() < 2 {
+            let mut loaded = model::load(Path::new(path), device).with_context(of_model)?;
+            let mut model = RewardModel::for_purpose(&loaded, purpose(common)).with_context(of_model)?;
+            if let Some(weights) = sources.weights {
+                model.set_weights(weights).map_err(|e| anyhow::anyhow!("reward_weights: {e}"))?;
+                // For the critic that starts from the model.
+                if let Some(parts) = loaded.instructd.as_mut().and_then(|about| about.pointer_mut("/reward/parts")) {
+                    *parts = serde_json::json!(model.parts());
+                }
+            }
+            if sources.ensemble.kind != EnsembleReward::Mean && model.n_members() < 2 {
                 bail!(
-                    "ensemble_reward: the reward model has one head, so there is no spread of heads; train one with heads > 1"
+                    "ensemble_reward: the reward model is no ensemble, so there is no spread of heads; train one with heads > 1"
                 );
             }
             learned = Some(ModelReward {

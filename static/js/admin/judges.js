@@ -3,6 +3,7 @@ import { get } from '../api.js';
 import { fill, h } from '../dom.js';
 import { HUMAN_CEILING, figureText, percent, whisker } from '../figures.js';
 import { num, t } from '../i18n.js';
+import { textOf } from '../label/rubric.js';
 import { table } from './parts.js';
 
 /** @import { JudgeFigures, JudgesReport } from '../contract.d.ts' */
@@ -52,6 +53,29 @@ function versions(/** @type {JudgesReport} */ report) {
   return h('details', null, h('summary', { text: title }), table(title, [[t('judges.judge')], [t('judges.version')], ...HEAD()], rows, ''));
 }
 
+function dimensions(/** @type {JudgesReport} */ report) {
+  const rows = report.judges.flatMap((j) =>
+    j.dimensions.map((d) =>
+      h(
+        'tr',
+        null,
+        h('td', { class: 'wrap', dir: 'auto', text: j.name }, h('div', { class: 'sub', dir: 'auto', text: j.criteria })),
+        h('td', { class: 'wrap' }, h('span', { dir: 'auto', text: textOf(d.label) || d.dimension }), h('div', { class: 'sub mono', text: d.rubric })),
+        cells(d),
+      ),
+    ),
+  );
+  if (rows.length === 0) return null;
+  const title = t('judges.by_dimension');
+  return h(
+    'details',
+    null,
+    h('summary', { text: title }),
+    h('p', { class: 'muted', text: t('judges.by_dimension_help') }),
+    table(title, [[t('judges.judge')], [t('judges.dimension')], ...HEAD()], rows, ''),
+  );
+}
+
 /** Loads the agreement of judges with people's judgments of the last `days` (all when 0) into `el`. */
 export async function judgeFigures(el, days, signal) {
   const report = await get('/admin/api/quality/judges', { days: days || null }, { signal });
@@ -64,5 +88,6 @@ export async function judgeFigures(el, days, signal) {
       t('judges.none'),
     ),
     versions(report),
+    dimensions(report),
   );
 }

@@ -1,6 +1,7 @@
 // One set with everybody's judgments: settle it, or give it a known answer (gold, practice).
 import { get, newKey, post } from '../api.js';
 import { fill, h, toast, turnItem, userText } from '../dom.js';
+import { percent } from '../figures.js';
 import { t, when } from '../i18n.js';
 import { letter } from '../label/ballot.js';
 import { errorText } from '../plain.js';
@@ -35,7 +36,7 @@ function placesForm(completions, given) {
 export async function reviewView(el, { id, signal, who }) {
   const path = /** @type {const} */ (`/v1/review/sets/${encodeURIComponent(id)}`);
   const answer = await get(path, null, { signal });
-  const { set, prompt, completions, judgments } = answer;
+  const { set, prompt, completions, judgments, judges } = answer;
   const name = (cid) => letter(completions.findIndex((c) => c.id === cid));
   const order = (j) =>
     [...j.items]
@@ -148,6 +149,31 @@ export async function reviewView(el, { id, signal, who }) {
         t('labels.no_judgments'),
       ),
     ),
+    judges.length
+      ? section(
+          t('judges.title'),
+          table(
+            t('judges.title'),
+            [[t('judges.judge')], [t('labels.order')], [t('judges.doubt_of_set'), 'right'], [t('labels.when')]],
+            judges.map((j) =>
+              h(
+                'tr',
+                null,
+                h(
+                  'td',
+                  { class: 'wrap' },
+                  h('span', { class: 'strong', dir: 'auto', text: j.labeler.name }),
+                  h('div', { class: 'sub', dir: 'auto', text: j.criteria }),
+                ),
+                h('td', { class: 'mono nowrap', text: order(j) }),
+                h('td', { class: 'right', text: percent(j.doubt) }),
+                h('td', { class: 'nowrap', text: when(j.created) }),
+              ),
+            ),
+          ),
+          h('p', { class: 'muted', text: t('review.judges_help') }),
+        )
+      : null,
     section(
       t(known ? 'review.known' : 'review.decide'),
       known ? h('span', { class: 'tag accent', text: t(`kind.${set.kind}`) }) : null,

@@ -219,6 +219,7 @@ fn a_line_keeps_strength_and_split() {
         strength: Some(Strength::Barely),
         split: Some(Split::Heldout),
         labeler: Some("ada".into()),
+        labeler_kind: None,
         knowledge: Some(instructd::domain::Knowledge::Authors),
         explanation: Some("b is shorter".into()),
         rubric: None,

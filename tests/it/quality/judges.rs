@@ -109,6 +109,55 @@ async fn its_rankings_are_data_only_where_a_data_set_asks() {
     // An export of everything is of people.
     let export = server.get("/admin/export?format=comparisons").await.expect(200).text;
     assert_eq!((export.lines().count(), export.contains(JUDGE)), (1, false));
+    // Where an export asks for models, their lines say so, and a file cannot bring them as a person's.
+    let marked = server.get("/admin/export?format=comparisons&labelers=all").await.expect(200).text;
+    let kinds: Vec<Value> =
+        marked.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["labeler_kind"].take()).collect();
+    assert_eq!(kinds, [Value::Null, json!("model")]);
+    let other = Server::start().await;
+    let answer = other.raw("POST", "/admin/import?format=comparisons", "application/x-ndjson", marked).await;
+    let report: Value = answer.json();
+    assert_eq!((&report["imported"], &report["failed"]), (&json!(1), &json!(1)), "{report}");
+    assert!(answer.text.contains("language model"), "{report}");
+    server.get("/admin/export?format=comparisons&labelers=all&dataset=all").await.expect(400);
+}
+
+#[tokio::test]
+async fn reviewers_see_the_judges_rankings_and_figures_say_by_dimension() {
+    let server = Server::start().await;
+    let rubric = json!({"name": "r", "dimensions": [
+        {"key": "helpful", "label": {"en": "Helpful", "zh": "有用"}, "kind": "likert", "points": 5}]});
+    let stored = server.post("/admin/rubrics", json!({"definition": rubric, "activate": true})).await.expect(201).json();
+    let version = stored["version"].as_str().unwrap().to_owned();
+    let (_, bearer) = labeler(&server, "ann").await;
+    for i in 0..4 {
+        let set = set(&server, i).await;
+        let id = set["id"].as_str().unwrap();
+        let answers = [0, 1].map(|k| set["completions"][k]["id"].clone());
+        let turn = server.call("GET", &format!("/v1/label/next?set_id={id}"), &[("authorization", &bearer)], None).await;
+        let turn = turn.expect(200).json();
+        let body = json!({
+            "lease_token": turn["lease_token"], "outcome": "ranked", "idempotency_key": format!("k{i}"),
+            "items": [{"completion_id": answers[0], "tier": 0}, {"completion_id": answers[1], "tier": 1}],
+            "rubric_version": version,
+            "ratings": [{"completion_id": answers[0], "dimension": "helpful", "value": 2},
+                        {"completion_id": answers[1], "dimension": "helpful", "value": 4}],
+        });
+        let path = format!("/v1/label/{}/judgment", turn["assignment_id"].as_str().unwrap());
+        server.call("POST", &path, &[("authorization", &bearer)], Some(body)).await.expect(200);
+        ranked(&server, &set, i != 0, 0.25).await;
+        let review = server.get(&format!("/v1/review/sets/{id}")).await.expect(200).json();
+        let one = &review["judges"][0];
+        assert_eq!((&one["labeler"]["name"], &one["criteria"]), (&json!("wise (m)"), &json!("Be good.")));
+        assert_eq!((&one["doubt"], &one["items"][0]["completion_id"]), (&json!(0.25), &answers[usize::from(i == 0)]));
+        assert_eq!(review["judges"].as_array().unwrap().len(), 1);
+    }
+    let report = server.get("/admin/api/quality/judges?replicates=50").await.expect(200).json();
+    let of = &report["judges"][0]["dimensions"];
+    assert_eq!((&of[0]["dimension"], &of[0]["rubric"], &of[0]["label"]["zh"]), (&json!("helpful"), &json!(version), &json!("有用")));
+    // People rank the first answer best and find the second more helpful; the judge prefers the first in three of four.
+    assert_eq!((&of[0]["pairs"], &of[0]["same"]["value"]), (&json!(4), &json!(0.25)));
+    assert_eq!(report["judges"][0]["same"]["value"], 0.75);
 }
 
 #[tokio::test]

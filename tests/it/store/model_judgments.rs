@@ -62,6 +62,8 @@ async fn rankings_are_stored_once_by_criteria(store: Arc<Store>) {
     assert_eq!(store.model_judgments().append(vec![again, other.clone()]).await.unwrap(), 1, "one is new");
     let all = store.model_judgments().all(SetKind::Normal, None).await.unwrap();
     assert_eq!(all, [first, other.clone()]);
+    assert_eq!(store.model_judgments().of_set(&set.id).await.unwrap(), all);
+    assert_eq!(store.model_judgments().of_set(&"gone".into()).await.unwrap(), []);
     assert_eq!(store.model_judgments().all(SetKind::Normal, Some(T0 + 2)).await.unwrap(), [other]);
     assert_eq!(store.model_judgments().all(SetKind::Gold, None).await.unwrap(), []);
     // All or none.

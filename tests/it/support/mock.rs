@@ -331,7 +331,7 @@ impl RewardScorer for MockGenerator {
             .iter()
             .map(|answer| {
                 let mean = length(answer);
-                RewardScore { mean, std: mean / 10.0, tokens: answer.len() }
+                RewardScore { mean, std: mean / 10.0, parts: Default::default(), tokens: answer.len() }
             })
             .collect())
     }

@@ -5,6 +5,7 @@ mod cards;
 mod checkpoint;
 mod command_line;
 mod devices;
+mod dimensions;
 mod external;
 mod families;
 mod family;
