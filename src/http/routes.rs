@@ -25,6 +25,7 @@ use crate::service::evidence::Evidence;
 use crate::service::imports::Imported;
 use crate::service::jobs::{JobView, PlaceLog};
 use crate::service::judges::JudgesReport;
+use crate::service::learned::LearnedRun;
 use crate::service::live::{Canary, Described, Usage};
 use crate::service::overview::{Flow, Overview};
 use crate::service::own_page::OwnPage;
@@ -496,6 +497,8 @@ fn review() -> Vec<Route> {
     vec![
         get("/v1/review/sets/{id}", Review, "A set with everybody's latest judgments", admin::sets::review)
             .returns::<admin::sets::ReviewedSet>(200),
+        get("/v1/review/sets/{id}/runs", Review, "Runs that have learned from judgments of a set", admin::sets::runs)
+            .returns::<List<LearnedRun>>(200),
         post(
             "/v1/review/sets/{id}/settle",
             Review,

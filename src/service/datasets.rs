@@ -122,6 +122,21 @@ pub async fn create(
     Ok(version)
 }
 
+/// The filter that finds the rankings of a version of rankings.
+///
+/// # Errors
+/// When the stored filter is that of another program.
+pub(super) fn filter_of(version: &DatasetVersion) -> std::result::Result<RankedFilter, serde_json::Error> {
+    let mut stored = version.filter["filter"].clone();
+    if let Some(fields) = stored.as_object_mut() {
+        // Versions that were made before labelers' knowledge was recorded contain the latest revisions.
+        fields.entry("informed").or_insert(serde_json::Value::Bool(true));
+    }
+    let mut filter: RankedFilter = serde_json::from_value(stored)?;
+    filter.as_of = filter.as_of.or(Some(version.as_of));
+    Ok(filter)
+}
+
 /// A version and the filter that finds its rankings, checked against its hash.
 ///
 /// # Errors
@@ -131,14 +146,8 @@ pub async fn verified(services: &Services, id_or_name: &str) -> Result<(DatasetV
     if version.filter["data"] != "comparisons" {
         return Err(ServiceError::Conflict("only versions of rankings can be exported again".into()));
     }
-    let mut stored = version.filter["filter"].clone();
-    if let Some(fields) = stored.as_object_mut() {
-        // Versions that were made before labelers' knowledge was recorded contain the latest revisions.
-        fields.entry("informed").or_insert(serde_json::Value::Bool(true));
-    }
-    let mut filter: RankedFilter = serde_json::from_value(stored)
+    let filter = filter_of(&version)
         .map_err(|e| ServiceError::Conflict(format!("this version was made by another program: {e}")))?;
-    filter.as_of = filter.as_of.or(Some(version.as_of));
     if VersionDigest::of(services, &filter).await?.finish() != version.sha256 {
         return Err(ServiceError::Conflict(
             "some rankings of this version were erased, so it cannot be exported; create a new version".into(),

@@ -35,6 +35,7 @@ pub mod jobs;
 pub mod judge;
 pub mod judges;
 pub mod label;
+pub mod learned;
 pub mod live;
 pub mod meter;
 pub mod next_step;

@@ -294,7 +294,7 @@ pub(super) async fn settled_by(conn: &mut Conn, set_id: &SetId) -> Result<Option
 pub(super) async fn ranked_sets(conn: &mut Conn, filter: &RankedFilter) -> Result<Vec<RankedSet>> {
     let mut ranked = Vec::new();
     for kind in filter.labelers.kinds() {
-        ranked.extend(ranked_page(conn, filter, *kind, None, i64::MAX).await?.0);
+        ranked.extend(ranked_page(conn, filter, *kind, Part::After(None), i64::MAX).await?.0);
     }
     Ok(ranked)
 }
@@ -303,7 +303,7 @@ pub(super) async fn ranked_sets(conn: &mut Conn, filter: &RankedFilter) -> Resul
 /// where the page begins, not all of them for each page. `$judgments` and `$items` are tables, `$ratings` gives a
 /// completion's ratings as a JSON object.
 macro_rules! ranked_of {
-    ($judgments:expr, $items:expr, $ratings:expr) => {
+    ($judgments:expr, $items:expr, $ratings:expr, $part:literal) => {
         concat!(
             "SELECT j.id AS judgment_id, j.set_id, j.labeler_id, j.strength, j.outcome, j.knowledge,
                     j.rubric_version, j.prompt_id, j.split, j.messages, j.tags,
@@ -329,7 +329,9 @@ macro_rules! ranked_of {
                          AND ($4 IS NULL OR n.created <= $4) AND ($6 OR ",
             counted!("n"),
             "))
-                     AND j.id > COALESCE($7, '')
+                     AND ",
+            $part,
+            "
                      AND (NOT $9 OR p.source NOT IN ('chat', 'completions')
                          OR p.submitted <= COALESCE($4, 9223372036854775807))
                    ORDER BY j.id LIMIT $8) j
@@ -352,31 +354,67 @@ macro_rules! ratings_of {
     };
 }
 
-const RANKED_SQLITE: &str =
-    ranked_of!("judgments", "judgment_items", ratings_of!("json_group_object(r.dimension, json(r.value))"));
-const RANKED_POSTGRES: &str =
-    ranked_of!("judgments", "judgment_items", ratings_of!("jsonb_object_agg(r.dimension, r.value)"));
-/// Rankings of models have the columns of people's that they lack.
-const RANKED_BY_MODELS: &str = ranked_of!(
-    "(SELECT id, set_id, labeler_id, revision, created, NULL AS strength, 'ranked' AS outcome,
-          'blind' AS knowledge, NULL AS rubric_version FROM model_judgments)",
-    "(SELECT judgment_id, completion_id, tier, CAST(0 AS BIGINT) AS shown_position FROM model_judgment_items)",
-    "CAST(NULL AS JSONB)"
-);
+/// The statements for each database, and for rankings of models, which have the columns of people's that they lack.
+struct Ranked {
+    sqlite: &'static str,
+    postgres: &'static str,
+    by_models: &'static str,
+}
 
-/// At most `limit` of the judgments by labelers of one kind with ids after `after`, and the id to continue after; `None`
-/// at the end. A filter by tag may give a page with fewer sets.
+macro_rules! ranked {
+    ($part:literal) => {
+        Ranked {
+            sqlite: ranked_of!(
+                "judgments",
+                "judgment_items",
+                ratings_of!("json_group_object(r.dimension, json(r.value))"),
+                $part
+            ),
+            postgres: ranked_of!(
+                "judgments",
+                "judgment_items",
+                ratings_of!("jsonb_object_agg(r.dimension, r.value)"),
+                $part
+            ),
+            by_models: ranked_of!(
+                "(SELECT id, set_id, labeler_id, revision, created, NULL AS strength, 'ranked' AS outcome,
+                      'blind' AS knowledge, NULL AS rubric_version FROM model_judgments)",
+                "(SELECT judgment_id, completion_id, tier, CAST(0 AS BIGINT) AS shown_position
+                  FROM model_judgment_items)",
+                "CAST(NULL AS JSONB)",
+                $part
+            ),
+        }
+    };
+}
+
+const RANKED_AFTER: Ranked = ranked!("j.id > COALESCE($7, '')");
+const RANKED_OF_SET: Ranked = ranked!("j.set_id = $7");
+
+/// A part of the judgments that a filter finds.
+#[derive(Clone, Copy)]
+pub(super) enum Part<'a> {
+    /// Those with ids after this one; all if `None`.
+    After(Option<&'a str>),
+    OfSet(&'a str),
+}
+
+/// At most `limit` of the judgments by labelers of one kind in `part`, and the id to continue after; `None` at the end. A filter by tag may give a page with fewer sets.
 pub(super) async fn ranked_page(
     conn: &mut Conn,
     filter: &RankedFilter,
     kind: LabelerKind,
-    after: Option<&str>,
+    part: Part<'_>,
     limit: i64,
 ) -> Result<(Vec<RankedSet>, Option<JudgmentId>)> {
+    let (statements, part) = match part {
+        Part::After(id) => (RANKED_AFTER, id),
+        Part::OfSet(id) => (RANKED_OF_SET, Some(id)),
+    };
     let sql = match kind {
-        LabelerKind::Model => RANKED_BY_MODELS,
-        LabelerKind::Human if conn.is_postgres() => RANKED_POSTGRES,
-        LabelerKind::Human => RANKED_SQLITE,
+        LabelerKind::Model => statements.by_models,
+        LabelerKind::Human if conn.is_postgres() => statements.postgres,
+        LabelerKind::Human => statements.sqlite,
     };
     let rows = conn
         .all(
@@ -388,7 +426,7 @@ pub(super) async fn ranked_page(
                 filter.as_of,
                 filter.unsettled,
                 filter.informed,
-                after,
+                part,
                 limit,
                 filter.without_requests
             ],
@@ -434,6 +472,15 @@ pub(super) async fn ranked_page(
         }
     }
     Ok((ranked, last_id.filter(|_| seen >= limit)))
+}
+
+/// The rankings of one set that a data set of `filter` contains.
+pub(super) async fn ranked_of_set(conn: &mut Conn, filter: &RankedFilter, set_id: &SetId) -> Result<Vec<RankedSet>> {
+    let mut ranked = Vec::new();
+    for kind in filter.labelers.kinds() {
+        ranked.extend(ranked_page(conn, filter, *kind, Part::OfSet(set_id.as_str()), i64::MAX).await?.0);
+    }
+    Ok(ranked)
 }
 
 /// When the latest judgment was made or settled; later ones are not part of a running export.

@@ -750,6 +750,29 @@ export type Dimension = {
   suggestions?: string[];
 };
 
+/** Agreement of the judge's ranking with people's ratings on one dimension of a rubric: of two completions that a
+ * person rated, the one with the higher rating, or with yes, counts as preferred. */
+export type DimensionAgreement = {
+  /** Version of the rubric. */
+  rubric: string;
+  /** Key of a dimension of kind `likert` or `flag`. */
+  dimension: string;
+  /** Of the dimension, by language. */
+  label: Record<string, string>;
+  /** Sets that the judge and at least one person ranked. */
+  shared_sets: number;
+  /** Compared pairs of completions, once for each person. */
+  pairs: number;
+  /** Share of pairs on which judge and person say the same, ties included. */
+  same: Figure | null;
+  /** The same of the pairs on which both have a preference. */
+  same_without_ties: Figure | null;
+  /** Cohen's κ: 0 is the agreement of chance, 1 is complete. */
+  kappa: Figure | null;
+  /** κ with linear weights: a tie is half as far from a preference as the opposite is. */
+  weighted_kappa: number | null;
+};
+
 /** How a dimension was rated. Intervals resample whole sets. */
 export type DimensionFigures = {
   key: string;
@@ -1309,6 +1332,20 @@ export type JudgeFigures = {
   weighted_kappa: number | null;
   /** By model version that wrote one of the two completions, with the most compared pairs first. */
   versions: VersionAgreement[];
+  /** By dimension of each rubric by which people rated the same sets, in the order of the rubrics. */
+  dimensions: DimensionAgreement[];
+};
+
+/** A language model's ranking of the set. */
+export type JudgeRanking = {
+  id: string;
+  labeler: LabelerName;
+  /** What the model was told about good answers. */
+  criteria: string;
+  /** 0 to 1. */
+  doubt: number;
+  items: ExpectedTier[];
+  created: number;
 };
 
 /** Agreement of judges with people. */
@@ -1484,6 +1521,30 @@ export type LayerMaps = {
   layer: number;
   /** `heads[h][i][j]`: how much token i attends to token j, rounded to five digits. */
   heads: number[][][];
+};
+
+/** A ranking in the data of a run, as it was when the data was frozen. */
+export type LearnedJudgment = {
+  judgment_id: string;
+  labeler_id: string;
+};
+
+/** A run that has learned from judgments of a set. */
+export type LearnedRun = {
+  job_id: string;
+  /** The recipe. */
+  kind: string;
+  name: string | null;
+  /** The version that the run published. */
+  model: string | null;
+  /** The reward model through which an RL run learned from them; null for a run on the rankings themselves. */
+  through: string | null;
+  judgments: LearnedJudgment[];
+};
+
+/** A whole list. */
+export type LearnedRunList = {
+  data: LearnedRun[];
 };
 
 /** A set that the caller holds a lease on, to be ranked. */
@@ -2457,6 +2518,8 @@ export type ReviewedSet = {
   /** In storage order. */
   completions: AuthoredCompletion[];
   judgments: ReviewedJudgment[];
+  /** Rankings by language models, which count nowhere unless a data set asks for them. */
+  judges: JudgeRanking[];
   /** The reviewer whose judgment data sets use instead of the others'. */
   settled_by: string | null;
 };
@@ -2469,6 +2532,9 @@ export type Rewards = {
   scores: number[];
   /** Standard deviation over the model's heads, on the scale of the score; 0 for a model with one head. */
   stds: number[];
+  /** Of a model with heads for a rubric's dimensions: the score of each completion by head, before weights. `ranking`
+   * is the head of the labelers' ranking. */
+  dimensions?: Record<string, number>[] | null;
 };
 
 export type Role = 'labeler' | 'reviewer' | 'admin';
@@ -3170,6 +3236,7 @@ export type GetAnswer<P extends string> = string extends P ? any :
   P extends '/ready' ? Ready :
   P extends `/admin/models/${string}/evidence` ? Evidence :
   P extends `/admin/labelers/${string}/data` ? PersonalExport :
+  P extends `/v1/review/sets/${string}/runs` ? LearnedRunList :
   P extends `/admin/jobs/${string}/metrics` ? Curves :
   P extends `/v1/comparison-sets/${string}` ? ShownSet :
   P extends `/v1/label/judgments/${string}` ? ReopenedJudgment :
@@ -4007,7 +4074,7 @@ export type GetQuery<P extends string> = string extends P ? any :
   P extends '/v1/label/history' ? { after?: string | null | undefined | ''; limit?: number | null | undefined | '' } :
   P extends '/v1/guidelines' ? { lang?: string | null | undefined | '' } :
   P extends '/v1/label/next' ? { set_id?: string | null | undefined | ''; resume?: boolean | null | undefined | ''; except?: string | null | undefined | ''; lang?: string | null | undefined | '' } :
-  P extends '/admin/export' ? { format: string | null | undefined | ''; split?: 'train' | 'heldout' | null | null | undefined | ''; dataset?: string | null | undefined | ''; feedback?: boolean | null | undefined | '' } :
+  P extends '/admin/export' ? { format: string | null | undefined | ''; split?: 'train' | 'heldout' | null | null | undefined | ''; dataset?: string | null | undefined | ''; feedback?: boolean | null | undefined | ''; labelers?: 'human' | 'model' | 'all' | null | null | undefined | '' } :
   P extends '/v1/judgments' ? { after?: string | null | undefined | ''; limit?: number | null | undefined | '' } :
   P extends '/admin/audit' ? { actor?: string | null | undefined | ''; action?: string | null | undefined | ''; target?: string | null | undefined | ''; since?: number | null | undefined | ''; until?: number | null | undefined | ''; before?: number | null | undefined | ''; limit?: number | null | undefined | '' } :
   P extends '/admin/jobs' ? { state?: 'queued' | 'running' | 'succeeded' | 'failed' | 'cancelled' | null | null | undefined | ''; kind?: string | null | undefined | ''; q?: string | null | undefined | ''; after?: string | null | undefined | ''; limit?: number | null | undefined | '' } :

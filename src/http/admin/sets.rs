@@ -9,7 +9,7 @@ use crate::domain::*;
 use crate::http::AppState;
 use crate::http::admin::browse::LabelerName;
 use crate::http::auth::Caller;
-use crate::http::contract::Paged;
+use crate::http::contract::{List, Paged};
 use crate::http::error::ApiResult;
 use crate::http::extract::{Json, Path, Query};
 use crate::http::label::{JudgmentRequest, PageQuery};
@@ -18,6 +18,7 @@ use crate::http::shown::{ShownPrompt, tiers};
 use crate::service::draw::{self, DrawRequest};
 use crate::service::judge::ExpectedTier;
 use crate::service::label::author;
+use crate::service::learned::{self, LearnedRun};
 use crate::service::review::{self, KnownAnswer};
 
 pub async fn draw(
@@ -133,6 +134,7 @@ pub struct ReviewedJudgment {
 /// A language model's ranking of the set.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct JudgeRanking {
+    pub id: JudgmentId,
     pub labeler: LabelerName,
     /// What the model was told about good answers.
     pub criteria: String,
@@ -166,6 +168,7 @@ pub async fn review(
         judgments.push(ReviewedJudgment { judgment, labeler: LabelerName { id: labeler.id, name: labeler.name } });
     }
     let judges = disputed.judges.into_iter().map(|(judgment, name)| JudgeRanking {
+        id: judgment.id,
         labeler: LabelerName { id: judgment.labeler_id, name },
         criteria: judgment.criteria,
         doubt: judgment.doubt,
@@ -184,6 +187,10 @@ pub async fn review(
         judges,
         settled_by: disputed.settled_by,
     }))
+}
+
+pub async fn runs(State(state): State<AppState>, Path(id): Path<SetId>) -> ApiResult<axum::Json<List<LearnedRun>>> {
+    Ok(axum::Json(List { data: learned::of_set(&state.services, &id).await? }))
 }
 
 /// The stored judgment of a reviewer.

@@ -1,10 +1,11 @@
 // One set with everybody's judgments: settle it, or give it a known answer (gold, practice).
-import { get, newKey, post } from '../api.js';
+import { get, listOf, newKey, post } from '../api.js';
 import { fill, h, toast, turnItem, userText } from '../dom.js';
 import { percent } from '../figures.js';
 import { t, when } from '../i18n.js';
 import { letter } from '../label/ballot.js';
 import { errorText } from '../plain.js';
+import { recipeName } from './jobs.js';
 import { caught, section, table } from './parts.js';
 
 /** Places 1 … K for each answer, as small selects; `read()` gives dense tiers or null while one is open. */
@@ -31,6 +32,39 @@ function placesForm(completions, given) {
       return completions.map((c, i) => ({ completion_id: c.id, tier: used.indexOf(Number(selects[i].value)) }));
     },
   };
+}
+
+/** The runs that learned from the set's judgments, with whose of them; nothing while there are none. */
+async function runsPart(el, { id, signal, who, names, current }) {
+  const runs = listOf(await get(/** @type {const} */ (`/v1/review/sets/${encodeURIComponent(id)}/runs`), null, { signal }));
+  el.hidden = runs.length === 0;
+  const whose = (r) =>
+    r.judgments
+      .map((j) => `${names.get(j.labeler_id) ?? j.labeler_id}${current.has(j.judgment_id) ? '' : ` (${t('review.earlier')})`}`)
+      .join(t('rubric.comma'));
+  const title = (r) => r.name || recipeName(r.kind);
+  fill(
+    el,
+    h('header', { class: 'block-head' }, h('h2', { text: t('review.runs') })),
+    table(
+      t('review.runs'),
+      [[t('review.run')], [t('review.made')], [t('review.learned')]],
+      runs.map((r) =>
+        h(
+          'tr',
+          null,
+          h(
+            'td',
+            { class: 'wrap' },
+            who?.role === 'admin' ? h('a', { href: `#/jobs/${encodeURIComponent(r.job_id)}`, dir: 'auto', text: title(r) }) : h('span', { dir: 'auto', text: title(r) }),
+            h('div', { class: 'sub', text: r.through ? t('review.through', { model: r.through }) : recipeName(r.kind) }),
+          ),
+          h('td', { class: 'mono', text: r.model ?? '–' }),
+          h('td', { class: 'wrap', dir: 'auto', text: whose(r) }),
+        ),
+      ),
+    ),
+  );
 }
 
 export async function reviewView(el, { id, signal, who }) {
@@ -90,6 +124,9 @@ export async function reviewView(el, { id, signal, who }) {
       });
       toast(t(known ? 'review.known_saved' : `review.known_${kind}`), { kind: 'good' });
     });
+  const runs = h('section', { class: 'panel block', hidden: true, data: { part: 'runs' } });
+  const names = new Map([...judgments, ...judges].map((j) => [j.labeler.id, j.labeler.name]));
+  const current = new Set([...judgments.map((j) => j.judgment.id), ...judges.map((j) => j.id)]);
   fill(
     el,
     h(
@@ -174,6 +211,7 @@ export async function reviewView(el, { id, signal, who }) {
           h('p', { class: 'muted', text: t('review.judges_help') }),
         )
       : null,
+    runs,
     section(
       t(known ? 'review.known' : 'review.decide'),
       known ? h('span', { class: 'tag accent', text: t(`kind.${set.kind}`) }) : null,
@@ -208,4 +246,5 @@ export async function reviewView(el, { id, signal, who }) {
       ),
     ),
   );
+  await runsPart(runs, { id, signal, who, names, current });
 }

@@ -217,6 +217,10 @@ async fn imports_are_idempotent(store: Arc<Store>) {
         }
         assert_eq!(pages, ranked, "{limit}");
     }
+    for set in ranked.iter().map(|one| &one.set_id) {
+        let of_set: Vec<_> = ranked.iter().filter(|one| one.set_id == *set).cloned().collect();
+        assert_eq!(store.judgments().ranked_of_set(&RankedFilter::default(), set).await.unwrap(), of_set);
+    }
 }
 
 async fn demonstrations_and_feedback_are_idempotent(store: Arc<Store>) {

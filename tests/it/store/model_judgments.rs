@@ -153,6 +153,11 @@ async fn a_data_set_contains_them_when_it_asks(store: Arc<Store>) {
     assert_eq!(of(LabelersUsed::All, &|f| f.labeler_id = Some(judge().id)).await, std::slice::from_ref(&new.id));
     assert_eq!(of(LabelersUsed::Model, &|f| f.split = Some(Split::Heldout)).await, []);
     let filter = RankedFilter { labelers: LabelersUsed::Model, ..RankedFilter::default() };
+    for set in store.judgments().ranked(&filter).await.unwrap().into_iter().map(|one| one.set_id) {
+        let all = store.judgments().ranked(&filter).await.unwrap();
+        let of_set: Vec<_> = all.into_iter().filter(|one| one.set_id == set).collect();
+        assert_eq!(store.judgments().ranked_of_set(&filter, &set).await.unwrap(), of_set);
+    }
     let (found, more) = store.judgments().ranked_page(&filter, LabelerKind::Model, None, 1).await.unwrap();
     assert_eq!(more, Some(new.id));
     let texts: Vec<(&str, i64)> = found[0].items.iter().map(|item| (item.text.as_str(), item.tier)).collect();
