@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict';
 import { createServer } from 'node:http';
 import { after, before, test } from 'node:test';
-import { api, makeSet, signedInPage, startBrowser, startServer, visit } from './support.mjs';
+import { api, listOf, makeSet, signedInPage, startBrowser, startServer, visit } from './support.mjs';
 
 const CRITERIA = 'The longer answer is better.';
 
@@ -95,6 +95,13 @@ test('the form lets a judge rank sets, and the figure tells how far it agrees wi
   assert.match(text, /6 sets/);
   const { labelers } = await api(server.url, 'GET', '/admin/api/quality');
   assert.ok(labelers.every((l) => l.name !== 'large (wise)'), 'a model is not among the people');
+
+  const [{ set_id: set }] = listOf(await api(server.url, 'GET', '/admin/api/judgments'));
+  await visit(page, server.url, `/admin#/sets/${set}`, '.review-answers');
+  const ranking = page.locator('section', { hasText: 'Language models as labelers' }).locator('tbody tr');
+  await ranking.waitFor();
+  assert.match(await ranking.textContent(), /large \(wise\).*B > A/, 'the longer answer comes first');
+  assert.equal(await page.locator('[data-part=runs]').isHidden(), true, 'no run has learned from it');
   assert.deepEqual(trouble, []);
   await context.close();
 });

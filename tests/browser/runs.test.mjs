@@ -55,6 +55,21 @@ after(async () => {
   await server?.stop();
 });
 
+test('the review page of a set names the runs that learned from it', async () => {
+  const { page, context, trouble } = await signedInPage(browser, server.url);
+  const [{ set_id: set }] = listOf(await api(server.url, 'GET', '/admin/api/judgments'));
+  await visit(page, server.url, `/admin#/sets/${set}`, '[data-part=runs] tbody tr');
+  const rows = await page.locator('[data-part=runs] tbody tr').allTextContents();
+  assert.equal(rows.length, 2, rows.join('; '));
+  assert.match(rows[0], /First judge/);
+  assert.match(rows[1], /through the reward model judge.*better/);
+  await page.locator('[data-part=runs] a', { hasText: 'First judge' }).click();
+  await page.waitForURL(/#\/jobs\/[^/]+$/);
+  await page.locator('h1', { hasText: 'First judge' }).waitFor();
+  assert.deepEqual(trouble, []);
+  await context.close();
+});
+
 test('the PPO form preselects no gold reward model, and the reward model can never be it', async () => {
   const { page, context, trouble } = await signedInPage(browser, server.url);
   await visit(page, server.url, '/admin#/jobs/new/ppo', '.schema-form');
