@@ -107,7 +107,11 @@ impl Tokenizer {
     /// # Errors
     /// When the text is not a tokenizer that the tokenizers crate can build.
     pub fn from_json(text: &str, config: Option<Value>, eos_ids: &[u32]) -> Result<Self> {
-        let mut base = parse(text)?;
+        Self::of(parse(text)?, text, config, eos_ids)
+    }
+
+    /// `rules` is the text of tokenizer.json, which may lack tokens and merges.
+    fn of(mut base: tokenizers::Tokenizer, rules: &str, config: Option<Value>, eos_ids: &[u32]) -> Result<Self> {
         // Both would silently change the encoding; the caller limits lengths.
         base.with_truncation(None).map_err(failed)?;
         base.with_padding(None);
@@ -121,14 +125,15 @@ impl Tokenizer {
         let pieces = pieces::Pieces::of(&base);
         let inner = Inner { base, finders, frame, pieces, config, byte_level, vocab_size, eos_ids: eos_ids.to_vec() };
         let tokenizer = Self(Arc::new(inner));
-        probe::check(&tokenizer, text)?;
+        probe::check(&tokenizer, rules)?;
         Ok(tokenizer)
     }
 
     /// From the vocabulary inside a GGUF file.
     pub fn from_gguf(vocabulary: gguf::Vocabulary, eos_ids: &[u32]) -> Result<Self> {
         let config = vocabulary.tokenizer_config();
-        Self::from_json(&vocabulary.into_tokenizer_json()?.to_string(), Some(config), eos_ids)
+        let (base, rules) = vocabulary.build()?;
+        Self::of(base, &rules, Some(config), eos_ids)
     }
 
     /// The text of tokenizer.json.
