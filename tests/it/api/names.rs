@@ -157,6 +157,21 @@ async fn a_misspelt_model_is_refused_alike_on_every_route() {
     let answer = server.call("POST", "/admin/jobs", &[admin()], Some(unknown_judge)).await;
     assert_eq!((answer.status.as_u16(), answer.param().as_deref()), (400, Some("args.reward")), "{}", answer.text);
     assert!(message(&answer).contains("the configuration has no judges"), "{}", answer.text);
+    let rubric = json!({"definition": {"name": "r", "dimensions": [
+        {"key": "helpful", "label": {"en": "Helpful"}, "kind": "flag"},
+        {"key": "topic", "label": {"en": "Topic"}, "kind": "tags"}]}});
+    let version = server.post("/admin/rubrics", rubric).await.expect(201).json()["version"].clone();
+    for (args, param, near) in [
+        (json!({"dimensions": {"helpfull": 1}}), "args.dimensions", "helpful"),
+        (json!({"dimensions": {"topic": 1}}), "args.dimensions", "helpful"),
+        (json!({"dimensions": {"helpful": 1}, "rubric": "nope"}), "args.rubric", version.as_str().unwrap()),
+        (json!({"dimensions": {"helpful": 1}, "heads": 3}), "args.heads", "dimensions"),
+    ] {
+        let body = json!({"kind": "reward", "args": args});
+        let answer = server.call("POST", "/admin/jobs", &[admin()], Some(body)).await;
+        assert_eq!((answer.status.as_u16(), answer.param().as_deref()), (400, Some(param)), "{}", answer.text);
+        assert!(message(&answer).contains(near), "{}", answer.text);
+    }
     // Who may only infer hears of language models, and of no other kind.
     let open = server.open_post("/v1/completions", json!({"prompt": "t1", "model": "publshed-one"})).await.expect(404);
     assert!(message(&open).contains("published-one") && !message(&open).contains("published-reward"), "{}", open.text);
