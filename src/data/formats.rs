@@ -357,7 +357,8 @@ fn demonstration(fields: &Fields<'_>) -> Outcome<Written> {
         let mut list = with_system_of(fields, PromptInput::Chat(fields.messages(list, name)?))?.into_messages();
         return match list.pop() {
             Some(last) if last.role == "assistant" && !list.is_empty() => {
-                Ok(Written { prompt_id, prompt: PromptInput::Chat(list), completion: last.content, labeler })
+                let prompt = PromptInput::Chat(list);
+                Ok(Written { prompt_id, prompt, completion: last.content, corrects: None, labeler })
             }
             _ => Err(format!("`{name}` must end with a message of the assistant after a prompt")),
         };
@@ -365,7 +366,7 @@ fn demonstration(fields: &Fields<'_>) -> Outcome<Written> {
     let completion = completion.ok_or_else(|| fields.missing("completion", Format::Demonstrations))?;
     let completion = fields.answer(completion, "completion")?;
     let prompt = with_system_of(fields, fields.prompt(Format::Demonstrations)?)?;
-    Ok(Written { prompt_id, prompt, completion, labeler })
+    Ok(Written { prompt_id, prompt, completion, corrects: None, labeler })
 }
 
 fn prompt_record(fields: &Fields<'_>) -> Outcome<PromptRecord> {

@@ -216,6 +216,9 @@ pub struct Written {
     pub prompt_id: Option<String>,
     pub prompt: PromptInput,
     pub completion: String,
+    /// The text that `completion` corrects, in exports.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub corrects: Option<String>,
     /// The author, in files that are exchanged between servers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub labeler: Option<String>,
