@@ -197,7 +197,9 @@ fn spans(value: Option<&Value>, text: &str) -> Outcome<Vec<Stretch>> {
     let mut last = 0;
     for Stretch { start, end, .. } in &spans {
         if *start < last || start >= end || *end > length {
-            return Err(format!("has {start} to {end}; must be within the text of {length} characters, without overlap"));
+            return Err(format!(
+                "has {start} to {end}; must be within the text of {length} characters, without overlap"
+            ));
         }
         last = *end;
     }

@@ -9,13 +9,13 @@ use super::contract::{Counted, List, Paged};
 pub use super::route::Route;
 use super::route::{delete, get, post};
 use super::{
-    admin, anthropic, ask, attention, batches, choices, conversations, docs, encoders, feedback, label, openai, openapi, pages,
-    rerank, responses, rubrics, session, sets, status,
+    admin, anthropic, ask, attention, batches, choices, conversations, docs, encoders, feedback, label, openai,
+    openapi, pages, rerank, responses, rubrics, session, sets, status,
 };
 use crate::config::LimitsConfig;
 use crate::domain::{
-    Conversation, DatasetVersion, Delivery, Demonstration, FeedbackEvent, Job, Judgment, Labeler, ModelVersion, Prompt, SetDraw,
-    Webhook,
+    Conversation, DatasetVersion, Delivery, Demonstration, FeedbackEvent, Job, Judgment, Labeler, ModelVersion, Prompt,
+    SetDraw, Webhook,
 };
 use crate::eval::quality::Report;
 use crate::jobs::estimate::Estimate;

@@ -76,7 +76,8 @@ fn check_answer(judgment: &Judgment, set: &ComparisonSet, chosen: &CompletionId)
         return Ok(());
     }
     let best: Vec<_> = set.completion_ids.iter().filter(|id| tier(id) == best).map(CompletionId::as_str).collect();
-    let message = format!("{chosen} is ranked below the best; go on with {}, or revise the judgment", best.join(" or "));
+    let message =
+        format!("{chosen} is ranked below the best; go on with {}, or revise the judgment", best.join(" or "));
     Err(bad_input("completion_id", message))
 }
 

@@ -385,7 +385,7 @@ fn ranking(
         Some(version) => line_ratings(version, &completions, &set.completion_ids, definitions)?,
     };
     let spans = written.iter().zip(&completions).flat_map(|(written, ranked)| {
-        ranked.spans.iter().cloned().map(|Stretch { start, end, note }| Span {
+        ranked.spans.iter().cloned().map(move |Stretch { start, end, note }| Span {
             completion_id: written.id.clone(),
             start,
             end,

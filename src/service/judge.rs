@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::label::{ASKED, VERSIONS, day_start, quota_of};
-use super::random::shown_order;
 use super::marks::{self, Correction, MAX_TEXT, human_completion};
+use super::random::shown_order;
 use super::ratings::{self, SubmittedRatings};
 use super::{Result, ServiceError, Services, bad_input, guidelines, not_found_as, uncancelled};
 use crate::domain::*;

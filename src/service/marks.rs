@@ -46,7 +46,10 @@ pub async fn checked_spans(
         let length = text.chars().count() as i64;
         let (start, end) = (span.start, span.end);
         if !(0..length).contains(&start) {
-            return Err(bad_input(format!("spans[{i}].start"), format!("is {start}; the text has {length} characters")));
+            return Err(bad_input(
+                format!("spans[{i}].start"),
+                format!("is {start}; the text has {length} characters"),
+            ));
         }
         if end <= start || end > length {
             let message = format!("is {end}; must be more than the start, {start}, and at most {length}");
@@ -88,7 +91,10 @@ pub async fn corrected(
         }
         let field = format!("corrections[{i}].text");
         if text.trim().is_empty() || text.len() > MAX_TEXT {
-            return Err(bad_input(field, format!("has {} bytes; must have text, at most {MAX_TEXT} bytes", text.len())));
+            return Err(bad_input(
+                field,
+                format!("has {} bytes; must have text, at most {MAX_TEXT} bytes", text.len()),
+            ));
         }
         if text == former {
             return Err(bad_input(field, "is the completion's own text; leave the correction out"));

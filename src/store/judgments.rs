@@ -9,7 +9,7 @@ macro_rules! whole {
     ($which:literal, $order:literal) => {
         concat!(
             "SELECT j.*, i.completion_id AS about, i.tier, i.shown_position, i.rating, NULL AS code, NULL AS note,
-                 NULL AS said, 0 AS part, i.shown_position AS place
+                 NULL AS said, CAST(0 AS BIGINT) AS part, i.shown_position AS place
              FROM judgments j LEFT JOIN judgment_items i ON i.judgment_id = j.id WHERE ",
             $which,
             " UNION ALL

@@ -11,8 +11,8 @@ use instructd::http::routes;
 use serde_json::{Value, json};
 
 use super::client::{ADMIN_KEY, Answer, Server, version};
-use crate::support::eventually::{LONG, eventually};
 use crate::store::fixture as stored;
+use crate::support::eventually::{LONG, eventually};
 use crate::support::fixture;
 
 fn cookie(answer: &Answer) -> String {

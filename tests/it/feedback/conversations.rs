@@ -84,6 +84,16 @@ async fn three_turns_are_three_comparisons_of_the_right_prefixes() {
     let pairs = lines(&server.get("/admin/export?format=trl").await.expect(200));
     assert_eq!(pairs.iter().map(|p| p["prompt"].clone()).collect::<Vec<_>>(), prompts[..2]);
 
+    // As Open-Assistant trees they come back with equal prompts, completions and rankings.
+    let trees = server.get("/admin/export?format=oasst").await.expect(200).text;
+    let other = Server::start().await;
+    let report =
+        other.raw("POST", "/admin/import?format=oasst", "application/x-ndjson", trees).await.expect(200).json();
+    assert_eq!((&report["imported"], &report["failed"]), (&json!(3), &json!(0)), "{report}");
+    let content = |line: &Value| (line["prompt"].clone(), line["completions"].clone());
+    let back = lines(&other.get("/admin/export?format=comparisons").await.expect(200));
+    assert_eq!(back.iter().map(content).collect::<Vec<_>>(), exported.iter().map(content).collect::<Vec<_>>());
+
     let all = ada.get("/v1/label/conversations").await.expect(200).json();
     let conversation = &all["data"][0];
     let turns: Vec<_> = conversation["turns"].as_array().unwrap().iter().map(|t| t["set_id"].clone()).collect();
@@ -240,7 +250,8 @@ async fn spans_are_stored_with_the_judgment_and_exported() {
     noted["note"] = json!("falsch");
     let given = json!([noted, span(x, 12, 13), span(x, 4, 5)]);
     let stored = ada.post(&judge_path(&turn), body(given)).await.expect(200).json()["judgment"].clone();
-    let found: Vec<_> = stored["spans"].as_array().unwrap().iter().map(|s| (s["start"].clone(), s["end"].clone())).collect();
+    let found: Vec<_> =
+        stored["spans"].as_array().unwrap().iter().map(|s| (s["start"].clone(), s["end"].clone())).collect();
     assert_eq!(found, [(json!(4), json!(5)), (json!(6), json!(12)), (json!(12), json!(13))]);
     assert_eq!(server.get("/v1/judgments").await.json()["data"][0]["spans"], stored["spans"]);
     let path = format!("/v1/label/judgments/{}", stored["id"].as_str().unwrap());
@@ -255,7 +266,8 @@ async fn spans_are_stored_with_the_judgment_and_exported() {
     assert_eq!(line["completions"][0].get("spans"), None);
     // Another server reads it back.
     let other = Server::start().await;
-    let import = async |text: String| other.raw("POST", "/admin/import?format=comparisons", "application/x-ndjson", text).await;
+    let import =
+        async |text: String| other.raw("POST", "/admin/import?format=comparisons", "application/x-ndjson", text).await;
     let report = import(export.text.clone()).await.expect(200).json();
     assert_eq!((&report["imported"], &report["ignored_fields"]), (&json!(1), &json!([])), "{report}");
     let back = lines(&other.get("/admin/export?format=comparisons").await.expect(200));

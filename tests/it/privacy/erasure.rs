@@ -136,7 +136,8 @@ async fn busy_person(server: &Server) -> String {
     body["ideal_answer"] = said("ideal").into();
     body["ratings"] =
         json!([{"completion_id": turn["completions"][0]["id"], "dimension": "notes", "value": [said("tag")]}]);
-    body["spans"] = json!([{"completion_id": turn["completions"][0]["id"], "start": 0, "end": 1, "note": said("span")}]);
+    body["spans"] =
+        json!([{"completion_id": turn["completions"][0]["id"], "start": 0, "end": 1, "note": said("span")}]);
     body["corrections"] = json!([{"completion_id": turn["completions"][1]["id"], "text": said("correction")}]);
     post(&format!("/v1/label/{}/judgment", turn["assignment_id"].as_str().unwrap()), body).await.expect(200);
     // A conversation of two turns, of which she judges the first.
@@ -237,7 +238,21 @@ async fn every_column_is_accounted_for(fresh: Fresh) {
         let found = &data[part];
         assert!(found.as_array().map_or(found.is_object(), |list| !list.is_empty()), "{name}: no {part} in {data}");
     }
-    for words in ["question", "unjudged", "ideal", "why", "flag", "tag", "span", "correction", "asks", "goes on", "comment", "shows", "how"] {
+    for words in [
+        "question",
+        "unjudged",
+        "ideal",
+        "why",
+        "flag",
+        "tag",
+        "span",
+        "correction",
+        "asks",
+        "goes on",
+        "comment",
+        "shows",
+        "how",
+    ] {
         assert!(data.to_string().contains(&format!("{MARK} {words}")), "{words}: {data}");
     }
 
