@@ -9,8 +9,8 @@ use crate::prompt::answer::without_thoughts;
 use crate::service::people::Actor;
 use crate::store::{Page, SetContent};
 
-/// Most turns of a conversation.
-pub const MAX_TURNS: usize = 32;
+/// Most turns of a conversation. Twice as many messages nest in an Open-Assistant tree, which importers can still read.
+pub const MAX_TURNS: usize = 24;
 
 /// The labeler's next message, behind one of the answers that they have ranked.
 pub struct NextMessage {
