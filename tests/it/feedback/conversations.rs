@@ -74,7 +74,9 @@ async fn three_turns_are_three_comparisons_of_the_right_prefixes() {
     assert_eq!(exported.len(), 3);
     for ((line, prompt), (set, best)) in exported.iter().zip(&prompts).zip([(&first, 1), (&second, 0), (&third, 0)]) {
         assert_eq!(line["prompt"], *prompt);
-        assert_eq!(line["completions"][0]["text"], set["completions"][best]["text"]);
+        let ranked = line["completions"].as_array().unwrap();
+        let chosen = ranked.iter().find(|c| c["text"] == set["completions"][best]["text"]).unwrap();
+        assert_eq!((ranked.len(), &chosen["tier"]), (2, &json!(0)));
         assert_eq!(line["split"], exported[0]["split"], "a conversation is on one side of the split");
         assert_eq!(line.get("knowledge"), None, "each turn is judged blind");
     }
@@ -269,7 +271,7 @@ async fn spans_are_stored_with_the_judgment_and_exported() {
     let import =
         async |text: String| other.raw("POST", "/admin/import?format=comparisons", "application/x-ndjson", text).await;
     let report = import(export.text.clone()).await.expect(200).json();
-    assert_eq!((&report["imported"], &report["ignored_fields"]), (&json!(1), &json!([])), "{report}");
+    assert_eq!((&report["imported"], &report["ignored_fields"]), (&json!(1), &json!({})), "{report}");
     let back = lines(&other.get("/admin/export?format=comparisons").await.expect(200));
     assert_eq!(back[0]["completions"], line["completions"]);
     let outside = export.text.replace("\"end\":13", "\"end\":99");

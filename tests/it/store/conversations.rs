@@ -125,10 +125,10 @@ async fn corrections_are_demonstrations_of_an_edit(store: Arc<Store>) {
     store.judgments().submit(given.clone()).await.unwrap();
     store.judgments().submit(given.clone()).await.unwrap();
     let all = store.demonstrations().all().await.unwrap();
-    let mut found: Vec<_> = all.into_iter().map(|(_, c)| c).collect();
-    let mut expected: Vec<_> = given.ideal_answer.into_iter().chain(given.corrections).collect();
-    let by_text = |a: &Completion, b: &Completion| a.text.cmp(&b.text);
-    (found.sort_by(by_text), expected.sort_by(by_text));
+    let facts = |c: &Completion| (c.text.clone(), c.id.clone(), c.origin, c.parent_completion_id.clone());
+    let mut found: Vec<_> = all.iter().map(|(_, c)| facts(c)).collect();
+    let mut expected: Vec<_> = given.ideal_answer.iter().chain(&given.corrections).map(facts).collect();
+    (found.sort_by(|a, b| a.0.cmp(&b.0)), expected.sort_by(|a, b| a.0.cmp(&b.0)));
     assert_eq!(found, expected, "each once, with the completion that it corrects");
 }
 
