@@ -136,7 +136,7 @@ test('three turns by keyboard, with a mark and a correction; the next message su
   await context.close();
 });
 
-test('answers whose stream was lost are found again, and a lost judgment is said', async () => {
+test('answers whose stream was lost are found again', async () => {
   const { page, context, trouble } = await signedInPage(browser, server.url);
   const first = await ask(page, 't8');
   await page.keyboard.press('1');

@@ -96,7 +96,10 @@ export function nextMessage(talk, { onSend, onChange, onEnd }) {
       h('button', { type: 'submit', class: 'primary', text: t('talk.send') }),
     ),
   );
-  text.addEventListener('input', () => onChange(next()));
+  text.addEventListener('input', () => {
+    error.textContent = '';
+    onChange(next());
+  });
   text.addEventListener('keydown', (e) => {
     if (keyOf(e) === 'Enter' && (e.ctrlKey || e.metaKey)) form.requestSubmit();
   });
