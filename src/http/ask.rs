@@ -22,9 +22,11 @@ use super::openai::chat_request::ChatMessage;
 use super::openai::params;
 use super::openai::turns;
 use super::sets::Sampling;
+use crate::domain::ProjectId;
 use crate::prompt::answer::without_thoughts;
 use crate::service::ask::{self, AnswerEvent, AnswerStream};
 use crate::service::people::Actor;
+use crate::service::projects;
 use crate::service::sets::{self, PromptRef};
 
 #[derive(Debug, Deserialize, schemars::JsonSchema)]
@@ -38,6 +40,8 @@ pub struct AskRequest {
     pub models: Vec<String>,
     /// Sampling parameters.
     pub sampling: Option<Sampling>,
+    /// Id or name of a project in which the caller labels; their first when absent.
+    pub project: Option<String>,
 }
 
 /// One event of the stream.
@@ -97,7 +101,9 @@ pub async fn ask(
     let n = params::count("n", body.n.unwrap_or(labeling.completions_per_set as u64))?;
     let sampling = body.sampling.unwrap_or_default();
     let params = super::sets::drawing(services, sampling)?;
-    let prompt = sets::prompt(services, &actor, PromptRef::Messages(messages), "page").await?;
+    let project = projects::of_person(services, &actor, body.project.as_deref(), None).await?;
+    let project = project.map_or_else(ProjectId::first, |p| p.project.id);
+    let prompt = sets::prompt(services, &actor, &project, PromptRef::Messages(messages), "page").await?;
     let answers = ask::begin(services, prompt, &body.models, n, params, actor.is_admin(), &request_id).await?;
     let (sender, receiver) = mpsc::channel::<Result<Event, Infallible>>(64);
     tokio::spawn(async move {

@@ -332,6 +332,7 @@ macro_rules! ranked_of {
                      AND j.id > COALESCE($7, '')
                      AND (NOT $9 OR p.source NOT IN ('chat', 'completions')
                          OR p.submitted <= COALESCE($4, 9223372036854775807))
+                     AND ($10 IS NULL OR s.project_id = $10)
                    ORDER BY j.id LIMIT $8) j
              LEFT JOIN ",
             $items,
@@ -390,7 +391,8 @@ pub(super) async fn ranked_page(
                 filter.informed,
                 after,
                 limit,
-                filter.without_requests
+                filter.without_requests,
+                filter.project.as_ref().map(ProjectId::as_str)
             ],
         )
         .await?;

@@ -65,7 +65,7 @@ export function askForm(onAsk, { content = '', n: chosen = 2, sampling: how = {}
  * Fills `host` with the answers as they are written. Resolves with the leased set, whose answers stand in the
  * places where they were written; null when stopped.
  */
-export async function writeAnswers(host, { content, n, sampling }) {
+export async function writeAnswers(host, { content, n, sampling, project }) {
   const stop = new AbortController();
   const bodies = Array.from({ length: n }, () => h('div', { class: 'answer-body waiting' }));
   const live = h('p', { class: 'bar-hint', role: 'status', text: t('ask.writing', { n }) });
@@ -113,6 +113,7 @@ export async function writeAnswers(host, { content, n, sampling }) {
       messages: [{ role: 'user', content }],
       n,
       ...(sampling && Object.keys(sampling).length ? { sampling } : {}),
+      project,
       signal: stop.signal,
       onText: (place, text) => {
         if (waiting.size === 0) requestAnimationFrame(paint);

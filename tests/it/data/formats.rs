@@ -203,6 +203,7 @@ fn hh_and_demonstrations_round_trip() {
 fn feedback_becomes_preferences() {
     let prompt = |id: &str| Prompt {
         id: PromptId::from(id),
+        project_id: ProjectId::first(),
         messages: vec![message("user", id)],
         lang: None,
         source: "chat".into(),
