@@ -30,9 +30,9 @@ ALTER TABLE comparison_sets ADD COLUMN project_id TEXT NOT NULL DEFAULT 'default
 ALTER TABLE guideline_versions ADD COLUMN project_id TEXT NOT NULL DEFAULT 'default';
 ALTER TABLE rubric_activations ADD COLUMN project_id TEXT NOT NULL DEFAULT 'default';
 
--- The order in which a project's open sets are handed out.
+-- The order in which a project's open sets of a kind are handed out; and its sets with known answers.
 DROP INDEX comparison_sets_queue;
-CREATE INDEX comparison_sets_queue ON comparison_sets (project_id, status, kind, selection_score DESC NULLS LAST, id);
+CREATE INDEX comparison_sets_queue ON comparison_sets (project_id, kind, status, selection_score DESC NULLS LAST, id);
 DROP INDEX guideline_versions_by_lang;
 CREATE INDEX guideline_versions_by_lang ON guideline_versions (project_id, lang, id);
 DROP INDEX rubric_activations_by_time;

@@ -44,6 +44,8 @@ export class ProjectChoice {
       keep.set(key, select.value);
       onChange();
     });
+    // a click elsewhere closes the menu of a phone, in which the choice is
+    this.el.onclick = (e) => e.stopPropagation();
     fill(this.el, select);
   }
 }
