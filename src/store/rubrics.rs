@@ -14,9 +14,7 @@ macro_rules! active_rubric {
             " FROM rubrics r WHERE r.version =
                  (SELECT a.version FROM rubric_activations a WHERE a.project_id IN ('default', ",
             $project,
-            ") ORDER BY CASE a.project_id WHEN ",
-            $project,
-            " THEN 0 ELSE 1 END, a.created DESC, a.id DESC LIMIT 1))"
+            ") ORDER BY CASE a.project_id WHEN 'default' THEN 1 ELSE 0 END, a.created DESC, a.id DESC LIMIT 1))"
         )
     };
 }
