@@ -4,7 +4,7 @@ use std::io::Cursor;
 
 use instructd::data::from_feedback::{FeedbackRecord, preferences};
 use instructd::data::{self, Comparison, Format, PromptInput, RankedText, Record, Written};
-use instructd::domain::{CompletionId, Message, Prompt, PromptId, Split};
+use instructd::domain::{CompletionId, Message, ProjectId, Prompt, PromptId, Split};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
