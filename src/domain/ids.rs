@@ -60,6 +60,7 @@ ulid_ids!(
     DrawId,
     LinkId,
     ConversationId,
+    ProjectId,
 );
 
 /// A fresh ULID: its first part is the time from the system clock, the rest is random.

@@ -62,10 +62,12 @@ macro_rules! name_enum {
 // Behind the macro that it uses.
 mod batches;
 mod judges;
+mod projects;
 mod rubric;
 mod webhooks;
 pub use batches::*;
 pub use judges::*;
+pub use projects::*;
 pub use rubric::*;
 pub use webhooks::*;
 
@@ -87,11 +89,13 @@ name_enum!(
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Prompt {
     pub id: PromptId,
+    #[serde(default = "ProjectId::first")]
+    pub project_id: ProjectId,
     pub messages: Vec<Message>,
     pub lang: Option<String>,
     /// The source: `api`, `page`, `import:<file>`, `chat`, `completions`.
     pub source: String,
-    /// SHA-256 (hex) of the canonical JSON of `messages`; unique.
+    /// SHA-256 (hex) of the canonical JSON of `messages`, and of the project where it is not the first; unique.
     pub content_hash: String,
     pub split: Split,
     pub tags: Vec<String>,

@@ -23,11 +23,12 @@ use super::openai::chat_request::ChatMessage;
 use super::openai::params;
 use super::openai::turns;
 use super::sets::Sampling;
-use crate::domain::{CompletionId, SetId};
+use crate::domain::{CompletionId, ProjectId, SetId};
 use crate::prompt::answer::without_thoughts;
 use crate::service::ask::{self, AnswerEvent, AnswerStream, Answering};
 use crate::service::conversations::{self, NextMessage};
 use crate::service::people::Actor;
+use crate::service::projects;
 use crate::service::sets::{self, PromptRef};
 
 #[derive(Debug, Deserialize, schemars::JsonSchema)]
@@ -41,6 +42,8 @@ pub struct AskRequest {
     pub models: Vec<String>,
     /// Sampling parameters.
     pub sampling: Option<Sampling>,
+    /// Id or name of a project in which the caller labels; their first when absent.
+    pub project: Option<String>,
 }
 
 /// The next message of a conversation that began with a question.
@@ -113,7 +116,9 @@ pub async fn ask(
     let services = &state.services;
     let messages = turns::stored_messages(body.messages, "messages", services.config.limits.prompt_bytes)?;
     let answering = answering(&state, &actor, body.n, body.models, body.sampling)?;
-    let prompt = sets::prompt(services, &actor, PromptRef::Messages(messages), "page").await?;
+    let project = projects::of_person(services, &actor, body.project.as_deref(), None).await?;
+    let project = project.map_or_else(ProjectId::first, |p| p.project.id);
+    let prompt = sets::prompt(services, &actor, &project, PromptRef::Messages(messages), "page").await?;
     let answers = ask::begin(services, prompt, None, answering, &request_id).await?;
     Ok(answered(state, answers, actor))
 }

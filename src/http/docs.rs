@@ -34,7 +34,7 @@ const GROUPS: [(&str, &str, &[&str]); 8] = [
             "/v1/plan",
         ],
     ),
-    ("label", "Labeling", &["/v1/label/", "/v1/guidelines", "/v1/rubric", "/v1/review/", "/session"]),
+    ("label", "Labeling", &["/v1/label/", "/v1/guidelines", "/v1/rubric", "/v1/projects", "/v1/review/", "/session"]),
     (
         "feedback",
         "Prompts, sets and feedback",

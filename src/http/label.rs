@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::AppState;
 use super::auth::Caller;
-use super::contract::Paged;
+use super::contract::{List, Paged};
 use super::error::{ApiError, ApiResult};
 use super::extract::{Json, Path, Query};
 use super::markdown;
@@ -22,6 +22,7 @@ use crate::service::label::{self, Next, Onboarding, Turn, Wanted};
 use crate::service::marks::Correction;
 use crate::service::own_page::{self, OwnPage};
 use crate::service::people::Actor;
+use crate::service::projects;
 use crate::service::visible;
 use crate::store::{GuidelineVersion, NoLease, Page};
 
@@ -29,6 +30,8 @@ use crate::store::{GuidelineVersion, NoLease, Page};
 #[serde(deny_unknown_fields)]
 pub struct NextQuery {
     set_id: Option<SetId>,
+    /// Id or name of a project in which the caller labels; their first when absent. A named set is handed out from its own.
+    project: Option<String>,
     /// Prefer a set that the caller holds already; for a newly opened page.
     resume: Option<bool>,
     /// With `resume`: sets that the page shows already, separated by commas.
@@ -48,7 +51,7 @@ impl NextQuery {
         if except.len() > 64 {
             return Err(ApiError::bad("except", format!("has {} sets; at most 64", except.len())));
         }
-        Ok(Wanted { set_id: self.set_id, resume: resume.then_some(except), lang: self.lang })
+        Ok(Wanted { set_id: self.set_id, project: self.project, resume: resume.then_some(except), lang: self.lang })
     }
 }
 
@@ -85,6 +88,7 @@ pub struct LeasedSet {
     /// µs UTC.
     pub expires_at: Micros,
     pub set_id: SetId,
+    pub project_id: ProjectId,
     /// `normal`, or `calibration`: its expected answer is shown after the judgment. Gold sets read `normal`.
     pub kind: SetKind,
     pub prompt: LabelerPrompt,
@@ -128,6 +132,7 @@ impl LeasedSet {
             lease_token: turn.assignment.lease_token.clone(),
             expires_at: turn.assignment.expires_at,
             set_id: turn.assignment.set_id.clone(),
+            project_id: turn.project_id.clone(),
             kind: turn.kind,
             prompt: LabelerPrompt::new(&turn.prompt).await?,
             completions: blind(services, &turn.prompt, &turn.completions).await?,
@@ -301,9 +306,26 @@ impl From<Judged> for StoredJudgment {
     }
 }
 
+#[derive(Debug, Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ProjectQuery {
+    /// Id or name of the project; the first when absent.
+    pub project: Option<String>,
+}
+
 /// The caller's own progress, pace and agreement.
-pub async fn me(State(state): State<AppState>, Caller(actor): Caller) -> ApiResult<axum::Json<OwnPage>> {
-    Ok(axum::Json(own_page::figures(&state.services, &actor).await?))
+pub async fn me(
+    State(state): State<AppState>,
+    Caller(actor): Caller,
+    Query(query): Query<ProjectQuery>,
+) -> ApiResult<axum::Json<OwnPage>> {
+    Ok(axum::Json(own_page::figures(&state.services, &actor, query.project.as_deref()).await?))
+}
+
+/// The projects in which the caller labels.
+pub async fn projects(State(state): State<AppState>, Caller(actor): Caller) -> ApiResult<axum::Json<List<Project>>> {
+    let own = projects::of_caller(&state.services, &actor).await?;
+    Ok(axum::Json(List { data: own.into_iter().map(|p| p.project).collect() }))
 }
 
 /// `after` and `limit` of lists.
@@ -418,6 +440,8 @@ pub async fn judgments(
 pub struct GuidelinesQuery {
     /// `en` or `zh`; English for other languages.
     lang: Option<String>,
+    /// Id or name of the project; the first when absent.
+    project: Option<String>,
 }
 
 /// The current guidelines of one language.
@@ -471,15 +495,20 @@ pub async fn guidelines(
     State(state): State<AppState>,
     Query(query): Query<GuidelinesQuery>,
 ) -> ApiResult<axum::Json<ShownGuidelines>> {
-    let current = words::current(&state.services, words::language(query.lang.as_deref())).await?;
+    let project = projects::named(&state.services, query.project.as_deref()).await?;
+    let current = words::current(&state.services, &project, words::language(query.lang.as_deref())).await?;
     Ok(axum::Json(ShownGuidelines::new(&current).await?))
 }
 
 /// The current texts of every language, and all stored versions.
-pub async fn all_guidelines(State(state): State<AppState>) -> ApiResult<axum::Json<AllGuidelines>> {
+pub async fn all_guidelines(
+    State(state): State<AppState>,
+    Query(query): Query<ProjectQuery>,
+) -> ApiResult<axum::Json<AllGuidelines>> {
+    let project = projects::named(&state.services, query.project.as_deref()).await?;
     let mut current = Vec::new();
     for lang in words::LANGUAGES {
-        let g = words::current(&state.services, lang).await?;
+        let g = words::current(&state.services, &project, lang).await?;
         current.push(EditableGuidelines { shown: ShownGuidelines::new(&g).await?, text: g.text });
     }
     let former = |(g, version): (GuidelineVersion, Option<String>)| FormerGuidelines {
@@ -489,7 +518,7 @@ pub async fn all_guidelines(State(state): State<AppState>) -> ApiResult<axum::Js
         created: g.created,
         created_by: g.created_by,
     };
-    let versions = words::versions(&state.services).await?.into_iter().map(former).collect();
+    let versions = words::versions(&state.services, &project).await?.into_iter().map(former).collect();
     Ok(axum::Json(AllGuidelines { current, versions }))
 }
 
@@ -498,8 +527,10 @@ pub async fn all_guidelines(State(state): State<AppState>) -> ApiResult<axum::Js
 pub struct GuidelinesChange {
     /// `en` or `zh`.
     pub lang: String,
-    /// Markdown; empty = back to the configured file or the built-in text.
+    /// Markdown; empty = back to the text of the first project, the configured file or the built-in text.
     pub text: String,
+    /// Id or name of the project; the first when absent.
+    pub project: Option<String>,
 }
 
 pub async fn change_guidelines(
@@ -507,6 +538,7 @@ pub async fn change_guidelines(
     Caller(actor): Caller,
     Json(body): Json<GuidelinesChange>,
 ) -> ApiResult<axum::Json<ShownGuidelines>> {
-    let changed = words::change(&state.services, &actor, &body.lang, body.text).await?;
+    let project = projects::named(&state.services, body.project.as_deref()).await?;
+    let changed = words::change(&state.services, &actor, &project, &body.lang, body.text).await?;
     Ok(axum::Json(ShownGuidelines::new(&changed).await?))
 }

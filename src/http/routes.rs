@@ -2,6 +2,8 @@
 //! router, the guards, documentation and the access and contract tests are made from it, so that no route can be
 //! forgotten.
 
+mod projects;
+
 use axum::extract::DefaultBodyLimit;
 
 use super::access::Access::{Admin, Feedback, Inference, Keyed, Public, Review};
@@ -14,7 +16,8 @@ use super::{
 };
 use crate::config::LimitsConfig;
 use crate::domain::{
-    Conversation, DatasetVersion, Delivery, Demonstration, FeedbackEvent, Job, Judgment, Labeler, ModelVersion, Prompt,
+    Conversation, DatasetVersion, Delivery, Demonstration, FeedbackEvent, Job, Judgment, Labeler, ModelVersion, Project,
+    Prompt,
     SetDraw, Webhook,
 };
 use crate::eval::quality::Report;
@@ -230,7 +233,11 @@ fn people() -> Vec<Route> {
         get("/v1/guidelines", Public, "How to rank", label::guidelines)
             .query::<label::GuidelinesQuery>()
             .returns::<label::ShownGuidelines>(200),
-        get("/v1/rubric", Feedback, "The active rubric", rubrics::active).returns::<rubrics::ActiveRubric>(200),
+        get("/v1/rubric", Feedback, "The active rubric", rubrics::active)
+            .query::<label::ProjectQuery>()
+            .returns::<rubrics::ActiveRubric>(200),
+        get("/v1/projects", Feedback, "The projects in which the caller labels", label::projects)
+            .returns::<List<Project>>(200),
         get("/v1/label/next", Feedback, "Lease the next set to rank; 204 when none is open", label::next)
             .query::<label::NextQuery>()
             .returns::<label::LeasedSet>(200)
@@ -270,7 +277,9 @@ fn people() -> Vec<Route> {
         post("/v1/label/{id}/judgment", Feedback, "Judge a leased set", label::submit)
             .body::<label::JudgmentRequest>()
             .returns::<label::StoredJudgment>(200),
-        get("/v1/label/me", Feedback, "Own progress, pace and agreement", label::me).returns::<OwnPage>(200),
+        get("/v1/label/me", Feedback, "Own progress, pace and agreement", label::me)
+            .query::<label::ProjectQuery>()
+            .returns::<OwnPage>(200),
         get("/v1/label/history", Feedback, "Own judgments, newest first", label::history)
             .query::<label::PageQuery>()
             .returns::<Paged<label::PastJudgment>>(200),
@@ -284,6 +293,7 @@ fn administration(limits: &LimitsConfig) -> Vec<Route> {
     all.extend(training());
     all.extend(files(limits));
     all.extend(accounts());
+    all.extend(projects::table());
     all
 }
 
@@ -426,11 +436,13 @@ fn accounts() -> Vec<Route> {
             "Guidelines of every language and their earlier versions",
             label::all_guidelines,
         )
+        .query::<label::ProjectQuery>()
         .returns::<label::AllGuidelines>(200),
         post("/admin/guidelines", Admin, "Change the guidelines of a language", label::change_guidelines)
             .body::<label::GuidelinesChange>()
             .returns::<label::ShownGuidelines>(200),
         get("/admin/rubrics", Admin, "Versions of rubrics, and presets", rubrics::all)
+            .query::<label::ProjectQuery>()
             .returns::<rubrics::AllRubrics>(200),
         post("/admin/rubrics", Admin, "Store a version of a rubric", rubrics::put)
             .body::<rubrics::NewRubric>()

@@ -8,8 +8,10 @@ use serde::{Deserialize, Serialize};
 use super::AppState;
 use super::auth::Caller;
 use super::error::{ApiError, ApiResult};
-use super::extract::Json;
+use super::extract::{Json, Query};
+use super::label::ProjectQuery;
 use crate::domain::{LabelerId, Micros, Rubric, RubricDefinition};
+use crate::service::projects;
 use crate::service::rubrics::{self, Preset};
 use crate::store::RubricVersion;
 
@@ -20,8 +22,12 @@ pub struct ActiveRubric {
     pub rubric: Option<Rubric>,
 }
 
-pub async fn active(State(state): State<AppState>) -> ApiResult<axum::Json<ActiveRubric>> {
-    Ok(axum::Json(ActiveRubric { rubric: rubrics::active(&state.services).await? }))
+pub async fn active(
+    State(state): State<AppState>,
+    Query(query): Query<ProjectQuery>,
+) -> ApiResult<axum::Json<ActiveRubric>> {
+    let project = projects::named(&state.services, query.project.as_deref()).await?;
+    Ok(axum::Json(ActiveRubric { rubric: rubrics::active(&state.services, &project).await? }))
 }
 
 /// A version of a rubric, and who stored it.
@@ -52,8 +58,12 @@ pub struct AllRubrics {
     pub presets: Vec<Preset>,
 }
 
-pub async fn all(State(state): State<AppState>) -> ApiResult<axum::Json<AllRubrics>> {
-    let (versions, active) = rubrics::versions(&state.services).await?;
+pub async fn all(
+    State(state): State<AppState>,
+    Query(query): Query<ProjectQuery>,
+) -> ApiResult<axum::Json<AllRubrics>> {
+    let project = projects::named(&state.services, query.project.as_deref()).await?;
+    let (versions, active) = rubrics::versions(&state.services, &project).await?;
     Ok(axum::Json(AllRubrics {
         active: active.map(|rubric| rubric.version),
         versions: versions.into_iter().map(StoredRubric::from).collect(),
@@ -68,6 +78,8 @@ pub struct NewRubric {
     /// Also activate it. Default false.
     #[serde(default)]
     pub activate: bool,
+    /// Id or name of the project in which it becomes active; the first when absent.
+    pub project: Option<String>,
 }
 
 pub async fn put(
@@ -75,7 +87,8 @@ pub async fn put(
     Caller(actor): Caller,
     Json(body): Json<NewRubric>,
 ) -> ApiResult<(StatusCode, axum::Json<StoredRubric>)> {
-    let put = rubrics::put(&state.services, &actor, body.definition, body.activate).await;
+    let project = projects::named(&state.services, body.project.as_deref()).await?;
+    let put = rubrics::put(&state.services, &actor, &project, body.definition, body.activate).await;
     let stored = put.map_err(|error| {
         let e = ApiError::from(error);
         ApiError { param: e.param.map(|field| format!("definition.{field}")), ..e }
@@ -88,6 +101,8 @@ pub async fn put(
 pub struct Activation {
     /// Null or absent: no rubric.
     pub version: Option<String>,
+    /// Id or name of the project; the first when absent.
+    pub project: Option<String>,
 }
 
 pub async fn activate(
@@ -95,5 +110,7 @@ pub async fn activate(
     Caller(actor): Caller,
     Json(body): Json<Activation>,
 ) -> ApiResult<axum::Json<ActiveRubric>> {
-    Ok(axum::Json(ActiveRubric { rubric: rubrics::activate(&state.services, &actor, body.version).await? }))
+    let project = projects::named(&state.services, body.project.as_deref()).await?;
+    let rubric = rubrics::activate(&state.services, &actor, &project, body.version).await?;
+    Ok(axum::Json(ActiveRubric { rubric }))
 }

@@ -20,6 +20,7 @@ use super::shown::{BlindCompletion, ShownPrompt, blind};
 use crate::domain::*;
 use crate::engine::SamplingParams;
 use crate::service::Services;
+use crate::service::projects;
 use crate::service::prompts::raw_text;
 use crate::service::sets::{self, CompletionRef, PromptRef, Ranking};
 use crate::service::visible;
@@ -34,6 +35,8 @@ pub struct PromptRequest {
     #[serde(default)]
     pub tags: Vec<String>,
     pub lang: Option<String>,
+    /// Id or name of the project; the first when absent.
+    pub project: Option<String>,
 }
 
 pub async fn add_prompt(
@@ -50,8 +53,11 @@ pub async fn add_prompt(
         }
         _ => return Err(ApiError::bad("messages", "give messages or prompt")),
     };
+    let services = &state.services;
+    let project = projects::to_add_to(services, &actor, body.project.as_deref()).await?;
+    let by = &actor.labeler_id;
     let mut prompt =
-        crate::service::prompts::add(&state.services, &actor.labeler_id, messages, "api", body.lang, body.tags).await?;
+        crate::service::prompts::add(services, by, &project, messages, "api", body.lang, body.tags).await?;
     if visible::plain_labeler(&actor).is_some() {
         prompt.answer = None;
     }
@@ -151,6 +157,8 @@ pub struct SetRequest {
     pub sampling: Option<Sampling>,
     /// How many people should rank it.
     pub overlap: Option<i64>,
+    /// Id or name of the project of `messages`; the first when absent. A set of `prompt_id` is in the prompt's project.
+    pub project: Option<String>,
 }
 
 params::generation_request!(
@@ -170,6 +178,10 @@ pub async fn create(
     let limits = &services.config.limits;
     let prompt = prompt_ref(body.messages, body.prompt_id, limits.prompt_bytes)?
         .ok_or_else(|| ApiError::bad("messages", "give messages or prompt_id"))?;
+    if body.project.is_some() && matches!(prompt, PromptRef::Known(_)) {
+        return Err(ApiError::bad("project", "applies to messages; a set of prompt_id is in the prompt's project"));
+    }
+    let project = projects::to_add_to(services, &actor, body.project.as_deref()).await?;
     let set = if let Some(completions) = body.completions {
         if body.n.is_some() || body.sampling.is_some() {
             return Err(ApiError::bad("n", "n and sampling require that completions are absent"));
@@ -186,13 +198,13 @@ pub async fn create(
             refs.push(completion_ref(&format!("completions[{i}]"), given.text, given.completion_id)?);
         }
         sets::check_own(services, &actor, &refs).await?;
-        let prompt = sets::prompt(services, &actor, prompt, "api").await?;
+        let prompt = sets::prompt(services, &actor, &project, prompt, "api").await?;
         sets::create(services, &prompt, refs, body.overlap, "ask").await?
     } else {
         let params = drawing(services, body.sampling.unwrap_or_default())?;
         let n = body.n.unwrap_or(services.live().config.labeling.completions_per_set as u64);
         let n = params::count("n", n)?;
-        let prompt = sets::prompt(services, &actor, prompt, "page").await?;
+        let prompt = sets::prompt(services, &actor, &project, prompt, "page").await?;
         sets::sample(services, &prompt, n, params, body.overlap, request_id).await?
     };
     let content = sets::asked_by(services, &actor, &set.id).await?;
@@ -324,6 +336,8 @@ pub struct RankingRequest {
     pub strength: Option<Strength>,
     pub rationale: Option<String>,
     pub idempotency_key: Option<String>,
+    /// Id or name of the project of `messages`; the first when absent.
+    pub project: Option<String>,
 }
 
 /// The stored ranking and its set.
@@ -348,6 +362,13 @@ pub async fn rank(
     Json(body): Json<RankingRequest>,
 ) -> ApiResult<(StatusCode, axum::Json<StoredRanking>)> {
     let services = &state.services;
+    if body.project.is_some() && body.messages.is_none() {
+        return Err(ApiError::bad(
+            "project",
+            "applies to messages; sets and prompts that exist are in their own project",
+        ));
+    }
+    let project = projects::to_add_to(services, &actor, body.project.as_deref()).await?;
     let prompt = prompt_ref(body.messages, body.prompt_id, services.config.limits.prompt_bytes)?;
     let outcome = body.outcome.unwrap_or(Outcome::Ranked);
     let mut completions = Vec::new();
@@ -364,6 +385,7 @@ pub async fn rank(
     }
     let ranking = Ranking {
         set_id: body.set_id,
+        project,
         prompt,
         completions,
         outcome,
@@ -397,6 +419,8 @@ pub struct DemonstrationRequest {
     pub messages: Vec<ChatMessage>,
     /// The ideal answer.
     pub completion: String,
+    /// Id or name of the project; the first when absent.
+    pub project: Option<String>,
 }
 
 pub async fn demonstrate(
@@ -405,6 +429,7 @@ pub async fn demonstrate(
     Json(body): Json<DemonstrationRequest>,
 ) -> ApiResult<(StatusCode, axum::Json<Demonstration>)> {
     let messages = turns::stored_messages(body.messages, "messages", state.services.config.limits.prompt_bytes)?;
-    let stored = sets::demonstrate(&state.services, &actor, messages, body.completion).await?;
+    let project = projects::to_add_to(&state.services, &actor, body.project.as_deref()).await?;
+    let stored = sets::demonstrate(&state.services, &actor, &project, messages, body.completion).await?;
     Ok((StatusCode::CREATED, axum::Json(stored)))
 }

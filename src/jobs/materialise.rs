@@ -182,7 +182,9 @@ impl<'a> Rankings<'a> {
 /// Feedback events on the prompts that the filter selects.
 fn feedback_records<'f>(facts: &'f [FeedbackFact], filter: &RankedFilter) -> Vec<FeedbackRecord<'f>> {
     let fits = |p: &Prompt| {
-        filter.split.is_none_or(|s| s == p.split) && filter.tag.as_ref().is_none_or(|t| p.tags.contains(t))
+        filter.split.is_none_or(|s| s == p.split)
+            && filter.tag.as_ref().is_none_or(|t| p.tags.contains(t))
+            && filter.project.as_ref().is_none_or(|id| *id == p.project_id)
     };
     let record = |f: &'f FeedbackFact| FeedbackRecord {
         prompt: &f.prompt,

@@ -29,7 +29,8 @@ pub struct Continued {
 }
 
 /// Stores the prompt of the next turn: the conversation so far, the chosen answer without its reasoning, and the message.
-/// It is on the side of the split of the conversation's first prompt.
+/// It is in the project, and on the side of the split, of the
+/// conversation's first prompt.
 ///
 /// # Errors
 /// `Forbidden` for a set that the labeler did not ask for; `Conflict` for one that they have not judged, that is continued
@@ -61,7 +62,15 @@ pub async fn next_prompt(services: &Arc<Services>, actor: &Actor, next: NextMess
     let mut messages = prompt.messages;
     messages.push(Message { role: "assistant".into(), content: answer.unwrap_or_default().to_owned() });
     messages.push(Message { role: "user".into(), content });
-    let prompt = prompts::add_on_side(services, &actor.labeler_id, messages, "page", prompt.split).await?;
+    let prompt = prompts::add_on_side(
+        services,
+        &actor.labeler_id,
+        &prompt.project_id,
+        messages,
+        "page",
+        prompt.split,
+    )
+    .await?;
     Ok((prompt, Continued { set_id, completion_id }))
 }
 

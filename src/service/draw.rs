@@ -83,7 +83,8 @@ fn with_lost_server(mut draw: SetDraw, now: Micros) -> SetDraw {
     draw
 }
 
-async fn plan(services: &Arc<Services>, request: DrawRequest) -> Result<DrawPlan> {
+async fn plan(services: &Arc<Services>, mut request: DrawRequest) -> Result<DrawPlan> {
+    request.prompts.project.get_or_insert_with(ProjectId::first);
     if let Some(source) = request.prompts.source.as_deref().filter(|s| matches!(*s, "chat" | "completions"))
         && !services.learns_from_requests()
     {

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use serde_json::Value;
 
 use super::{Result, Services, bad_input};
-use crate::domain::{DimensionKind, Prompt, RANKING, unknown_name};
+use crate::domain::{DimensionKind, ProjectId, Prompt, RANKING, unknown_name};
 use crate::store::{Page, PromptFilter, RankedFilter, StoreError};
 
 /// Number of prompts in a page.
@@ -63,6 +63,7 @@ pub async fn check_ranked(services: &Services, filter: &RankedFilter, field: &st
 /// Checks all names but the labeler's.
 async fn check_others(services: &Services, filter: &RankedFilter, field: &str) -> Result<()> {
     check_by_rating(services, filter, field).await?;
+    check_project(services, filter.project.as_ref(), field).await?;
     check_tag(services, filter.tag.as_deref(), field).await
 }
 
@@ -108,6 +109,16 @@ pub async fn check_dimensions(services: &Services, args: &Value) -> Result<()> {
     }
 }
 
+async fn check_project(services: &Services, project: Option<&ProjectId>, field: &str) -> Result<()> {
+    let Some(id) = project else { return Ok(()) };
+    let all = services.store.projects().list().await?;
+    if all.iter().any(|p| p.id == *id) {
+        return Ok(());
+    }
+    let known = all.into_iter().map(|p| p.id.to_string()).collect();
+    Err(refuse(format!("{field}.project"), "project", id.as_str(), &known))
+}
+
 async fn check_tag(services: &Services, tag: Option<&str>, field: &str) -> Result<()> {
     let Some(tag) = tag else { return Ok(()) };
     match prompts_have(services, tag, |p| p.tags.clone()).await? {
@@ -119,6 +130,7 @@ async fn check_tag(services: &Services, tag: Option<&str>, field: &str) -> Resul
 /// # Errors
 /// `BadInput` naming the field of a tag, language or source that no prompt has.
 pub async fn check_prompts(services: &Services, filter: &PromptFilter, field: &str) -> Result<()> {
+    check_project(services, filter.project.as_ref(), field).await?;
     check_tag(services, filter.tag.as_deref(), field).await?;
     if let Some(lang) = &filter.lang
         && let Err(known) = prompts_have(services, lang, |p| p.lang.clone().into_iter().collect()).await?

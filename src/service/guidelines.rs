@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::people::Actor;
 use super::{Result, ServiceError, Services, bad_input, uncancelled};
-use crate::domain::{Micros, hash, new_id};
+use crate::domain::{Micros, ProjectId, hash, new_id};
 use crate::store::GuidelineVersion;
 
 /// Languages of the pages; the first is the one that others fall back to.
@@ -70,11 +70,14 @@ pub(super) async fn with_stored(services: &Services, lang: &'static str, stored:
     }
 }
 
-/// The guidelines for a page language: an administrator's text, else the configured file, else the built-in one.
-pub async fn current(services: &Services, lang: &'static str) -> Result<Guidelines> {
-    let stored = services.store.guidelines().latest(lang).await?;
-    if let Some(g) = stored.filter(|g| !g.text.is_empty()) {
-        return Ok(Guidelines { lang, version: version(&g.text), text: g.text, since: Some(g.created) });
+/// The guidelines of a project for a page language: an administrator's text for the project, else for the first project,
+/// else the configured file, else the built-in text.
+pub async fn current(services: &Services, project: &ProjectId, lang: &'static str) -> Result<Guidelines> {
+    for project in [project, &ProjectId::first()] {
+        let stored = services.store.guidelines().latest(project, lang).await?;
+        if let Some(g) = stored.filter(|g| !g.text.is_empty()) {
+            return Ok(Guidelines { lang, version: version(&g.text), text: g.text, since: Some(g.created) });
+        }
     }
     unstored(services, lang).await
 }
@@ -88,11 +91,18 @@ async fn unstored(services: &Services, lang: &'static str) -> Result<Guidelines>
     Ok(Guidelines { lang, version: version(&text), text, since: None })
 }
 
-/// Stores a new text for a language; an empty one returns to the configured file or the built-in text.
+/// Stores a project's new text for a language; an empty one returns to the text of the first project, the configured file
+/// or the built-in text.
 ///
 /// # Errors
 /// `BadInput` for languages that the pages do not have and for texts over the limit.
-pub async fn change(services: &Arc<Services>, by: &Actor, lang: &str, text: String) -> Result<Guidelines> {
+pub async fn change(
+    services: &Arc<Services>,
+    by: &Actor,
+    project: &ProjectId,
+    lang: &str,
+    text: String,
+) -> Result<Guidelines> {
     let Some(lang) = LANGUAGES.into_iter().find(|l| *l == lang) else {
         return Err(bad_input("lang", format!("must be one of {}; got {lang:?}", LANGUAGES.join(", "))));
     };
@@ -101,23 +111,31 @@ pub async fn change(services: &Arc<Services>, by: &Actor, lang: &str, text: Stri
     }
     let text = if text.trim().is_empty() { String::new() } else { text };
     let now = services.now();
-    let stored =
-        GuidelineVersion { id: new_id(), lang: lang.to_owned(), text, created: now, created_by: by.labeler_id.clone() };
+    let stored = GuidelineVersion {
+        id: new_id(),
+        project_id: project.clone(),
+        lang: lang.to_owned(),
+        text,
+        created: now,
+        created_by: by.labeler_id.clone(),
+    };
     let (all, actor) = (services.clone(), by.signature());
     uncancelled(async move {
-        let detail = json!({"version": (!stored.text.is_empty()).then(|| version(&stored.text))});
+        let version = (!stored.text.is_empty()).then(|| version(&stored.text));
+        let detail = json!({"version": version, "project": stored.project_id});
         all.store.guidelines().put(stored).await?;
         Ok(all.store.audit_log().append(&actor, "set_guidelines", lang, detail, now).await?)
     })
     .await?;
-    current(services, lang).await
+    current(services, project, lang).await
 }
 
-/// All texts that administrators stored, newest first, with their versions (`None` = back to the file).
-pub async fn versions(services: &Services) -> Result<Vec<(GuidelineVersion, Option<String>)>> {
+/// All texts that administrators stored for a project, newest first, with their versions (`None` = back to the file).
+pub async fn versions(services: &Services, project: &ProjectId) -> Result<Vec<(GuidelineVersion, Option<String>)>> {
     let all = services.store.guidelines().list().await?;
     Ok(all
         .into_iter()
+        .filter(|g| g.project_id == *project)
         .map(|g| {
             let v = (!g.text.is_empty()).then(|| version(&g.text));
             (g, v)

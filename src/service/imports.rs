@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::{Semaphore, mpsc};
 
 use super::marks::human_completion;
-use super::prompts::prompt_record;
+use super::prompts::{in_project, prompt_record};
 use super::{Result, ServiceError, Services, bad_input, ratings, uncancelled};
 use crate::data::limits::Limits;
 use crate::data::source::{Content, Source};
@@ -104,6 +104,7 @@ pub async fn read_in(
     by: &Actor,
     format: Format,
     name: &str,
+    project: &ProjectId,
     known_answer: Option<SetKind>,
     body: Bytes,
 ) -> Result<Imported> {
@@ -119,7 +120,7 @@ pub async fn read_in(
             format!("applies to rankings only; the format {} has none", format.as_str()),
         ));
     }
-    let source = format!("import:{name}");
+    let target = Target { source: format!("import:{name}"), project: project.clone(), known_answer };
     let turn = RUNNING.acquire().await.map_err(|e| ServiceError::Internal(e.to_string()))?;
     let most = &services.config.limits;
     let limits = Limits::new(Duration::from_secs(most.import_seconds), most.import_rows, most.unpacked_bytes());
@@ -138,18 +139,33 @@ pub async fn read_in(
                 done.stopped.get_or_insert(message);
                 break;
             }
-            store(&all, batch, &source, known_answer, &mut done).await?;
+            store(&all, batch, &target, &mut done).await?;
         }
         drop(batches);
         reader.await.map_err(|e| ServiceError::Internal(format!("reading the file failed: {e}")))?;
         let detail = json!({
             "imported": done.imported, "updated": done.updated, "skipped": done.skipped, "failed": done.failed,
-            "stopped": done.stopped.is_some(),
+            "stopped": done.stopped.is_some(), "project": target.project,
         });
-        all.store.audit_log().append(&actor, "import", &source, detail, all.now()).await?;
+        all.store.audit_log().append(&actor, "import", &target.source, detail, all.now()).await?;
         Ok(done)
     })
     .await
+}
+
+/// Where the records of a file go.
+struct Target {
+    /// Source of the prompts: `import:` and the file's name.
+    source: String,
+    project: ProjectId,
+    /// Rankings become known answers of this kind.
+    known_answer: Option<SetKind>,
+}
+
+impl Target {
+    fn prompt(&self, prompt: data::PromptInput, now: Micros) -> Prompt {
+        in_project(prompt_record(prompt.into_messages(), &self.source, now), &self.project)
+    }
 }
 
 type Batch = Vec<Result<Parsed, LineError>>;
@@ -232,13 +248,7 @@ fn named(format: Format) -> &'static str {
 
 /// Stores one batch in one transaction. If the database refuses it, its lines are stored one by one, so that the bad
 /// line is reported and the others are kept.
-async fn store(
-    services: &Services,
-    batch: Batch,
-    source: &str,
-    known_answer: Option<SetKind>,
-    done: &mut Imported,
-) -> Result<()> {
+async fn store(services: &Services, batch: Batch, target: &Target, done: &mut Imported) -> Result<()> {
     let now = services.now();
     let definitions = definitions(services, &batch).await?;
     let (mut numbers, mut lines) = (Vec::new(), Vec::new());
@@ -257,7 +267,7 @@ async fn store(
                 *done.ignored_fields.entry(field).or_default() += 1;
             }
         }
-        match as_rows(record, source, now, known_answer, &definitions) {
+        match as_rows(record, target, now, &definitions) {
             Ok((row, note)) => {
                 if let Some(note) = note {
                     done.warn(line, note);
@@ -307,29 +317,28 @@ fn fail(done: &mut Imported, error: LineError) {
 /// A record as rows of the store, and the parts of it that are not stored.
 fn as_rows(
     record: Record,
-    source: &str,
+    target: &Target,
     now: Micros,
-    known_answer: Option<SetKind>,
     definitions: &Definitions,
 ) -> Result<(ImportLine, Option<String>), String> {
     let named = |name: String| Labeler { active: false, ..Labeler::new(name.clone().into(), name, Role::Labeler, now) };
     match record {
         Record::Comparison(comparison) => {
             comparison.check()?;
-            let (ranking, note) = ranking(comparison, source, now, known_answer, named, definitions)?;
+            let (ranking, note) = ranking(comparison, target, now, named, definitions)?;
             Ok((ImportLine::Ranking(Box::new(ranking)), note))
         }
         Record::Demonstration(Written { prompt, completion, labeler, .. }) => {
             if completion.trim().is_empty() {
                 return Err("the completion is empty; remove the line or write a completion".to_owned());
             }
-            let prompt = prompt_record(prompt.into_messages(), source, now);
+            let prompt = target.prompt(prompt, now);
             let completion = human_completion(prompt.id.clone(), completion, now);
             let labeler = named(labeler.unwrap_or_else(|| IMPORTER.to_owned()));
             Ok((ImportLine::Demonstration { prompt, completion, labeler }, None))
         }
         Record::Prompt(record) => {
-            let mut prompt = prompt_record(record.prompt.into_messages(), source, now);
+            let mut prompt = target.prompt(record.prompt, now);
             (prompt.tags, prompt.lang, prompt.answer) = (record.tags, record.lang, record.answer);
             Ok((ImportLine::Prompt(prompt), None))
         }
@@ -338,9 +347,8 @@ fn as_rows(
 
 fn ranking(
     comparison: Comparison,
-    source: &str,
+    target: &Target,
     now: Micros,
-    known_answer: Option<SetKind>,
     named: impl Fn(String) -> Labeler,
     definitions: &Definitions,
 ) -> Result<(ImportedRanking, Option<String>), String> {
@@ -348,8 +356,9 @@ fn ranking(
         return Err("is by a language model (`labeler_kind`); a file can only bring people's rankings".to_owned());
     }
     let Comparison { prompt, completions, strength, split, labeler, knowledge, explanation, rubric, .. } = comparison;
+    let known_answer = target.known_answer;
     let explanation = explanation.filter(|text| !text.trim().is_empty());
-    let mut prompt = prompt_record(prompt.into_messages(), source, now);
+    let mut prompt = target.prompt(prompt, now);
     prompt.split = split.unwrap_or(prompt.split);
     // The key of a ranking in earlier versions: its prompt, texts and tiers in their order.
     let mut content = Sha256::new();

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use super::label::{ASKED, VERSIONS, day_start, quota_of};
+use super::label::{ASKED, VERSIONS};
 use super::marks::{self, Correction, MAX_TEXT, human_completion};
+use super::quota::{day_start, limit_of, quota_of};
 use super::random::shown_order;
 use super::ratings::{self, SubmittedRatings};
 use super::{Result, ServiceError, Services, bad_input, guidelines, not_found_as, uncancelled};
@@ -68,7 +69,14 @@ pub async fn judge(services: &Arc<Services>, actor: &Actor, place: Place, submis
     let question = services
         .store
         .judgments()
-        .question(&place, &actor.labeler_id, submission.revises.as_ref(), asked_lang, rubric_version)
+        .question(
+            &place,
+            &actor.labeler_id,
+            submission.revises.as_ref(),
+            asked_lang,
+            rubric_version,
+            day_start(services.now()),
+        )
         .await?;
     let (set, assignment) = (&question.set, question.assignment.as_ref());
     if assignment.is_some_and(|a| a.labeler_id != actor.labeler_id) {
@@ -143,7 +151,11 @@ pub async fn judge(services: &Arc<Services>, actor: &Actor, place: Place, submis
     let lease_token = if assignment.is_some() { Some(submission.lease_token.unwrap_or_default()) } else { None };
     // Rankings of administrators and reviewers by the API are not subject to a quota.
     let counted = assignment.is_some() || actor.role < Role::Reviewer;
-    let limit = if counted { quota_of(services, question.daily_quota) } else { None };
+    let limit = match question.project_quota {
+        _ if !counted => None,
+        Some(quota) => limit_of(quota),
+        None => quota_of(services, question.daily_quota),
+    };
     let quota = limit.map(|limit| (day_start(now), limit));
     let reveals = shows(services, actor, &question);
     let submit = SubmitJudgment { judgment, lease_token, ideal_answer, corrections, now, reveals, quota };

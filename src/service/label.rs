@@ -2,12 +2,18 @@
 
 use std::sync::Arc;
 
+use super::projects;
+use super::quota::day_limit;
+pub use super::quota::{day_start, quota};
 use super::random::shown_order;
 use super::{Result, ServiceError, Services, guidelines, not_found_as, rubrics, uncancelled};
-use crate::domain::time::{DAY, SECOND, after};
+use crate::domain::time::{SECOND, after};
 use crate::domain::*;
 use crate::service::people::Actor;
-use crate::store::{LabelerCounts, LeaseRequest, Leased, NoLease, OutlookRequest, Page, Pick, SetContent, StoreError};
+use crate::store::{
+    LabelerCounts, LabelerProject, LeaseRequest, Leased, NoLease, Outlook, OutlookRequest, Page, Pick, SetContent,
+    StoreError,
+};
 
 /// Open sets are counted up to this number, because counting more costs time.
 pub const MOST_OPEN: i64 = 100;
@@ -17,6 +23,7 @@ pub(super) const VERSIONS: &str = "versions";
 
 /// A leased set as the labeler sees it.
 pub struct Turn {
+    pub project_id: ProjectId,
     pub assignment: Assignment,
     pub kind: SetKind,
     pub prompt: Prompt,
@@ -54,53 +61,35 @@ pub enum Next {
 #[derive(Clone, Debug, Default)]
 pub struct Wanted {
     pub set_id: Option<SetId>,
+    /// Id or name of the project; the labeler's first without one. A named set is handed out from its own.
+    pub project: Option<String>,
     /// Prefer a set that the labeler has leased already, except for these; used by a newly opened page.
     pub resume: Option<Vec<SetId>>,
     /// Language of the page.
     pub lang: Option<String>,
 }
 
-/// Judgments that the labeler may give a day; 0 = no limit.
-pub fn quota(services: &Services, labeler: &Labeler) -> i64 {
-    labeler.daily_quota.unwrap_or(services.live().config.labeling.daily_quota)
-}
-
-/// Judgments a day for a labeler with their own quota `own`; `None` = no limit.
-pub(super) fn quota_of(services: &Services, own: Option<i64>) -> Option<i64> {
-    Some(own.unwrap_or(services.live().config.labeling.daily_quota)).filter(|q| *q > 0)
-}
-
-/// (start of the day, judgments a day); `None` = no limit.
-fn daily_limit(services: &Services, labeler: &Labeler, now: Micros) -> Option<(Micros, i64)> {
-    quota_of(services, labeler.daily_quota).map(|q| (day_start(now), q))
-}
-
-/// Number of ordinary sets that the labeler can still judge, leased ones included: limited by the day's quota, and
-/// counted up to [`MOST_OPEN`].
-pub async fn open_for(services: &Services, labeler: &Labeler, today: i64) -> Result<i64> {
+/// Number of ordinary sets of a project that the labeler can still judge, leased ones included: limited by the day's
+/// quota, and counted up to [`MOST_OPEN`].
+pub async fn open_for(services: &Services, labeler: &Labeler, project: &LabelerProject, today: i64) -> Result<i64> {
     let now = services.now();
-    let most = match daily_limit(services, labeler, now) {
-        Some((_, limit)) => (limit - today).clamp(0, MOST_OPEN),
+    let most = match day_limit(services, labeler.daily_quota, project.quota, project.held_elsewhere).judged {
+        Some(limit) => (limit - today).clamp(0, MOST_OPEN),
         None => MOST_OPEN,
     };
-    Ok(services.store.leases().open_for(&labeler.id, SetKind::Normal, now, most).await?)
+    Ok(services.store.leases().open_for(&labeler.id, &project.project.id, SetKind::Normal, now, most).await?)
 }
 
-/// Start of the UTC day of `now`, µs.
-pub fn day_start(now: Micros) -> Micros {
-    now - now.rem_euclid(DAY)
-}
-
-/// The labeler's progress with the first calibration sets; `None` when they are done or there are none.
-pub async fn onboarding(services: &Services, labeler: &LabelerId) -> Result<Option<Onboarding>> {
+/// The labeler's progress with the first calibration sets of a project; `None` when they are done or there are none.
+pub async fn onboarding(services: &Services, labeler: &LabelerId, project: &ProjectId) -> Result<Option<Onboarding>> {
     let wanted = services.live().config.labeling.onboarding_sets;
     if wanted == 0 {
         return Ok(None);
     }
     let now = services.now();
-    let done = services.store.judgments().calibrations_done(labeler).await?;
-    let left = services.store.leases().open_for(labeler, SetKind::Calibration, now, wanted).await?;
-    let held = services.store.leases().held(labeler, SetKind::Calibration, now).await?;
+    let done = services.store.judgments().calibrations_done(labeler, project).await?;
+    let left = services.store.leases().open_for(labeler, project, SetKind::Calibration, now, wanted).await?;
+    let held = services.store.leases().held(labeler, project, SetKind::Calibration, now).await?;
     Ok(onboarding_by(wanted, done, left, held))
 }
 
@@ -139,7 +128,7 @@ pub(super) async fn next_in_order(
     wanted: Wanted,
     order_seed: u64,
 ) -> Result<Next> {
-    let Wanted { set_id, resume, lang } = wanted;
+    let Wanted { set_id, project, resume, lang } = wanted;
     let at_hand = resume.as_ref().map(|except| except.len() as i64);
     let now = services.now();
     let lang = guidelines::language(lang.as_deref());
@@ -147,8 +136,10 @@ pub(super) async fn next_in_order(
         let live = services.live();
         (live.config.labeling.lease_seconds, live.config.labeling.onboarding_sets)
     };
-    let look = OutlookRequest {
+    let asked = project.as_deref().map_or_else(ProjectId::first, Into::into);
+    let mut look = OutlookRequest {
         labeler_id: actor.labeler_id.clone(),
+        project_id: asked,
         now,
         since: day_start(now),
         again: set_id.is_some() || resume.is_some(),
@@ -159,15 +150,21 @@ pub(super) async fn next_in_order(
         lang: Some(lang.to_owned()),
         expires_at: now + lease_seconds * SECOND,
     };
-    let seen = services.store.leases().outlook(&look).await.map_err(|e| match e {
-        StoreError::NotFound { what: "comparison set", .. } => not_found_as(e, "set_id"),
-        other => other.into(),
-    })?;
+    let mut seen = outlook(services, &look).await?;
+    let is_elsewhere = seen.named.as_ref().is_some_and(|set| set.project_id != look.project_id);
+    if !seen.labels_here || is_elsewhere {
+        // A project's name, the first project for a person who labels in others, or a named set of another project.
+        let own = projects::of_person(services, actor, project.as_deref(), look.set_id.as_ref()).await?;
+        let Some(own) = own else { return Ok(Next::Nothing(NoLease::Empty)) };
+        look.project_id = own.project.id;
+        seen = outlook(services, &look).await?;
+    }
     let onboarding =
         onboarding_by(onboarding_sets, seen.calibrations_done, seen.calibrations_left, seen.calibrations_held);
-    let limit = quota_of(services, seen.daily_quota);
+    let limit = day_limit(services, seen.daily_quota, seen.project_quota, seen.held_elsewhere);
     let request = LeaseRequest {
         labeler_id: actor.labeler_id.clone(),
+        project_id: look.project_id.clone(),
         assignment_id: AssignmentId::new(),
         lease_token: services.random.secret("lease-"),
         order_seed,
@@ -175,7 +172,7 @@ pub(super) async fn next_in_order(
         expires_at: look.expires_at,
         set_id: look.set_id,
         pick: pick(services, onboarding, resume.is_some()),
-        quota: limit.map(|limit| (look.since, limit)),
+        quota: limit.taken.map(|limit| (look.since, limit)),
         resume,
     };
     let (counts, open) = (seen.counts, seen.open);
@@ -190,7 +187,7 @@ pub(super) async fn next_in_order(
     let completions = in_shown_order(completions, assignment.order_seed);
     let guideline_version = guidelines::with_stored(services, lang, stored_guidelines).await?;
     // Limited by the day's quota.
-    let queue_open = limit.map_or(open, |limit| open.min((limit - counts.today).max(0)));
+    let queue_open = limit.judged.map_or(open, |limit| open.min((limit - counts.today).max(0)));
     // Gold sets must look like ordinary ones.
     let kind = if set.kind == SetKind::Gold { SetKind::Normal } else { set.kind };
     let practice_number = onboarding.filter(|_| kind == SetKind::Calibration).map(|o| {
@@ -199,6 +196,7 @@ pub(super) async fn next_in_order(
         (o.done + before + 1).min(o.needed)
     });
     Ok(Next::Turn(Box::new(Turn {
+        project_id: look.project_id,
         assignment,
         practice_number,
         kind,
@@ -210,6 +208,13 @@ pub(super) async fn next_in_order(
         queue_open,
         onboarding,
     })))
+}
+
+async fn outlook(services: &Services, look: &OutlookRequest) -> Result<Outlook> {
+    services.store.leases().outlook(look).await.map_err(|e| match e {
+        StoreError::NotFound { what: "comparison set", .. } => not_found_as(e, "set_id"),
+        other => other.into(),
+    })
 }
 
 /// Completions in the order that `seed` shows them.
@@ -275,7 +280,7 @@ pub async fn reopen(services: &Services, actor: &Actor, id: &JudgmentId) -> Resu
         shown = in_shown_order(shown, assignment.order_seed);
     }
     let revealed = services.store.judgments().reveals(&judgment.set_id, &judgment.labeler_id).await?;
-    let rubric = rubrics::of_judgment(services, &judgment).await?;
+    let rubric = rubrics::of_judgment(services, &judgment, &prompt.project_id).await?;
     Ok(Reopened { judgment, lease_token, prompt, completions: shown, revealed, rubric })
 }
 

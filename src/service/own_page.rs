@@ -4,7 +4,8 @@
 use serde::Serialize;
 
 use super::label::{self, Onboarding};
-use super::{Result, Services, completion_code};
+use super::quota::{day_limit, quota_in};
+use super::{Result, Services, completion_code, projects};
 use crate::domain::time::DAY;
 use crate::domain::{LabelerId, Micros, Outcome, Role, SetKind};
 use crate::eval::quality::statistics::median;
@@ -51,7 +52,12 @@ pub struct Day {
     pub judgments: usize,
 }
 
-pub async fn figures(services: &Services, actor: &Actor) -> Result<OwnPage> {
+/// The caller's own figures; quota, onboarding and queue are those of the named project, or of their first.
+///
+/// # Errors
+/// `NotFound` for an unknown project; `Forbidden` for one in which the caller does not label.
+pub async fn figures(services: &Services, actor: &Actor, project: Option<&str>) -> Result<OwnPage> {
+    let project = projects::of_person(services, actor, project, None).await?;
     let store = &services.store;
     let now = services.now();
     let today = label::day_start(now);
@@ -80,7 +86,15 @@ pub async fn figures(services: &Services, actor: &Actor) -> Result<OwnPage> {
     shown.retain(|(set, _, _)| calibration.contains(set));
     let facts = Facts::new(&judged, &shown, &store.people().list().await?);
     let row = labelers::figures(&facts, &[]).into_iter().find(|r| r.labeler_id == me.id);
-    let quota = Some(label::quota(services, &me)).filter(|q| *q > 0);
+    let quota = match &project {
+        Some(project) => quota_in(services, &me, project),
+        None => label::quota(services, &me),
+    };
+    let quota = Some(quota).filter(|q| *q > 0);
+    let limit = match &project {
+        Some(project) => day_limit(services, me.daily_quota, project.quota, project.held_elsewhere).judged,
+        None => quota,
+    };
     Ok(OwnPage {
         labeler_id: me.id.clone(),
         name: actor.name.clone(),
@@ -90,9 +104,12 @@ pub async fn figures(services: &Services, actor: &Actor) -> Result<OwnPage> {
         skipped_today: counts.skipped_today,
         skipped_total: counts.skipped_total,
         quota,
-        quota_left: quota.map(|q| (q - counts.today).max(0)),
-        completion_code: quota.filter(|q| counts.today >= *q).and_then(|_| completion_code::of(services, &me.id)),
-        onboarding: label::onboarding(services, &me.id).await?,
+        quota_left: limit.map(|q| (q - counts.today).max(0)),
+        completion_code: limit.filter(|q| counts.today >= *q).and_then(|_| completion_code::of(services, &me.id)),
+        onboarding: match &project {
+            Some(project) => label::onboarding(services, &me.id, &project.project.id).await?,
+            None => None,
+        },
         days,
         median_active_ms: row.as_ref().and_then(|r| r.median_active_ms),
         median_active_ms_today,
@@ -100,6 +117,9 @@ pub async fn figures(services: &Services, actor: &Actor) -> Result<OwnPage> {
         skip_rate: row.as_ref().and_then(|r| r.skip_rate),
         agreement_with_others: row.as_ref().and_then(|r| r.agreement_with_others),
         calibration_accuracy: row.as_ref().and_then(|r| r.gold_accuracy),
-        queue_open: label::open_for(services, &me, counts.today).await?,
+        queue_open: match &project {
+            Some(project) => label::open_for(services, &me, project, counts.today).await?,
+            None => 0,
+        },
     })
 }

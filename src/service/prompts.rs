@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{Result, Services, bad_input, uncancelled};
 use crate::data::{PromptInput, content_hash, split_of};
-use crate::domain::{LabelerId, Message, Prompt, PromptId, Split};
+use crate::domain::{LabelerId, Message, ProjectId, Prompt, PromptId, Split, hash};
 
 /// Share of held-out prompts; a hash of the content decides.
 const HELDOUT: f64 = 0.1;
@@ -19,6 +19,7 @@ pub fn prompt_record(messages: Vec<Message>, source: &str, now: i64) -> Prompt {
     let content_hash = content_hash(&messages);
     Prompt {
         id: PromptId::new(),
+        project_id: ProjectId::first(),
         split: split_of(&content_hash, HELDOUT),
         content_hash,
         messages,
@@ -28,6 +29,15 @@ pub fn prompt_record(messages: Vec<Message>, source: &str, now: i64) -> Prompt {
         answer: None,
         created: now,
     }
+}
+
+/// The prompt in a project. The same text in two projects is two prompts, on the same side of the split.
+pub fn in_project(prompt: Prompt, project: &ProjectId) -> Prompt {
+    if project.is_first() {
+        return prompt;
+    }
+    let content_hash = hash::of_bytes(format!("{project}\n{}", prompt.content_hash).as_bytes());
+    Prompt { project_id: project.clone(), content_hash, ..prompt }
 }
 
 /// Refuses conversations that no template can render. `field` is the name of the request's field.
@@ -61,6 +71,7 @@ pub fn check_size(bytes: usize, field: &str, max_bytes: usize) -> Result<()> {
 pub async fn add(
     services: &Arc<Services>,
     by: &LabelerId,
+    project: &ProjectId,
     messages: Vec<Message>,
     source: &str,
     lang: Option<String>,
@@ -73,7 +84,7 @@ pub async fn add(
     if lang.as_ref().is_some_and(|l| l.len() > 35) {
         return Err(bad_input("lang", "must be a language tag"));
     }
-    let mut prompt = prompt_record(messages, source, services.now());
+    let mut prompt = in_project(prompt_record(messages, source, services.now()), project);
     prompt.lang = lang;
     prompt.tags = tags;
     submit(services, by, prompt).await
@@ -87,12 +98,13 @@ pub async fn add(
 pub async fn add_on_side(
     services: &Arc<Services>,
     by: &LabelerId,
+    project: &ProjectId,
     messages: Vec<Message>,
     source: &str,
     split: Split,
 ) -> Result<Prompt> {
     check_messages(&messages, "messages", services.config.limits.prompt_bytes)?;
-    submit(services, by, Prompt { split, ..prompt_record(messages, source, services.now()) }).await
+    submit(services, by, Prompt { split, ..in_project(prompt_record(messages, source, services.now()), project) }).await
 }
 
 async fn submit(services: &Arc<Services>, by: &LabelerId, prompt: Prompt) -> Result<Prompt> {

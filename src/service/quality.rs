@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::{Result, ServiceError, Services, bad_input};
 use crate::domain::time;
-use crate::domain::{GivenRating, Micros, ModelVersionId, RubricDefinition, SetKind};
+use crate::domain::{GivenRating, Micros, ModelVersionId, ProjectId, RubricDefinition, SetKind};
 use crate::eval::quality::bradley_terry::{self, Cell, Options, Standing};
 use crate::eval::quality::facts::Author;
 use crate::eval::quality::ratings::{self, DimensionFigures};
@@ -98,7 +98,7 @@ pub async fn ratings(services: &Services, scope: Scope) -> Result<RatingsReport>
     let resampling = scope.resampling(TABLE_REPLICATES)?;
     let since = scope.days.map(|days| time::before(services.now(), days, time::DAY));
     let given = services.store.judgments().ratings(scope.kind.unwrap_or(SetKind::Normal), since).await?;
-    let (versions, active) = super::rubrics::versions(services).await?;
+    let (versions, active) = super::rubrics::versions(services, &ProjectId::first()).await?;
     let active = active.map(|rubric| rubric.version);
     blocking(move || {
         let mut by_version: HashMap<&str, Vec<&GivenRating>> = HashMap::new();

@@ -47,39 +47,44 @@ pub fn presets() -> Result<Vec<Preset>> {
         .collect()
 }
 
-/// All stored versions, newest first, and the active one.
+/// All stored versions, newest first, and the one that is active in a project.
 ///
 /// # Errors
 /// Errors of the store.
-pub async fn versions(services: &Services) -> Result<(Vec<RubricVersion>, Option<Rubric>)> {
+pub async fn versions(services: &Services, project: &ProjectId) -> Result<(Vec<RubricVersion>, Option<Rubric>)> {
     let rubrics = services.store.rubrics();
-    Ok((rubrics.list().await?, rubrics.active().await?))
+    Ok((rubrics.list().await?, rubrics.active(project).await?))
 }
 
-/// The active rubric.
+/// The rubric that is active in a project.
 ///
 /// # Errors
 /// Errors of the store.
-pub async fn active(services: &Services) -> Result<Option<Rubric>> {
-    Ok(services.store.rubrics().active().await?)
+pub async fn active(services: &Services, project: &ProjectId) -> Result<Option<Rubric>> {
+    Ok(services.store.rubrics().active(project).await?)
 }
 
-/// The rubric that a judgment's ratings are by; for a judgment without one the active rubric, which a revision is
-/// rated by.
-pub(super) async fn of_judgment(services: &Services, judgment: &Judgment) -> Result<Option<Rubric>> {
+/// The rubric that a judgment's ratings are by; for a judgment without one the active rubric of its project, which a
+/// revision is rated by.
+pub(super) async fn of_judgment(
+    services: &Services,
+    judgment: &Judgment,
+    project: &ProjectId,
+) -> Result<Option<Rubric>> {
     match &judgment.rubric_version {
         Some(version) => Ok(Some(services.store.rubrics().get(version).await?.rubric)),
-        None => active(services).await,
+        None => active(services, project).await,
     }
 }
 
-/// Stores a definition, unless it is there, and activates it where that is asked for.
+/// Stores a definition, unless it is there, and activates it in the project where that is asked for.
 ///
 /// # Errors
 /// `BadInput` naming the field.
 pub async fn put(
     services: &Arc<Services>,
     by: &Actor,
+    project: &ProjectId,
     definition: RubricDefinition,
     activate: bool,
 ) -> Result<RubricVersion> {
@@ -88,13 +93,14 @@ pub async fn put(
     let now = services.now();
     let stored =
         RubricVersion { rubric: Rubric { version, definition }, created: now, created_by: by.labeler_id.clone() };
-    let (all, by) = (services.clone(), by.clone());
+    let (all, by, project) = (services.clone(), by.clone(), project.clone());
     uncancelled(async move {
         let version = stored.rubric.version.clone();
-        let detail = json!({"dimensions": stored.rubric.definition.dimensions.len(), "activate": activate});
+        let dimensions = stored.rubric.definition.dimensions.len();
+        let detail = json!({"dimensions": dimensions, "activate": activate, "project": project});
         all.store.rubrics().put(stored).await?;
         if activate {
-            all.store.rubrics().activate(Some(&version), &by.labeler_id, now).await?;
+            all.store.rubrics().activate(&project, Some(&version), &by.labeler_id, now).await?;
         }
         all.store.audit_log().append(&by.signature(), "put_rubric", &version, detail, now).await?;
         Ok(all.store.rubrics().get(&version).await?)
@@ -102,20 +108,26 @@ pub async fn put(
     .await
 }
 
-/// Activates a stored version, or none.
+/// Activates a stored version in a project, or none.
 ///
 /// # Errors
 /// `NotFound` for a version that is not stored.
-pub async fn activate(services: &Arc<Services>, by: &Actor, version: Option<String>) -> Result<Option<Rubric>> {
-    let (all, by, now) = (services.clone(), by.clone(), services.now());
+pub async fn activate(
+    services: &Arc<Services>,
+    by: &Actor,
+    project: &ProjectId,
+    version: Option<String>,
+) -> Result<Option<Rubric>> {
+    let (all, by, to, now) = (services.clone(), by.clone(), project.clone(), services.now());
     uncancelled(async move {
-        let activated = all.store.rubrics().activate(version.as_deref(), &by.labeler_id, now).await;
+        let activated = all.store.rubrics().activate(&to, version.as_deref(), &by.labeler_id, now).await;
         activated.map_err(|e| not_found_as(e, "version"))?;
         let target = version.as_deref().unwrap_or("none");
-        Ok(all.store.audit_log().append(&by.signature(), "activate_rubric", target, json!({}), now).await?)
+        let detail = json!({"project": to});
+        Ok(all.store.audit_log().append(&by.signature(), "activate_rubric", target, detail, now).await?)
     })
     .await?;
-    active(services).await
+    active(services, project).await
 }
 
 /// First 12 hex digits of the SHA-256 of the definition as JSON.

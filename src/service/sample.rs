@@ -6,7 +6,7 @@ use super::draw::{self, DrawRequest, SelectionPolicy};
 use super::imports::{self, Imported};
 use super::{Result, Services};
 use crate::data::Format;
-use crate::domain::SetDraw;
+use crate::domain::{ProjectId, SetDraw};
 use crate::service::people::Actor;
 use crate::store::PromptFilter;
 
@@ -39,7 +39,7 @@ pub struct Sample {
 /// `Conflict` while another draw runs.
 pub async fn load(services: &Arc<Services>, by: &Actor) -> Result<Sample> {
     let body = bytes::Bytes::from_static(RANKINGS);
-    let imported = imports::read_in(services, by, Format::Comparisons, NAME, None, body).await?;
+    let imported = imports::read_in(services, by, Format::Comparisons, NAME, &ProjectId::first(), None, body).await?;
     if imported.imported == 0 {
         return Ok(Sample { imported, draw: None });
     }

@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 use super::complete::{self, PromptInput, Running, Sample, Start, StoredAs};
 use super::judge::{Judged, Submission, judge};
 use super::marks::human_completion;
-use super::prompts::{check_messages, prompt_record};
+use super::prompts::{check_messages, in_project, prompt_record};
 use super::{Result, ServiceError, Services, bad_input, not_found_as, uncancelled};
 use crate::domain::*;
 use crate::engine::{SamplingParams, ServedModel, TextForm};
@@ -36,11 +36,17 @@ pub enum CompletionRef {
     Known(CompletionId),
 }
 
-/// Finds the prompt, or stores it.
+/// Finds the prompt, or stores it in the project.
 ///
 /// # Errors
 /// `Forbidden` for labelers who name a prompt that is not of their own sets.
-pub async fn prompt(services: &Arc<Services>, by: &Actor, prompt: PromptRef, source: &str) -> Result<Prompt> {
+pub async fn prompt(
+    services: &Arc<Services>,
+    by: &Actor,
+    project: &ProjectId,
+    prompt: PromptRef,
+    source: &str,
+) -> Result<Prompt> {
     match prompt {
         PromptRef::Known(id) => {
             let prompt = services.store.prompts().get(&id).await.map_err(|e| not_found_as(e, "prompt_id"))?;
@@ -56,7 +62,7 @@ pub async fn prompt(services: &Arc<Services>, by: &Actor, prompt: PromptRef, sou
             Ok(prompt)
         }
         PromptRef::Messages(messages) => {
-            super::prompts::add(services, &by.labeler_id, messages, source, None, Vec::new()).await
+            super::prompts::add(services, &by.labeler_id, project, messages, source, None, Vec::new()).await
         }
     }
 }
@@ -304,6 +310,8 @@ pub(super) async fn begin(
 /// A ranking given through the API, on a known set or on completions given with it.
 pub struct Ranking {
     pub set_id: Option<SetId>,
+    /// The project of a prompt that is given by its messages.
+    pub project: ProjectId,
     pub prompt: Option<PromptRef>,
     pub completions: Vec<(CompletionRef, i64)>,
     pub outcome: Outcome,
@@ -314,7 +322,8 @@ pub struct Ranking {
 
 /// Stores a K-wise ranking. Repeating it with the same idempotency key changes nothing.
 pub async fn rank(services: &Arc<Services>, actor: &Actor, ranking: Ranking) -> Result<(ComparisonSet, Judged)> {
-    let Ranking { set_id, prompt: prompt_ref, completions, outcome, strength, rationale, idempotency_key } = ranking;
+    let Ranking { set_id, project, prompt: prompt_ref, completions, outcome, strength, rationale, idempotency_key } =
+        ranking;
     let (refs, tiers): (Vec<_>, Vec<_>) = completions.into_iter().unzip();
     let set = match (set_id, prompt_ref) {
         (Some(id), None) => services.store.sets().get(&id).await.map_err(|e| not_found_as(e, "set_id"))?,
@@ -328,7 +337,7 @@ pub async fn rank(services: &Arc<Services>, actor: &Actor, ranking: Ranking) -> 
                 Ok(known) => known,
                 Err(crate::store::StoreError::NotFound { .. }) => {
                     check_own(services, actor, &refs).await?;
-                    let prompt = prompt(services, actor, prompt_ref, "api").await?;
+                    let prompt = prompt(services, actor, &project, prompt_ref, "api").await?;
                     let import = Selection { policy: "import", score: None };
                     let made = make(services, &prompt, refs.clone(), Some(1), import, Some(id)).await?;
                     services.store.sets().note_maker(&made.id, &actor.labeler_id).await?;
@@ -430,6 +439,7 @@ fn derived_set_id(actor: &Actor, key: &str) -> SetId {
 pub async fn demonstrate(
     services: &Arc<Services>,
     actor: &Actor,
+    project: &ProjectId,
     messages: Vec<Message>,
     completion: String,
 ) -> Result<Demonstration> {
@@ -438,7 +448,7 @@ pub async fn demonstrate(
         return Err(bad_input("completion", "must have text and be within the size limit"));
     }
     let now = services.now();
-    let prompt = prompt_record(messages, "api", now);
+    let prompt = in_project(prompt_record(messages, "api", now), project);
     let completion = human_completion(prompt.id.clone(), completion, now);
     let (services, labeler) = (services.clone(), actor.labeler_id.clone());
     uncancelled(async move { Ok(services.store.demonstrations().put(prompt, completion, Some(labeler), now).await?) })

@@ -23,6 +23,8 @@ const PAGE: i64 = 500;
 pub struct Selection {
     /// One side of the split only.
     pub split: Option<Split>,
+    /// One project only.
+    pub project: Option<ProjectId>,
     /// The rankings of this dataset version (id or name), checked against its hash.
     pub dataset: Option<String>,
     /// Also preferences that follow from applications' feedback.
@@ -44,9 +46,9 @@ pub struct Export {
 /// # Errors
 /// `BadInput` for formats that cannot represent the data; `Conflict` when the dataset version cannot be reproduced.
 pub async fn write_out(services: &Arc<Services>, format: Format, selection: Selection) -> Result<Export> {
-    let Selection { split, dataset, feedback, labelers } = selection;
-    if dataset.is_some() && (split.is_some() || feedback || !labelers.is_human()) {
-        return Err(bad_input("dataset", "has its own split, feedback and labelers"));
+    let Selection { split, project, dataset, feedback, labelers } = selection;
+    if dataset.is_some() && (split.is_some() || project.is_some() || feedback || !labelers.is_human()) {
+        return Err(bad_input("dataset", "has its own split, project, feedback and labelers"));
     }
     match format {
         Format::Prompts => return Err(bad_input("format", "prompts are listed by GET /v1/prompts")),
@@ -58,7 +60,7 @@ pub async fn write_out(services: &Arc<Services>, format: Format, selection: Sele
     let (send, pieces) = mpsc::channel(2);
     if format == Format::Demonstrations {
         let services = services.clone();
-        tokio::spawn(async move { finish(demonstrations(&services, split, &send).await, &send).await });
+        tokio::spawn(async move { finish(demonstrations(&services, split, project, &send).await, &send).await });
         return Ok(Export { left_out: 0, pieces });
     }
     let (filter, sha256) = match &dataset {
@@ -69,7 +71,7 @@ pub async fn write_out(services: &Arc<Services>, format: Format, selection: Sele
         None => {
             let without_requests = !services.learns_from_requests();
             datasets::check_feedback(services, feedback, "feedback")?;
-            (RankedFilter { split, feedback, labelers, without_requests, ..RankedFilter::default() }, None)
+            (RankedFilter { split, project, feedback, labelers, without_requests, ..RankedFilter::default() }, None)
         }
     };
     // Other programs' formats cannot represent every ranking; the number of missing ones is counted before the first
@@ -155,7 +157,12 @@ async fn rankings(
     Ok(())
 }
 
-async fn demonstrations(services: &Services, split: Option<Split>, send: &Pieces) -> Result<()> {
+async fn demonstrations(
+    services: &Services,
+    split: Option<Split>,
+    project: Option<ProjectId>,
+    send: &Pieces,
+) -> Result<()> {
     let mut after: Option<Demonstration> = None;
     loop {
         let page = services.store.demonstrations().page(after.as_ref(), PAGE).await?;
@@ -168,7 +175,8 @@ async fn demonstrations(services: &Services, split: Option<Split>, send: &Pieces
             false => services.store.prompts().of_requests(&ids).await?,
         };
         for (demonstration, prompt, completion) in page {
-            if split.is_none_or(|s| s == prompt.split) && !asked.contains(&prompt.id) {
+            let in_project = project.as_ref().is_none_or(|id| *id == prompt.project_id);
+            if in_project && split.is_none_or(|s| s == prompt.split) && !asked.contains(&prompt.id) {
                 let corrects = match &completion.parent_completion_id {
                     Some(id) => Some(services.store.completions().get(id).await?.text),
                     None => None,

@@ -9,6 +9,7 @@ use super::*;
 /// Filter of a list of sets. Empty = all.
 #[derive(Clone, Debug, Default)]
 pub struct SetFilter {
+    pub project: Option<ProjectId>,
     pub status: Option<SetStatus>,
     pub kind: Option<SetKind>,
     pub policy: Option<String>,
@@ -161,7 +162,8 @@ pub(super) async fn sets_page(
          WHERE ($2 IS NULL OR s.status = $2) AND ($3 IS NULL OR s.kind = $3)
            AND ($4 IS NULL OR s.selection_policy = $4) AND ($5 IS NULL OR {holds})
            AND ($6 IS NULL OR EXISTS (SELECT 1 FROM judgments j WHERE j.set_id = s.id AND j.labeler_id = $6))
-           AND (NOT $7 OR {DISPUTED}) AND (NOT $8 OR ({stuck}))"
+           AND (NOT $7 OR {DISPUTED}) AND (NOT $8 OR ({stuck}))
+           AND ($9 IS NULL OR s.project_id = $9)"
     );
     let given = || {
         args![
@@ -172,7 +174,8 @@ pub(super) async fn sets_page(
             filter.text.as_deref().map(pattern).as_deref(),
             filter.labeler_id.as_ref().map(LabelerId::as_str),
             filter.disputed,
-            filter.stuck
+            filter.stuck,
+            filter.project.as_ref().map(ProjectId::as_str)
         ]
     };
     let total = total(conn, format!("SELECT COUNT(*) AS n {fits}"), given()).await?;
@@ -190,7 +193,7 @@ pub(super) async fn sets_page(
                             AND a.expires_at > $1) AS held,
                         (SELECT COUNT(*) FROM set_items i JOIN completions c ON c.id = i.completion_id
                             WHERE i.set_id = s.id AND c.finish_reason = 'length') AS cut_off
-                 {fits} AND ($9 IS NULL OR s.id < $9) ORDER BY s.id DESC LIMIT $10"
+                 {fits} AND ($10 IS NULL OR s.id < $10) ORDER BY s.id DESC LIMIT $11"
             ),
             paged,
         )

@@ -24,6 +24,7 @@ pub(super) async fn select_prompts(
                    AND ($6 = 0 OR (SELECT COUNT(*) FROM completions c
                        WHERE c.prompt_id = p.id AND (NOT $8 OR c.served IS NULL)) >= $6)
                    AND (NOT $8 OR NOT (p.source IN ('chat', 'completions') AND p.submitted IS NULL))
+                   AND ($9 IS NULL OR p.project_id = $9)
                  ORDER BY p.id LIMIT $7",
                 args![
                     &after,
@@ -33,7 +34,8 @@ pub(super) async fn select_prompts(
                     filter.with_sets,
                     filter.min_completions,
                     limit,
-                    filter.without_requests
+                    filter.without_requests,
+                    filter.project.as_ref().map(ProjectId::as_str)
                 ],
             )
             .await?;
@@ -72,7 +74,7 @@ pub(super) async fn count_prompts(conn: &mut Conn, filter: &PromptFilter) -> Res
                           WHERE c.prompt_id = p.id AND (NOT $8 OR c.served IS NULL)) < $5) AS few
                FROM prompts p
                WHERE ($1 IS NULL OR p.source = $1) AND ($2 IS NULL OR p.lang = $2) AND ($3 IS NULL OR p.split = $3)
-                 AND ($6 OR {tagged})) AS counted"
+                 AND ($6 OR {tagged}) AND ($9 IS NULL OR p.project_id = $9)) AS counted"
     );
     let rows = conn
         .all_built(
@@ -85,7 +87,8 @@ pub(super) async fn count_prompts(conn: &mut Conn, filter: &PromptFilter) -> Res
                 filter.min_completions,
                 filter.tag.is_none(),
                 filter.tag.as_deref(),
-                filter.without_requests
+                filter.without_requests,
+                filter.project.as_ref().map(ProjectId::as_str)
             ],
         )
         .await?;

@@ -137,6 +137,7 @@ pub(super) async fn erase(
         "UPDATE jobs SET created_by = NULL WHERE created_by = $1",
         "UPDATE settings SET updated_by = 'erased' WHERE updated_by = $1",
         "DELETE FROM identities WHERE labeler_id = $1",
+        "DELETE FROM project_members WHERE labeler_id = $1",
     ] {
         conn.run(sql, args![me]).await?;
     }

@@ -360,6 +360,7 @@ macro_rules! ranked_of {
             "
                      AND (NOT $9 OR p.source NOT IN ('chat', 'completions')
                          OR p.submitted <= COALESCE($4, 9223372036854775807))
+                     AND ($10 IS NULL OR s.project_id = $10)
                    ORDER BY j.id LIMIT $8) j
              LEFT JOIN ",
             $items,
@@ -474,7 +475,8 @@ pub(super) async fn ranked_page(
                 filter.informed,
                 part,
                 limit,
-                filter.without_requests
+                filter.without_requests,
+                filter.project.as_ref().map(ProjectId::as_str)
             ],
         )
         .await?;

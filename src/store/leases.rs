@@ -94,21 +94,23 @@ pub(super) async fn places_taken(conn: &mut Conn, set_id: &SetId, labeler: &Labe
     .await
 }
 
-/// Sets of a kind that the labeler can still judge, those in hand included; counted up to `most`.
+/// Sets of a project and kind that the labeler can still judge, those in hand included; counted up to `most`.
 pub(super) async fn count_for(
     conn: &mut Conn,
     labeler: &LabelerId,
+    project: &ProjectId,
     kind: SetKind,
     now: Micros,
     most: i64,
 ) -> Result<i64> {
     conn.count(
         concat!(
-            "SELECT COUNT(*) AS n FROM (SELECT 1 FROM comparison_sets s WHERE s.kind = $2 AND ",
+            "SELECT COUNT(*) AS n FROM (SELECT 1 FROM comparison_sets s WHERE s.project_id = $5 AND s.kind = $2
+               AND ",
             can_judge!("$3"),
             " LIMIT $4) AS open_sets"
         ),
-        args![now, kind.as_str(), labeler.as_str(), most],
+        args![now, kind.as_str(), labeler.as_str(), most, project.as_str()],
     )
     .await
 }
@@ -143,11 +145,17 @@ pub(super) async fn count_live(conn: &mut Conn, now: Micros) -> Result<i64> {
     .await
 }
 
-/// Current leases of the labeler on sets of a kind.
-pub(super) async fn count_held(conn: &mut Conn, labeler: &LabelerId, kind: SetKind, now: Micros) -> Result<i64> {
+/// Current leases of the labeler on sets of a project and kind.
+pub(super) async fn count_held(
+    conn: &mut Conn,
+    labeler: &LabelerId,
+    project: &ProjectId,
+    kind: SetKind,
+    now: Micros,
+) -> Result<i64> {
     conn.count(
-        concat!("SELECT COUNT(*) AS n FROM comparison_sets s WHERE s.kind = $2 AND ", held!()),
-        args![now, kind.as_str(), labeler.as_str()],
+        concat!("SELECT COUNT(*) AS n FROM comparison_sets s WHERE s.kind = $2 AND s.project_id = $4 AND ", held!()),
+        args![now, kind.as_str(), labeler.as_str(), project.as_str()],
     )
     .await
 }

@@ -38,10 +38,10 @@ struct FreeSet {
     known_to: HashSet<LabelerId>,
 }
 
-/// Free sets by kind, in the order of the queue.
-type FreeSets = HashMap<SetKind, Vec<FreeSet>>;
+/// Free sets by project and kind, in the order of the queue.
+type FreeSets = HashMap<(ProjectId, SetKind), Vec<FreeSet>>;
 
-/// The sets of the kind `$2` with free places at the time `$1`, at most `$3`, in the order of the queue.
+/// The sets of the project `$4` and the kind `$2` with free places at the time `$1`, at most `$3`, in the order of the queue.
 const FREE: &str = concat!(
     "SELECT s.id, s.target_overlap - ",
     taken_by_others!("''"),
@@ -52,7 +52,7 @@ const FREE: &str = concat!(
            SELECT a.labeler_id FROM assignments a WHERE a.set_id = s.id AND a.state = 'leased' AND a.expires_at > $1
        ) k) AS known_to
      FROM comparison_sets s
-     WHERE s.status = 'open' AND s.kind = $2 AND s.target_overlap > ",
+     WHERE s.project_id = $4 AND s.status = 'open' AND s.kind = $2 AND s.target_overlap > ",
     taken_by_others!("''"),
     " ORDER BY s.selection_score DESC NULLS LAST, s.id LIMIT $3"
 );
@@ -105,10 +105,11 @@ async fn take_together<'a>(
     if waiting.iter().any(|lease| lease.write.lapsed) {
         leases::expire(conn, now).await?;
     }
-    let kinds: HashSet<SetKind> = waiting.iter().flat_map(|lease| kinds(lease.write.request.pick)).collect();
+    let queues: HashSet<(ProjectId, SetKind)> = waiting.iter().flat_map(|lease| queues(&lease.write.request)).collect();
     let mut free = FreeSets::new();
-    for kind in kinds {
-        free.insert(kind, free_sets(conn, kind, now, waiting.len() + SPARE).await?);
+    for queue in queues {
+        let sets = free_sets(conn, &queue, now, waiting.len() + SPARE).await?;
+        free.insert(queue, sets);
     }
     let (mut rows, mut picked, mut others) = (Vec::new(), Vec::new(), Vec::new());
     for lease in waiting {
@@ -132,16 +133,22 @@ async fn take_together<'a>(
     Ok(others)
 }
 
-/// The kinds of sets that decide about a lease.
-fn kinds(pick: Pick) -> Vec<SetKind> {
-    match pick {
+/// The project and kinds of sets that decide about a lease.
+fn queues(request: &LeaseRequest) -> Vec<(ProjectId, SetKind)> {
+    let kinds = match request.pick {
         Pick::Normal => vec![SetKind::Normal],
         Pick::Instead(kind) | Pick::First(kind) => vec![SetKind::Normal, kind],
-    }
+    };
+    kinds.into_iter().map(|kind| (request.project_id.clone(), kind)).collect()
 }
 
-async fn free_sets(conn: &mut Conn, kind: SetKind, now: Micros, most: usize) -> Result<Vec<FreeSet>> {
-    let rows = conn.all(FREE, args![now, kind.as_str(), most as i64]).await?;
+async fn free_sets(
+    conn: &mut Conn,
+    (project, kind): &(ProjectId, SetKind),
+    now: Micros,
+    most: usize,
+) -> Result<Vec<FreeSet>> {
+    let rows = conn.all(FREE, args![now, kind.as_str(), most as i64, project.as_str()]).await?;
     let free = |row: &super::rows::Row| {
         Ok(FreeSet {
             id: row.text("id")?.into(),
@@ -156,7 +163,7 @@ async fn free_sets(conn: &mut Conn, kind: SetKind, now: Micros, most: usize) -> 
 fn pick(free: &mut FreeSets, request: &LeaseRequest) -> Option<SetId> {
     let first = |kind: SetKind| {
         let fits = |set: &FreeSet| set.places > 0 && !set.known_to.contains(&request.labeler_id);
-        Some((kind, free.get(&kind)?.iter().position(fits)?))
+        Some((kind, free.get(&(request.project_id.clone(), kind))?.iter().position(fits)?))
     };
     let ordinary = first(SetKind::Normal);
     let (kind, index) = match request.pick {
@@ -164,7 +171,7 @@ fn pick(free: &mut FreeSets, request: &LeaseRequest) -> Option<SetId> {
         Pick::Instead(kind) => ordinary.and_then(|_| first(kind).or(ordinary)),
         Pick::First(kind) => first(kind).or(ordinary),
     }?;
-    let set = free.get_mut(&kind)?.get_mut(index)?;
+    let set = free.get_mut(&(request.project_id.clone(), kind))?.get_mut(index)?;
     set.places -= 1;
     Some(set.id.clone())
 }

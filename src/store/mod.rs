@@ -27,6 +27,7 @@ mod people;
 mod postgres;
 mod privacy;
 pub mod private;
+mod projects;
 mod prompts;
 mod quality;
 mod responses;
@@ -57,6 +58,7 @@ pub use imports::{ImportLine, Imported, ImportedLine, ImportedRanking};
 pub use model_judgments::ToJudge;
 pub use names::{find_version, unknown_version};
 pub use privacy::{Amount, Cuts, ErasedPerson, Expiring, RequestCounts, learns_from_requests};
+pub use projects::{LabelerProject, ProjectCounts, ProjectQuota};
 pub use sql::Store;
 pub use submits::Question;
 pub use turns::{Leased, Outlook, OutlookRequest, Place, SetContent};
@@ -186,10 +188,11 @@ pub struct Setting {
     pub updated_by: String,
 }
 
-/// A version of the guidelines of a language, valid from `created`.
+/// A version of a project's guidelines in a language, valid from `created`.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct GuidelineVersion {
     pub id: String,
+    pub project_id: ProjectId,
     pub lang: String,
     /// Markdown; empty = the configured file or the built-in text.
     pub text: String,
@@ -249,6 +252,9 @@ pub struct RankedFilter {
     pub as_of: Option<Micros>,
     /// Only sets of prompts with this tag.
     pub tag: Option<String>,
+    /// Only sets of this project (id).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub project: Option<ProjectId>,
     /// Include the judgments of others on sets that a reviewer has settled; otherwise only the reviewer's.
     pub unsettled: bool,
     /// Include preferences derived from applications' feedback: edits, thumbs, scores.
@@ -272,6 +278,8 @@ pub struct RankedFilter {
 #[derive(Clone, Debug)]
 pub struct LeaseRequest {
     pub labeler_id: LabelerId,
+    /// The project whose sets are handed out.
+    pub project_id: ProjectId,
     pub assignment_id: AssignmentId,
     pub lease_token: String,
     pub order_seed: u64,
@@ -315,6 +323,9 @@ pub struct PromptCounts {
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct PromptFilter {
+    /// Only prompts of this project (id).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub project: Option<ProjectId>,
     pub source: Option<String>,
     /// With this tag.
     pub tag: Option<String>,

@@ -10,6 +10,7 @@ use crate::domain::*;
 pub(super) fn prompt(row: &Row) -> Result<Prompt> {
     Ok(Prompt {
         id: row.text("id")?.into(),
+        project_id: row.text("project_id")?.into(),
         messages: row.json("messages")?,
         lang: row.opt_text("lang")?,
         source: row.text("source")?,
@@ -25,8 +26,8 @@ pub(super) fn prompt(row: &Row) -> Result<Prompt> {
 pub(super) async fn put(conn: &mut Conn, p: &Prompt) -> Result<Prompt> {
     let made = conn
         .run(
-            "INSERT INTO prompts (id, messages, lang, source, content_hash, split, tags, created, answer)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (content_hash) DO NOTHING",
+            "INSERT INTO prompts (id, messages, lang, source, content_hash, split, tags, created, answer, project_id)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT (content_hash) DO NOTHING",
             args![
                 p.id.as_str(),
                 json(&p.messages)?,
@@ -36,7 +37,8 @@ pub(super) async fn put(conn: &mut Conn, p: &Prompt) -> Result<Prompt> {
                 p.split.as_str(),
                 json(&p.tags)?,
                 p.created,
-                &p.answer
+                &p.answer,
+                p.project_id.as_str()
             ],
         )
         .await?;

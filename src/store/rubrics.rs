@@ -4,14 +4,17 @@ use super::rows::{Conn, Row, args, json, not_found};
 use super::{Result, RubricVersion};
 use crate::domain::*;
 
-/// A column of the active rubric, as a scalar; NULL without one.
+/// A column of the rubric that is active in a project, as a scalar; NULL without one. A project in which none was
+/// activated or deactivated has that of the first project. `$project` is an SQL expression.
 macro_rules! active_rubric {
-    ($column:literal) => {
+    ($column:literal, $project:literal) => {
         concat!(
             "(SELECT r.",
             $column,
             " FROM rubrics r WHERE r.version =
-                 (SELECT a.version FROM rubric_activations a ORDER BY a.created DESC, a.id DESC LIMIT 1))"
+                 (SELECT a.version FROM rubric_activations a WHERE a.project_id IN ('default', ",
+            $project,
+            ") ORDER BY CASE a.project_id WHEN 'default' THEN 1 ELSE 0 END, a.created DESC, a.id DESC LIMIT 1))"
         )
     };
 }
@@ -45,27 +48,33 @@ pub(super) async fn get(conn: &mut Conn, id: &str) -> Result<RubricVersion> {
     version(&row.ok_or_else(|| not_found("rubric", id))?)
 }
 
-pub(super) async fn activate(conn: &mut Conn, id: Option<&str>, by: &LabelerId, now: Micros) -> Result<()> {
+pub(super) async fn activate(
+    conn: &mut Conn,
+    project: &ProjectId,
+    id: Option<&str>,
+    by: &LabelerId,
+    now: Micros,
+) -> Result<()> {
     if let Some(id) = id {
         get(conn, id).await?;
     }
     conn.run(
-        "INSERT INTO rubric_activations (id, version, created, created_by) VALUES ($1, $2, $3, $4)",
-        args![&new_id(), id, now, by.as_str()],
+        "INSERT INTO rubric_activations (id, version, created, created_by, project_id) VALUES ($1, $2, $3, $4, $5)",
+        args![&new_id(), id, now, by.as_str(), project.as_str()],
     )
     .await?;
     Ok(())
 }
 
-pub(super) async fn active(conn: &mut Conn) -> Result<Option<Rubric>> {
+pub(super) async fn active(conn: &mut Conn, project: &ProjectId) -> Result<Option<Rubric>> {
     let sql = concat!(
         "SELECT ",
-        active_rubric!("version"),
+        active_rubric!("version", "$1"),
         " AS rubric_version, ",
-        active_rubric!("definition"),
+        active_rubric!("definition", "$1"),
         " AS rubric"
     );
-    conn.one(sql, vec![]).await?.as_ref().map_or(Ok(None), rubric)
+    conn.one(sql, args![project.as_str()]).await?.as_ref().map_or(Ok(None), rubric)
 }
 
 /// The rubric in the columns `rubric_version` and `rubric`, where the row has one.

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use super::rows::not_found;
-use super::{LabelerCounts, LeaseRequest, NoLease, Pick, Result, StoreError, SubmitJudgment};
+use super::{LabelerCounts, LeaseRequest, NoLease, Pick, ProjectQuota, Result, StoreError, SubmitJudgment};
 use crate::domain::*;
 
 fn conflict<T>(message: impl Into<String>) -> Result<T> {
@@ -17,6 +17,12 @@ fn conflict<T>(message: impl Into<String>) -> Result<T> {
 pub struct Outlook {
     /// The labeler's own quota, if they have one.
     pub daily_quota: Option<i64>,
+    /// Whether the labeler labels in the project at all.
+    pub labels_here: bool,
+    /// The labeler's quota in the project, if they have one.
+    pub project_quota: Option<ProjectQuota>,
+    /// Current leases of the labeler in other projects; counted only where they have a quota in this one.
+    pub held_elsewhere: i64,
     pub counts: LabelerCounts,
     /// Current leases of the labeler.
     pub in_hand: i64,
@@ -48,6 +54,7 @@ pub struct Outlook {
 #[derive(Clone, Debug, PartialEq)]
 pub struct NamedSet {
     pub status: SetStatus,
+    pub project_id: ProjectId,
     pub overlap: i64,
     /// Number of places that others have taken.
     pub taken: i64,

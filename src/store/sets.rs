@@ -49,8 +49,9 @@ pub(super) async fn put(conn: &mut Conn, s: &ComparisonSet) -> Result<()> {
 pub(super) async fn insert(conn: &mut Conn, s: &ComparisonSet, content_key: &str) -> Result<()> {
     conn.run(
         "INSERT INTO comparison_sets (id, prompt_id, kind, target_overlap, selection_policy, selection_score,
-             status, created, content_key)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+             status, created, content_key, project_id)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9,
+             COALESCE((SELECT p.project_id FROM prompts p WHERE p.id = $2), 'default'))",
         args![
             s.id.as_str(),
             s.prompt_id.as_str(),
@@ -220,11 +221,12 @@ pub(super) async fn explanation(conn: &mut Conn, set_id: &SetId) -> Result<Optio
     row.ok_or_else(|| not_found("comparison set", set_id.as_str()))?.opt_text("explanation")
 }
 
-pub(super) async fn calibrations_done(conn: &mut Conn, labeler: &LabelerId) -> Result<i64> {
+pub(super) async fn calibrations_done(conn: &mut Conn, labeler: &LabelerId, project: &ProjectId) -> Result<i64> {
     conn.count(
         "SELECT COUNT(*) AS n FROM judgments j JOIN comparison_sets s ON s.id = j.set_id
-         WHERE j.labeler_id = $1 AND j.revision = 1 AND j.outcome <> 'skip' AND s.kind = 'calibration'",
-        args![labeler.as_str()],
+         WHERE j.labeler_id = $1 AND j.revision = 1 AND j.outcome <> 'skip' AND s.kind = 'calibration'
+           AND s.project_id = $2",
+        args![labeler.as_str(), project.as_str()],
     )
     .await
 }

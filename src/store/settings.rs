@@ -95,10 +95,28 @@ pub(super) async fn version_use(conn: &mut Conn, since: Micros) -> Result<Vec<Ve
     Ok(by_version.into_values().collect())
 }
 
+/// The text of a project's guidelines in a language; that of the first project where it has none. `$lang` and `$project`
+/// are SQL expressions.
+macro_rules! guidelines_of {
+    ($lang:literal, $project:literal) => {
+        concat!(
+            "COALESCE(NULLIF((SELECT g.text FROM guideline_versions g WHERE g.project_id = ",
+            $project,
+            " AND g.lang = ",
+            $lang,
+            " ORDER BY g.id DESC LIMIT 1), ''),
+              (SELECT g.text FROM guideline_versions g WHERE g.project_id = 'default' AND g.lang = ",
+            $lang,
+            " ORDER BY g.id DESC LIMIT 1))"
+        )
+    };
+}
+pub(super) use guidelines_of;
+
 pub(super) async fn put_guidelines(conn: &mut Conn, g: &GuidelineVersion) -> Result<()> {
     conn.run(
-        "INSERT INTO guideline_versions (id, lang, text, created, created_by) VALUES ($1, $2, $3, $4, $5)",
-        args![&g.id, &g.lang, &g.text, g.created, g.created_by.as_str()],
+        "INSERT INTO guideline_versions (id, lang, text, created, created_by, project_id) VALUES ($1, $2, $3, $4, $5, $6)",
+        args![&g.id, &g.lang, &g.text, g.created, g.created_by.as_str(), g.project_id.as_str()],
     )
     .await?;
     Ok(())
@@ -107,6 +125,7 @@ pub(super) async fn put_guidelines(conn: &mut Conn, g: &GuidelineVersion) -> Res
 fn guideline_version(row: &Row) -> Result<GuidelineVersion> {
     Ok(GuidelineVersion {
         id: row.text("id")?,
+        project_id: row.text("project_id")?.into(),
         lang: row.text("lang")?,
         text: row.text("text")?,
         created: row.int("created")?,
@@ -119,7 +138,11 @@ pub(super) async fn guidelines(conn: &mut Conn) -> Result<Vec<GuidelineVersion>>
     conn.all(sql, vec![]).await?.iter().map(guideline_version).collect()
 }
 
-pub(super) async fn latest_guidelines(conn: &mut Conn, lang: &str) -> Result<Option<GuidelineVersion>> {
-    let sql = "SELECT * FROM guideline_versions WHERE lang = $1 ORDER BY id DESC LIMIT 1";
-    conn.one(sql, args![lang]).await?.as_ref().map(guideline_version).transpose()
+pub(super) async fn latest_guidelines(
+    conn: &mut Conn,
+    project: &ProjectId,
+    lang: &str,
+) -> Result<Option<GuidelineVersion>> {
+    let sql = "SELECT * FROM guideline_versions WHERE project_id = $1 AND lang = $2 ORDER BY id DESC LIMIT 1";
+    conn.one(sql, args![project.as_str(), lang]).await?.as_ref().map(guideline_version).transpose()
 }

@@ -6,9 +6,11 @@ use serde_json::{Value, json};
 
 use super::judgments;
 use super::leases::assignment;
+use super::projects::{ProjectQuota, judged_elsewhere};
 use super::rows::{Arg, Conn, Row, args, not_found, without_nul};
 use super::rubrics::{active_rubric, rubric};
 use super::rules::{self, Decision, RevisedJudgment, Standing};
+use super::settings::guidelines_of;
 use super::turns::Place;
 use super::{Result, StoreError, SubmitJudgment, Submitted, keys, prompts, sets};
 use crate::domain::*;
@@ -28,6 +30,8 @@ pub struct Question {
     /// The author of each completion: the version's name, or the origin.
     pub authors: BTreeMap<CompletionId, Author>,
     pub daily_quota: Option<i64>,
+    /// The labeler's quota in the set's project, if they have one there.
+    pub project_quota: Option<ProjectQuota>,
     /// The stored guidelines of the requested language.
     pub guidelines: Option<String>,
     /// The rubric of the requested version, or the active one.
@@ -46,12 +50,17 @@ macro_rules! question_of {
     ($which:literal) => {
         concat!(
             "SELECT s.*, i.completion_id, c.origin, m.name AS model, g.expected_tier, l.daily_quota,
+                 pm.daily_quota AS project_quota,
+                 CASE WHEN i.position = 0 AND pm.daily_quota > 0 THEN ",
+            judged_elsewhere!("$2", "s.project_id", "$6"),
+            " ELSE 0 END AS judged_elsewhere,
                  f.set_id AS former_set, f.labeler_id AS former_labeler,
                  a.id AS held_id, a.labeler_id AS held_by, a.state AS held_state, a.lease_token,
                  a.expires_at, a.order_seed,
                  CASE WHEN i.position = 0 THEN
-                     (SELECT v.text FROM guideline_versions v WHERE v.lang = $4 ORDER BY v.id DESC LIMIT 1)
-                 END AS guidelines,
+                     ",
+            guidelines_of!("$4", "s.project_id"),
+            " END AS guidelines,
                  CASE WHEN i.position = 0 THEN u.version END AS rubric_version,
                  CASE WHEN i.position = 0 THEN u.definition END AS rubric
              FROM ",
@@ -61,9 +70,10 @@ macro_rules! question_of {
              LEFT JOIN model_versions m ON m.id = c.model_version_id
              LEFT JOIN gold_items g ON g.set_id = i.set_id AND g.completion_id = i.completion_id
              LEFT JOIN labelers l ON l.id = $2
+             LEFT JOIN project_members pm ON pm.project_id = s.project_id AND pm.labeler_id = $2
              LEFT JOIN judgments f ON f.id = $3
              LEFT JOIN rubrics u ON u.version = COALESCE($5, ",
-            active_rubric!("version"),
+            active_rubric!("version", "s.project_id"),
             ")
              WHERE s.id IS NOT NULL ORDER BY i.position"
         )
@@ -77,21 +87,22 @@ pub(super) async fn question(
     former: Option<&JudgmentId>,
     lang: Option<&str>,
     rubric_version: Option<&str>,
+    since: Micros,
 ) -> Result<Question> {
     let former = former.map(JudgmentId::as_str);
     let (rows, missing) = match place {
         Place::Assignment(id) => {
             let sql = question_of!("assignments a JOIN comparison_sets s ON s.id = a.set_id AND a.id = $1");
             (
-                conn.all(sql, args![id.as_str(), labeler.as_str(), former, lang, rubric_version]).await?,
+                conn.all(sql, args![id.as_str(), labeler.as_str(), former, lang, rubric_version, since]).await?,
                 not_found("assignment", id.as_str()),
             )
         }
         Place::Set(id, held) => {
             let sql =
-                question_of!("(SELECT * FROM comparison_sets WHERE id = $1) s LEFT JOIN assignments a ON a.id = $6");
+                question_of!("(SELECT * FROM comparison_sets WHERE id = $1) s LEFT JOIN assignments a ON a.id = $7");
             let held = held.as_ref().map(AssignmentId::as_str);
-            let args = args![id.as_str(), labeler.as_str(), former, lang, rubric_version, held];
+            let args = args![id.as_str(), labeler.as_str(), former, lang, rubric_version, since, held];
             (conn.all(sql, args).await?, not_found("comparison set", id.as_str()))
         }
     };
@@ -133,6 +144,7 @@ pub(super) async fn question(
         expected,
         authors,
         daily_quota: first.opt_int("daily_quota")?,
+        project_quota: ProjectQuota::of(first)?,
         guidelines: first.opt_text("guidelines")?,
         rubric: rubric(first)?,
         former,

@@ -5,9 +5,11 @@ use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::leases::{self, assignment, can_judge, held, taken_by_others};
+use super::projects::{held_elsewhere, judged_elsewhere, labels_in};
 use super::rows::{Conn, Row, args, not_found};
 use super::rubrics::{active_rubric, rubric};
 use super::rules::{self, LeasePlan};
+use super::settings::guidelines_of;
 use super::sql::{Store, read};
 use super::*;
 use super::{judgments, people, prompts};
@@ -18,6 +20,8 @@ pub use super::rules::{NamedSet, Outlook};
 #[derive(Clone, Debug)]
 pub struct OutlookRequest {
     pub labeler_id: LabelerId,
+    /// The project whose sets are handed out.
+    pub project_id: ProjectId,
     pub now: Micros,
     /// Start of the day, µs.
     pub since: Micros,
@@ -58,11 +62,11 @@ pub enum Place {
     Set(SetId, Option<AssignmentId>),
 }
 
-/// The first set of the queue that can be handed out to the labeler `$3` at the time `$1`.
+/// The first set in the queue of the project `$10` that can be handed out to the labeler `$3` at the time `$1`.
 macro_rules! free_of {
     ($which:literal) => {
         concat!(
-            "(SELECT s.id FROM comparison_sets s WHERE s.",
+            "(SELECT s.id FROM comparison_sets s WHERE s.project_id = $10 AND s.",
             $which,
             " AND ",
             can_judge!("$3"),
@@ -112,30 +116,43 @@ const INSTEAD: &str = lease_on!(concat!(
 macro_rules! outlook_of {
     ($queue:expr) => {
         concat!(
-            "SELECT l.daily_quota, k.today, k.total, k.skipped_today, k.skipped_total,
+            "SELECT l.daily_quota, pm.daily_quota AS project_quota,
+               CASE WHEN pm.daily_quota > 0 THEN ",
+            judged_elsewhere!("$3", "$10", "$4"),
+            " ELSE 0 END AS judged_elsewhere,
+               CASE WHEN pm.daily_quota > 0 THEN ",
+            held_elsewhere!("$3", "$10", "$1"),
+            " ELSE 0 END AS held_elsewhere,
+               EXISTS (SELECT 1 FROM projects p WHERE p.id = $10 AND ",
+            labels_in!("p", "pm"),
+            ") AS labels_here, k.today, k.total, k.skipped_today, k.skipped_total,
                (SELECT COUNT(*) FROM assignments WHERE labeler_id = $3 AND state = 'leased' AND expires_at > $1)
                    AS in_hand,
                (SELECT COUNT(*) FROM comparison_sets s JOIN judgments j ON j.set_id = s.id
-                   WHERE s.kind = 'calibration' AND j.labeler_id = $3 AND j.revision = 1 AND j.outcome <> 'skip'
-                     AND $6 > 0) AS calibrations_done,
-               (SELECT COUNT(*) FROM comparison_sets s WHERE s.kind = 'calibration' AND $6 > 0 AND ",
+                   WHERE s.project_id = $10 AND s.kind = 'calibration' AND j.labeler_id = $3 AND j.revision = 1
+                     AND j.outcome <> 'skip' AND $6 > 0) AS calibrations_done,
+               (SELECT COUNT(*) FROM comparison_sets s WHERE s.project_id = $10 AND s.kind = 'calibration' AND $6 > 0
+                   AND ",
             held!(),
             ") AS calibrations_held,
-               (SELECT COUNT(*) FROM (SELECT 1 FROM comparison_sets s WHERE s.kind = 'calibration' AND ",
+               (SELECT COUNT(*) FROM (SELECT 1 FROM comparison_sets s WHERE s.project_id = $10
+                   AND s.kind = 'calibration' AND ",
             can_judge!("$3"),
             " LIMIT $6) AS c) AS calibrations_left, ",
             $queue,
             ", ",
             free_of!("kind = $8"),
             " IS NOT NULL AS special_free,
-               (SELECT g.text FROM guideline_versions g WHERE g.lang = $9 ORDER BY g.id DESC LIMIT 1) AS guidelines, ",
-            active_rubric!("version"),
+               ",
+            guidelines_of!("$9", "$10"),
+            " AS guidelines, ",
+            active_rubric!("version", "$10"),
             " AS rubric_version, ",
-            active_rubric!("definition"),
+            active_rubric!("definition", "$10"),
             " AS rubric,
                EXISTS (SELECT 1 FROM assignments WHERE state = 'leased' AND expires_at <= $1) AS lapsed,
                EXISTS (SELECT 1 FROM assignments WHERE state = 'leased' AND expires_at > $11) AS ahead,
-               n.status AS named_status, n.target_overlap AS named_overlap,
+               n.project_id AS named_project, n.status AS named_status, n.target_overlap AS named_overlap,
                (SELECT ",
             taken_by_others!("$3"),
             " FROM comparison_sets s WHERE s.id = $2) AS named_taken,
@@ -151,10 +168,11 @@ macro_rules! outlook_of {
                  COUNT(CASE WHEN outcome = 'skip' THEN 1 END) AS skipped_total,
                  COUNT(CASE WHEN outcome = 'skip' AND created >= $4 THEN 1 END) AS skipped_today
                  FROM judgments WHERE labeler_id = $3 AND revision = 1) k
+             LEFT JOIN project_members pm ON pm.project_id = $10 AND pm.labeler_id = l.id
              LEFT JOIN comparison_sets n ON n.id = $2
              LEFT JOIN (assignments a JOIN comparison_sets h ON h.id = a.set_id)
                ON $5 AND a.labeler_id = l.id AND a.state = 'leased' AND a.expires_at > $1
-                 AND ($10 IS NULL OR a.set_id = $10)
+                 AND h.project_id = $10 AND ($12 IS NULL OR a.set_id = $12)
              WHERE l.id = $3
              ORDER BY CASE WHEN h.kind = 'calibration' THEN 0 ELSE 1 END, a.leased, a.id"
         )
@@ -162,7 +180,7 @@ macro_rules! outlook_of {
 }
 
 const OUTLOOK: &str = outlook_of!(concat!(
-    "(SELECT COUNT(*) FROM (SELECT 1 FROM comparison_sets s WHERE s.kind = 'normal' AND ",
+    "(SELECT COUNT(*) FROM (SELECT 1 FROM comparison_sets s WHERE s.project_id = $10 AND s.kind = 'normal' AND ",
     can_judge!("$3"),
     " LIMIT $7) AS o) AS open_sets, ",
     free_of!("kind = 'normal'"),
@@ -186,8 +204,9 @@ async fn outlook(conn: &mut Conn, sql: &'static str, request: &OutlookRequest) -
                 request.most_open,
                 request.special.map(SetKind::as_str),
                 request.lang.as_deref(),
-                request.set_id.as_ref().map(SetId::as_str),
-                request.expires_at + people::CLOCK_SLACK
+                request.project_id.as_str(),
+                request.expires_at + people::CLOCK_SLACK,
+                request.set_id.as_ref().map(SetId::as_str)
             ],
         )
         .await?;
@@ -206,6 +225,7 @@ fn seen(row: &Row, request: &OutlookRequest) -> Result<Outlook> {
             status: row
                 .opt_name("named_status", SetStatus::parse)?
                 .ok_or_else(|| not_found("comparison set", id.as_str()))?,
+            project_id: row.text("named_project")?.into(),
             overlap: row.int("named_overlap")?,
             taken: row.int("named_taken")?,
             judged: row.int("named_judged")? > 0,
@@ -213,6 +233,9 @@ fn seen(row: &Row, request: &OutlookRequest) -> Result<Outlook> {
     };
     Ok(Outlook {
         daily_quota: row.opt_int("daily_quota")?,
+        labels_here: row.flag("labels_here")?,
+        project_quota: ProjectQuota::of(row)?,
+        held_elsewhere: row.int("held_elsewhere")?,
         counts: LabelerCounts {
             today: row.int("today")?,
             total: row.int("total")?,
@@ -239,6 +262,7 @@ fn seen(row: &Row, request: &OutlookRequest) -> Result<Outlook> {
 pub(super) fn for_lease(request: &LeaseRequest) -> OutlookRequest {
     OutlookRequest {
         labeler_id: request.labeler_id.clone(),
+        project_id: request.project_id.clone(),
         now: request.now,
         since: request.quota.map_or(request.now, |(since, _)| since),
         set_id: request.set_id.clone(),
@@ -254,11 +278,11 @@ pub(super) fn for_lease(request: &LeaseRequest) -> OutlookRequest {
     }
 }
 
-/// Cached counts of open sets by labeler. Going through the queue is the most expensive part of a turn, so a large count
-/// is reused for some seconds, less the labeler's judgments since then, and taken to mean that a set is free; the lease
-/// itself looks for one. Small ones are counted every time.
+/// Cached counts of open sets by labeler and project. Going through the queue is the most expensive part of a turn, so a
+/// large count is reused for some seconds, less the labeler's judgments since then, and taken to mean that a set is free;
+/// the lease itself looks for one. Small ones are counted every time.
 #[derive(Default)]
-pub(super) struct OpenCounts(Mutex<HashMap<LabelerId, OpenCount>>);
+pub(super) struct OpenCounts(Mutex<HashMap<(LabelerId, ProjectId), OpenCount>>);
 
 #[derive(Clone, Copy)]
 struct OpenCount {
@@ -275,7 +299,7 @@ const KEPT: Micros = 5_000_000;
 const MOST_COUNTS: usize = 10_000;
 
 impl OpenCounts {
-    fn all(&self) -> MutexGuard<'_, HashMap<LabelerId, OpenCount>> {
+    fn all(&self) -> MutexGuard<'_, HashMap<(LabelerId, ProjectId), OpenCount>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -284,7 +308,7 @@ impl OpenCounts {
             return None;
         }
         let age = |kept: &OpenCount| request.now - kept.at;
-        self.all().get(&request.labeler_id).copied().filter(|kept| (0..KEPT).contains(&age(kept)))
+        self.all().get(&counted_by(request)).copied().filter(|kept| (0..KEPT).contains(&age(kept)))
     }
 
     fn keep(&self, request: &OutlookRequest, seen: &Outlook) {
@@ -293,15 +317,19 @@ impl OpenCounts {
         }
         let mut all = self.all();
         if seen.open < MANY {
-            all.remove(&request.labeler_id);
+            all.remove(&counted_by(request));
             return;
         }
         if all.len() >= MOST_COUNTS {
             all.clear();
         }
         let count = OpenCount { open: seen.open, words: words(seen), at: request.now };
-        all.insert(request.labeler_id.clone(), count);
+        all.insert(counted_by(request), count);
     }
+}
+
+fn counted_by(request: &OutlookRequest) -> (LabelerId, ProjectId) {
+    (request.labeler_id.clone(), request.project_id.clone())
 }
 
 fn words(seen: &Outlook) -> i64 {
@@ -398,7 +426,8 @@ pub(super) async fn take(conn: &mut Conn, lease: &TakeLease) -> Result<Option<As
                     request.expires_at,
                     request.order_seed.cast_signed(),
                     request.quota.map_or(0, |(since, _)| since),
-                    request.quota.map(|(_, limit)| limit)
+                    request.quota.map(|(_, limit)| limit),
+                    request.project_id.as_str()
                 ],
             )
             .await?
@@ -412,7 +441,8 @@ macro_rules! content_of {
     ($completion:literal) => {
         concat!(
             "SELECT c.*, s.id AS set_id, s.kind, s.target_overlap, s.selection_policy, s.selection_score, s.status,
-                 s.created AS set_created, p.lang, p.source, p.content_hash, p.split, p.answer,
+                 s.created AS set_created, p.project_id, p.lang, p.source, p.content_hash,
+                 p.split, p.answer,
                  p.created AS prompt_created, CASE WHEN i.position = 0 THEN p.messages END AS messages,
                  CASE WHEN i.position = 0 THEN p.tags END AS tags
              FROM comparison_sets s JOIN prompts p ON p.id = s.prompt_id JOIN set_items i ON i.set_id = s.id ",
@@ -446,6 +476,7 @@ pub(super) async fn content(conn: &mut Conn, id: &SetId) -> Result<SetContent> {
     };
     let prompt = Prompt {
         id: prompt_id,
+        project_id: row.text("project_id")?.into(),
         messages: row.json("messages")?,
         lang: row.opt_text("lang")?,
         source: row.text("source")?,

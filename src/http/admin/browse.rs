@@ -12,7 +12,7 @@ use crate::http::contract::Counted;
 use crate::http::error::{ApiError, ApiResult};
 use crate::http::extract::{Json, Query};
 use crate::http::label::page;
-use crate::service::{browse, review};
+use crate::service::{browse, projects, review};
 use crate::store::{JudgmentFilter, JudgmentRow, SetFilter, SetRow};
 
 /// Selection policies of sets.
@@ -30,6 +30,8 @@ pub struct SetsQuery {
     policy: Option<String>,
     /// Text in the prompt.
     q: Option<String>,
+    /// Id or name of a project; all when absent.
+    project: Option<String>,
     /// Only sets judged by this labeler.
     labeler: Option<LabelerId>,
     /// Only sets that people rank differently.
@@ -73,11 +75,12 @@ pub async fn sets(
     State(state): State<AppState>,
     Query(query): Query<SetsQuery>,
 ) -> ApiResult<axum::Json<Counted<ListedSet>>> {
-    let SetsQuery { status, kind, policy, q, labeler, disputed, stuck, after, limit } = query;
+    let SetsQuery { status, kind, policy, q, project, labeler, disputed, stuck, after, limit } = query;
     if let Some(policy) = policy.as_deref().filter(|policy| !POLICIES.contains(policy)) {
         return Err(ApiError::bad("policy", unknown_name("policy", policy, POLICIES)));
     }
-    let filter = SetFilter { status, kind, policy, text: text(q), labeler_id: labeler, disputed, stuck };
+    let project = projects::filter(&state.services, project.as_deref()).await?;
+    let filter = SetFilter { project, status, kind, policy, text: text(q), labeler_id: labeler, disputed, stuck };
     let (rows, total) = browse::sets(&state.services, &filter, page(after, limit)?).await?;
     let data: Vec<ListedSet> = rows.into_iter().map(Into::into).collect();
     Ok(axum::Json(Counted::new(data, total, |row| row.set.id.as_str())))

@@ -4,6 +4,7 @@ pub mod browse;
 pub mod jobs;
 pub mod models;
 pub mod people;
+pub mod projects;
 pub mod quality;
 pub mod retention;
 pub mod sets;

@@ -18,7 +18,7 @@ use crate::http::error::{ApiError, ApiResult, ErrorDetail};
 use crate::http::extract::{Body, Json, Path, Query};
 use crate::service::sample::{self, Sample};
 use crate::service::transfer::{self, Selection};
-use crate::service::{datasets, imports};
+use crate::service::{datasets, imports, projects};
 use crate::store::RankedFilter;
 
 #[derive(Debug, Deserialize, schemars::JsonSchema)]
@@ -26,6 +26,8 @@ use crate::store::RankedFilter;
 pub struct ImportQuery {
     format: String,
     name: Option<String>,
+    /// Id or name of the project that the prompts and sets belong to; the first when absent.
+    project: Option<String>,
     /// Rankings become known answers of this kind instead of judgments.
     known_answer: Option<SetKind>,
 }
@@ -48,7 +50,8 @@ pub async fn import(
         return Err(ApiError::bad("known_answer", "must be gold or calibration"));
     }
     check_body(&headers, &body)?;
-    let done = imports::read_in(&state.services, &actor, format, name, query.known_answer, body).await?;
+    let project = projects::to_add_to(&state.services, &actor, query.project.as_deref()).await?;
+    let done = imports::read_in(&state.services, &actor, format, name, &project, query.known_answer, body).await?;
     Ok(match failure(&done) {
         None => axum::Json(done).into_response(),
         Some(error) => (error.status, axum::Json(FailedImport { report: done, error: error.detail() })).into_response(),
@@ -133,6 +136,8 @@ pub async fn sample(State(state): State<AppState>, Caller(actor): Caller) -> Api
 pub struct ExportQuery {
     format: String,
     split: Option<Split>,
+    /// Id or name of a project; all when absent.
+    project: Option<String>,
     dataset: Option<String>,
     feedback: Option<bool>,
     /// Whose rankings; people's if absent. Lines of `comparisons` by language models have `labeler_kind`.
@@ -144,7 +149,8 @@ pub async fn export(State(state): State<AppState>, Query(query): Query<ExportQue
     let name = query.dataset.clone().unwrap_or_else(|| format.as_str().to_owned());
     let feedback = query.feedback.unwrap_or(false);
     let labelers = query.labelers.unwrap_or_default();
-    let selection = Selection { split: query.split, dataset: query.dataset, feedback, labelers };
+    let project = projects::filter(&state.services, query.project.as_deref()).await?;
+    let selection = Selection { split: query.split, project, dataset: query.dataset, feedback, labelers };
     let file = transfer::write_out(&state.services, format, selection).await?;
     let (kind, ending) = match format {
         Format::Parquet => ("application/vnd.apache.parquet", "parquet"),

@@ -5,14 +5,14 @@ use crate::store::views::Guidelines;
 use crate::store::*;
 
 impl Guidelines<'_> {
-    /// Stores the guidelines of a language; an empty text returns to the configured file.
+    /// Stores a project's guidelines in a language; an empty text returns to the configured file.
     pub async fn put(self, version: GuidelineVersion) -> Result<()> {
         write!(self.0, |tx| settings::put_guidelines(tx, &version))
     }
 
-    /// The current version for a language, if one is stored.
-    pub async fn latest(self, lang: &str) -> Result<Option<GuidelineVersion>> {
-        read!(self.0, |c| settings::latest_guidelines(c, lang))
+    /// A project's last version in a language, if one is stored.
+    pub async fn latest(self, project: &ProjectId, lang: &str) -> Result<Option<GuidelineVersion>> {
+        read!(self.0, |c| settings::latest_guidelines(c, project, lang))
     }
 
     /// All versions, newest first.

@@ -40,9 +40,9 @@ impl Judgments<'_> {
         read!(self.0, |c| judgments::ranked_sets(c, filter))
     }
 
-    /// Calibration sets that the labeler has judged (skips do not count).
-    pub async fn calibrations_done(self, labeler: &LabelerId) -> Result<i64> {
-        read!(self.0, |c| sets::calibrations_done(c, labeler))
+    /// Calibration sets of a project that the labeler has judged (skips do not count).
+    pub async fn calibrations_done(self, labeler: &LabelerId, project: &ProjectId) -> Result<i64> {
+        read!(self.0, |c| sets::calibrations_done(c, labeler, project))
     }
 
     /// What has been revealed to the labeler about a set.
@@ -98,7 +98,8 @@ impl Judgments<'_> {
         read!(self.0, |c| browse::judgments_page(c, filter, &page))
     }
 
-    /// Facts about a set before a judgment of it, with the rubric of the given version or the active one.
+    /// Facts about a set before a judgment of it, with the rubric of the given version or the active one. Of a
+    /// quota in the set's project, judgments since `since` are counted.
     pub async fn question(
         self,
         place: &Place,
@@ -106,7 +107,8 @@ impl Judgments<'_> {
         former: Option<&JudgmentId>,
         lang: Option<&str>,
         rubric: Option<&str>,
+        since: Micros,
     ) -> Result<Question> {
-        read!(self.0, |c| submits::question(c, place, labeler, former, lang, rubric))
+        read!(self.0, |c| submits::question(c, place, labeler, former, lang, rubric, since))
     }
 }

@@ -35,14 +35,22 @@ impl Leases<'_> {
         self.0.place(leases::Release { id, token }).await
     }
 
-    /// Number of sets of a kind that the labeler can still judge at `now`, held ones included; counted up to `most`.
-    pub async fn open_for(self, labeler: &LabelerId, kind: SetKind, now: Micros, most: i64) -> Result<i64> {
-        read!(self.0, |c| leases::count_for(c, labeler, kind, now, most))
+    /// Number of sets of a project and kind that the labeler can still judge at `now`, held ones included; counted up to
+    /// `most`.
+    pub async fn open_for(
+        self,
+        labeler: &LabelerId,
+        project: &ProjectId,
+        kind: SetKind,
+        now: Micros,
+        most: i64,
+    ) -> Result<i64> {
+        read!(self.0, |c| leases::count_for(c, labeler, project, kind, now, most))
     }
 
-    /// Current leases of the labeler on sets of a kind.
-    pub async fn held(self, labeler: &LabelerId, kind: SetKind, now: Micros) -> Result<i64> {
-        read!(self.0, |c| leases::count_held(c, labeler, kind, now))
+    /// Current leases of the labeler on sets of a project and kind.
+    pub async fn held(self, labeler: &LabelerId, project: &ProjectId, kind: SetKind, now: Micros) -> Result<i64> {
+        read!(self.0, |c| leases::count_held(c, labeler, project, kind, now))
     }
 
     /// Why [`Leases::next`] returned nothing.

@@ -25,6 +25,7 @@ mod model_judgments;
 mod models;
 mod people;
 mod privacy;
+mod projects;
 mod prompts;
 mod responses;
 mod rubrics;
@@ -91,6 +92,8 @@ views! {
     people: People;
     /// Personal data and requests: counts, expiry and erasure.
     privacy: Privacy;
+    /// Labeling projects and their members.
+    projects: Projects;
     /// Prompts, and which of them sets may be drawn for.
     prompts: Prompts;
     /// Stored responses of the Responses API, which a later request may continue.

@@ -20,14 +20,14 @@ impl Rubrics<'_> {
         read!(self.0, |c| rubrics::get(c, version))
     }
 
-    /// Activates a version, or none. `NotFound` for one that was never stored.
-    pub async fn activate(self, version: Option<&str>, by: &LabelerId, now: Micros) -> Result<()> {
-        write!(self.0, version = version.map(str::to_owned), by = by.clone() =>
-            |tx| rubrics::activate(tx, version.as_deref(), &by, now))
+    /// Activates a version in a project, or none. `NotFound` for one that was never stored.
+    pub async fn activate(self, project: &ProjectId, version: Option<&str>, by: &LabelerId, now: Micros) -> Result<()> {
+        write!(self.0, project = project.clone(), version = version.map(str::to_owned), by = by.clone() =>
+            |tx| rubrics::activate(tx, &project, version.as_deref(), &by, now))
     }
 
-    /// The active rubric.
-    pub async fn active(self) -> Result<Option<Rubric>> {
-        read!(self.0, |c| rubrics::active(c))
+    /// The rubric that is active in a project; that of the first project where none was activated or deactivated.
+    pub async fn active(self, project: &ProjectId) -> Result<Option<Rubric>> {
+        read!(self.0, |c| rubrics::active(c, project))
     }
 }

@@ -5,6 +5,7 @@ import { t } from '../i18n.js';
 import { errorText } from '../plain.js';
 import { datasetsPanel } from './datasets.js';
 import { bytes, caught, section } from './parts.js';
+import { projectId } from './project.js';
 
 /** Formats with a line as it looks in a file; `out` = can be exported, too. */
 const FORMATS = [
@@ -146,6 +147,7 @@ function importForm() {
               raw: chosenFile,
               query: {
                 format: chosen.name,
+                project: projectId(),
                 known_answer: knownField.hidden ? null : known.value,
                 name: chosenFile.name.replace(/[^A-Za-z0-9._-]+/g, '_').slice(0, 64),
               },
@@ -209,7 +211,13 @@ function exportTable() {
     }
   };
   const aim = () => {
-    for (const { f, a } of links) a.href = `/admin/export?format=${f.name}${split.value ? `&split=${split.value}` : ''}`;
+    for (const { f, a } of links) {
+      const query = new URLSearchParams({ format: f.name });
+      if (split.value) query.set('split', split.value);
+      const project = projectId();
+      if (project) query.set('project', project);
+      a.href = `/admin/export?${query}`;
+    }
   };
   split.addEventListener('change', aim);
   aim();

@@ -5,6 +5,7 @@ import { num, t, when } from '../i18n.js';
 import { errorText } from '../plain.js';
 import { textOf } from '../label/rubric.js';
 import { section, table } from './parts.js';
+import { projectId } from './project.js';
 
 /** "held out, gold" – what a version's filter says, in words. */
 function filterText(filter) {
@@ -105,6 +106,7 @@ export function datasetsPanel(signal) {
           const filter = {
             ...(split.value ? { split: split.value } : {}),
             ...(tag.value.trim() ? { tag: tag.value.trim() } : {}),
+            ...(projectId() ? { project: projectId() } : {}),
             ...(labelers.value === 'human' ? {} : { labelers: labelers.value }),
             ...(feedback.checked ? { feedback: true } : {}),
             ...(by.value ? { by_rating: orders.get(by.value)[1] } : {}),

@@ -4,9 +4,10 @@ import { fill, h, toast } from '../dom.js';
 import { LANGUAGES, t, when } from '../i18n.js';
 import { errorText } from '../plain.js';
 import { section } from './parts.js';
+import { projectId } from './project.js';
 
 export async function guidelinesEditor(el, signal) {
-  const { current, versions } = await get('/admin/guidelines', null, { signal });
+  const { current, versions } = await get('/admin/guidelines', { project: projectId() }, { signal });
   const form = (g) => {
     const id = `guidelines-${g.lang}`;
     const text = h('textarea', { id, rows: '12', dir: 'auto', value: g.text, lang: g.lang });
@@ -16,7 +17,7 @@ export async function guidelinesEditor(el, signal) {
     const save = async (value) => {
       error.textContent = '';
       try {
-        await post('/admin/guidelines', { lang: g.lang, text: value });
+        await post('/admin/guidelines', { lang: g.lang, text: value, project: projectId() });
         toast(t('guidelines.saved', { lang: LANGUAGES[g.lang] }), { kind: 'good' });
         await guidelinesEditor(el, signal);
       } catch (e) {

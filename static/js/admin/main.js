@@ -10,6 +10,7 @@ import { modelsView } from './models.js';
 import { newJobView } from './newjob.js';
 import { overviewView } from './overview.js';
 import { peopleView } from './people.js';
+import { projectChoice } from './project.js';
 import { queueView } from './queue.js';
 import { reviewView } from './review.js';
 import { runView } from './run.js';
@@ -50,6 +51,7 @@ const ROUTES = [
 ];
 
 const nav = h('nav', { class: 'tabs', 'aria-label': t('nav.admin') });
+const projects = h('div', { class: 'row project-choice' });
 const body = h('div', { class: 'admin-body' });
 let leave = null;
 let arrived = false; // the first view leaves the focus where the browser has it
@@ -79,7 +81,7 @@ async function route() {
   window.scrollTo(0, 0);
   try {
     const heading = () => el.querySelector('h1');
-    await view(el, { id: m[1] ? decodeURIComponent(m[1]) : null, query: new URLSearchParams(query ?? ''), signal, who });
+    await view(el, { id: m[1] ? decodeURIComponent(m[1]) : null, query: new URLSearchParams(query ?? ''), signal, who, projectsChanged: () => projectChoice(projects) });
     if (signal.aborted) return;
     const name = view === overviewView ? t('admin.overview') : (heading()?.textContent ?? t(`admin.${tab}`));
     document.title = `${name} · instructd`;
@@ -109,7 +111,8 @@ async function start() {
           )));
       return;
     }
-    fill(page.main, nav, body);
+    fill(page.main, nav, projects, body);
+    if (who.role === 'admin') await projectChoice(projects);
     window.addEventListener('hashchange', route);
     await route();
   } catch (e) {

@@ -4,6 +4,7 @@ import { fill, h } from '../dom.js';
 import { t, when } from '../i18n.js';
 import { caught, confirm, section, showSecret, table } from './parts.js';
 import { ROLES, linkState, newLink, personDialog, showLink } from './person.js';
+import { projectsPanel } from './projects.js';
 
 const SCOPES = ['inference', 'feedback', 'admin'];
 
@@ -14,7 +15,8 @@ const roleSelect = (id) =>
     ROLES.map((r) => h('option', { value: r, text: t(`role.${r}`) })),
   );
 
-export async function peopleView(el, { signal }) {
+export async function peopleView(el, { signal, projectsChanged }) {
+  const projects = h('div', { class: 'stack' });
   const people = h('div');
   const invites = h('div');
   const keys = h('div');
@@ -259,8 +261,9 @@ export async function peopleView(el, { signal }) {
     h('p', { class: 'lead', text: t('people.lead') }),
     section(t('labels.people'), null, people, personForm()),
     section(t('labels.invites'), null, h('p', { class: 'muted', text: t('people.invite_help') }), inviteForm(), invites),
+    projects,
     section(t('labels.keys'), null, h('p', { class: 'muted', text: t('people.keys_help') }), keys, keyForm()),
   );
   await loadPeople();
-  await Promise.all([loadInvites(), loadKeys()]);
+  await Promise.all([loadInvites(), loadKeys(), projectsPanel(projects, signal, projectsChanged)]);
 }

@@ -6,6 +6,7 @@ import { errorText } from '../plain.js';
 import { drawNotes } from './draws.js';
 import { listing, promptCell } from './listing.js';
 import { caught, confirm, every, section } from './parts.js';
+import { projectId } from './project.js';
 
 /** @import { PostBody, SelectionPolicy } from '../contract.d.ts' */
 
@@ -125,12 +126,12 @@ function drawForm(models, configured, started) {
             control.removeAttribute('aria-invalid');
           }
           /** @type {PostBody<'/admin/sets/draw'>} */
-          const body = { policy, count: number(count) ?? 0 };
+          const body = { policy, count: number(count) ?? 0, prompts: { project: projectId() } };
           if (!OF_SETS.includes(policy))
             Object.assign(body, {
               n: number(n),
               overlap: number(overlap),
-              prompts: { ...(tag.value.trim() ? { tag: tag.value.trim() } : {}), with_sets: again.checked },
+              prompts: { ...body.prompts, ...(tag.value.trim() ? { tag: tag.value.trim() } : {}), with_sets: again.checked },
             });
           if (WRITTEN.includes(policy))
             Object.assign(body, { temperature: number(temperature), top_p: number(topP), max_tokens: number(maxTokens) });
@@ -296,7 +297,7 @@ export async function queueView(el, { signal, query }) {
     id: 'sets',
     label: t('queue.sets'),
     load: ({ show, ...asked }) =>
-      get('/admin/sets', { ...asked, disputed: show === 'disputed' ? true : null, stuck: show === 'stuck' ? true : null }, { signal }),
+      get('/admin/sets', { ...asked, project: projectId(), disputed: show === 'disputed' ? true : null, stuck: show === 'stuck' ? true : null }, { signal }),
     filters: [
       { name: 'status', label: t('job.state'), options: [['', t('set.any')], ...option('set', ['open', 'done', 'retired'])], value: 'open' },
       { name: 'kind', label: t('queue.kind'), options: [['', t('kind.any')], ...option('kind', ['normal', 'gold', 'calibration'])] },

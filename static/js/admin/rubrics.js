@@ -6,6 +6,7 @@ import { textOf } from '../label/rubric.js';
 import { dimensionPanel } from '../label/dimensions.js';
 import { errorText } from '../plain.js';
 import { caught, download, section, table } from './parts.js';
+import { projectId } from './project.js';
 
 /** @import { Dimension, RubricDefinition } from '../contract.d.ts' */
 
@@ -167,7 +168,7 @@ function preview(/** @type {RubricDefinition} */ definition) {
 
 /** Draws the panel of rubrics into `el`, again after every change. */
 export async function rubricsEditor(el, signal) {
-  const { active, versions, presets } = await get('/admin/rubrics', null, { signal });
+  const { active, versions, presets } = await get('/admin/rubrics', { project: projectId() }, { signal });
   const activeVersion = versions.find((v) => v.version === active);
   let definition = empty();
   const error = h('p', { class: 'form-error', role: 'alert' });
@@ -189,14 +190,14 @@ export async function rubricsEditor(el, signal) {
 
   const activate = (version, name) =>
     caught(async () => {
-      await post('/admin/rubrics/active', { version });
+      await post('/admin/rubrics/active', { version, project: projectId() });
       toast(version ? t('rubrics.activated', { name }) : t('rubrics.deactivated'), { kind: 'good' });
       await again();
     });
   const save = async (put) => {
     error.textContent = '';
     try {
-      const stored = await post('/admin/rubrics', { definition: sent(definition), activate: put });
+      const stored = await post('/admin/rubrics', { definition: sent(definition), activate: put, project: projectId() });
       toast(t('rubrics.saved', { name: stored.definition.name, v: stored.version }), { kind: 'good' });
       await again();
     } catch (e) {

@@ -66,9 +66,9 @@ export function askForm(onAsk, { content = '', n: chosen = 2, sampling: how = {}
  * places where they were written; null when stopped. In a conversation, `earlier` are the messages before the new one, and
  * `next` names the set and the answer that it goes on with.
  * @param {HTMLElement} host
- * @param {{content: string, n: number, sampling?: any, earlier?: any[], next?: {set_id: string, completion_id: string}}} asked
+ * @param {{content: string, n: number, sampling?: any, project?: string, earlier?: any[], next?: {set_id: string, completion_id: string}}} asked
  */
-export async function writeAnswers(host, { content, n, sampling, earlier = [], next }) {
+export async function writeAnswers(host, { content, n, sampling, project, earlier = [], next }) {
   const stop = new AbortController();
   const bodies = Array.from({ length: n }, () => h('div', { class: 'answer-body waiting' }));
   const live = h('p', { class: 'bar-hint', role: 'status', text: t('ask.writing', { n }) });
@@ -117,6 +117,7 @@ export async function writeAnswers(host, { content, n, sampling, earlier = [], n
       ...(next ? { next: { ...next, content } } : { messages: [{ role: 'user', content }] }),
       n,
       ...(sampling && Object.keys(sampling).length ? { sampling } : {}),
+      project,
       signal: stop.signal,
       onText: (place, text) => {
         if (waiting.size === 0) requestAnimationFrame(paint);

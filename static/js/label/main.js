@@ -14,6 +14,7 @@ import { keySheet } from './keysheet.js';
 import { keepLeases } from './leases.js';
 import { Outbox } from './outbox.js';
 import { guidelinesFirst, historyDialog, toggleGuidelines } from './panels.js';
+import { ProjectChoice } from './project.js';
 import { Retry } from './retry.js';
 import { JudgmentNotice } from './reveal.js';
 import { keepToRubric } from './rubric.js';
@@ -41,8 +42,9 @@ const sheet = h(
   { class: 'icon-button help-button', type: 'button', 'aria-label': t('keys.title'), title: t('keys.title') },
   h('kbd', { text: '?' }),
 );
+const project = new ProjectChoice();
 const page = shell('label', {
-  tools: [h('a', { class: 'button quiet', href: '/label?ask=1', text: t('ask.link') }), guide, sheet],
+  tools: [project.el, h('a', { class: 'button quiet', href: '/label?ask=1', text: t('ask.link') }), guide, sheet],
   status: [saving, progress],
 });
 document.body.classList.add('label-page');
@@ -60,7 +62,7 @@ watchKeys({ state, page, guide, sheet, act });
 /** The next set, or the named one; null when the server hands out none. */
 async function fetchSet(setId) {
   const except = setId ? [] : state.exceptIds(await inOtherTabs());
-  const query = setId ? { set_id: setId, lang } : { resume: true, except: except.join(','), lang };
+  const query = setId ? { set_id: setId, lang } : { resume: true, except: except.join(','), lang, project: project.id };
   const { body: set, headers } = await withHeaders('/v1/label/next', query);
   state.receive(set, headers.get('x-queue') ?? 'empty');
   return set;
@@ -68,7 +70,7 @@ async function fetchSet(setId) {
 
 /** The person's figures, also in the header. */
 async function loadFigures() {
-  const own = await get('/v1/label/me');
+  const own = await get('/v1/label/me', { project: project.id });
   state.updateFigures({ ...own, open: own.queue_open });
   showProgress();
   return own;
@@ -134,7 +136,7 @@ function showEmpty(asking = false, form = {}) {
 /** Streams answers to a question into the places where they will be ranked, then shows their set. */
 async function ask(question, asking) {
   try {
-    const set = await writeAnswers(page.main, question);
+    const set = await writeAnswers(page.main, { ...question, project: project.id });
     if (!set) return showEmpty(asking, question);
     state.receive(set);
     show({ ...set, asked: true, own: { n: question.n, sampling: question.sampling } });
@@ -237,7 +239,7 @@ function onStored(answer, entry) {
 async function onRefused(error, entry) {
   const { set, ballot } = entry.context;
   // a rubric was activated while the set was at hand: the set is rated by it
-  if (error.param === 'rubric_version') set.rubric = (await get('/v1/rubric').catch(() => null))?.rubric ?? set.rubric;
+  if (error.param === 'rubric_version') set.rubric = (await get('/v1/rubric', { project: set.project_id }).catch(() => null))?.rubric ?? set.rubric;
   saveDraft(set.set_id, ballot);
   toast(t('label.refused', { why: error.message }), {
     kind: 'bad',
@@ -275,13 +277,13 @@ async function reopen(id, known) {
 
 progress.addEventListener('click', async () => {
   try {
-    const judgment = await historyDialog();
+    const judgment = await historyDialog(project.id);
     if (judgment) reopen(judgment.id);
   } catch (e) {
     toast(e.message, { kind: 'bad' });
   }
 });
-guide.addEventListener('click', () => toggleGuidelines(document.body, guide));
+guide.addEventListener('click', () => toggleGuidelines(document.body, guide, project.id));
 sheet.addEventListener('click', async (e) => {
   await keySheet();
   showKeys();
@@ -307,13 +309,21 @@ async function start() {
       }),
     );
     state.outbox.pump();
+    await project.load(labeler.id, new URL(location.href).searchParams.get('project'), changeProject);
     const own = await loadFigures();
-    state.introduce(await guidelinesFirst(labeler, own));
+    state.introduce(await guidelinesFirst(labeler, own, project.id));
     retry.clear();
     await showFirst();
   } catch (e) {
     retry.show(e, start);
   }
+}
+
+/** Begins again in the project that was just chosen. The set at hand stays leased and comes back with its project. */
+function changeProject() {
+  state.close();
+  state.forgetCurrent();
+  location.assign('/label');
 }
 
 /** Shows what the address names, the set that was at hand before a reload, or the next one. */

@@ -50,7 +50,7 @@ export function skipDialog() {
 
 const READ = 'instructd.guidelines.';
 
-const fetchGuidelines = () => get('/v1/guidelines', { lang });
+const fetchGuidelines = (project) => get('/v1/guidelines', { lang, project });
 
 const versionLine = (g) =>
   h('p', {
@@ -62,10 +62,10 @@ const versionLine = (g) =>
  * The guidelines for a labeler who has not judged anything yet, to stand before the first set: `{el, read()}`, or
  * null. Reviewers and administrators write them and go straight to work.
  */
-export async function guidelinesFirst(labeler, own) {
+export async function guidelinesFirst(labeler, own, project) {
   const key = READ + labeler.id;
   if (labeler.role !== 'labeler' || own.done_total + own.skipped_total > 0 || keep.get(key)) return null;
-  const g = await fetchGuidelines();
+  const g = await fetchGuidelines(project);
   const read = () => {
     keep.set(key, g.version);
     el.remove();
@@ -81,7 +81,7 @@ export async function guidelinesFirst(labeler, own) {
 }
 
 /** The guidelines drawer beside the work, with the focus; a second call or Esc closes it. */
-export async function toggleGuidelines(host, button) {
+export async function toggleGuidelines(host, button, project) {
   const open = host.querySelector('.drawer');
   button.setAttribute('aria-expanded', String(!open));
   if (open) {
@@ -115,7 +115,7 @@ export async function toggleGuidelines(host, button) {
   host.append(drawer);
   drawer.focus({ preventScroll: true });
   try {
-    const g = await fetchGuidelines();
+    const g = await fetchGuidelines(project);
     fill(body, serverHtml(g.html ?? ''), versionLine(g));
   } catch (e) {
     fill(body, h('p', { class: 'muted', text: e.status === 404 ? t('guidelines.none') : e.message }));
@@ -123,8 +123,8 @@ export async function toggleGuidelines(host, button) {
 }
 
 /** Own progress, pace and agreement, and latest judgments; resolves with a judgment to reopen, or null. */
-export async function historyDialog() {
-  const [me, list] = await Promise.all([get('/v1/label/me'), get('/v1/label/history', { limit: 20 }).then(listOf)]);
+export async function historyDialog(project) {
+  const [me, list] = await Promise.all([get('/v1/label/me', { project }), get('/v1/label/history', { limit: 20 }).then(listOf)]);
   const day = new Intl.DateTimeFormat(lang === 'zh' ? 'zh-CN' : 'en', { month: 'short', day: 'numeric', timeZone: 'UTC' });
   const pace = me.median_active_ms_today ?? me.median_active_ms;
   return dialog(

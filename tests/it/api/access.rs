@@ -13,7 +13,7 @@ use super::client::{ADMIN_KEY, Answer, Server, admin};
 
 /// A path with its parameters filled in.
 fn filled(path: &str) -> String {
-    path.replace("{id}", "nope").replace("{*path}", "nope")
+    path.replace("{id}", "nope").replace("{labeler}", "nope").replace("{*path}", "nope")
 }
 
 async fn key(server: &Server, scope: &str) -> String {

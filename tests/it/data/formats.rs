@@ -4,7 +4,7 @@ use std::io::Cursor;
 
 use instructd::data::from_feedback::{FeedbackRecord, preferences};
 use instructd::data::{self, Comparison, Format, PromptInput, RankedText, Record, Written};
-use instructd::domain::{CompletionId, Message, Prompt, PromptId, Split};
+use instructd::domain::{CompletionId, Message, ProjectId, Prompt, PromptId, Split};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -206,6 +206,7 @@ fn hh_and_demonstrations_round_trip() {
 fn feedback_becomes_preferences() {
     let prompt = |id: &str| Prompt {
         id: PromptId::from(id),
+        project_id: ProjectId::first(),
         messages: vec![message("user", id)],
         lang: None,
         source: "chat".into(),

@@ -10,6 +10,7 @@ mod knowledge;
 mod lists;
 mod load;
 mod people;
+mod projects;
 pub mod queue;
 mod rubrics;
 mod statements;

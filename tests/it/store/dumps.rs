@@ -43,6 +43,15 @@ async fn full_world(store: &Store) {
         .put_gold(&set.id, &[(set.completion_ids[0].clone(), 0), (set.completion_ids[1].clone(), 1)])
         .await
         .unwrap();
+    let project = Project {
+        id: ProjectId::new(),
+        name: "二 \"two\"".into(),
+        created: fixture::T0,
+        archived: Some(fixture::T0 + 1),
+    };
+    store.projects().put(project.clone()).await.unwrap();
+    let member = ProjectMember { labeler_id: ada.clone(), daily_quota: Some(0), created: fixture::T0 };
+    store.projects().put_member(&project.id, member).await.unwrap();
     let feedback = FeedbackEvent {
         id: FeedbackId::new(),
         completion_id: set.completion_ids[0].clone(),

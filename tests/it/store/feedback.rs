@@ -72,10 +72,10 @@ async fn kinds_and_scores_order_the_queue(store: Arc<Store>) {
     // Everybody gets the known answers.
     let bobs = store.leases().next(pick(&bob, Pick::Instead(SetKind::Gold))).await.unwrap().unwrap();
     assert_eq!(bobs.set_id, gold.id);
-    assert_eq!(store.judgments().calibrations_done(&ada).await.unwrap(), 0);
+    assert_eq!(store.judgments().calibrations_done(&ada, &ProjectId::first()).await.unwrap(), 0);
     let word = judgment(&calibration, &ada, Some(&first), "c");
     store.judgments().submit(submit(word, Some(&first), T0)).await.unwrap();
-    assert_eq!(store.judgments().calibrations_done(&ada).await.unwrap(), 1);
+    assert_eq!(store.judgments().calibrations_done(&ada, &ProjectId::first()).await.unwrap(), 1);
     assert_eq!(store.sets().get(&calibration.id).await.unwrap().status, SetStatus::Open, "open for the others");
 }
 

@@ -11,6 +11,7 @@ pub const LEASE: Micros = 600_000_000;
 pub fn prompt(text: &str) -> Prompt {
     Prompt {
         id: PromptId::new(),
+        project_id: ProjectId::first(),
         messages: vec![Message { role: "user".into(), content: text.into() }],
         lang: Some("en".into()),
         source: "api".into(),
@@ -97,6 +98,7 @@ pub async fn labeler(store: &Store, id: &str) -> LabelerId {
 pub fn lease(labeler: &LabelerId, now: Micros) -> LeaseRequest {
     LeaseRequest {
         labeler_id: labeler.clone(),
+        project_id: ProjectId::first(),
         assignment_id: AssignmentId::new(),
         lease_token: format!("token of {}", AssignmentId::new()),
         order_seed: u64::MAX - 7,

@@ -20,7 +20,7 @@ conformance!(
 );
 
 async fn open(store: &Store, labeler: &LabelerId, now: Micros) -> i64 {
-    store.leases().open_for(labeler, SetKind::Normal, now, 1000).await.unwrap()
+    store.leases().open_for(labeler, &ProjectId::first(), SetKind::Normal, now, 1000).await.unwrap()
 }
 
 async fn skip(store: &Store, set: &ComparisonSet, held: &Assignment, now: Micros) {
@@ -34,7 +34,11 @@ async fn open_sets_are_counted_for_each_labeler(store: Arc<Store>) {
     stored_set(&store, "q2", &["a", "b"], 1).await;
     let (ada, bob) = (labeler(&store, "ada").await, labeler(&store, "bob").await);
     assert_eq!((open(&store, &ada, T0).await, open(&store, &bob, T0).await), (2, 2));
-    assert_eq!(store.leases().open_for(&ada, SetKind::Normal, T0, 1).await.unwrap(), 1, "counted up to a limit");
+    assert_eq!(
+        store.leases().open_for(&ada, &ProjectId::first(), SetKind::Normal, T0, 1).await.unwrap(),
+        1,
+        "counted up to a limit"
+    );
     let held = store.leases().next(lease(&ada, T0)).await.unwrap().unwrap();
     assert_eq!((open(&store, &ada, T0).await, open(&store, &bob, T0).await), (2, 1), "what one holds is one's own");
     assert_eq!(open(&store, &bob, held.expires_at).await, 2, "an expired lease holds nothing");
@@ -95,7 +99,7 @@ async fn leases_in_hand_are_resumed(store: Arc<Store>) {
         store.leases().next(resume(vec![], much_later)).await.unwrap().is_some(),
         "expired leases come back as before"
     );
-    assert_eq!(store.leases().held(&ada, SetKind::Normal, much_later).await.unwrap(), 1);
+    assert_eq!(store.leases().held(&ada, &ProjectId::first(), SetKind::Normal, much_later).await.unwrap(), 1);
 }
 
 async fn only_holders_at_work_are_counted(store: Arc<Store>) {
@@ -201,6 +205,7 @@ async fn guidelines_keep_their_versions(store: Arc<Store>) {
     assert_eq!(store.guidelines().list().await.unwrap(), vec![]);
     let version = |id: &str, lang: &str, text: &str| GuidelineVersion {
         id: id.into(),
+        project_id: ProjectId::first(),
         lang: lang.into(),
         text: text.into(),
         created: T0,
@@ -211,7 +216,11 @@ async fn guidelines_keep_their_versions(store: Arc<Store>) {
         store.guidelines().put(one.clone()).await.unwrap();
     }
     assert_eq!(store.guidelines().list().await.unwrap(), all);
-    assert_eq!(store.guidelines().latest("en").await.unwrap().as_ref(), Some(&all[1]), "back to the file");
-    assert_eq!(store.guidelines().latest("da").await.unwrap(), None);
+    assert_eq!(
+        store.guidelines().latest(&ProjectId::first(), "en").await.unwrap().as_ref(),
+        Some(&all[1]),
+        "back to the file"
+    );
+    assert_eq!(store.guidelines().latest(&ProjectId::first(), "da").await.unwrap(), None);
     is_conflict(store.guidelines().put(all[0].clone()).await);
 }

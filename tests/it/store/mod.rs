@@ -14,6 +14,7 @@ mod judging;
 mod labeling;
 mod model_judgments;
 mod postgres;
+mod projects;
 mod queue;
 mod requests;
 mod rubrics;

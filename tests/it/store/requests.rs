@@ -122,6 +122,7 @@ async fn a_turn_is_read(store: Arc<Store>) {
     let ada = labeler(&store, "ada").await;
     let ask = OutlookRequest {
         labeler_id: ada.clone(),
+        project_id: ProjectId::first(),
         now: T0,
         since: T0 - 10,
         set_id: None,
@@ -150,20 +151,23 @@ async fn a_turn_is_read(store: Arc<Store>) {
     assert_eq!((prompts.len(), &prompts[&set.id]), (1, &content.prompt.messages));
 
     for place in [Place::Assignment(held.id.clone()), Place::Set(set.id.clone(), Some(held.id.clone()))] {
-        let question = store.judgments().question(&place, &ada, None, Some("en"), None).await.unwrap();
+        let question = store.judgments().question(&place, &ada, None, Some("en"), None, T0).await.unwrap();
         assert_eq!((&question.set, question.assignment.as_ref()), (&set, Some(&held)));
         assert!(question.expected.is_empty() && question.former.is_none() && question.guidelines.is_none());
         assert_eq!(question.authors.len(), 2);
         assert!(question.authors.values().all(|a| a.name == "human" && !a.is_model));
     }
-    is_not_found(store.judgments().question(&Place::Set("none".into(), None), &ada, None, None, None).await);
+    is_not_found(store.judgments().question(&Place::Set("none".into(), None), &ada, None, None, None, T0).await);
 
     assert_eq!(store.judgments().latest().await.unwrap(), None);
     let given = judgment(&set, &ada, Some(&held), "k");
     store.judgments().submit(submit(given.clone(), Some(&held), T0 + 7)).await.unwrap();
     assert_eq!(store.judgments().latest().await.unwrap(), Some(given.created));
-    let revised =
-        store.judgments().question(&Place::Set(set.id.clone(), None), &ada, Some(&given.id), None, None).await.unwrap();
+    let revised = store
+        .judgments()
+        .question(&Place::Set(set.id.clone(), None), &ada, Some(&given.id), None, None, T0)
+        .await
+        .unwrap();
     assert_eq!(revised.former, Some((set.id.clone(), ada.clone())));
     store.judgments().put_reveal(&set.id, &ada, Knowledge::Authors, T0 + 8).await.unwrap();
     assert_eq!(store.judgments().reveals(&set.id, &ada).await.unwrap(), [Knowledge::Authors]);

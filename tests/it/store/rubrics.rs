@@ -57,7 +57,10 @@ fn rated(set: &ComparisonSet, labeler: &LabelerId, key: &str, points: i64) -> Ju
 }
 
 async fn versions_are_stored_once_and_one_is_active(store: Arc<Store>) {
-    assert_eq!((store.rubrics().active().await.unwrap(), store.rubrics().list().await.unwrap()), (None, vec![]));
+    assert_eq!(
+        (store.rubrics().active(&ProjectId::first()).await.unwrap(), store.rubrics().list().await.unwrap()),
+        (None, vec![])
+    );
     let (first, second) = (version("v1", T0), version("v2", T0 + 1));
     store.rubrics().put(first.clone()).await.unwrap();
     store.rubrics().put(RubricVersion { created: T0 + 9, ..first.clone() }).await.unwrap();
@@ -65,12 +68,16 @@ async fn versions_are_stored_once_and_one_is_active(store: Arc<Store>) {
     assert_eq!(store.rubrics().list().await.unwrap(), [second.clone(), first.clone()], "stored once, newest first");
     assert_eq!(store.rubrics().get("v1").await.unwrap(), first);
     is_not_found(store.rubrics().get("v3").await);
-    assert_eq!(store.rubrics().active().await.unwrap(), None, "a stored version is not active by itself");
+    assert_eq!(
+        store.rubrics().active(&ProjectId::first()).await.unwrap(),
+        None,
+        "a stored version is not active by itself"
+    );
     let admin: LabelerId = "admin".into();
-    is_not_found(store.rubrics().activate(Some("v3"), &admin, T0).await);
+    is_not_found(store.rubrics().activate(&ProjectId::first(), Some("v3"), &admin, T0).await);
     for (version, expected) in [(Some("v2"), Some(&second)), (Some("v1"), Some(&first)), (None, None)] {
-        store.rubrics().activate(version, &admin, store.now().await.unwrap()).await.unwrap();
-        assert_eq!(store.rubrics().active().await.unwrap().as_ref(), expected.map(|v| &v.rubric));
+        store.rubrics().activate(&ProjectId::first(), version, &admin, store.now().await.unwrap()).await.unwrap();
+        assert_eq!(store.rubrics().active(&ProjectId::first()).await.unwrap().as_ref(), expected.map(|v| &v.rubric));
     }
 }
 
