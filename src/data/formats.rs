@@ -12,7 +12,7 @@ use super::lines::{Lines, MAX_SENT_LINE};
 use super::oasst;
 use super::preferences::pairs;
 use super::records::{Comparison, Format, PromptRecord, RankedText, Record, Written};
-use crate::domain::{Knowledge, Message, PromptInput, Ratings, Split, Strength};
+use crate::domain::{Knowledge, Message, PromptInput, Ratings, Split, Strength, Stretch};
 
 /// Most completions in one set; the number of pairs grows with its square. Labelers rank sets of two to nine; larger
 /// ones come only from files.
@@ -149,7 +149,8 @@ fn comparison(fields: &Fields<'_>) -> Outcome<Comparison> {
         let tier = tier(item.get("tier"))
             .ok_or(format!("`completions[{i}].tier` must be a whole number from 0 to 1000000, found {found}"))?;
         let ratings = ratings(item.get("ratings")).map_err(|e| format!("`completions[{i}].ratings{e}"))?;
-        completions.push(RankedText { ratings, ..RankedText::new(text, tier) });
+        let spans = spans(item.get("spans"), text).map_err(|e| format!("`completions[{i}].spans` {e}"))?;
+        completions.push(RankedText { ratings, spans, ..RankedText::new(text, tier) });
     }
     let strength = fields.owned("strength")?;
     let strength = strength.map(|s| Strength::parse(&s).ok_or(format!("`strength` = {s:?}"))).transpose()?;
@@ -184,6 +185,25 @@ fn ratings(value: Option<&Value>) -> Outcome<Ratings> {
         Err(_) => Err(format!(".{dimension}` must be a whole number, true or false, or a list of tags; found {value}")),
     };
     map.iter().map(one).collect()
+}
+
+/// The stretches of a text that are marked as wrong, in their order.
+fn spans(value: Option<&Value>, text: &str) -> Outcome<Vec<Stretch>> {
+    let Some(value) = value.filter(|v| !v.is_null()) else { return Ok(Vec::new()) };
+    let mut spans: Vec<Stretch> = serde_json::from_value(value.clone())
+        .map_err(|_| format!("must be a list of objects with `start`, `end` and perhaps `note`; found {value}"))?;
+    spans.sort_by_key(|span| span.start);
+    let length = text.chars().count() as i64;
+    let mut last = 0;
+    for Stretch { start, end, .. } in &spans {
+        if *start < last || start >= end || *end > length {
+            return Err(format!(
+                "has {start} to {end}; must be within the text of {length} characters, without overlap"
+            ));
+        }
+        last = *end;
+    }
+    Ok(spans)
 }
 
 /// The labeler: an id of an export, or any short name.
@@ -339,7 +359,8 @@ fn demonstration(fields: &Fields<'_>) -> Outcome<Written> {
         let mut list = with_system_of(fields, PromptInput::Chat(fields.messages(list, name)?))?.into_messages();
         return match list.pop() {
             Some(last) if last.role == "assistant" && !list.is_empty() => {
-                Ok(Written { prompt_id, prompt: PromptInput::Chat(list), completion: last.content, labeler })
+                let prompt = PromptInput::Chat(list);
+                Ok(Written { prompt_id, prompt, completion: last.content, corrects: None, labeler })
             }
             _ => Err(format!("`{name}` must end with a message of the assistant after a prompt")),
         };
@@ -347,7 +368,7 @@ fn demonstration(fields: &Fields<'_>) -> Outcome<Written> {
     let completion = completion.ok_or_else(|| fields.missing("completion", Format::Demonstrations))?;
     let completion = fields.answer(completion, "completion")?;
     let prompt = with_system_of(fields, fields.prompt(Format::Demonstrations)?)?;
-    Ok(Written { prompt_id, prompt, completion, labeler })
+    Ok(Written { prompt_id, prompt, completion, corrects: None, labeler })
 }
 
 fn prompt_record(fields: &Fields<'_>) -> Outcome<PromptRecord> {

@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use crate::domain::{ByRating, Knowledge, Outcome, PromptInput, RankedSet, RatingValue, Ratings, Split, Strength};
+use crate::domain::{
+    ByRating, Knowledge, Outcome, PromptInput, RankedSet, RatingValue, Ratings, Split, Strength, Stretch,
+};
 
 /// Names of file formats, as in `POST /admin/import?format=…`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,12 +55,15 @@ pub struct RankedText {
     /// By dimension of the line's rubric.
     #[serde(default, skip_serializing_if = "Ratings::is_empty")]
     pub ratings: Ratings,
+    /// Stretches marked as wrong.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub spans: Vec<Stretch>,
 }
 
 impl RankedText {
-    /// A text in its place, without ratings.
+    /// A text in its place, without ratings and spans.
     pub fn new(text: impl Into<String>, tier: i64) -> Self {
-        Self { text: text.into(), tier, ratings: Ratings::new() }
+        Self { text: text.into(), tier, ratings: Ratings::new(), spans: Vec::new() }
     }
 }
 
@@ -92,18 +97,19 @@ pub struct Comparison {
 
 impl Comparison {
     /// The line for a stored judgment; `None` when it ranks nothing (all bad, unrankable, skipped). It names nobody and
-    /// has no tags, which are words of the labeler.
+    /// has neither tags nor notes of spans, which are words of the labeler.
     pub fn from_ranked(set: &RankedSet) -> Option<Self> {
-        let mut line = Self::with_tags(set)?;
+        let mut line = Self::with_words(set)?;
         for completion in &mut line.completions {
             completion.ratings.retain(|_, value| !matches!(value, RatingValue::Tags(_)));
+            completion.spans.iter_mut().for_each(|span| span.note = None);
         }
         Some(line)
     }
 
-    /// As [`Comparison::from_ranked`], with tags and with the labeler's id.
+    /// As [`Comparison::from_ranked`], with tags, notes and the labeler's id.
     pub fn signed(set: &RankedSet) -> Option<Self> {
-        Some(Self { labeler: Some(set.labeler_id.to_string()), ..Self::with_tags(set)? })
+        Some(Self { labeler: Some(set.labeler_id.to_string()), ..Self::with_words(set)? })
     }
 
     /// The completions that have a rating on the dimension, ranked by it; equal ratings tie. `None` when the line is by
@@ -140,12 +146,16 @@ impl Comparison {
         dimensions.into_iter().flat_map(|d| [(d, false), (d, true)]).filter_map(one).collect()
     }
 
-    fn with_tags(set: &RankedSet) -> Option<Self> {
+    fn with_words(set: &RankedSet) -> Option<Self> {
         if set.outcome != Outcome::Ranked || set.items.len() < 2 {
             return None;
         }
         let ranked = set.items.iter();
-        let ranked = ranked.map(|i| RankedText { ratings: i.ratings.clone(), ..RankedText::new(&i.text, i.tier) });
+        let ranked = ranked.map(|i| RankedText {
+            ratings: i.ratings.clone(),
+            spans: i.spans.clone(),
+            ..RankedText::new(&i.text, i.tier)
+        });
         Some(Self {
             prompt_id: Some(set.prompt_id.to_string()),
             prompt: PromptInput::Chat(set.messages.clone()),
@@ -206,6 +216,9 @@ pub struct Written {
     pub prompt_id: Option<String>,
     pub prompt: PromptInput,
     pub completion: String,
+    /// The text that `completion` corrects, in exports.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub corrects: Option<String>,
     /// The author, in files that are exchanged between servers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub labeler: Option<String>,

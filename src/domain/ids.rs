@@ -59,6 +59,7 @@ ulid_ids!(
     FeedbackId,
     DrawId,
     LinkId,
+    ConversationId,
 );
 
 /// A fresh ULID: its first part is the time from the system clock, the rest is random.

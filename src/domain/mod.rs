@@ -1,6 +1,7 @@
 //! The entities of the loop: ids, prompts, completions, comparison sets, judgments, model versions, jobs. Plain data
 //! without behaviour, usable by every module.
 
+mod conversations;
 mod draws;
 mod error_chain;
 pub mod files;
@@ -16,6 +17,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+pub use conversations::{Conversation, ConversationTurn, Span, Stretch};
 pub use draws::{DrawReport, TournamentPlace};
 pub use error_chain::error_chain;
 pub use ids::*;
@@ -215,6 +217,8 @@ pub struct Judgment {
     pub flags: Vec<JudgmentFlag>,
     /// In the order of completion id and dimension.
     pub ratings: Vec<Rating>,
+    /// Stretches marked as wrong, in the order of completion id and start.
+    pub spans: Vec<Span>,
     pub created: Micros,
     /// The labeler's knowledge when judging; set by the store.
     pub knowledge: Knowledge,
@@ -270,6 +274,8 @@ pub struct RankedItem {
     pub tier: i64,
     pub shown_position: i64,
     pub ratings: Ratings,
+    /// Stretches marked as wrong, in their order.
+    pub spans: Vec<Stretch>,
 }
 
 /// A labeler's latest judgment of a set without texts: the input of quality figures.

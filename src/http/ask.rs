@@ -1,5 +1,6 @@
-//! `POST /v1/label/ask`: takes a question, streams its answers as server-sent events (`start`, `text`, `done`), then
-//! the set of them (`set`, as in the response of `GET /v1/label/next`).
+//! `POST /v1/label/ask` and `POST /v1/label/continue`: take a question, or the next message of a conversation, and stream
+//! the answers as server-sent events (`start`, `text`, `done`), then the set of them (`set`, as in the response of
+//! `GET /v1/label/next`).
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -22,8 +23,10 @@ use super::openai::chat_request::ChatMessage;
 use super::openai::params;
 use super::openai::turns;
 use super::sets::Sampling;
+use crate::domain::{CompletionId, SetId};
 use crate::prompt::answer::without_thoughts;
-use crate::service::ask::{self, AnswerEvent, AnswerStream};
+use crate::service::ask::{self, AnswerEvent, AnswerStream, Answering};
+use crate::service::conversations::{self, NextMessage};
 use crate::service::people::Actor;
 use crate::service::sets::{self, PromptRef};
 
@@ -31,6 +34,25 @@ use crate::service::sets::{self, PromptRef};
 #[serde(deny_unknown_fields)]
 pub struct AskRequest {
     pub messages: Vec<ChatMessage>,
+    /// Number of answers of the active version, 2 to 9.
+    pub n: Option<u64>,
+    /// Or: names of versions that answer once each. The authors stay hidden until the ranking.
+    #[serde(default)]
+    pub models: Vec<String>,
+    /// Sampling parameters.
+    pub sampling: Option<Sampling>,
+}
+
+/// The next message of a conversation that began with a question.
+#[derive(Debug, Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ContinueRequest {
+    /// The set of the last answers, which the caller has judged.
+    pub set_id: SetId,
+    /// The answer to go on with: one of the best of a ranking, any one after another outcome.
+    pub completion_id: CompletionId,
+    /// The message.
+    pub content: String,
     /// Number of answers of the active version, 2 to 9.
     pub n: Option<u64>,
     /// Or: names of versions that answer once each. The authors stay hidden until the ranking.
@@ -89,16 +111,49 @@ pub async fn ask(
     Json(body): Json<AskRequest>,
 ) -> ApiResult<Response> {
     let services = &state.services;
-    let labeling = &services.live().config.labeling;
     let messages = turns::stored_messages(body.messages, "messages", services.config.limits.prompt_bytes)?;
-    if body.n.is_some() && !body.models.is_empty() {
+    let answering = answering(&state, &actor, body.n, body.models, body.sampling)?;
+    let prompt = sets::prompt(services, &actor, PromptRef::Messages(messages), "page").await?;
+    let answers = ask::begin(services, prompt, None, answering, &request_id).await?;
+    Ok(answered(state, answers, actor))
+}
+
+pub async fn go_on(
+    State(state): State<AppState>,
+    RequestId(request_id): RequestId,
+    Caller(actor): Caller,
+    Json(body): Json<ContinueRequest>,
+) -> ApiResult<Response> {
+    let services = &state.services;
+    let answering = answering(&state, &actor, body.n, body.models, body.sampling)?;
+    let next = NextMessage { set_id: body.set_id, completion_id: body.completion_id, content: body.content };
+    let (prompt, continued) = conversations::next_prompt(services, &actor, next).await?;
+    let answers = ask::begin(services, prompt, Some(continued), answering, &request_id).await?;
+    Ok(answered(state, answers, actor))
+}
+
+/// The versions that answer, and how.
+///
+/// # Errors
+/// 400 for both `n` and `models`, and for sampling parameters that do not apply.
+fn answering(
+    state: &AppState,
+    actor: &Actor,
+    n: Option<u64>,
+    models: Vec<String>,
+    sampling: Option<Sampling>,
+) -> ApiResult<Answering> {
+    if n.is_some() && !models.is_empty() {
         return Err(ApiError::bad("n", "give either n or models, not both"));
     }
-    let n = params::count("n", body.n.unwrap_or(labeling.completions_per_set as u64))?;
-    let sampling = body.sampling.unwrap_or_default();
-    let params = super::sets::drawing(services, sampling)?;
-    let prompt = sets::prompt(services, &actor, PromptRef::Messages(messages), "page").await?;
-    let answers = ask::begin(services, prompt, &body.models, n, params, actor.is_admin(), &request_id).await?;
+    let standard = state.services.live().config.labeling.completions_per_set as u64;
+    let n = params::count("n", n.unwrap_or(standard))?;
+    let params = super::sets::drawing(&state.services, sampling.unwrap_or_default())?;
+    Ok(Answering { models, n, params, may_load: actor.is_admin() })
+}
+
+/// The answers and their set as server-sent events.
+fn answered(state: AppState, answers: AnswerStream, actor: Actor) -> Response {
     let (sender, receiver) = mpsc::channel::<Result<Event, Infallible>>(64);
     tokio::spawn(async move {
         let last = match stream(&state, answers, &actor, &sender).await {
@@ -109,7 +164,7 @@ pub async fn ask(
         let _ = sender.send(Ok(last.sse())).await;
     });
     let keep_alive = KeepAlive::new().interval(Duration::from_secs(15));
-    Ok(Sse::new(ReceiverStream::new(receiver)).keep_alive(keep_alive).into_response())
+    Sse::new(ReceiverStream::new(receiver)).keep_alive(keep_alive).into_response()
 }
 
 /// Streams the answers; `None` when the client has disconnected, which stops them.

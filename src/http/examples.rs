@@ -37,6 +37,7 @@ pub fn body(route: &Route) -> Option<Value> {
         "/v1/demonstrations" => json!({"messages": user, "completion": "Blue."}),
         "/v1/feedback" => json!({"completion_id": "ID", "kind": "thumb", "value": "up"}),
         "/v1/label/ask" => json!({"messages": user, "n": 2}),
+        "/v1/label/continue" => json!({"set_id": "ID", "completion_id": "ID", "content": "And in winter?"}),
         "/v1/label/{id}/judgment" | "/v1/review/sets/{id}/settle" => json!({
             "lease_token": "TOKEN",
             "outcome": "ranked",

@@ -19,6 +19,7 @@ use crate::service::browse;
 use crate::service::guidelines as words;
 use crate::service::judge::{self, Judged, Submission, Verdict};
 use crate::service::label::{self, Next, Onboarding, Turn, Wanted};
+use crate::service::marks::Correction;
 use crate::service::own_page::{self, OwnPage};
 use crate::service::people::Actor;
 use crate::service::visible;
@@ -206,6 +207,12 @@ pub struct JudgmentRequest {
     /// Each completion at most once on each dimension of the rubric.
     #[serde(default)]
     pub ratings: Vec<Rating>,
+    /// Stretches that are wrong, at most 64; those of one completion do not overlap.
+    #[serde(default)]
+    pub spans: Vec<Span>,
+    /// Completions as they should be, each at most once; stored as demonstrations that name the completion they correct.
+    #[serde(default)]
+    pub corrections: Vec<CorrectedText>,
 }
 
 #[derive(Debug, Deserialize, schemars::JsonSchema)]
@@ -216,6 +223,14 @@ pub struct Item {
     pub tier: i64,
     /// 1 to 10.
     pub rating: Option<i64>,
+}
+
+/// A completion's text as the labeler would have it.
+#[derive(Debug, Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CorrectedText {
+    pub completion_id: CompletionId,
+    pub text: String,
 }
 
 #[derive(Debug, Deserialize, schemars::JsonSchema)]
@@ -247,6 +262,12 @@ impl JudgmentRequest {
             guideline_version: self.guideline_version,
             rubric_version: self.rubric_version,
             ratings: self.ratings,
+            spans: self.spans,
+            corrections: self
+                .corrections
+                .into_iter()
+                .map(|c| Correction { completion_id: c.completion_id, text: c.text })
+                .collect(),
         }
     }
 }

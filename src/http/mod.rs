@@ -11,6 +11,7 @@ pub mod batches;
 pub mod choices;
 mod compressed;
 pub mod contract;
+pub mod conversations;
 mod cross_origin;
 pub mod docs;
 pub mod encoders;

@@ -9,13 +9,13 @@ use super::contract::{Counted, List, Paged};
 pub use super::route::Route;
 use super::route::{delete, get, post};
 use super::{
-    admin, anthropic, ask, attention, batches, choices, docs, encoders, feedback, label, openai, openapi, pages,
-    rerank, responses, rubrics, session, sets, status,
+    admin, anthropic, ask, attention, batches, choices, conversations, docs, encoders, feedback, label, openai,
+    openapi, pages, rerank, responses, rubrics, session, sets, status,
 };
 use crate::config::LimitsConfig;
 use crate::domain::{
-    DatasetVersion, Delivery, Demonstration, FeedbackEvent, Job, Judgment, Labeler, ModelVersion, Prompt, SetDraw,
-    Webhook,
+    Conversation, DatasetVersion, Delivery, Demonstration, FeedbackEvent, Job, Judgment, Labeler, ModelVersion, Prompt,
+    SetDraw, Webhook,
 };
 use crate::eval::quality::Report;
 use crate::jobs::estimate::Estimate;
@@ -246,6 +246,20 @@ fn people() -> Vec<Route> {
         .body::<ask::AskRequest>()
         .streams::<ask::AskEvent>()
         .computing(),
+        post(
+            "/v1/label/continue",
+            Feedback,
+            "Go on with one of the answers to a question and follow the next ones (SSE)",
+            ask::go_on,
+        )
+        .body::<ask::ContinueRequest>()
+        .streams::<ask::AskEvent>()
+        .computing(),
+        get("/v1/label/conversations", Feedback, "Own conversations, newest first", conversations::list)
+            .query::<conversations::ConversationsQuery>()
+            .returns::<Paged<Conversation>>(200),
+        get("/v1/label/conversations/{id}", Feedback, "The sets of a conversation", conversations::get)
+            .returns::<Conversation>(200),
         post("/v1/label/{id}/renew", Feedback, "Extend a lease", label::renew)
             .body::<label::Lease>()
             .returns::<label::Renewed>(200),

@@ -69,13 +69,16 @@ pub async fn list_prompts(
 }
 
 /// A completion of a set: text, `{"text"}`, `{"completion_id"}`, or in the form of this server's responses: `{"id",
-/// "text", "html", "parts", "cut_off", "cut_off_at"}`.
+/// "text", "text_start", "html", "parts", "cut_off", "cut_off_at"}`.
 #[derive(Debug, Default, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Given {
     text: Option<String>,
     completion_id: Option<CompletionId>,
     id: Option<CompletionId>,
+    /// Known for stored completions; ignored.
+    #[serde(rename = "text_start")]
+    _text_start: Option<u64>,
     /// Derived from the text; ignored.
     #[serde(rename = "html")]
     _html: Option<String>,

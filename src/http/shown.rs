@@ -178,6 +178,9 @@ impl LabelerPrompt {
 pub struct BlindCompletion {
     pub id: CompletionId,
     pub text: String,
+    /// Position in the stored text at which `text` begins, in Unicode scalar values: the length of hidden reasoning. The
+    /// positions of a judgment's spans are in the stored text.
+    pub text_start: usize,
     pub html: String,
     /// The parts of a completion that is more than text, in order.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -195,6 +198,8 @@ impl BlindCompletion {
         Self {
             id: completion.id.clone(),
             text: text.to_owned(),
+            // What is shown is the end of the stored text.
+            text_start: completion.text.chars().count().saturating_sub(text.chars().count()),
             html,
             parts,
             cut_off,

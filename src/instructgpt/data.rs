@@ -34,7 +34,13 @@ pub fn demonstrations(given: Option<&Path>, comparisons: Option<&Path>, out: &Pa
         .into_iter()
         .filter_map(|set| {
             let best = set.completions.iter().min_by_key(|c| c.tier)?.text.clone();
-            Some(Written { prompt_id: set.prompt_id, prompt: set.prompt, completion: best, labeler: None })
+            Some(Written {
+                prompt_id: set.prompt_id,
+                prompt: set.prompt,
+                completion: best,
+                corrects: None,
+                labeler: None,
+            })
         })
         .filter(|w| !w.completion.trim().is_empty())
         .collect();

@@ -292,6 +292,7 @@ async fn demonstrations(store: &Store, without_requests: bool, path: PathBuf) ->
             prompt_id: Some(prompt.id.to_string()),
             prompt: prompt.messages.into(),
             completion: completion.text,
+            corrects: None,
             labeler: None,
         })
         .collect();

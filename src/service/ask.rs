@@ -4,18 +4,21 @@
 use std::sync::Arc;
 
 use super::complete::{self, Running};
+use super::conversations::Continued;
 use super::label::{self, ASKED, Next, Turn, VERSIONS, Wanted};
 use super::random::shown_order;
 use super::sets::{self, CompletionRef};
-use super::{Result, ServiceError, Services, bad_input};
+use super::{Result, ServiceError, Services, bad_input, uncancelled};
 use crate::domain::Prompt;
 use crate::engine::{GenEvent, SamplingParams};
 use crate::service::people::Actor;
-use crate::store::NoLease;
+use crate::store::{NewTurn, NoLease};
 
 /// Answers that are being generated. Dropping it stops them, and no set is made.
 pub struct AnswerStream {
     prompt: Prompt,
+    /// The set that this one continues, in a conversation.
+    continued: Option<Continued>,
     runs: Vec<Running>,
     order_seed: u64,
     /// Position of each sample (of all runs, concatenated) on the page.
@@ -30,6 +33,15 @@ pub enum AnswerEvent {
     Done { place: usize, reason: &'static str },
 }
 
+/// The versions that answer, and how.
+pub struct Answering {
+    /// Names of versions that answer once each; empty = `n` answers of the active version.
+    pub models: Vec<String>,
+    pub n: usize,
+    pub params: SamplingParams,
+    pub may_load: bool,
+}
+
 /// Starts the answers: `n` of the active version, or one of each of `models`. The order on the page is random and does
 /// not reveal the versions.
 ///
@@ -38,12 +50,11 @@ pub enum AnswerEvent {
 pub async fn begin(
     services: &Arc<Services>,
     prompt: Prompt,
-    models: &[String],
-    n: usize,
-    params: SamplingParams,
-    may_load: bool,
+    continued: Option<Continued>,
+    answering: Answering,
     request_id: &str,
 ) -> Result<AnswerStream> {
+    let Answering { models, n, params, may_load } = answering;
     let answers = if models.is_empty() { n } else { models.len() };
     if !(2..=9).contains(&answers) {
         return Err(bad_input(if models.is_empty() { "n" } else { "models" }, "must give 2 to 9 answers"));
@@ -72,7 +83,7 @@ pub async fn begin(
     for (at, sample) in shown_order(order_seed, answers).into_iter().enumerate() {
         place[sample] = at;
     }
-    Ok(AnswerStream { prompt, runs, order_seed, place, named: !models.is_empty() })
+    Ok(AnswerStream { prompt, continued, runs, order_seed, place, named: !models.is_empty() })
 }
 
 impl AnswerStream {
@@ -127,6 +138,13 @@ impl AnswerStream {
         let completions = texts.into_iter().map(CompletionRef::Known).collect();
         let set = sets::create(services, &self.prompt, completions, Some(1), policy).await?;
         services.store.sets().note_maker(&set.id, &actor.labeler_id).await?;
+        if let Some(Continued { set_id, completion_id }) = self.continued {
+            let labeler_id = actor.labeler_id.clone();
+            let (now, new) = (services.now(), set.id.clone());
+            let turn = NewTurn { labeler_id, before: set_id, continued: completion_id, set_id: new, now };
+            let all = services.clone();
+            uncancelled(async move { Ok(all.store.conversations().put_turn(turn).await?) }).await?;
+        }
         let wanted = Wanted { set_id: Some(set.id), ..Wanted::default() };
         match label::next_in_order(services, actor, wanted, self.order_seed).await? {
             Next::Turn(turn) => Ok(*turn),

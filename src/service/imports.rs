@@ -11,7 +11,7 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 use tokio::sync::{Semaphore, mpsc};
 
-use super::judge::human_completion;
+use super::marks::human_completion;
 use super::prompts::prompt_record;
 use super::{Result, ServiceError, Services, bad_input, ratings, uncancelled};
 use crate::data::limits::Limits;
@@ -384,6 +384,14 @@ fn ranking(
         None => Vec::new(),
         Some(version) => line_ratings(version, &completions, &set.completion_ids, definitions)?,
     };
+    let spans = written.iter().zip(&completions).flat_map(|(written, ranked)| {
+        ranked.spans.iter().cloned().map(move |Stretch { start, end, note }| Span {
+            completion_id: written.id.clone(),
+            start,
+            end,
+            note,
+        })
+    });
     let is_pair = written.len() == 2;
     let note = if strength.is_some() && !is_pair {
         Some("`strength` is kept for pairs only, and this ranking has more answers".to_owned())
@@ -412,6 +420,7 @@ fn ranking(
         items: items.collect(),
         flags: Vec::new(),
         ratings,
+        spans: spans.collect(),
         created: now,
         knowledge: knowledge.unwrap_or(Knowledge::Blind),
     };

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::label::{ASKED, VERSIONS, day_start, quota_of};
+use super::marks::{self, Correction, MAX_TEXT, human_completion};
 use super::random::shown_order;
 use super::ratings::{self, SubmittedRatings};
 use super::{Result, ServiceError, Services, bad_input, guidelines, not_found_as, uncancelled};
@@ -13,7 +14,6 @@ use crate::store::{Place, Question, StoreError, SubmitJudgment, Submitted};
 
 /// Largest tier.
 const MAX_TIER: i64 = 99;
-const MAX_TEXT: usize = 64 << 10;
 
 /// A labeler's judgment of a set as it was submitted.
 pub struct Submission {
@@ -34,6 +34,8 @@ pub struct Submission {
     /// Of the rubric as it was shown.
     pub rubric_version: Option<String>,
     pub ratings: Vec<Rating>,
+    pub spans: Vec<Span>,
+    pub corrections: Vec<Correction>,
 }
 
 /// A stored judgment, and what the labeler is shown after it.
@@ -82,12 +84,14 @@ pub async fn judge(services: &Arc<Services>, actor: &Actor, place: Place, submis
         is_leased: matches!(place, Place::Assignment(_)),
     };
     let (rubric_version, ratings) = ratings::checked(given, question.rubric.as_ref())?;
+    let now = services.now();
+    let spans = marks::checked_spans(services, set, submission.outcome, submission.spans).await?;
+    let corrections = marks::corrected(services, set, submission.outcome, submission.corrections, now).await?;
     let order = match assignment {
         Some(a) => shown_order(a.order_seed, set.completion_ids.len()),
         None => (0..set.completion_ids.len()).collect(),
     };
     let position = |id: &CompletionId| order.iter().position(|i| set.completion_ids[*i] == *id).unwrap_or(0) as i64;
-    let now = services.now();
     let items = submission.items.into_iter().map(|(completion_id, tier, rating)| JudgmentItem {
         shown_position: position(&completion_id),
         completion_id,
@@ -116,6 +120,7 @@ pub async fn judge(services: &Arc<Services>, actor: &Actor, place: Place, submis
         items: items.collect(),
         flags: submission.flags,
         ratings,
+        spans,
         created: now,
         knowledge: Knowledge::Blind, // the store determines it
     };
@@ -141,7 +146,7 @@ pub async fn judge(services: &Arc<Services>, actor: &Actor, place: Place, submis
     let limit = if counted { quota_of(services, question.daily_quota) } else { None };
     let quota = limit.map(|limit| (day_start(now), limit));
     let reveals = shows(services, actor, &question);
-    let submit = SubmitJudgment { judgment, lease_token, ideal_answer, now, reveals, quota };
+    let submit = SubmitJudgment { judgment, lease_token, ideal_answer, corrections, now, reveals, quota };
     let all = services.clone();
     let submitted = uncancelled(async move { Ok(all.store.judgments().submit(submit).await?) }).await?;
     if !submitted.replayed {
@@ -267,24 +272,4 @@ fn check(submission: &Submission, set: &ComparisonSet) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// A text written by a person.
-pub(super) fn human_completion(prompt_id: PromptId, text: String, now: Micros) -> Completion {
-    Completion {
-        id: CompletionId::new(),
-        prompt_id,
-        model_version_id: None,
-        origin: CompletionOrigin::Human,
-        parent_completion_id: None,
-        text,
-        token_ids: Vec::new(),
-        logprobs: Vec::new(),
-        sampling: serde_json::Value::Null,
-        seed: None,
-        finish_reason: None,
-        request_id: None,
-        reward: None,
-        created: now,
-    }
 }

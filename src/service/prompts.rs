@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{Result, Services, bad_input, uncancelled};
 use crate::data::{PromptInput, content_hash, split_of};
-use crate::domain::{LabelerId, Message, Prompt, PromptId};
+use crate::domain::{LabelerId, Message, Prompt, PromptId, Split};
 
 /// Share of held-out prompts; a hash of the content decides.
 const HELDOUT: f64 = 0.1;
@@ -76,6 +76,26 @@ pub async fn add(
     let mut prompt = prompt_record(messages, source, services.now());
     prompt.lang = lang;
     prompt.tags = tags;
+    submit(services, by, prompt).await
+}
+
+/// Stores a prompt on a side of the split that is known, whatever its hash. A prompt that is stored already stays where it
+/// is.
+///
+/// # Errors
+/// As [`add`].
+pub async fn add_on_side(
+    services: &Arc<Services>,
+    by: &LabelerId,
+    messages: Vec<Message>,
+    source: &str,
+    split: Split,
+) -> Result<Prompt> {
+    check_messages(&messages, "messages", services.config.limits.prompt_bytes)?;
+    submit(services, by, Prompt { split, ..prompt_record(messages, source, services.now()) }).await
+}
+
+async fn submit(services: &Arc<Services>, by: &LabelerId, prompt: Prompt) -> Result<Prompt> {
     let services = services.clone();
     let by = by.clone();
     uncancelled(async move { Ok(services.store.prompts().submit(prompt, &by).await?) }).await

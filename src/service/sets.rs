@@ -5,7 +5,8 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 
 use super::complete::{self, PromptInput, Running, Sample, Start, StoredAs};
-use super::judge::{Judged, Submission, human_completion, judge};
+use super::judge::{Judged, Submission, judge};
+use super::marks::human_completion;
 use super::prompts::{check_messages, prompt_record};
 use super::{Result, ServiceError, Services, bad_input, not_found_as, uncancelled};
 use crate::domain::*;
@@ -284,7 +285,9 @@ pub(super) async fn begin(
     };
     // An answer of the end token alone could not be ranked. Upstream servers do not have this parameter.
     let least = if model.version.stage == STAGE_UPSTREAM { params.min_tokens } else { params.min_tokens.max(1) };
-    let params = SamplingParams { max_tokens: params.max_tokens.min(input.room(&model)), min_tokens: least, ..params };
+    // A prompt that fills the context is refused: at least one token is asked for.
+    let max_tokens = params.max_tokens.min(input.room(&model)).max(1);
+    let params = SamplingParams { max_tokens, min_tokens: least, ..params };
     let start = Start {
         request_id,
         model,
@@ -367,6 +370,8 @@ pub async fn rank(services: &Arc<Services>, actor: &Actor, ranking: Ranking) -> 
         guideline_version: None,
         rubric_version: None,
         ratings: Vec::new(),
+        spans: Vec::new(),
+        corrections: Vec::new(),
     };
     let assignment = ranking_lease(services, actor, &set, &submission.idempotency_key).await?;
     let submission = Submission { lease_token: assignment.as_ref().map(|a| a.lease_token.clone()), ..submission };

@@ -167,7 +167,12 @@ async fn demonstrations(services: &Services, split: Option<Split>, send: &Pieces
         };
         for (demonstration, prompt, completion) in page {
             if split.is_none_or(|s| s == prompt.split) && !asked.contains(&prompt.id) {
+                let corrects = match &completion.parent_completion_id {
+                    Some(id) => Some(services.store.completions().get(id).await?.text),
+                    None => None,
+                };
                 let record = Written {
+                    corrects,
                     prompt_id: Some(prompt.id.to_string()),
                     prompt: PromptInput::Chat(prompt.messages),
                     completion: completion.text,

@@ -3,7 +3,7 @@
 
 use super::locks::PLACES;
 use super::rows::{Conn, args};
-use super::{Result, StoreError, batches, judgments, people, prompts, responses};
+use super::{Page, Result, StoreError, batches, conversations, judgments, people, prompts, responses};
 use crate::domain::*;
 
 /// What to do with the judgments of a person whose data is erased.
@@ -44,6 +44,8 @@ pub struct PersonalData {
     pub reveals: Vec<(SetId, Knowledge, Micros)>,
     /// (set, its prompt, when) of sets that they made.
     pub sets: Vec<(SetId, PromptId, Micros)>,
+    /// (id, sets of its turns, when) of conversations.
+    pub conversations: Vec<(ConversationId, Vec<SetId>, Micros)>,
     /// Prompts that they submitted.
     pub prompts: Vec<(PromptId, Vec<Message>)>,
     /// (set, when) of sets that they settled.
@@ -79,6 +81,7 @@ pub(super) async fn erase(
     let sessions = conn.run("DELETE FROM sessions WHERE labeler_id = $1", args![me]).await?;
     batches::erase(conn, me).await?;
     responses::erase(conn, me).await?;
+    conversations::erase(conn, me).await?;
     // Keys are kept for the records of their use, without name and owner, and revoked.
     let keys = conn
         .run(
@@ -103,6 +106,12 @@ pub(super) async fn erase(
                 conn.run("UPDATE judgments SET rationale = NULL WHERE labeler_id = $1", args![me]).await?;
             conn.run(
                 "UPDATE judgment_flags SET note = NULL
+                 WHERE judgment_id IN (SELECT id FROM judgments WHERE labeler_id = $1)",
+                args![me],
+            )
+            .await?;
+            conn.run(
+                "UPDATE judgment_spans SET note = NULL
                  WHERE judgment_id IN (SELECT id FROM judgments WHERE labeler_id = $1)",
                 args![me],
             )
@@ -154,6 +163,7 @@ async fn remove(conn: &mut Conn, me: &str, actor_hash: &str, erased: &mut Erased
         "DELETE FROM judgment_items WHERE judgment_id IN (SELECT id FROM judgments WHERE labeler_id = $1)",
         "DELETE FROM judgment_flags WHERE judgment_id IN (SELECT id FROM judgments WHERE labeler_id = $1)",
         "DELETE FROM judgment_ratings WHERE judgment_id IN (SELECT id FROM judgments WHERE labeler_id = $1)",
+        "DELETE FROM judgment_spans WHERE judgment_id IN (SELECT id FROM judgments WHERE labeler_id = $1)",
     ] {
         conn.run(sql, args![me]).await?;
     }
@@ -189,6 +199,8 @@ async fn remove_completion(conn: &mut Conn, id: &str) -> Result<()> {
            AND NOT EXISTS (SELECT 1 FROM judgment_items WHERE completion_id = $1)
            AND NOT EXISTS (SELECT 1 FROM judgment_flags WHERE completion_id = $1)
            AND NOT EXISTS (SELECT 1 FROM judgment_ratings WHERE completion_id = $1)
+           AND NOT EXISTS (SELECT 1 FROM judgment_spans WHERE completion_id = $1)
+           AND NOT EXISTS (SELECT 1 FROM conversation_turns WHERE continued_id = $1)
            AND NOT EXISTS (SELECT 1 FROM feedback_events WHERE completion_id = $1)
            AND NOT EXISTS (SELECT 1 FROM demonstrations WHERE completion_id = $1)
            AND NOT EXISTS (SELECT 1 FROM completions WHERE parent_completion_id = $1)",
@@ -312,6 +324,11 @@ pub(super) async fn personal_data(conn: &mut Conn, id: &LabelerId, actor_hash: &
     let sql = "SELECT id, prompt_id, created FROM comparison_sets WHERE made_by = $1 ORDER BY id";
     for row in &conn.all(sql, args![me]).await? {
         data.sets.push((row.text("id")?.into(), row.text("prompt_id")?.into(), row.int("created")?));
+    }
+    let everything = Page { after: None, limit: i64::MAX };
+    for conversation in conversations::list(conn, id, &everything).await? {
+        let sets = conversation.turns.into_iter().map(|turn| turn.set_id).collect();
+        data.conversations.push((conversation.id, sets, conversation.created));
     }
     let rows = conn
         .all("SELECT set_id, created FROM resolutions WHERE reviewer_id = $1 ORDER BY created, set_id", args![me])

@@ -379,7 +379,7 @@ async fn judge(
     };
     put_labeler(conn, &labeler, signed).await?;
     let placed = placed(conn, set_id, places).await?;
-    let ratings = moved(line, &placed);
+    let (ratings, spans) = moved(line, &placed);
     let items = (0i64..).zip(placed).map(|(shown_position, p)| JudgmentItem {
         completion_id: p.completion_id,
         tier: p.tier,
@@ -405,24 +405,27 @@ async fn judge(
         idempotency_key: key,
         items: items.collect(),
         ratings,
+        spans,
         ..line.judgment.clone()
     };
     add(conn, set_id, &judgment).await
 }
 
-/// The line's ratings on the completions that the set has already. Equal texts in equal places take their ratings one
+/// The line's ratings and spans on the completions that the set has already. Equal texts in equal places take theirs one
 /// after the other.
-fn moved(line: &ImportedRanking, placed: &[Placed]) -> Vec<Rating> {
+fn moved(line: &ImportedRanking, placed: &[Placed]) -> (Vec<Rating>, Vec<Span>) {
     let mut left: Vec<(&Completion, i64)> =
         line.completions.iter().zip(line.judgment.items.iter().map(|item| item.tier)).collect();
-    let mut ratings = Vec::with_capacity(line.judgment.ratings.len());
+    let (mut ratings, mut spans) = (Vec::with_capacity(line.judgment.ratings.len()), Vec::new());
     for p in placed {
         let Some(at) = left.iter().position(|(c, tier)| c.text == p.text && *tier == p.tier) else { continue };
         let (written, _) = left.remove(at);
         let of_text = line.judgment.ratings.iter().filter(|r| r.completion_id == written.id);
         ratings.extend(of_text.map(|r| Rating { completion_id: p.completion_id.clone(), ..r.clone() }));
+        let of_text = line.judgment.spans.iter().filter(|s| s.completion_id == written.id);
+        spans.extend(of_text.map(|s| Span { completion_id: p.completion_id.clone(), ..s.clone() }));
     }
-    ratings
+    (ratings, spans)
 }
 
 /// Stores a judgment whose items are those of its set.

@@ -4,12 +4,12 @@ use super::rows::{Conn, PAGE_BYTES, Row, args, json, not_found};
 use super::{LabelerCounts, Page, RankedFilter, Result, rubrics};
 use crate::domain::*;
 
-/// Judgments with their items, flags and ratings, one row for each of those, in one statement.
+/// Judgments with their items, flags, ratings and spans, one row for each of those, in one statement.
 macro_rules! whole {
     ($which:literal, $order:literal) => {
         concat!(
             "SELECT j.*, i.completion_id AS about, i.tier, i.shown_position, i.rating, NULL AS code, NULL AS note,
-                 NULL AS said, 0 AS part, i.shown_position AS place
+                 NULL AS said, CAST(0 AS BIGINT) AS part, i.shown_position AS place
              FROM judgments j LEFT JOIN judgment_items i ON i.judgment_id = j.id WHERE ",
             $which,
             " UNION ALL
@@ -20,12 +20,21 @@ macro_rules! whole {
              SELECT j.*, r.completion_id, NULL, NULL, NULL, r.dimension, NULL, CAST(r.value AS TEXT), 2, 0
              FROM judgments j JOIN judgment_ratings r ON r.judgment_id = j.id WHERE ",
             $which,
+            " UNION ALL
+             SELECT j.*, x.completion_id, x.start_char, x.end_char, NULL, NULL, x.note, NULL, 3, 0
+             FROM judgments j JOIN judgment_spans x ON x.judgment_id = j.id WHERE ",
+            $which,
             " ORDER BY ",
             $order,
-            ", part, place, about, code"
+            ", part, place, about, code, tier"
         )
     };
 }
+
+/// Values of the column `part` of `whole!`; items have 0. Spans have their bounds in the columns of items.
+const FLAG: i64 = 1;
+const RATING: i64 = 2;
+const SPAN: i64 = 3;
 
 /// Rows of `whole!`.
 fn gather(rows: &[Row]) -> Result<Vec<Judgment>> {
@@ -44,20 +53,25 @@ fn gather_one(judgments: &mut Vec<Judgment>, row: &Row) -> Result<()> {
     }
     let Some(judgment) = judgments.last_mut() else { return Ok(()) };
     let about = row.opt_text("about")?.map(CompletionId::from);
-    match (row.opt_text("code")?, about) {
-        (Some(dimension), Some(about)) if row.opt_text("said")?.is_some() => {
-            judgment.ratings.push(rubrics::rating(row, about, dimension)?);
+    match (row.int("part")?, about) {
+        (FLAG, completion_id) => {
+            let (code, note) = (row.text("code")?, row.opt_text("note")?);
+            judgment.flags.push(JudgmentFlag { completion_id, code, note });
         }
-        (Some(code), completion_id) => {
-            judgment.flags.push(JudgmentFlag { completion_id, code, note: row.opt_text("note")? });
-        }
-        (None, Some(completion_id)) => judgment.items.push(JudgmentItem {
+        (RATING, Some(about)) => judgment.ratings.push(rubrics::rating(row, about, row.text("code")?)?),
+        (SPAN, Some(completion_id)) => judgment.spans.push(Span {
+            completion_id,
+            start: row.int("tier")?,
+            end: row.int("shown_position")?,
+            note: row.opt_text("note")?,
+        }),
+        (_, Some(completion_id)) => judgment.items.push(JudgmentItem {
             completion_id,
             tier: row.int("tier")?,
             shown_position: row.int("shown_position")?,
             rating: row.opt_int("rating")?,
         }),
-        (None, None) => {}
+        (_, None) => {}
     }
     Ok(())
 }
@@ -69,7 +83,8 @@ fn size(judgment: &Judgment) -> usize {
         RatingValue::Tags(tags) => tags.as_slice(),
         RatingValue::Flag(_) | RatingValue::Likert(_) => &[],
     });
-    judgment.rationale.iter().chain(notes).chain(tags).map(String::len).sum()
+    let marks = judgment.spans.iter().filter_map(|span| span.note.as_ref());
+    judgment.rationale.iter().chain(notes).chain(tags).chain(marks).map(String::len).sum()
 }
 
 fn head(row: &Row) -> Result<Judgment> {
@@ -91,6 +106,7 @@ fn head(row: &Row) -> Result<Judgment> {
         items: Vec::new(),
         flags: Vec::new(),
         ratings: Vec::new(),
+        spans: Vec::new(),
         created: row.int("created")?,
         knowledge: row.name("knowledge", Knowledge::parse)?,
     })
@@ -187,7 +203,7 @@ pub(super) async fn counts(conn: &mut Conn, labeler: &LabelerId, since: Micros) 
     })
 }
 
-/// Stores a judgment with its items, flags and ratings. The caller has checked the items with `rules::check_items`, or made the
+/// Stores a judgment with its items, flags, ratings and spans. The caller has checked the items with `rules::check_items`, or made the
 /// set from them.
 pub(super) async fn append(conn: &mut Conn, j: &Judgment) -> Result<()> {
     conn.run(
@@ -240,6 +256,14 @@ pub(super) async fn append(conn: &mut Conn, j: &Judgment) -> Result<()> {
         conn.run(
             "INSERT INTO judgment_ratings (judgment_id, completion_id, dimension, value) VALUES ($1, $2, $3, $4)",
             args![j.id.as_str(), rating.completion_id.as_str(), &rating.dimension, json(&rating.value)?],
+        )
+        .await?;
+    }
+    for span in &j.spans {
+        conn.run(
+            "INSERT INTO judgment_spans (judgment_id, completion_id, start_char, end_char, note)
+             VALUES ($1, $2, $3, $4, $5)",
+            args![j.id.as_str(), span.completion_id.as_str(), span.start, span.end, &span.note],
         )
         .await?;
     }
@@ -301,15 +325,17 @@ pub(super) async fn ranked_sets(conn: &mut Conn, filter: &RankedFilter) -> Resul
 
 /// Judgments with their items and texts, best first. SQLite keeps the order of a CROSS JOIN: judgments are read from
 /// where the page begins, not all of them for each page. `$judgments` and `$items` are tables, `$ratings` gives a
-/// completion's ratings as a JSON object.
+/// completion's ratings as a JSON object, `$spans` its spans as a JSON list.
 macro_rules! ranked_of {
-    ($judgments:expr, $items:expr, $ratings:expr) => {
+    ($judgments:expr, $items:expr, $ratings:expr, $spans:expr) => {
         concat!(
             "SELECT j.id AS judgment_id, j.set_id, j.labeler_id, j.strength, j.outcome, j.knowledge,
                     j.rubric_version, j.prompt_id, j.split, j.messages, j.tags,
                     i.completion_id, i.tier, i.shown_position, c.model_version_id, c.text, ",
             $ratings,
-            " AS ratings
+            " AS ratings, ",
+            $spans,
+            " AS spans
              FROM (SELECT j.id, j.set_id, j.labeler_id, j.strength, j.outcome, j.knowledge,
                           j.rubric_version, p.id AS prompt_id, p.split, p.messages, p.tags
                    FROM ",
@@ -352,15 +378,38 @@ macro_rules! ratings_of {
     };
 }
 
-const RANKED_SQLITE: &str =
-    ranked_of!("judgments", "judgment_items", ratings_of!("json_group_object(r.dimension, json(r.value))"));
-const RANKED_POSTGRES: &str =
-    ranked_of!("judgments", "judgment_items", ratings_of!("jsonb_object_agg(r.dimension, r.value)"));
+macro_rules! spans_of {
+    ($list:literal) => {
+        concat!(
+            "(SELECT ",
+            $list,
+            " FROM judgment_spans x WHERE x.judgment_id = j.id AND x.completion_id = i.completion_id)"
+        )
+    };
+}
+
+const RANKED_SQLITE: &str = ranked_of!(
+    "judgments",
+    "judgment_items",
+    ratings_of!("json_group_object(r.dimension, json(r.value))"),
+    spans_of!(
+        "json_group_array(json_object('start', x.start_char, 'end', x.end_char, 'note', x.note) ORDER BY x.start_char)"
+    )
+);
+const RANKED_POSTGRES: &str = ranked_of!(
+    "judgments",
+    "judgment_items",
+    ratings_of!("jsonb_object_agg(r.dimension, r.value)"),
+    spans_of!(
+        "jsonb_agg(jsonb_build_object('start', x.start_char, 'end', x.end_char, 'note', x.note) ORDER BY x.start_char)"
+    )
+);
 /// Rankings of models have the columns of people's that they lack.
 const RANKED_BY_MODELS: &str = ranked_of!(
     "(SELECT id, set_id, labeler_id, revision, created, NULL AS strength, 'ranked' AS outcome,
           'blind' AS knowledge, NULL AS rubric_version FROM model_judgments)",
     "(SELECT judgment_id, completion_id, tier, CAST(0 AS BIGINT) AS shown_position FROM model_judgment_items)",
+    "CAST(NULL AS JSONB)",
     "CAST(NULL AS JSONB)"
 );
 
@@ -430,6 +479,7 @@ pub(super) async fn ranked_page(
                 tier: row.int("tier")?,
                 shown_position: row.int("shown_position")?,
                 ratings: row.opt_json("ratings")?.unwrap_or_default(),
+                spans: row.opt_json("spans")?.unwrap_or_default(),
             });
         }
     }

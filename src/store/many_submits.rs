@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::groups::{Waiting, Write};
 use super::rows::{BoxFuture, Conn, args, not_found};
 use super::submits::{self, Considered, NewJudgment, standing_of};
-use super::{Result, SubmitJudgment, Submitted, keys, prompts};
+use super::{Result, SubmitJudgment, Submitted};
 use crate::domain::*;
 
 /// Subqueries with a limit, so that each row is looked up by its index, whatever the tables' statistics.
@@ -34,8 +34,8 @@ const WRITE: &str = "
         SELECT * FROM jsonb_to_recordset($1) AS q (id TEXT, assignment_id TEXT, set_id TEXT, labeler_id TEXT,
             revision BIGINT, supersedes_id TEXT, outcome TEXT, strength TEXT, rationale TEXT, active_ms BIGINT,
             wall_ms BIGINT, guideline_version TEXT, idempotency_key TEXT, created BIGINT, knowledge TEXT,
-            rubric_version TEXT, items JSONB, flags JSONB, ratings JSONB, reveals JSONB, place TEXT, place_state TEXT,
-            status TEXT, now BIGINT, answer JSONB)
+            rubric_version TEXT, items JSONB, flags JSONB, ratings JSONB, spans JSONB, reveals JSONB, place TEXT,
+            place_state TEXT, status TEXT, now BIGINT, texts JSONB)
     ), new_judgments AS (
         INSERT INTO judgments (id, assignment_id, set_id, labeler_id, revision, supersedes_id, outcome, strength,
             rationale, active_ms, wall_ms, guideline_version, idempotency_key, created, knowledge, rubric_version)
@@ -52,6 +52,10 @@ const WRITE: &str = "
     ), new_ratings AS (
         INSERT INTO judgment_ratings (judgment_id, completion_id, dimension, value)
         SELECT q.id, e.value ->> 0, e.value ->> 1, e.value -> 2 FROM q, jsonb_array_elements(q.ratings) AS e (value)
+    ), new_spans AS (
+        INSERT INTO judgment_spans (judgment_id, completion_id, start_char, end_char, note)
+        SELECT q.id, e.value ->> 0, CAST(e.value ->> 1 AS BIGINT), CAST(e.value ->> 2 AS BIGINT), e.value ->> 3
+        FROM q, jsonb_array_elements(q.spans) AS e (value)
     ), new_reveals AS (
         INSERT INTO reveals (set_id, labeler_id, what, created)
         SELECT q.set_id, q.labeler_id, e.value ->> 0, q.now FROM q, jsonb_array_elements(q.reveals) AS e (value)
@@ -59,14 +63,14 @@ const WRITE: &str = "
     ), new_completions AS (
         INSERT INTO completions (id, prompt_id, model_version_id, origin, parent_completion_id, text, token_ids,
             logprobs, sampling, seed, finish_reason, request_id, reward, created)
-        SELECT answer ->> 'id', answer ->> 'prompt_id', NULL, answer ->> 'origin', NULL, answer ->> 'text',
-            decode(answer ->> 'token_ids', 'hex'), decode(answer ->> 'logprobs', 'hex'), answer -> 'sampling', NULL,
-            NULL, NULL, NULL, CAST(answer ->> 'created' AS BIGINT)
-        FROM q WHERE jsonb_typeof(answer) = 'object'
+        SELECT e.value ->> 'id', e.value ->> 'prompt_id', NULL, e.value ->> 'origin', e.value ->> 'parent',
+            e.value ->> 'text', decode(e.value ->> 'token_ids', 'hex'), decode(e.value ->> 'logprobs', 'hex'),
+            e.value -> 'sampling', NULL, NULL, NULL, NULL, CAST(e.value ->> 'created' AS BIGINT)
+        FROM q, jsonb_array_elements(q.texts) AS e (value)
     ), new_demonstrations AS (
         INSERT INTO demonstrations (prompt_id, completion_id, labeler_id, created, text_key)
-        SELECT answer ->> 'prompt_id', answer ->> 'id', labeler_id, now, answer ->> 'text_key'
-        FROM q WHERE jsonb_typeof(answer) = 'object'
+        SELECT e.value ->> 'prompt_id', e.value ->> 'id', q.labeler_id, q.now, e.value ->> 'text_key'
+        FROM q, jsonb_array_elements(q.texts) AS e (value)
     ), places AS (
         UPDATE assignments a SET state = (SELECT q.place_state FROM q WHERE q.place = a.id)
         WHERE a.id = ANY (ARRAY(SELECT q.place FROM q WHERE q.place IS NOT NULL))
@@ -180,26 +184,12 @@ fn row(new: &NewJudgment, now: Micros) -> Value {
         "items": lists.items,
         "flags": lists.flags,
         "ratings": lists.ratings,
+        "spans": lists.spans,
         "reveals": lists.reveals,
         "place": decision.place.as_ref().map(|(id, _)| id.as_str()),
         "place_state": decision.place.as_ref().map(|(_, state)| state.as_str()),
         "status": decision.status.map(SetStatus::as_str),
         "now": now,
-        "answer": new.answer.as_ref().map(answer),
-    })
-}
-
-/// An ideal answer, with its bytes in hexadecimal.
-fn answer(c: &Completion) -> Value {
-    json!({
-        "id": c.id,
-        "prompt_id": c.prompt_id,
-        "origin": c.origin.as_str(),
-        "text": c.text,
-        "token_ids": hex::encode(prompts::pack(&c.token_ids, u32::to_le_bytes)),
-        "logprobs": hex::encode(prompts::pack(&c.logprobs, f32::to_le_bytes)),
-        "sampling": c.sampling,
-        "created": c.created,
-        "text_key": keys::text_key(&c.text),
+        "texts": submits::written(&new.texts),
     })
 }

@@ -5,6 +5,7 @@ mod access;
 mod batches;
 mod browse;
 mod connect;
+mod conversations;
 mod draws;
 pub mod dump;
 mod erasure;
@@ -49,6 +50,7 @@ use crate::domain::*;
 pub use access::OpenSession;
 pub use batches::BatchEnd;
 pub use browse::{JudgmentFilter, JudgmentRow, Named, SetFilter, SetRow};
+pub use conversations::NewTurn;
 pub use erasure::{Erase, Erased, PersonalData};
 pub use evidence::{Activation, JobFilter, Meeting, SharedPrompt};
 pub use imports::{ImportLine, Imported, ImportedLine, ImportedRanking};
@@ -111,6 +113,8 @@ pub struct SubmitJudgment {
     pub lease_token: Option<String>,
     /// Ideal answer given with the judgment: stored as a human completion + demonstration.
     pub ideal_answer: Option<Completion>,
+    /// Corrected completions, each with the one that it corrects as its parent: stored as the ideal answer is.
+    pub corrections: Vec<Completion>,
     pub now: Micros,
     /// What the response to this judgment reveals to the labeler, unless it is a skip. Later revisions are made with
     /// that knowledge.

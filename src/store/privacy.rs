@@ -89,6 +89,7 @@ fn removable(cuts: &Cuts) -> String {
            AND NOT EXISTS (SELECT 1 FROM judgment_items x WHERE x.completion_id = c.id)
            AND NOT EXISTS (SELECT 1 FROM judgment_flags x WHERE x.completion_id = c.id)
            AND NOT EXISTS (SELECT 1 FROM judgment_ratings x WHERE x.completion_id = c.id)
+           AND NOT EXISTS (SELECT 1 FROM judgment_spans x WHERE x.completion_id = c.id)
            AND NOT EXISTS (SELECT 1 FROM demonstrations x WHERE x.completion_id = c.id)
            AND NOT EXISTS (SELECT 1 FROM completions x WHERE x.parent_completion_id = c.id)
            AND NOT EXISTS (SELECT 1 FROM feedback_events f WHERE f.completion_id = c.id AND f.created <= {})",

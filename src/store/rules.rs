@@ -259,6 +259,9 @@ pub(super) fn check_items(j: &Judgment, of_set: &[CompletionId]) -> Result<()> {
     if let Some(rated) = j.ratings.iter().map(|r| &r.completion_id).find(|id| !of_set.contains(id)) {
         return conflict(format!("completion {rated} is not in set {}", j.set_id));
     }
+    if let Some(marked) = j.spans.iter().map(|s| &s.completion_id).find(|id| !of_set.contains(id)) {
+        return conflict(format!("completion {marked} is not in set {}", j.set_id));
+    }
     if j.outcome == Outcome::Ranked { all_ranked(ranked, of_set) } else { Ok(()) }
 }
 

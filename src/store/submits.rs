@@ -299,7 +299,8 @@ pub(super) enum Considered {
 /// A judgment to store, with its effects.
 pub(super) struct NewJudgment {
     pub decision: Decision,
-    pub answer: Option<Completion>,
+    /// Texts that the labeler wrote with it, each of which becomes a demonstration.
+    pub texts: Vec<Completion>,
     /// What had been revealed to the labeler about the set before.
     revealed: Vec<Knowledge>,
 }
@@ -323,8 +324,9 @@ pub(super) fn consider(row: &Row, submit: &SubmitJudgment, postgres: bool) -> Re
     let mut decision = rules::decide(&found, submit)?;
     as_kept(&mut decision.judgment, postgres);
     let prompt_id: PromptId = row.text("prompt_id")?.into();
-    let answer = submit.ideal_answer.clone().map(|answer| Completion { prompt_id, ..answer });
-    Ok(Considered::New(Box::new(NewJudgment { decision, answer, revealed: found.revealed })))
+    let texts = submit.ideal_answer.iter().chain(&submit.corrections).cloned();
+    let texts = texts.map(|c| Completion { prompt_id: prompt_id.clone(), text: without_nul(c.text), ..c }).collect();
+    Ok(Considered::New(Box::new(NewJudgment { decision, texts, revealed: found.revealed })))
 }
 
 /// The result of a repeated submission.
@@ -343,7 +345,7 @@ impl NewJudgment {
 }
 
 /// The texts as they are stored, so that the response equals them: neither Postgres nor JSON in SQLite, which flags
-/// use, can hold U+0000.
+/// and spans use, can hold U+0000.
 fn as_kept(j: &mut Judgment, postgres: bool) {
     let kept = |text: &mut String| *text = without_nul(std::mem::take(text));
     if postgres {
@@ -355,45 +357,42 @@ fn as_kept(j: &mut Judgment, postgres: bool) {
         kept(&mut flag.code);
         flag.note.iter_mut().for_each(kept);
     }
+    j.spans.iter_mut().filter_map(|span| span.note.as_mut()).for_each(kept);
 }
 
-macro_rules! script {
-    ($($more:expr),*) => {
-        concat!(
-            "INSERT INTO judgments (id, assignment_id, set_id, labeler_id, revision, supersedes_id, outcome, strength,
-                 rationale, active_ms, wall_ms, guideline_version, idempotency_key, created, knowledge, rubric_version)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $23);
-             INSERT INTO judgment_items (judgment_id, completion_id, tier, shown_position, rating)
-             SELECT $1, e.value ->> 0, CAST(e.value ->> 1 AS BIGINT), CAST(e.value ->> 2 AS BIGINT),
-                 CAST(e.value ->> 3 AS BIGINT) FROM json_each($16) AS e;
-             INSERT INTO judgment_flags (judgment_id, position, completion_id, code, note)
-             SELECT $1, CAST(e.value ->> 0 AS BIGINT), e.value ->> 1, e.value ->> 2, e.value ->> 3
-             FROM json_each($17) AS e;
-             INSERT INTO judgment_ratings (judgment_id, completion_id, dimension, value)
-             SELECT $1, e.value ->> 0, e.value ->> 1, e.value -> 2 FROM json_each($24) AS e;
-             UPDATE assignments SET state = $19 WHERE id = $18;
-             INSERT INTO reveals (set_id, labeler_id, what, created)
-             SELECT $3, $4, e.value ->> 0, $21 FROM json_each($20) AS e WHERE $3 IS NOT NULL ON CONFLICT DO NOTHING;",
-            $($more,)*
-            "UPDATE comparison_sets SET status = $22 WHERE id = $3 AND $22 IS NOT NULL AND status <> 'retired'"
-        )
-    };
-}
-
-const WRITE: &str = script!();
-const WRITE_WITH_ANSWER: &str = script!(
-    "INSERT INTO completions (id, prompt_id, model_version_id, origin, parent_completion_id, text, token_ids, logprobs,
-         sampling, seed, finish_reason, request_id, reward, created)
-     VALUES ($25, $26, NULL, $27, NULL, $28, $29, $30, $31, NULL, NULL, NULL, NULL, $32);
-     INSERT INTO demonstrations (prompt_id, completion_id, labeler_id, created, text_key)
-     VALUES ($26, $25, $4, $21, $33);"
-);
+const WRITE: &str = "
+    INSERT INTO judgments (id, assignment_id, set_id, labeler_id, revision, supersedes_id, outcome, strength,
+        rationale, active_ms, wall_ms, guideline_version, idempotency_key, created, knowledge, rubric_version)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $23);
+    INSERT INTO judgment_items (judgment_id, completion_id, tier, shown_position, rating)
+    SELECT $1, e.value ->> 0, CAST(e.value ->> 1 AS BIGINT), CAST(e.value ->> 2 AS BIGINT),
+        CAST(e.value ->> 3 AS BIGINT) FROM json_each($16) AS e;
+    INSERT INTO judgment_flags (judgment_id, position, completion_id, code, note)
+    SELECT $1, CAST(e.value ->> 0 AS BIGINT), e.value ->> 1, e.value ->> 2, e.value ->> 3
+    FROM json_each($17) AS e;
+    INSERT INTO judgment_ratings (judgment_id, completion_id, dimension, value)
+    SELECT $1, e.value ->> 0, e.value ->> 1, e.value -> 2 FROM json_each($24) AS e;
+    INSERT INTO judgment_spans (judgment_id, completion_id, start_char, end_char, note)
+    SELECT $1, e.value ->> 0, CAST(e.value ->> 1 AS BIGINT), CAST(e.value ->> 2 AS BIGINT), e.value ->> 3
+    FROM json_each($25) AS e;
+    UPDATE assignments SET state = $19 WHERE id = $18;
+    INSERT INTO reveals (set_id, labeler_id, what, created)
+    SELECT $3, $4, e.value ->> 0, $21 FROM json_each($20) AS e WHERE $3 IS NOT NULL ON CONFLICT DO NOTHING;
+    INSERT INTO completions (id, prompt_id, model_version_id, origin, parent_completion_id, text, token_ids, logprobs,
+        sampling, seed, finish_reason, request_id, reward, created)
+    SELECT e.value ->> 'id', e.value ->> 'prompt_id', NULL, e.value ->> 'origin', e.value ->> 'parent',
+        e.value ->> 'text', unhex(e.value ->> 'token_ids'), unhex(e.value ->> 'logprobs'), e.value -> 'sampling', NULL,
+        NULL, NULL, NULL, CAST(e.value ->> 'created' AS BIGINT) FROM json_each($26) AS e;
+    INSERT INTO demonstrations (prompt_id, completion_id, labeler_id, created, text_key)
+    SELECT e.value ->> 'prompt_id', e.value ->> 'id', $4, $21, e.value ->> 'text_key' FROM json_each($26) AS e;
+    UPDATE comparison_sets SET status = $22 WHERE id = $3 AND $22 IS NOT NULL AND status <> 'retired'";
 
 /// The lists of a judgment as arrays of rows in JSON.
 pub(super) struct Lists {
     pub items: Value,
     pub flags: Value,
     pub ratings: Value,
+    pub spans: Value,
     pub reveals: Value,
 }
 
@@ -402,8 +401,34 @@ pub(super) fn lists(decision: &Decision) -> Lists {
     let items = j.items.iter().map(|i| json!([i.completion_id, i.tier, i.shown_position, i.rating]));
     let flags = (0i64..).zip(&j.flags).map(|(n, f)| json!([n, f.completion_id, f.code, f.note]));
     let ratings = j.ratings.iter().map(|r| json!([r.completion_id, r.dimension, r.value]));
+    let spans = j.spans.iter().map(|s| json!([s.completion_id, s.start, s.end, s.note]));
     let reveals = decision.reveals.iter().map(|what| json!([what.as_str()]));
-    Lists { items: items.collect(), flags: flags.collect(), ratings: ratings.collect(), reveals: reveals.collect() }
+    Lists {
+        items: items.collect(),
+        flags: flags.collect(),
+        ratings: ratings.collect(),
+        spans: spans.collect(),
+        reveals: reveals.collect(),
+    }
+}
+
+/// Texts that the labeler wrote, as a JSON list of completions with their bytes in hexadecimal.
+pub(super) fn written(texts: &[Completion]) -> Value {
+    let one = |c: &Completion| {
+        json!({
+            "id": c.id,
+            "prompt_id": c.prompt_id,
+            "origin": c.origin.as_str(),
+            "parent": c.parent_completion_id,
+            "text": c.text,
+            "token_ids": hex::encode(prompts::pack(&c.token_ids, u32::to_le_bytes)),
+            "logprobs": hex::encode(prompts::pack(&c.logprobs, f32::to_le_bytes)),
+            "sampling": c.sampling,
+            "created": c.created,
+            "text_key": keys::text_key(&c.text),
+        })
+    };
+    texts.iter().map(one).collect()
 }
 
 /// Writes a judgment with its effects, as one script.
@@ -411,7 +436,7 @@ async fn write(conn: &mut Conn, new: &NewJudgment, now: Micros) -> Result<()> {
     let decision = &new.decision;
     let j = &decision.judgment;
     let lists = lists(decision);
-    let mut args: Vec<Arg> = args![
+    let args: Vec<Arg> = args![
         j.id.as_str(),
         j.assignment_id.as_ref().map(AssignmentId::as_str),
         j.set_id.as_str(),
@@ -435,20 +460,9 @@ async fn write(conn: &mut Conn, new: &NewJudgment, now: Micros) -> Result<()> {
         now,
         decision.status.map(SetStatus::as_str),
         &j.rubric_version,
-        lists.ratings
+        lists.ratings,
+        lists.spans,
+        written(&new.texts)
     ];
-    if let Some(c) = &new.answer {
-        args.extend(args![
-            c.id.as_str(),
-            c.prompt_id.as_str(),
-            c.origin.as_str(),
-            &c.text,
-            prompts::pack(&c.token_ids, u32::to_le_bytes),
-            prompts::pack(&c.logprobs, f32::to_le_bytes),
-            &c.sampling,
-            c.created,
-            keys::text_key(&c.text).as_str()
-        ]);
-    }
-    conn.run(if new.answer.is_some() { WRITE_WITH_ANSWER } else { WRITE }, args).await.map(drop)
+    conn.run(WRITE, args).await.map(drop)
 }

@@ -9,6 +9,7 @@ mod audit_log;
 mod backups;
 mod batches;
 mod completions;
+mod conversations;
 mod datasets;
 mod demonstrations;
 mod draws;
@@ -56,6 +57,8 @@ views! {
     batches: Batches;
     /// Completions of prompts, by models and people.
     completions: Completions;
+    /// Conversations of labelers with the model: comparison sets that follow each other.
+    conversations: Conversations;
     /// Versions of data sets.
     datasets: Datasets;
     /// Ideal answers written by people.
