@@ -5,12 +5,13 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use http::Method;
-use instructd::domain::{ModelKind, Role};
+use instructd::domain::{ApiKeyId, ComparisonSet, ModelKind, Role, SetId};
 use instructd::http::access::Access;
 use instructd::http::routes;
 use serde_json::{Value, json};
 
 use super::client::{ADMIN_KEY, Answer, Server, version};
+use crate::store::fixture as stored;
 use crate::support::eventually::{LONG, eventually};
 use crate::support::fixture;
 
@@ -150,12 +151,28 @@ fn mock_requests() -> BTreeMap<&'static str, Value> {
         // Long enough that the two answers differ: equal ones make no set.
         ("/v1/comparison-sets", json!({"messages": chat, "n": 2, "sampling": {"max_tokens": 16}})),
         ("/v1/label/ask", json!({"messages": chat, "n": 2, "sampling": {"max_tokens": 16}})),
+        // The set of the caller is put in for each of them.
+        ("/v1/label/continue", json!({})),
         (
             "/admin/sets/draw",
             json!({"policy": "random", "count": 1, "n": 2, "max_tokens": 2,
             "prompts": {"with_sets": true}}),
         ),
     ])
+}
+
+/// The next message behind a question that the key's labeler has asked and judged.
+async fn judged_question(server: &Server, key: &ApiKeyId) -> Value {
+    let store = &server.services.store;
+    let labeler = store.api_keys().live(key).await.unwrap().unwrap().labeler_id.unwrap();
+    let set = stored::stored_set(store, &format!("asked with {key}"), &["a", "b"], 1).await;
+    let set = ComparisonSet { id: SetId::new(), selection_policy: "ask".into(), ..set };
+    store.sets().put(set.clone()).await.unwrap();
+    store.sets().note_maker(&set.id, &labeler).await.unwrap();
+    let judgment = stored::judgment(&set, &labeler, None, key.as_str());
+    store.judgments().submit(stored::submit(judgment, None, 1)).await.unwrap();
+    json!({"set_id": set.id, "completion_id": set.completion_ids[0], "content": "and then?", "n": 2,
+           "sampling": {"max_tokens": 16}})
 }
 
 async fn mock_server() -> Server {
@@ -184,13 +201,15 @@ async fn every_route_that_computes_charges_and_stops() {
         for by_session in [false, true] {
             let made = json!({"name": "k", "scopes": scopes, "daily_tokens": 1});
             let made = server.post("/admin/keys", made).await.expect(201).json();
-            let (key, id) = (made["key"].as_str().unwrap(), made["id"].as_str().unwrap().into());
+            let (key, id) = (made["key"].as_str().unwrap(), ApiKeyId::from(made["id"].as_str().unwrap()));
             let header = if by_session {
                 ("cookie", session(server, json!({"key": key})).await)
             } else {
                 ("authorization", format!("Bearer {key}"))
             };
             let headers = [(header.0, header.1.as_str())];
+            let body =
+                if route.path == "/v1/label/continue" { judged_question(server, &id).await } else { body.clone() };
             let call = async || server.call(route.method.as_str(), route.path, &headers, Some(body.clone())).await;
             let mut answer = call().await;
             // The draw of the key may still run when its session asks for another.

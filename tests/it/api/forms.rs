@@ -1,7 +1,9 @@
 //! The form of requests, for every route of the table: unknown parameters, null fields, compressed bodies, pages
 //! of lists, and the host.
 
+use instructd::domain::SetId;
 use instructd::http::routes;
+use instructd::store::NewTurn;
 use serde_json::{Value, json};
 
 use super::client::{Server, admin};
@@ -158,6 +160,12 @@ async fn every_list_with_pages_gives_each_row_once() {
         let file = server.raw("POST", "/v1/files", "multipart/form-data; boundary=x", form).await.expect(200).json();
         let batch = json!({"input_file_id": file["id"], "endpoint": "/v1/completions", "completion_window": "24h"});
         server.post("/v1/batches", batch).await.expect(200);
+        let next = json!({"messages": [{"role": "user", "content": format!("next {i}")}], "completions": ["a", "b"]});
+        let next = server.post("/v1/comparison-sets", next).await.expect(201).json();
+        let continued = turn["completions"][0]["id"].as_str().unwrap().into();
+        let [before, set_id] = [&turn["set_id"], &next["id"]].map(|id| SetId::from(id.as_str().unwrap()));
+        let turn = NewTurn { labeler_id: "admin".into(), before, continued, set_id, now: i };
+        server.services.store.conversations().put_turn(turn).await.unwrap();
     }
     let mut lists = 0;
     for route in routes::table(&server.services.config.limits) {
@@ -173,7 +181,7 @@ async fn every_list_with_pages_gives_each_row_once() {
         assert!(whole.len() >= 4, "{}: {}", route.path, whole.len());
         assert_eq!(walked(&server, route.path, cursor).await, whole, "{}", route.path);
     }
-    assert_eq!(lists, 12);
+    assert_eq!(lists, 13);
 }
 
 #[tokio::test]

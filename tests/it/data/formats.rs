@@ -193,6 +193,7 @@ fn hh_and_demonstrations_round_trip() {
         prompt_id: None,
         prompt: chat,
         completion: "it is".into(),
+        corrects: None,
         labeler: Some("ada".into()),
     });
     let lines = data::export(Format::Demonstrations, &written);

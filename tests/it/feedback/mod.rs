@@ -2,6 +2,7 @@
 
 mod access_rules;
 mod columns;
+mod conversations;
 mod data;
 mod draws;
 mod imports;

@@ -14,7 +14,7 @@ use instructd::service::{Random, Services, system_clock};
 use instructd::store::dump;
 use serde_json::{Value, json};
 
-use crate::api::client::{ADMIN_KEY, Server, version};
+use crate::api::client::{ADMIN_KEY, Answer, Server, version};
 use crate::store::backend::{self, Fresh};
 
 /// What a column that names a person has to do with them.
@@ -40,6 +40,7 @@ const COLUMNS: &[(&str, Column)] = &[
     ("audit_log.detail", Stays("actions", "holds ids and counts, no texts")),
     ("audit_log.target", Stays("actions", NAMELESS)),
     ("comparison_sets.made_by", Exported("sets")),
+    ("conversations.labeler_id", Exported("conversations")),
     ("demonstrations.labeler_id", Exported("demonstrations")),
     ("erasures.labeler_id", Stays("", "it is how a restored backup erases the person again")),
     ("feedback_events.actor_hash", Exported("feedback_events")),
@@ -68,6 +69,7 @@ const WORDS: &[&str] = &[
     "feedback_events.value",
     "judgment_flags.note",
     "judgment_ratings.value",
+    "judgment_spans.note",
     "judgments.rationale",
     "prompts.messages",
 ];
@@ -92,6 +94,11 @@ async fn serving(fresh: &Fresh, dir: &Path) -> Server {
     fresh.store.models().activate(&base.id, 1).await.unwrap();
     server.services.set_engine(Arc::new(MockGenerator::new(base, MockOptions::default())));
     server
+}
+
+/// Data of the last server-sent event.
+fn last_event(answer: &Answer) -> Value {
+    serde_json::from_str(answer.events().last().unwrap()).unwrap()
 }
 
 /// Everything that a person can do; returns their id.
@@ -129,7 +136,19 @@ async fn busy_person(server: &Server) -> String {
     body["ideal_answer"] = said("ideal").into();
     body["ratings"] =
         json!([{"completion_id": turn["completions"][0]["id"], "dimension": "notes", "value": [said("tag")]}]);
+    body["spans"] =
+        json!([{"completion_id": turn["completions"][0]["id"], "start": 0, "end": 1, "note": said("span")}]);
+    body["corrections"] = json!([{"completion_id": turn["completions"][1]["id"], "text": said("correction")}]);
     post(&format!("/v1/label/{}/judgment", turn["assignment_id"].as_str().unwrap()), body).await.expect(200);
+    // A conversation of two turns, of which she judges the first.
+    let ask = json!({"messages": messages("asks"), "n": 2, "sampling": {"max_tokens": 16}});
+    let asked = last_event(&post("/v1/label/ask", ask).await.expect(200));
+    let mut body = ranked(&asked, "a3");
+    body["lease_token"] = asked["lease_token"].clone();
+    post(&format!("/v1/label/{}/judgment", asked["assignment_id"].as_str().unwrap()), body).await.expect(200);
+    let next = json!({"set_id": asked["set_id"], "completion_id": asked["completions"][0]["id"], "content": said("goes on"),
+                      "n": 2, "sampling": {"max_tokens": 16}});
+    last_event(&post("/v1/label/continue", next).await.expect(200));
     let other = json!({"messages": messages("unjudged"), "completions": ["x", "y"]});
     post("/v1/comparison-sets", other).await.expect(201);
     // A set of others, settled by her, with feedback on an answer.
@@ -219,13 +238,27 @@ async fn every_column_is_accounted_for(fresh: Fresh) {
         let found = &data[part];
         assert!(found.as_array().map_or(found.is_object(), |list| !list.is_empty()), "{name}: no {part} in {data}");
     }
-    for words in ["question", "unjudged", "ideal", "why", "flag", "tag", "comment", "shows", "how"] {
+    for words in [
+        "question",
+        "unjudged",
+        "ideal",
+        "why",
+        "flag",
+        "tag",
+        "span",
+        "correction",
+        "asks",
+        "goes on",
+        "comment",
+        "shows",
+        "how",
+    ] {
         assert!(data.to_string().contains(&format!("{MARK} {words}")), "{words}: {data}");
     }
 
     let path = format!("/admin/labelers/{id}/erase");
     let erased = server.post(&path, json!({"judgments": "remove"})).await.expect(200).json();
-    assert_eq!((&erased["sets"], &erased["judgments"]), (&json!(2), &json!(2)), "{erased}");
+    assert_eq!((&erased["sets"], &erased["judgments"]), (&json!(4), &json!(3)), "{erased}");
     let all = columns(&fresh.url).await;
     for name in holding(&all, &names) {
         let reason = known.get(name.as_str()).and_then(|column| match column {
@@ -247,6 +280,7 @@ async fn every_column_is_accounted_for(fresh: Fresh) {
         "sets",
         "prompts",
         "resolutions",
+        "conversations",
         "sessions",
         "links",
     ] {

@@ -132,6 +132,7 @@ pub fn judgment(set: &ComparisonSet, labeler: &LabelerId, assignment: Option<&As
             .collect(),
         flags: vec![JudgmentFlag { completion_id: None, code: "language".into(), note: Some("n".into()) }],
         ratings: vec![],
+        spans: vec![],
         created: T0,
         knowledge: Knowledge::Blind,
     }
@@ -142,6 +143,7 @@ pub fn submit(judgment: Judgment, assignment: Option<&Assignment>, now: Micros) 
         judgment,
         lease_token: assignment.map(|a| a.lease_token.clone()),
         ideal_answer: None,
+        corrections: Vec::new(),
         now,
         reveals: vec![],
         quota: None,

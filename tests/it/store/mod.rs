@@ -3,6 +3,7 @@
 pub mod backend;
 mod batches;
 pub mod conformance;
+mod conversations;
 mod dumps;
 mod evidence;
 mod feedback;
