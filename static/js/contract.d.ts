@@ -336,6 +336,9 @@ export type BeforeAfter = {
 export type BlindCompletion = {
   id: string;
   text: string;
+  /** Position in the stored text at which `text` begins, in Unicode scalar values: the length of hidden reasoning. The
+   * positions of a judgment's spans are in the stored text. */
+  text_start: number;
   html: string;
   /** The parts of a completion that is more than text, in order. */
   parts?: ShownPart[];
@@ -585,6 +588,39 @@ export type Contestant = {
   elo: number;
   /** Share of the bootstrap's replicates in which it came first. */
   best: number;
+};
+
+/** Comparison sets that follow each other: each turn's prompt is the prompt of the turn before, one of its completions
+ * and the labeler's next message. */
+export type Conversation = {
+  id: string;
+  labeler_id: string;
+  created: number;
+  /** In their order, at least two. */
+  turns: ConversationTurn[];
+};
+
+/** One page of a list, newest first. */
+export type ConversationPage = {
+  data: Conversation[];
+  /** Id of the last row: for `?after=` of the next page. Null when the page is empty. */
+  after: string | null;
+};
+
+/** One comparison set of a conversation. */
+export type ConversationTurn = {
+  /** Counts from 1. */
+  turn: number;
+  set_id: string;
+  /** The completion of the turn before that this turn's prompt contains; null in the first turn. */
+  continued: string | null;
+  created: number;
+};
+
+/** A completion's text as the labeler would have it. */
+export type CorrectedText = {
+  completion_id: string;
+  text: string;
 };
 
 /** Number of tokens of a rendered conversation. */
@@ -1342,6 +1378,8 @@ export type Judgment = {
   flags: JudgmentFlag[];
   /** In the order of completion id and dimension. */
   ratings: Rating[];
+  /** Stretches marked as wrong, in the order of completion id and start. */
+  spans: Span[];
   created: number;
   /** The labeler's knowledge when judging; set by the store. */
   knowledge: Knowledge;
@@ -1858,6 +1896,8 @@ export type PastJudgment = {
   flags: JudgmentFlag[];
   /** In the order of completion id and dimension. */
   ratings: Rating[];
+  /** Stretches marked as wrong, in the order of completion id and start. */
+  spans: Span[];
   created: number;
   /** The labeler's knowledge when judging; set by the store. */
   knowledge: Knowledge;
@@ -1893,6 +1933,8 @@ export type PersonalExport = {
   reveals: [string, Knowledge, number][];
   /** (set, its prompt, when) of sets that they made. */
   sets: [string, string, number][];
+  /** (id, sets of its turns, when) of conversations. */
+  conversations: [string, string[], number][];
   /** Prompts that they submitted. */
   prompts: [string, Message[]][];
   /** (set, when) of sets that they settled. */
@@ -2827,6 +2869,28 @@ export type SignedIn = {
   link?: OwnLink | null;
 };
 
+/** A stretch of a completion that a labeler marked as wrong. Positions are in Unicode scalar values of the stored text. */
+export type Span = {
+  completion_id: string;
+  /** Position of the first character, from 0. */
+  start: number;
+  /** Position behind the last character. */
+  end: number;
+  /** What is wrong there. */
+  note: string | null;
+};
+
+/** A stretch of a completion that a labeler marked as wrong. Positions are in Unicode scalar values of the stored text. */
+export type SpanInput = {
+  completion_id: string;
+  /** Position of the first character, from 0. */
+  start: number;
+  /** Position behind the last character. */
+  end: number;
+  /** What is wrong there. */
+  note?: string | null;
+};
+
 /** The side of the train/held-out split that a prompt is on. Data is split by prompt, never by pair. */
 export type Split = 'train' | 'heldout';
 
@@ -3131,6 +3195,7 @@ export type GetAnswer<P extends string> = string extends P ? any :
   P extends '/admin/api/quality/ratings' ? RatingsReport :
   P extends '/admin/api/quality/judges' ? JudgesReport :
   P extends '/admin/webhook-deliveries' ? WebhookDeliveryPage :
+  P extends '/v1/label/conversations' ? ConversationPage :
   P extends '/admin/api/throughput' ? Throughput :
   P extends '/admin/api/judgments' ? ListedJudgmentCountedPage :
   P extends '/admin/api/overview' ? Overview :
@@ -3168,6 +3233,7 @@ export type GetAnswer<P extends string> = string extends P ? any :
   P extends '/v1/plan' ? PlanAnswer :
   P extends '/health' ? Health :
   P extends '/ready' ? Ready :
+  P extends `/v1/label/conversations/${string}` ? Conversation :
   P extends `/admin/models/${string}/evidence` ? Evidence :
   P extends `/admin/labelers/${string}/data` ? PersonalExport :
   P extends `/admin/jobs/${string}/metrics` ? Curves :
@@ -3441,6 +3507,20 @@ export type PostBody<P extends string> = string extends P ? any :
     messages: ChatMessage[];
     /** The ideal answer. */
     completion: string;
+  } :
+  P extends '/v1/label/continue' ? {
+    /** The set of the last answers, which the caller has judged. */
+    set_id: string;
+    /** The answer to go on with: one of the best of a ranking, any one after another outcome. */
+    completion_id: string;
+    /** The message. */
+    content: string;
+    /** Number of answers of the active version, 2 to 9. */
+    n?: number | null;
+    /** Or: names of versions that answer once each. The authors stay hidden until the ranking. */
+    models?: string[];
+    /** Sampling parameters. */
+    sampling?: Sampling | null;
   } :
   P extends '/admin/guidelines' ? {
     /** `en` or `zh`. */
@@ -3940,6 +4020,10 @@ export type PostBody<P extends string> = string extends P ? any :
     rubric_version?: string | null;
     /** Each completion at most once on each dimension of the rubric. */
     ratings?: Rating[];
+    /** Stretches that are wrong, at most 64; those of one completion do not overlap. */
+    spans?: SpanInput[];
+    /** Completions as they should be, each at most once; stored as demonstrations that name the completion they correct. */
+    corrections?: CorrectedText[];
   } :
   P extends `/admin/labelers/${string}/erase` ? {
     /** `anonymise`: rankings are kept without an author, written texts are removed. `remove`: judgments and
@@ -3972,6 +4056,10 @@ export type PostBody<P extends string> = string extends P ? any :
     rubric_version?: string | null;
     /** Each completion at most once on each dimension of the rubric. */
     ratings?: Rating[];
+    /** Stretches that are wrong, at most 64; those of one completion do not overlap. */
+    spans?: SpanInput[];
+    /** Completions as they should be, each at most once; stored as demonstrations that name the completion they correct. */
+    corrections?: CorrectedText[];
   } :
   P extends `/v1/label/${string}/release` ? {
     lease_token: string;
@@ -3999,6 +4087,7 @@ export type GetQuery<P extends string> = string extends P ? any :
   P extends '/admin/api/quality/ratings' ? { kind?: 'normal' | 'gold' | 'calibration' | null | null | undefined | ''; days?: number | null | undefined | ''; replicates?: number | null | undefined | ''; seed?: number | null | undefined | '' } :
   P extends '/admin/api/quality/judges' ? { kind?: 'normal' | 'gold' | 'calibration' | null | null | undefined | ''; days?: number | null | undefined | ''; replicates?: number | null | undefined | ''; seed?: number | null | undefined | '' } :
   P extends '/admin/webhook-deliveries' ? { webhook?: string | null | undefined | ''; state?: 'pending' | 'delivered' | 'failed' | null | null | undefined | ''; after?: string | null | undefined | ''; limit?: number | null | undefined | '' } :
+  P extends '/v1/label/conversations' ? { set_id?: string | null | undefined | ''; after?: string | null | undefined | ''; limit?: number | null | undefined | '' } :
   P extends '/admin/api/throughput' ? { days?: number | null | undefined | '' } :
   P extends '/admin/api/judgments' ? { labeler?: string | null | undefined | ''; set?: string | null | undefined | ''; kind?: 'normal' | 'gold' | 'calibration' | null | null | undefined | ''; outcome?: 'ranked' | 'all_bad' | 'unrankable' | 'skip' | null | null | undefined | ''; q?: string | null | undefined | ''; after?: string | null | undefined | ''; limit?: number | null | undefined | '' } :
   P extends '/v1/comparison-sets' ? { status?: 'open' | 'done' | 'retired' | null | null | undefined | ''; after?: string | null | undefined | ''; limit?: number | null | undefined | '' } :
@@ -4023,6 +4112,7 @@ export type GetQuery<P extends string> = string extends P ? any :
 /** One event of a stream. */
 export type EventOf<P extends string> = string extends P ? any :
   P extends '/v1/chat/completions' ? ChatChunkEvent :
+  P extends '/v1/label/continue' ? AskEvent :
   P extends '/v1/completions' ? TextCompletionEvent :
   P extends '/v1/label/ask' ? AskEvent :
   P extends '/v1/responses' ? ResponseEvent :

@@ -3,6 +3,7 @@ import { get, newKey, post } from '../api.js';
 import { fill, h, toast, turnItem, userText } from '../dom.js';
 import { t, when } from '../i18n.js';
 import { letter } from '../label/ballot.js';
+import { quote } from '../label/marks.js';
 import { errorText } from '../plain.js';
 import { caught, section, table } from './parts.js';
 
@@ -70,6 +71,19 @@ export async function reviewView(el, { id, signal, who }) {
       const own = j.ratings.filter((r) => r.completion_id === c.id && r.value !== false);
       const text = own.map((r) => (r.value === true ? r.dimension : `${r.dimension} ${[r.value].flat().join(' ')}`)).join(t('rubric.comma'));
       return text ? [h('div', { class: 'sub', dir: 'auto', text: t('rubric.by_answer', { x: letter(i), names: text }) })] : [];
+    });
+  /** The stretches that a judgment marks as wrong, by answer. */
+  const marked = (j) =>
+    j.spans.map((s) => {
+      const i = completions.findIndex((c) => c.id === s.completion_id);
+      const words = quote(completions[i].text, s.start, s.end);
+      return h(
+        'div',
+        { class: 'sub', dir: 'auto' },
+        t('marks.by_answer', { x: letter(i) }),
+        h('q', { class: 'marked', dir: 'auto', text: words }),
+        s.note ? h('span', { class: 'mark-note', dir: 'auto', text: s.note }) : null,
+      );
     });
   const settle = act(async (items) => {
     await post(`/v1/review/sets/${encodeURIComponent(id)}/settle`, {
@@ -140,7 +154,7 @@ export async function reviewView(el, { id, signal, who }) {
                 : null,
               j.strength ? h('span', { class: 'sub', text: ` ${t(`strength.${j.strength}`)}` }) : null,
             ),
-            h('td', { class: 'wrap' }, h('span', { class: 'mono nowrap', text: order(j) }), rated(j)),
+            h('td', { class: 'wrap' }, h('span', { class: 'mono nowrap', text: order(j) }), rated(j), marked(j)),
             h('td', { class: 'wrap sub', dir: 'auto', text: j.rationale ?? '' }),
             h('td', { class: 'nowrap', text: when(j.created) }),
           ),

@@ -1,5 +1,6 @@
 // What a labeler can do with the set on the screen, by name: `act(name, value)` of the controls and keys.
-import { canSubmit, dropDraft, judgePair, saveDraft, skipSubmission, submission, verdict } from './ballot.js';
+import { canSubmit, dropDraft, judgePair, letter, saveDraft, skipSubmission, submission, verdict } from './ballot.js';
+import { marksDialog } from './marks.js';
 import { skipDialog } from './panels.js';
 import { setValue } from './rubric.js';
 
@@ -82,6 +83,25 @@ export function createActions({ state, clock, main, send, undo, advance }) {
     value({ id, key, value }) {
       setValue(state.work.ballot, id, key, value);
       changed();
+    },
+    /** Marks and corrects the answer at this place, or the one at hand. */
+    async mark(place) {
+      const { set, ballot, cursor } = state.work;
+      const at = place ?? cursor;
+      const { id } = set.completions[at];
+      await marksDialog(set.completions[at], {
+        x: letter(at),
+        marks: ballot.spans[id] ?? [],
+        correction: ballot.corrections[id],
+        change(marks, correction) {
+          if (marks.length) ballot.spans[id] = marks;
+          else delete ballot.spans[id];
+          if (correction === undefined) delete ballot.corrections[id];
+          else ballot.corrections[id] = correction;
+          changed();
+        },
+      });
+      main.focus({ preventScroll: true });
     },
     write({ name, value }) {
       const { set, ballot } = state.work;

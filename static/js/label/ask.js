@@ -1,6 +1,6 @@
 // "Ask anything, rank the answers": a question, answers that stream in side by side, then the set to rank.
 import { streamSet } from '../chat/talk.js';
-import { fill, h, plainText } from '../dom.js';
+import { fill, h, plainText, turnItem } from '../dom.js';
 import { t } from '../i18n.js';
 import { keyOf } from '../keys.js';
 import { errorText } from '../plain.js';
@@ -63,9 +63,12 @@ export function askForm(onAsk, { content = '', n: chosen = 2, sampling: how = {}
 
 /**
  * Fills `host` with the answers as they are written. Resolves with the leased set, whose answers stand in the
- * places where they were written; null when stopped.
+ * places where they were written; null when stopped. In a conversation, `earlier` are the messages before the new one, and
+ * `next` names the set and the answer that it goes on with.
+ * @param {HTMLElement} host
+ * @param {{content: string, n: number, sampling?: any, earlier?: any[], next?: {set_id: string, completion_id: string}}} asked
  */
-export async function writeAnswers(host, { content, n, sampling }) {
+export async function writeAnswers(host, { content, n, sampling, earlier = [], next }) {
   const stop = new AbortController();
   const bodies = Array.from({ length: n }, () => h('div', { class: 'answer-body waiting' }));
   const live = h('p', { class: 'bar-hint', role: 'status', text: t('ask.writing', { n }) });
@@ -86,6 +89,7 @@ export async function writeAnswers(host, { content, n, sampling }) {
         h(
           'ol',
           { class: 'turns' },
+          earlier.map(turnItem),
           h('li', { class: 'turn user' }, h('span', { class: 'who', text: t('role.user') }), plainText(content)),
         ),
       ),
@@ -110,7 +114,7 @@ export async function writeAnswers(host, { content, n, sampling }) {
   );
   try {
     return await streamSet({
-      messages: [{ role: 'user', content }],
+      ...(next ? { next: { ...next, content } } : { messages: [{ role: 'user', content }] }),
       n,
       ...(sampling && Object.keys(sampling).length ? { sampling } : {}),
       signal: stop.signal,

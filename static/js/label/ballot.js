@@ -18,6 +18,8 @@ export const emptyBallot = () => ({
   flags: {}, // completion id → [code]
   rubric: null, // version of the rubric that `values` are by
   values: {}, // completion id → dimension → value
+  spans: {}, // completion id → [{start, end, note}] in code points of the stored text
+  corrections: {}, // completion id → text
   rationale: '',
   ideal: '',
   revises: null,
@@ -37,6 +39,8 @@ export function ballotOf(judgment) {
     b.tiers[item.completion_id] = item.tier + 1;
     if (item.rating) b.ratings[item.completion_id] = item.rating;
   }
+  for (const { completion_id, start, end, note } of judgment.spans ?? [])
+    (b.spans[completion_id] ??= []).push({ start, end, ...(note ? { note } : {}) });
   for (const flag of judgment.flags ?? []) {
     if (flag.completion_id) (b.flags[flag.completion_id] ??= []).push(flag.code);
   }
@@ -51,6 +55,8 @@ export const isTouched = (b) =>
   Object.keys(b.ratings).length > 0 ||
   Object.keys(b.flags).length > 0 ||
   Object.keys(b.values).length > 0 ||
+  Object.keys(b.spans).length > 0 ||
+  Object.keys(b.corrections).length > 0 ||
   b.rationale !== '' ||
   b.ideal !== '';
 
@@ -84,6 +90,8 @@ function denseItems(ballot, set) {
 /** Body of POST /v1/label/{assignment}/judgment. */
 export function submission(ballot, set, { activeMs, wallMs }) {
   const flags = Object.entries(ballot.flags).flatMap(([completion_id, codes]) => codes.map((code) => ({ completion_id, code })));
+  const spans = Object.entries(ballot.spans).flatMap(([completion_id, marks]) => marks.map((mark) => ({ completion_id, ...mark })));
+  const corrections = Object.entries(ballot.corrections).map(([completion_id, text]) => ({ completion_id, text }));
   return {
     lease_token: set.lease_token ?? '',
     outcome: ballot.outcome,
@@ -91,6 +99,8 @@ export function submission(ballot, set, { activeMs, wallMs }) {
     ...(ballot.outcome === 'ranked' && ballot.strength && set.completions.length === 2 ? { strength: ballot.strength } : {}),
     ...(ballot.rationale.trim() ? { rationale: ballot.rationale.trim() } : {}),
     ...(flags.length ? { flags } : {}),
+    ...(spans.length ? { spans } : {}),
+    ...(corrections.length ? { corrections } : {}),
     ...(ballot.ideal.trim() ? { ideal_answer: ballot.ideal.trim() } : {}),
     ...(ballot.revises ? { revises: ballot.revises } : {}),
     active_ms: Math.round(activeMs),
@@ -104,7 +114,7 @@ export function submission(ballot, set, { activeMs, wallMs }) {
 /** A skip of the same set. */
 export function skipSubmission(ballot, set, times, reason, note) {
   return {
-    ...submission({ ...ballot, outcome: 'skip', rationale: note, ideal: '', flags: {} }, set, times),
+    ...submission({ ...ballot, outcome: 'skip', rationale: note, ideal: '', flags: {}, spans: {}, corrections: {} }, set, times),
     flags: [{ code: `skip_${reason}` }],
   };
 }

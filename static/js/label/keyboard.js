@@ -12,6 +12,7 @@ const SIMPLE = {
   skip: ['skip'],
   undo: ['undo'],
   more: ['more'],
+  mark: ['mark'],
   diff: ['diff'],
   plain: ['plain'],
 };

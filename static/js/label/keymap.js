@@ -15,6 +15,7 @@ const DEFAULTS = {
   more: 'm',
   rate: 'r',
   flag: 'f',
+  mark: 'w',
   diff: 'd',
   plain: 'p',
   guidelines: 'g',

@@ -67,6 +67,7 @@ export function keySheet() {
         own('more', t('keys.more')),
         own('rate', t('keys.rate'), ['1 … 9']),
         own('flag', t('keys.flag'), ['1 … 9']),
+        own('mark', t('keys.mark')),
         own('diff', t('keys.diff')),
         own('plain', t('keys.plain')),
         own('guidelines', t('keys.guidelines')),

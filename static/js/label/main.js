@@ -19,7 +19,10 @@ import { JudgmentNotice } from './reveal.js';
 import { keepToRubric } from './rubric.js';
 import { LabelState } from './state.js';
 import { inOtherTabs } from './tabs.js';
+import { earlierMessages, nextMessage, nextSetOf } from './talk.js';
 import { Work } from './work.js';
+
+/** @import { Talk } from './talk.js' */
 
 const MOST_OPEN = 100; // the server counts no further
 const PREFETCH_AFTER = 1200;
@@ -134,22 +137,58 @@ async function ask(question, asking) {
     const set = await writeAnswers(page.main, question);
     if (!set) return showEmpty(asking, question);
     state.receive(set);
-    show({ ...set, asked: true });
+    show({ ...set, asked: true, own: { n: question.n, sampling: question.sampling } });
   } catch (e) {
     if (e.status === 401) return start();
     showEmpty(asking, { ...question, problem: e.plain ?? e.message });
   }
 }
 
-/** Takes over one set by its id: a link from elsewhere. */
-async function take(setId) {
+/** The form for the next message of a conversation, behind a set that was just judged. @param {Talk} talk */
+function goOn(talk) {
+  state.close();
+  state.rememberTalk(talk);
+  document.title = `${t('talk.title')} · instructd`;
+  const form = nextMessage(talk, {
+    onChange: (next) => state.rememberTalk({ ...talk, ...next, problem: '' }),
+    onSend: (next) => sendMessage({ ...talk, ...next, problem: '' }),
+    onEnd: advance,
+  });
+  fill(page.main, form);
+  showProgress();
+  window.scrollTo(0, 0);
+}
+
+/** Streams answers to the next message, then shows their set. @param {Talk} talk */
+async function sendMessage(talk) {
+  const { set, own, chosen, content } = talk;
+  state.rememberTalk(talk);
+  try {
+    await arrived(); // only a judged set is continued
+    const next = { set_id: set.set_id, completion_id: chosen };
+    const answers = await writeAnswers(page.main, { ...own, content, next, earlier: earlierMessages(talk, chosen) });
+    if (!answers) return goOn(talk);
+    state.receive(answers);
+    show({ ...answers, asked: true, own });
+  } catch (e) {
+    if (e.status === 401) return start();
+    // the answers may be stored although the connection was lost
+    const later = await nextSetOf(set.set_id).catch(() => null);
+    const problem = e.plain ?? e.message;
+    if (later) return take(later, own).catch(() => goOn({ ...talk, problem }));
+    goOn({ ...talk, problem });
+  }
+}
+
+/** Takes over one set by its id: a link from elsewhere, or the next turn of a conversation. */
+async function take(setId, own) {
   const set = await fetchSet(setId);
   if (!set) {
     const reason = state.noSetReason;
     const why = ['judged', 'taken', 'closed', 'quota'].includes(reason) ? `named.${reason}` : 'ask.not_handed_out';
     throw new ApiError(409, { error: { message: t(why) } });
   }
-  show({ ...set, asked: true });
+  show({ ...set, asked: true, own });
 }
 
 function showProgress() {
@@ -182,7 +221,8 @@ function send(body) {
   showProgress();
   state.outbox.add(set.assignment_id, body, { set, ballot });
   // a practice set shows its verdict; on a slow network the work goes on without it
-  if (set.kind === 'calibration' && body.outcome !== 'skip') work.wait(() => state.work?.set === set && advance());
+  if (set.own && body.outcome !== 'skip' && !state.hasPaused) goOn({ set, ballot, own: set.own });
+  else if (set.kind === 'calibration' && body.outcome !== 'skip') work.wait(() => state.work?.set === set && advance());
   else advance();
 }
 
@@ -289,13 +329,14 @@ async function showFirst() {
       return advance();
     });
   }
+  if (current?.talk) return goOn(current.talk);
   // a reload shows the set at hand again with current figures; it may be gone by then
   if (current?.set_id) {
     const set = await fetchSet(current.set_id).catch((e) => {
       if (e.status === 404) return null;
       throw e;
     });
-    if (set) return show({ ...set, asked: current.asked });
+    if (set) return show({ ...set, asked: current.asked, own: current.own });
   }
   await advance();
 }

@@ -104,7 +104,7 @@ export class LabelState {
     this.#release = claim(work.set.set_id);
     this.#work = work;
     const { set } = work;
-    if (!set.judgment) keep.set(CURRENT, { set_id: set.set_id, asked: set.asked }, sessionStorage);
+    if (!set.judgment) keep.set(CURRENT, { set_id: set.set_id, asked: set.asked, own: set.own }, sessionStorage);
   }
 
   /** Takes the set off the screen; other tabs may show it again. */
@@ -113,7 +113,12 @@ export class LabelState {
     this.#release();
   }
 
-  /** The set at hand before the page was loaded again: `{set_id, asked}`, or null. */
+  /** A reload shows the form for the next message of a conversation again. */
+  rememberTalk(talk) {
+    keep.set(CURRENT, { talk }, sessionStorage);
+  }
+
+  /** What was at hand before the page was loaded again: `{set_id, asked, own}` of a set, or `{talk}`; or null. */
   get current() {
     return keep.get(CURRENT, sessionStorage);
   }
@@ -192,8 +197,8 @@ export class LabelState {
   }
 
   /** Remembers the stored judgment that "undo" opens again. */
-  rememberLast(judgmentId, { assignment_id, lease_token }) {
-    keep.set(LAST, { id: judgmentId, set: { assignment_id, lease_token } }, sessionStorage);
+  rememberLast(judgmentId, { assignment_id, lease_token, own }) {
+    keep.set(LAST, { id: judgmentId, set: { assignment_id, lease_token, own } }, sessionStorage);
   }
 
   /** The latest stored judgment of this tab: `{id, set}`, or null. */

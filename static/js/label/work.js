@@ -4,6 +4,7 @@ import { STRENGTHS, canSubmit, isRanked, letter, verdict } from './ballot.js';
 import { Dimensions } from './dimensions.js';
 import { ratingAndFlags, refreshRatingAndFlags } from './extras.js';
 import { keyName, keymap } from './keymap.js';
+import { marksSummary } from './marks.js';
 import { fill, h, plainText, turnItem, userText } from '../dom.js';
 import { t } from '../i18n.js';
 import { richText } from '../richtext.js';
@@ -198,6 +199,7 @@ export class Work {
           }),
         );
     const extra = h('div', { class: 'answer-extra' });
+    const marks = h('div', { class: 'marks' });
     const el = h(
       'article',
       { class: 'answer', 'aria-labelledby': `answer-${i}` },
@@ -216,6 +218,14 @@ export class Work {
       c.cut_off
         ? h('p', { class: 'cut-off', text: c.cut_off_at ? t('label.cut_off_at', { n: c.cut_off_at }) : t('label.cut_off') })
         : null,
+      marks,
+      h('button', {
+        type: 'button',
+        class: 'quiet mark-button',
+        'aria-label': t('marks.title', { x: letter(i) }),
+        text: t('marks.open'),
+        on: { click: () => this.act('mark', i) },
+      }),
       // an answer is read before it is rated
       this.dimensions ? extra : null,
     );
@@ -226,7 +236,7 @@ export class Work {
         if (this.over || e.target.closest('a,button,summary') || !window.getSelection().isCollapsed) return;
         this.act('choose', 'ab'[i]);
       });
-    return { el, badge, body, extra, tierButtons, completion: c };
+    return { el, badge, body, extra, marks, tierButtons, completion: c };
   }
 
   /** Answer texts, as the view switches ask for. */
@@ -456,6 +466,7 @@ export class Work {
     this.el.classList.toggle('show-more', this.options.more);
     this.el.classList.toggle('set-aside', !ranked);
     this.dimensions?.refresh();
+    for (const card of this.cards) fill(card.marks, marksSummary(card.completion, b));
     const ready = canSubmit(b, set);
     this.submit.setAttribute('aria-disabled', String(!ready));
     if (this.pair) {
