@@ -145,7 +145,7 @@ async fn every_list_with_pages_gives_each_row_once() {
         let test = format!("/admin/webhooks/{}/test", webhook["id"].as_str().unwrap());
         server.post(&test, json!({})).await.expect(202);
         let set = json!({"messages": [{"role": "user", "content": format!("q{i}")}], "completions": ["a", "b"]});
-        server.post("/v1/comparison-sets", set).await.expect(201);
+        let set = server.post("/v1/comparison-sets", set).await.expect(201).json();
         let turn = server.get("/v1/label/next").await.expect(200).json();
         let judgment =
             json!({"lease_token": turn["lease_token"], "outcome": "unrankable", "idempotency_key": format!("k{i}")});
@@ -162,8 +162,8 @@ async fn every_list_with_pages_gives_each_row_once() {
         server.post("/v1/batches", batch).await.expect(200);
         let next = json!({"messages": [{"role": "user", "content": format!("next {i}")}], "completions": ["a", "b"]});
         let next = server.post("/v1/comparison-sets", next).await.expect(201).json();
-        let continued = turn["completions"][0]["id"].as_str().unwrap().into();
-        let [before, set_id] = [&turn["set_id"], &next["id"]].map(|id| SetId::from(id.as_str().unwrap()));
+        let continued = set["completions"][0]["id"].as_str().unwrap().into();
+        let [before, set_id] = [&set["id"], &next["id"]].map(|id| SetId::from(id.as_str().unwrap()));
         let turn = NewTurn { labeler_id: "admin".into(), before, continued, set_id, now: i };
         server.services.store.conversations().put_turn(turn).await.unwrap();
     }
