@@ -61,6 +61,11 @@ impl Actor {
         Signature { actor: self.labeler_id.to_string(), credential: Some(self.origin.clone()) }
     }
 
+    /// Whoever runs this program on the command line, with the rights of an administrator.
+    pub fn command_line() -> Self {
+        Self { origin: "command line".to_owned(), ..Self::configured("admin:command line".to_owned()) }
+    }
+
     fn configured(credential: String) -> Self {
         Self {
             credential,

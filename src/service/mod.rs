@@ -28,6 +28,7 @@ pub mod feedback;
 pub mod filters;
 pub mod guidelines;
 pub mod health;
+pub mod hub_dataset;
 pub mod identity;
 pub mod imports;
 pub mod job_files;
