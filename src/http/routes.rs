@@ -9,8 +9,8 @@ use super::contract::{Counted, List, Paged};
 pub use super::route::Route;
 use super::route::{delete, get, post};
 use super::{
-    admin, anthropic, ask, attention, batches, choices, docs, encoders, feedback, label, openai, openapi, pages,
-    rerank, responses, rubrics, session, sets, status,
+    admin, anthropic, ask, attention, batches, choices, docs, encoders, feedback, key_map, label, oidc, openai,
+    openapi, pages, rerank, responses, rubrics, session, sets, status,
 };
 use crate::config::LimitsConfig;
 use crate::domain::{
@@ -194,6 +194,14 @@ fn people() -> Vec<Route> {
         look,
         get("/session", Public, "Who is signed in", session::who).returns::<session::SignedIn>(200),
         delete("/session", Public, "Sign out", session::log_out).returns_nothing(),
+        get("/session/options", Public, "Ways to sign in beside links and keys", oidc::options)
+            .returns::<oidc::SignInOptions>(200),
+        get("/session/oidc", Public, "Sign in at the OpenID Connect provider", oidc::begin)
+            .query::<oidc::BeginQuery>()
+            .redirects("to the provider, or to a page of this server with `#problem=` and a code"),
+        get("/session/oidc/callback", Public, "Take the OpenID Connect provider's answer", oidc::callback)
+            .page()
+            .redirects("to a page of this server; after a failure with `#problem=` and a code"),
         get("/v1/prompts", Feedback, "Stored prompts, newest first", sets::list_prompts)
             .query::<label::PageQuery>()
             .returns::<Paged<Prompt>>(200),
@@ -259,6 +267,11 @@ fn people() -> Vec<Route> {
         get("/v1/label/history", Feedback, "Own judgments, newest first", label::history)
             .query::<label::PageQuery>()
             .returns::<Paged<label::PastJudgment>>(200),
+        get("/v1/label/keys", Feedback, "Own keys of the labeling page", key_map::get)
+            .returns::<key_map::ChangedKeys>(200),
+        post("/v1/label/keys", Feedback, "Replace own keys of the labeling page", key_map::put)
+            .body::<key_map::KeysChange>()
+            .returns::<key_map::ChangedKeys>(200),
         get("/v1/label/judgments/{id}", Feedback, "A judgment with its set as shown", label::reopen)
             .returns::<label::ReopenedJudgment>(200),
     ]

@@ -35,10 +35,12 @@ pub mod job_files;
 pub mod jobs;
 pub mod judge;
 pub mod judges;
+pub mod key_map;
 pub mod label;
 pub mod live;
 pub mod meter;
 pub mod next_step;
+pub mod oidc;
 pub mod overview;
 pub mod own_page;
 pub mod people;
@@ -115,6 +117,8 @@ pub struct Services {
     pub retention: retention::Status,
     /// Bytes of stored responses since the last check.
     responses: responses::Stored,
+    /// What is known of the OpenID Connect provider.
+    oidc: oidc::Provider,
     /// One promotion at a time: engine and database must agree on the active version.
     publishing: tokio::sync::Mutex<()>,
 }
@@ -144,6 +148,7 @@ impl Services {
             last_overview: overview::CachedOverview::default(),
             retention: retention::Status::default(),
             responses: responses::Stored::default(),
+            oidc: oidc::Provider::default(),
             publishing: tokio::sync::Mutex::new(()),
         }
     }

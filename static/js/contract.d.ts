@@ -410,6 +410,12 @@ export type CatalogueEntry = {
   pulled: boolean;
 };
 
+/** The keys that the caller has changed. */
+export type ChangedKeys = {
+  /** Keys by action; null when they were never stored. */
+  keys: Record<string, string> | null;
+};
+
 export type ChatChoice = {
   index: number;
   message: AssistantMessage;
@@ -1907,6 +1913,8 @@ export type PersonalExport = {
   jobs: ([string, string, string | null, string | null])[];
   /** (provider, name there, when) of systems that sign them in. */
   identities: [string, string, number][];
+  /** (action, key) of the labeling page's keys that they changed. */
+  key_map: [string, string][];
   /** (name, when) of settings whose present value is theirs. */
   settings: [string, number][];
   /** Invites that the person accepted. */
@@ -2072,6 +2080,14 @@ export type PromptPage = {
   data: Prompt[];
   /** Id of the last row: for `?after=` of the next page. Null when the page is empty. */
   after: string | null;
+};
+
+/** An OpenID Connect provider. */
+export type ProviderOption = {
+  /** Its name; null when none is configured. */
+  name: string | null;
+  /** The path of this server that leads to the provider. */
+  path: string;
 };
 
 /** Figures of all labelers and their judgments. */
@@ -2820,6 +2836,12 @@ export type SideBySide = {
   theirs: SampleText;
 };
 
+/** The ways to sign in beside links and keys. */
+export type SignInOptions = {
+  /** The OpenID Connect provider; null when none is configured. */
+  oidc: ProviderOption | null;
+};
+
 /** The signed-in person. */
 export type SignedIn = {
   labeler: Person;
@@ -3141,6 +3163,7 @@ export type GetAnswer<P extends string> = string extends P ? any :
   P extends '/v1/label/history' ? PastJudgmentPage :
   P extends '/admin/catalogue' ? Catalogue :
   P extends '/admin/retention' ? Retention :
+  P extends '/session/options' ? SignInOptions :
   P extends '/admin/datasets' ? DatasetVersionList :
   P extends '/admin/labelers' ? LabelerWithLinkList :
   P extends '/admin/settings' ? SettingViewList :
@@ -3149,6 +3172,7 @@ export type GetAnswer<P extends string> = string extends P ? any :
   P extends '/admin/recipes' ? RecipeViewList :
   P extends '/admin/rubrics' ? AllRubrics :
   P extends '/v1/guidelines' ? ShownGuidelines :
+  P extends '/v1/label/keys' ? ChangedKeys :
   P extends '/v1/label/next' ? LeasedSet | null :
   P extends '/admin/models' ? ModelVersions :
   P extends '/openapi.json' ? OpenApiDocument :
@@ -3210,6 +3234,7 @@ export type PostAnswer<P extends string> = string extends P ? any :
   P extends '/admin/invites' ? CreatedInvite :
   P extends '/admin/rubrics' ? StoredRubric :
   P extends '/v1/embeddings' ? EmbeddingList :
+  P extends '/v1/label/keys' ? ChangedKeys :
   P extends '/admin/canary' ? Canary :
   P extends '/admin/import' ? ImportReport :
   P extends '/v1/attention' ? AttentionMaps :
@@ -3638,6 +3663,10 @@ export type PostBody<P extends string> = string extends P ? any :
     /** The newer name of `user`. Accepted, without effect. */
     safety_identifier?: any;
   } :
+  P extends '/v1/label/keys' ? {
+    /** Keys by action, each a letter from a to z, `=` or `?`; empty = the page's own keys. */
+    keys: Record<string, string>;
+  } :
   P extends '/admin/canary' ? {
     /** A candidate policy, by name or id. */
     model: string;
@@ -4008,6 +4037,7 @@ export type GetQuery<P extends string> = string extends P ? any :
   P extends '/v1/guidelines' ? { lang?: string | null | undefined | '' } :
   P extends '/v1/label/next' ? { set_id?: string | null | undefined | ''; resume?: boolean | null | undefined | ''; except?: string | null | undefined | ''; lang?: string | null | undefined | '' } :
   P extends '/admin/export' ? { format: string | null | undefined | ''; split?: 'train' | 'heldout' | null | null | undefined | ''; dataset?: string | null | undefined | ''; feedback?: boolean | null | undefined | '' } :
+  P extends '/session/oidc' ? { page?: 'label' | 'admin' | 'chat' | 'explore' | null | undefined | '' } :
   P extends '/v1/judgments' ? { after?: string | null | undefined | ''; limit?: number | null | undefined | '' } :
   P extends '/admin/audit' ? { actor?: string | null | undefined | ''; action?: string | null | undefined | ''; target?: string | null | undefined | ''; since?: number | null | undefined | ''; until?: number | null | undefined | ''; before?: number | null | undefined | ''; limit?: number | null | undefined | '' } :
   P extends '/admin/jobs' ? { state?: 'queued' | 'running' | 'succeeded' | 'failed' | 'cancelled' | null | null | undefined | ''; kind?: string | null | undefined | ''; q?: string | null | undefined | ''; after?: string | null | undefined | ''; limit?: number | null | undefined | '' } :
