@@ -3,6 +3,7 @@
 mod args;
 mod attention;
 mod backup;
+mod datasets;
 mod eval;
 mod export;
 mod export_db;
@@ -15,6 +16,7 @@ pub mod models;
 mod plan;
 mod restore;
 mod retention;
+mod rubrics;
 mod serve;
 mod settings;
 mod telemetry;
@@ -27,7 +29,9 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+use self::datasets::Datasets;
 use self::models::Models;
+use self::rubrics::Rubrics;
 use self::settings::Settings;
 
 /// Closes the InstructGPT loop: serve, rank, train a reward model, PPO, serve the better model.
@@ -66,10 +70,20 @@ enum Command {
     /// Fill an empty database, SQLite or Postgres, from export-db's directory.
     #[command(after_help = "Example:\n  instructd import-db tables --database-url postgres://localhost/instructd")]
     ImportDb(import_db::Args),
-    /// Pull, list, convert and activate models.
+    /// Pull, list, convert, push and activate models.
     #[command(after_help = "Example:\n  instructd models pull smollm2-135m-instruct")]
     #[command(subcommand)]
     Models(Models),
+    /// Push dataset versions to the Hugging Face hub.
+    #[command(
+        after_help = "Example:\n  HF_TOKEN=hf_… instructd datasets push my-rankings my-name/my-rankings --private"
+    )]
+    #[command(subcommand)]
+    Datasets(Datasets),
+    /// List, add and activate rubrics.
+    #[command(after_help = "Example:\n  instructd rubrics add rubric.json --activate")]
+    #[command(subcommand)]
+    Rubrics(Rubrics),
     /// Train a tokenizer on text, JSONL or Parquet files.
     #[command(after_help = "Example:\n  instructd tokenizer corpus.txt --out my-tokenizer --vocab-size 4096")]
     Tokenizer(tokenizer::Args),
@@ -128,6 +142,8 @@ impl Command {
             Self::ExportDb(args) => block_on(export_db::run(args))?,
             Self::ImportDb(args) => block_on(import_db::run(args))?,
             Self::Models(models) => models.run()?,
+            Self::Datasets(datasets) => block_on(datasets.run())?,
+            Self::Rubrics(rubrics) => block_on(rubrics.run())?,
             Self::Tokenizer(args) => tokenizer::run(&args)?,
             Self::Train(args) => train::run(args)?,
             Self::Instructgpt(args) => instructgpt::run(args)?,

@@ -1,4 +1,4 @@
-//! Sign-in by a reverse proxy that authenticates people.
+//! Sign-in by a reverse proxy that authenticates people, or by an OpenID Connect provider.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::oidc::OidcConfig;
 use super::text::optional_text;
 use super::{ConfigError, error};
 
@@ -30,6 +31,9 @@ pub struct AuthConfig {
     pub proxies: Vec<String>,
     /// The role of each group: `labeler`, `reviewer` or `admin`. People without any of these groups are labelers.
     pub roles: BTreeMap<String, String>,
+    /// An OpenID Connect provider that people sign in at: `issuer`, `client_id`, `client_secret`, `public_url`, `name`,
+    /// `scopes` and `role_claim`.
+    pub oidc: OidcConfig,
 }
 
 impl AuthConfig {
@@ -40,6 +44,7 @@ impl AuthConfig {
     }
 
     pub(super) fn check(&self) -> Result<(), ConfigError> {
+        self.oidc.check()?;
         for (key, header) in [
             ("auth.trusted_header", &self.trusted_header),
             ("auth.name_header", &self.name_header),
@@ -74,6 +79,9 @@ impl AuthConfig {
         }
         if self.groups_header.is_some() && self.roles.is_empty() {
             return Err(error("auth.roles", "must give a role to at least one group of auth.groups_header"));
+        }
+        if self.oidc.role_claim.is_some() && self.roles.is_empty() {
+            return Err(error("auth.roles", "must give a role to at least one value of auth.oidc.role_claim"));
         }
         Ok(())
     }

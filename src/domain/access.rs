@@ -1,5 +1,6 @@
 //! People and their access: labelers, keys, sessions, links, invites, feedback, the audit trail.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -7,6 +8,9 @@ use serde::{Deserialize, Serialize};
 use super::{ApiKeyId, CompletionId, FeedbackId, InviteId, LabelerId, LinkId, Micros};
 
 name_enum!(Role { Labeler = "labeler", Reviewer = "reviewer", Admin = "admin" });
+
+/// Keys of the labeling page by action, such as `t` for `tie`.
+pub type KeyMap = BTreeMap<String, String>;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Labeler {

@@ -60,8 +60,7 @@ fn single(headers: &HeaderMap, name: &str) -> ApiResult<Option<String>> {
 /// The highest role that the groups of the header give; `Labeler` when none gives one.
 fn role(config: &AuthConfig, headers: &HeaderMap, header: &str) -> Role {
     let lines = headers.get_all(header).iter().filter_map(|value| std::str::from_utf8(value.as_bytes()).ok());
-    let groups = lines.flat_map(|line| line.split(',')).map(str::trim);
-    groups.filter_map(|group| Role::parse(config.roles.get(group)?)).max().unwrap_or(Role::Labeler)
+    identity::role_of(config, lines.flat_map(|line| line.split(',')).map(str::trim))
 }
 
 #[cfg(test)]
@@ -75,6 +74,7 @@ mod tests {
             groups_header: Some("x-forwarded-groups".to_owned()),
             proxies: vec!["10.0.0.1".to_owned()],
             roles: [("ops", "admin"), ("qa", "reviewer")].map(|(g, r)| (g.to_owned(), r.to_owned())).into(),
+            ..AuthConfig::default()
         }
     }
 

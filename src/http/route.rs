@@ -90,6 +90,11 @@ impl Route {
         self.answers(200, Content::Events(contract::named::<E>), "done")
     }
 
+    /// Declares 303, with the address in `Location`.
+    pub(super) fn redirects(self, about: &'static str) -> Self {
+        self.answers(303, Content::Empty, about)
+    }
+
     fn answers(mut self, status: u16, content: Content, about: &'static str) -> Self {
         self.answers.push(Answer { status, content, about });
         self

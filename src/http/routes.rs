@@ -2,6 +2,7 @@
 //! router, the guards, documentation and the access and contract tests are made from it, so that no route can be
 //! forgotten.
 
+mod accounts;
 mod projects;
 
 use axum::extract::DefaultBodyLimit;
@@ -11,14 +12,12 @@ use super::contract::{Counted, List, Paged};
 pub use super::route::Route;
 use super::route::{delete, get, post};
 use super::{
-    admin, anthropic, ask, attention, batches, choices, conversations, docs, encoders, feedback, label, openai,
-    openapi, pages, rerank, responses, rubrics, session, sets, status,
+    admin, anthropic, ask, attention, batches, choices, conversations, docs, encoders, feedback, key_map, label, oidc,
+    openai, openapi, pages, rerank, responses, rubrics, session, sets, status,
 };
 use crate::config::LimitsConfig;
 use crate::domain::{
-    Conversation, DatasetVersion, Delivery, Demonstration, FeedbackEvent, Job, Judgment, Labeler, ModelVersion, Project,
-    Prompt,
-    SetDraw, Webhook,
+    Conversation, DatasetVersion, Demonstration, FeedbackEvent, Job, Judgment, ModelVersion, Project, Prompt, SetDraw,
 };
 use crate::eval::quality::Report;
 use crate::jobs::estimate::Estimate;
@@ -32,11 +31,9 @@ use crate::service::learned::LearnedRun;
 use crate::service::live::{Canary, Described, Usage};
 use crate::service::overview::{Flow, Overview};
 use crate::service::own_page::OwnPage;
-use crate::service::people::{Erasure, PersonalExport};
 use crate::service::quality::{RatingsReport, VersionTable};
 use crate::service::retention::{Progress, Retention};
 use crate::service::sample::Sample;
-use crate::service::webhooks::{CreatedWebhook, NewWebhook};
 
 /// Keys, invites and names are short; anybody may send them.
 const LOGIN_BYTES: usize = 4096;
@@ -52,7 +49,7 @@ pub fn table(limits: &LimitsConfig) -> Vec<Route> {
     all.extend(people());
     all.extend(administration(limits));
     all.extend(review());
-    all.extend(webhooks());
+    all.extend(accounts::webhooks());
     all
 }
 
@@ -198,6 +195,14 @@ fn people() -> Vec<Route> {
         look,
         get("/session", Public, "Who is signed in", session::who).returns::<session::SignedIn>(200),
         delete("/session", Public, "Sign out", session::log_out).returns_nothing(),
+        get("/session/options", Public, "Ways to sign in beside links and keys", oidc::options)
+            .returns::<oidc::SignInOptions>(200),
+        get("/session/oidc", Public, "Sign in at the OpenID Connect provider", oidc::begin)
+            .query::<oidc::BeginQuery>()
+            .redirects("to the provider, or to a page of this server with `#problem=` and a code"),
+        get("/session/oidc/callback", Public, "Take the OpenID Connect provider's answer", oidc::callback)
+            .page()
+            .redirects("to a page of this server; after a failure with `#problem=` and a code"),
         get("/v1/prompts", Feedback, "Stored prompts, newest first", sets::list_prompts)
             .query::<label::PageQuery>()
             .returns::<Paged<Prompt>>(200),
@@ -283,6 +288,11 @@ fn people() -> Vec<Route> {
         get("/v1/label/history", Feedback, "Own judgments, newest first", label::history)
             .query::<label::PageQuery>()
             .returns::<Paged<label::PastJudgment>>(200),
+        get("/v1/label/keys", Feedback, "Own keys of the labeling page", key_map::get)
+            .returns::<key_map::ChangedKeys>(200),
+        post("/v1/label/keys", Feedback, "Replace own keys of the labeling page", key_map::put)
+            .body::<key_map::KeysChange>()
+            .returns::<key_map::ChangedKeys>(200),
         get("/v1/label/judgments/{id}", Feedback, "A judgment with its set as shown", label::reopen)
             .returns::<label::ReopenedJudgment>(200),
     ]
@@ -292,7 +302,7 @@ fn administration(limits: &LimitsConfig) -> Vec<Route> {
     let mut all = queue();
     all.extend(training());
     all.extend(files(limits));
-    all.extend(accounts());
+    all.extend(accounts::table());
     all.extend(projects::table());
     all
 }
@@ -424,96 +434,6 @@ fn files(limits: &LimitsConfig) -> Vec<Route> {
             .returns::<DatasetVersion>(201),
         get("/admin/datasets/{id}", Admin, "One dataset version by id or name", transfer::get_dataset)
             .returns::<DatasetVersion>(200),
-    ]
-}
-
-fn accounts() -> Vec<Route> {
-    use admin::people;
-    vec![
-        get(
-            "/admin/guidelines",
-            Admin,
-            "Guidelines of every language and their earlier versions",
-            label::all_guidelines,
-        )
-        .query::<label::ProjectQuery>()
-        .returns::<label::AllGuidelines>(200),
-        post("/admin/guidelines", Admin, "Change the guidelines of a language", label::change_guidelines)
-            .body::<label::GuidelinesChange>()
-            .returns::<label::ShownGuidelines>(200),
-        get("/admin/rubrics", Admin, "Versions of rubrics, and presets", rubrics::all)
-            .query::<label::ProjectQuery>()
-            .returns::<rubrics::AllRubrics>(200),
-        post("/admin/rubrics", Admin, "Store a version of a rubric", rubrics::put)
-            .body::<rubrics::NewRubric>()
-            .returns::<rubrics::StoredRubric>(201),
-        post("/admin/rubrics/active", Admin, "Activate a version of a rubric, or none", rubrics::activate)
-            .body::<rubrics::Activation>()
-            .returns::<rubrics::ActiveRubric>(200),
-        get("/admin/audit", Admin, "Audit trail, newest first", people::audit)
-            .query::<people::AuditQuery>()
-            .returns::<people::AuditPage>(200),
-        get("/admin/labelers", Admin, "People who rank", people::labelers)
-            .returns::<List<people::LabelerWithLink>>(200),
-        post("/admin/labelers", Admin, "Add a labeler", people::add_labeler)
-            .body::<people::NewLabeler>()
-            .returns::<people::CreatedLabeler>(201),
-        post(
-            "/admin/labelers/{id}/link",
-            Admin,
-            "Create a sign-in link for a person; the former one stops working",
-            people::make_link,
-        )
-        .body::<people::NewLink>()
-        .returns::<people::CreatedLink>(201),
-        delete(
-            "/admin/labelers/{id}/link",
-            Admin,
-            "Revoke a person's sign-in link; its sessions end",
-            people::revoke_link,
-        )
-        .returns_nothing(),
-        post("/admin/labelers/{id}/active", Admin, "Allow or refuse a labeler's sign-in", people::set_active)
-            .body::<people::SetActive>()
-            .returns_nothing(),
-        post("/admin/labelers/{id}", Admin, "Change role, quota or activity of a labeler", people::change_labeler)
-            .body::<people::LabelerChange>()
-            .returns::<Labeler>(200),
-        get("/admin/labelers/{id}/data", Admin, "Everything stored about a person", people::personal_data)
-            .returns::<PersonalExport>(200),
-        post("/admin/labelers/{id}/erase", Admin, "Erase a person's data on request", people::erase)
-            .body::<people::EraseRequest>()
-            .returns::<Erasure>(200),
-        delete("/admin/invites/{id}", Admin, "Revoke an unused invite", people::revoke_invite).returns_nothing(),
-        get("/admin/invites", Admin, "Invites", people::invites).returns::<List<people::InviteView>>(200),
-        post("/admin/invites", Admin, "Create a one-use invite", people::invite)
-            .body::<people::NewInvite>()
-            .returns::<people::CreatedInvite>(201),
-        get("/admin/keys", Admin, "API keys", people::keys).returns::<List<people::KeyView>>(200),
-        post("/admin/keys", Admin, "Create an API key", people::create_key)
-            .body::<people::NewKey>()
-            .returns::<people::CreatedKey>(201),
-        delete("/admin/keys/{id}", Admin, "Revoke an API key", people::revoke_key).returns_nothing(),
-    ]
-}
-
-fn webhooks() -> Vec<Route> {
-    use admin::webhooks;
-    vec![
-        get("/admin/webhooks", Admin, "Webhooks: addresses that are told of events", webhooks::list)
-            .returns::<List<Webhook>>(200),
-        post("/admin/webhooks", Admin, "Create a webhook", webhooks::create)
-            .body::<NewWebhook>()
-            .returns::<CreatedWebhook>(201),
-        delete("/admin/webhooks/{id}", Admin, "Delete a webhook and its deliveries", webhooks::delete)
-            .returns_nothing(),
-        post("/admin/webhooks/{id}/test", Admin, "Send `webhook.test` to a webhook", webhooks::test)
-            .returns::<Delivery>(202),
-        get("/admin/webhook-deliveries", Admin, "Deliveries to webhooks, newest first", webhooks::deliveries)
-            .query::<webhooks::DeliveriesQuery>()
-            .returns::<Paged<Delivery>>(200),
-        post("/admin/webhook-deliveries/{id}/resend", Admin, "Send a delivery again", webhooks::resend)
-            .returns::<Delivery>(202),
     ]
 }
 

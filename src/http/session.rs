@@ -147,9 +147,14 @@ pub async fn log_out(State(state): State<AppState>, headers: HeaderMap) -> ApiRe
 }
 
 fn set_cookie(state: &AppState, response: &mut Response, token: &str, seconds: i64) -> ApiResult<()> {
-    let secure = if state.services.config.server.secure_cookies { "; Secure" } else { "" };
-    let cookie = format!("{COOKIE}={token}; Path=/; HttpOnly; SameSite=Strict; Max-Age={seconds}{secure}");
+    let cookie = session_cookie(state, token, seconds);
     let value = HeaderValue::from_str(&cookie).map_err(|_| ApiError::bad("key", "cannot become a cookie"))?;
     response.headers_mut().insert(header::SET_COOKIE, value);
     Ok(())
+}
+
+/// The session cookie as a header; without a token it ends the session in the browser.
+pub(super) fn session_cookie(state: &AppState, token: &str, seconds: i64) -> String {
+    let secure = if state.services.config.server.secure_cookies { "; Secure" } else { "" };
+    format!("{COOKIE}={token}; Path=/; HttpOnly; SameSite=Strict; Max-Age={seconds}{secure}")
 }

@@ -9,6 +9,7 @@ pub mod builtin;
 pub mod catalogue;
 mod files;
 pub mod pull;
+pub mod push;
 mod pypi;
 mod repository;
 

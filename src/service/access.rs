@@ -16,6 +16,8 @@ pub(super) const CLOCK_SLACK: Micros = 5 * MINUTE;
 /// Credential of the configured admin key in the audit trail.
 const CONFIGURED: &str = "configured";
 const INVITE: &str = "invite";
+/// Credential of people and sessions that an OpenID Connect provider has authenticated.
+pub(super) const OIDC: &str = "oidc";
 
 /// An authenticated caller.
 #[derive(Clone, Debug, PartialEq)]
@@ -29,7 +31,7 @@ pub struct Actor {
     /// Identity by which rates are limited: a key's id, also for the sessions that the key opened, `admin:…`, or
     /// `person:…`.
     pub credential: String,
-    /// The credential: a key's id, `configured`, `link:…`, `invite` or `proxy`; for a session, the credential that opened
+    /// The credential: a key's id, `configured`, `link:…`, `invite`, `oidc` or `proxy`; for a session, the credential that opened
     /// it.
     pub origin: String,
     /// The API key with a daily token limit, if there is one, also behind a session.
@@ -59,6 +61,11 @@ impl Actor {
     /// The signature of a change in the audit trail.
     pub fn signature(&self) -> Signature {
         Signature { actor: self.labeler_id.to_string(), credential: Some(self.origin.clone()) }
+    }
+
+    /// Whoever runs this program on the command line, with the rights of an administrator.
+    pub fn command_line() -> Self {
+        Self { origin: "command line".to_owned(), ..Self::configured("admin:command line".to_owned()) }
     }
 
     fn configured(credential: String) -> Self {
@@ -198,6 +205,12 @@ async fn of_session(services: &Services, hash: &str, now: Micros) -> Result<Opti
     let opened_by = session.credential.as_str();
     let key = match opened_by {
         "" => None,
+        OIDC => {
+            if services.config.auth.oidc.issuer.is_none() {
+                return Ok(None);
+            }
+            None
+        }
         link if link.starts_with("link:") => {
             if !link_is_live {
                 return Ok(None);
@@ -222,6 +235,7 @@ async fn of_session(services: &Services, hash: &str, now: Micros) -> Result<Opti
             credential: format!("person:{}", labeler.id),
             origin: match opened_by {
                 "" => INVITE.to_owned(),
+                OIDC => OIDC.to_owned(),
                 link if link.starts_with("link:") => link.to_owned(),
                 _ => CONFIGURED.to_owned(),
             },

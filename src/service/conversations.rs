@@ -62,15 +62,8 @@ pub async fn next_prompt(services: &Arc<Services>, actor: &Actor, next: NextMess
     let mut messages = prompt.messages;
     messages.push(Message { role: "assistant".into(), content: answer.unwrap_or_default().to_owned() });
     messages.push(Message { role: "user".into(), content });
-    let prompt = prompts::add_on_side(
-        services,
-        &actor.labeler_id,
-        &prompt.project_id,
-        messages,
-        "page",
-        prompt.split,
-    )
-    .await?;
+    let prompt =
+        prompts::add_on_side(services, &actor.labeler_id, &prompt.project_id, messages, "page", prompt.split).await?;
     Ok((prompt, Continued { set_id, completion_id }))
 }
 

@@ -309,7 +309,7 @@ fn shown(name: &str, value: Value) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{ExecutorsConfig, JudgeConfig, PlaceConfig};
+    use crate::config::{AuthConfig, ExecutorsConfig, JudgeConfig, OidcConfig, PlaceConfig};
 
     #[test]
     fn a_canary_takes_its_share() {
@@ -327,6 +327,10 @@ mod tests {
         let config = Config {
             admin_key: Some("hunter2".into()),
             database_url: Some("postgres://ada:hunter2@db/x".into()),
+            auth: AuthConfig {
+                oidc: OidcConfig { client_secret: Some("hunter2".into()), ..OidcConfig::default() },
+                ..AuthConfig::default()
+            },
             executors: ExecutorsConfig {
                 places: [(
                     "cluster".to_owned(),

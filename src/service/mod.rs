@@ -29,18 +29,21 @@ pub mod feedback;
 pub mod filters;
 pub mod guidelines;
 pub mod health;
+pub mod hub_dataset;
 pub mod identity;
 pub mod imports;
 pub mod job_files;
 pub mod jobs;
 pub mod judge;
 pub mod judges;
+pub mod key_map;
 pub mod label;
 pub mod learned;
 pub mod live;
 pub mod marks;
 pub mod meter;
 pub mod next_step;
+pub mod oidc;
 pub mod overview;
 pub mod own_page;
 pub mod people;
@@ -119,6 +122,8 @@ pub struct Services {
     pub retention: retention::Status,
     /// Bytes of stored responses since the last check.
     responses: responses::Stored,
+    /// What is known of the OpenID Connect provider.
+    oidc: oidc::Provider,
     /// One promotion at a time: engine and database must agree on the active version.
     publishing: tokio::sync::Mutex<()>,
 }
@@ -148,6 +153,7 @@ impl Services {
             last_overview: overview::CachedOverview::default(),
             retention: retention::Status::default(),
             responses: responses::Stored::default(),
+            oidc: oidc::Provider::default(),
             publishing: tokio::sync::Mutex::new(()),
         }
     }

@@ -24,6 +24,14 @@ pub enum Refusal {
     RevokedLink,
     ExpiredLink,
     LockedOut,
+    /// The OpenID Connect provider has not signed the person in, or the person has declined.
+    ProviderDenied,
+    /// The OpenID Connect provider cannot be reached or has failed.
+    ProviderUnavailable,
+    /// The sign-in was begun in another browser, has ended already or has taken too long.
+    ProviderState,
+    /// The OpenID Connect provider's answer cannot be verified.
+    ProviderAnswer,
 }
 
 impl Refusal {
@@ -40,6 +48,10 @@ impl Refusal {
             Self::RevokedLink => "link_revoked",
             Self::ExpiredLink => "link_expired",
             Self::LockedOut => "person_locked_out",
+            Self::ProviderDenied => "oidc_denied",
+            Self::ProviderUnavailable => "oidc_unavailable",
+            Self::ProviderState => "oidc_state",
+            Self::ProviderAnswer => "oidc_answer",
         }
     }
 
@@ -61,6 +73,12 @@ impl Refusal {
             Self::RevokedLink => "this sign-in link was revoked; ask for a new one",
             Self::ExpiredLink => "this sign-in link has expired; ask for a new one",
             Self::LockedOut => "this person may not sign in; ask the administrator",
+            Self::ProviderDenied => "the provider did not sign this person in; try again or ask its administrator",
+            Self::ProviderUnavailable => "the sign-in provider does not answer; try again later",
+            Self::ProviderState => "this sign-in has ended or was begun in another browser; begin again",
+            Self::ProviderAnswer => {
+                "the sign-in provider's answer could not be verified; the server's log has the reason"
+            }
         }
     }
 
@@ -177,7 +195,8 @@ pub fn link_url(labeler: &Labeler, token: &str) -> String {
     format!("/{page}#link={token}")
 }
 
-async fn open(services: &Arc<Services>, labeler: &Labeler, credential: String) -> Result<String> {
+/// Opens a session of a person; `credential` names how they signed in. Returns the cookie's token.
+pub(super) async fn open(services: &Arc<Services>, labeler: &Labeler, credential: String) -> Result<String> {
     // Every login has a new token, which prevents session fixation.
     let token = services.random.secret("");
     let now = services.now();

@@ -3,7 +3,7 @@
 
 use super::locks::PLACES;
 use super::rows::{Conn, args};
-use super::{Page, Result, StoreError, batches, conversations, judgments, people, prompts, responses};
+use super::{Page, Result, StoreError, batches, conversations, judgments, key_maps, people, prompts, responses};
 use crate::domain::*;
 
 /// What to do with the judgments of a person whose data is erased.
@@ -60,6 +60,8 @@ pub struct PersonalData {
     pub jobs: Vec<(JobId, String, Option<String>, Option<String>)>,
     /// (provider, name there, when) of systems that sign them in.
     pub identities: Vec<(String, String, Micros)>,
+    /// (action, key) of the labeling page's keys that they changed.
+    pub key_map: Vec<(String, String)>,
     /// (name, when) of settings whose present value is theirs.
     pub settings: Vec<(String, Micros)>,
 }
@@ -138,6 +140,7 @@ pub(super) async fn erase(
         "UPDATE settings SET updated_by = 'erased' WHERE updated_by = $1",
         "DELETE FROM identities WHERE labeler_id = $1",
         "DELETE FROM project_members WHERE labeler_id = $1",
+        "DELETE FROM key_maps WHERE labeler_id = $1",
     ] {
         conn.run(sql, args![me]).await?;
     }
@@ -360,6 +363,7 @@ pub(super) async fn personal_data(conn: &mut Conn, id: &LabelerId, actor_hash: &
     for row in &conn.all(sql, args![me]).await? {
         data.identities.push((row.text("provider")?, row.text("subject")?, row.int("created")?));
     }
+    data.key_map.extend(key_maps::get(conn, id).await?.unwrap_or_default());
     let rows = conn.all("SELECT name, updated FROM settings WHERE updated_by = $1 ORDER BY name", args![me]).await?;
     for row in &rows {
         data.settings.push((row.text("name")?, row.int("updated")?));

@@ -14,6 +14,7 @@ mod groups;
 mod imports;
 mod jobs;
 mod judgments;
+mod key_maps;
 mod keys;
 mod leases;
 mod locks;

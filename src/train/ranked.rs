@@ -125,13 +125,7 @@ impl Rankings {
     ///
     /// # Errors
     /// If a line is invalid, or nothing is left to train on.
-    pub fn read(
-        path: &str,
-        texts: &Texts,
-        max_length: usize,
-        heldout_fraction: f64,
-        by: &[ByRating],
-    ) -> Result<Self> {
+    pub fn read(path: &str, texts: &Texts, max_length: usize, heldout_fraction: f64, by: &[ByRating]) -> Result<Self> {
         let fit = Fit::new(max_length);
         let mut found = Self {
             train: Vec::new(),

@@ -102,14 +102,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
         let total_sets = trainer.total_sets(&batch)?;
         let (mut sum, mut stats) = (Accumulator::default(), Stats::default());
         for group in trainer.groups(&batch) {
-            stats.merge(&trainer.learn(
-                backbone.model(),
-                &params,
-                &group,
-                args.margin,
-                &total_sets,
-                &mut sum,
-            )?);
+            stats.merge(&trainer.learn(backbone.model(), &params, &group, args.margin, &total_sets, &mut sum)?);
             run.meter.add_tokens(group.iter().map(|item| item.set.tokens()).sum());
         }
         let (grad_norm, learning_rate) = run.update(&params, &sum.grads)?;
@@ -205,11 +198,8 @@ fn by_dimension(args: &RewardArgs) -> Result<Vec<ByRating>> {
         }
     };
     let names = weights.keys().filter(|name| *name != RANKING);
-    let by = |dimension: &String| ByRating {
-        rubric: rubric.clone(),
-        dimension: dimension.clone(),
-        lower_is_better: false,
-    };
+    let by =
+        |dimension: &String| ByRating { rubric: rubric.clone(), dimension: dimension.clone(), lower_is_better: false };
     Ok(names.map(by).collect())
 }
 
@@ -266,12 +256,7 @@ struct Heldout {
 }
 
 /// Metrics of the held-out pairs, by the mean of an ensemble's heads, or by the ranking's head.
-fn evaluate(
-    trainer: &RewardTrainer<'_>,
-    trunk: &Trunk,
-    data: &Rankings,
-    by: &[ByRating],
-) -> Result<Option<Heldout>> {
+fn evaluate(trainer: &RewardTrainer<'_>, trunk: &Trunk, data: &Rankings, by: &[ByRating]) -> Result<Option<Heldout>> {
     let (mut differences, mut lengths, mut spread) = (Vec::new(), Vec::new(), 0.0);
     let mut of_dimensions = vec![Vec::new(); by.len()];
     let items: Vec<WeightedSet<'_>> = data.heldout.iter().map(|set| WeightedSet { set, shares: Vec::new() }).collect();

@@ -413,6 +413,12 @@ export type CatalogueEntry = {
   pulled: boolean;
 };
 
+/** The keys that the caller has changed. */
+export type ChangedKeys = {
+  /** Keys by action; null when they were never stored. */
+  keys: Record<string, string> | null;
+};
+
 export type ChatChoice = {
   index: number;
   message: AssistantMessage;
@@ -621,6 +627,23 @@ export type ConversationTurn = {
 export type CorrectedText = {
   completion_id: string;
   text: string;
+};
+
+/** A project with the amounts of its data. */
+export type CountedProject = {
+  id: string;
+  /** Unique. */
+  name: string;
+  /** µs UTC; 0 for the project that every installation has. */
+  created: number;
+  /** Since when nothing is handed out from it (µs UTC); null for a project in use. */
+  archived: number | null;
+  counts: ProjectCounts;
+};
+
+/** A whole list. */
+export type CountedProjectList = {
+  data: CountedProject[];
 };
 
 /** Number of tokens of a rendered conversation. */
@@ -1592,6 +1615,7 @@ export type LeasedSet = {
   /** µs UTC. */
   expires_at: number;
   set_id: string;
+  project_id: string;
   /** `normal`, or `calibration`: its expected answer is shown after the judgment. Gold sets read `normal`. */
   kind: SetKind;
   prompt: LabelerPrompt;
@@ -2010,6 +2034,8 @@ export type PersonalExport = {
   jobs: ([string, string, string | null, string | null])[];
   /** (provider, name there, when) of systems that sign them in. */
   identities: [string, string, number][];
+  /** (action, key) of the labeling page's keys that they changed. */
+  key_map: [string, string][];
   /** (name, when) of settings whose present value is theirs. */
   settings: [string, number][];
   /** Invites that the person accepted. */
@@ -2142,13 +2168,54 @@ export type Progress = {
   memory_bytes: number | null;
 };
 
+/** A labeling project: prompts and sets with guidelines, a rubric and people of their own. */
+export type Project = {
+  id: string;
+  /** Unique. */
+  name: string;
+  /** µs UTC; 0 for the project that every installation has. */
+  created: number;
+  /** Since when nothing is handed out from it (µs UTC); null for a project in use. */
+  archived: number | null;
+};
+
+/** Amounts of a project's data. */
+export type ProjectCounts = {
+  prompts: number;
+  sets_open: number;
+  sets_done: number;
+  /** First judgments, without skips. */
+  judgments: number;
+  members: number;
+};
+
+/** A whole list. */
+export type ProjectList = {
+  data: Project[];
+};
+
+/** A person who labels in a project. */
+export type ProjectMember = {
+  labeler_id: string;
+  /** Judgments a day in this project; null = the person's own quota, 0 = no limit. */
+  daily_quota: number | null;
+  /** µs UTC. */
+  created: number;
+};
+
+/** A whole list. */
+export type ProjectMemberList = {
+  data: ProjectMember[];
+};
+
 export type Prompt = {
   id: string;
+  project_id: string;
   messages: Message[];
   lang: string | null;
   /** The source: `api`, `page`, `import:<file>`, `chat`, `completions`. */
   source: string;
-  /** SHA-256 (hex) of the canonical JSON of `messages`; unique. */
+  /** SHA-256 (hex) of the canonical JSON of `messages`, and of the project where it is not the first; unique. */
   content_hash: string;
   split: Split;
   tags: string[];
@@ -2159,6 +2226,8 @@ export type Prompt = {
 
 /** Filter of the prompts of a draw. Empty = all. */
 export type PromptFilter = {
+  /** Only prompts of this project (id). */
+  project?: string | null;
   source?: string | null;
   /** With this tag. */
   tag?: string | null;
@@ -2175,6 +2244,14 @@ export type PromptPage = {
   data: Prompt[];
   /** Id of the last row: for `?after=` of the next page. Null when the page is empty. */
   after: string | null;
+};
+
+/** An OpenID Connect provider. */
+export type ProviderOption = {
+  /** Its name; null when none is configured. */
+  name: string | null;
+  /** The path of this server that leads to the provider. */
+  path: string;
 };
 
 /** Figures of all labelers and their judgments. */
@@ -2237,6 +2314,8 @@ export type RankedFilter = {
   as_of?: number | null;
   /** Only sets of prompts with this tag. */
   tag?: string | null;
+  /** Only sets of this project (id). */
+  project?: string | null;
   /** Include the judgments of others on sets that a reviewer has settled; otherwise only the reviewer's. */
   unsettled?: boolean;
   /** Include preferences derived from applications' feedback: edits, thumbs, scores. */
@@ -2928,6 +3007,12 @@ export type SideBySide = {
   theirs: SampleText;
 };
 
+/** The ways to sign in beside links and keys. */
+export type SignInOptions = {
+  /** The OpenID Connect provider; null when none is configured. */
+  oidc: ProviderOption | null;
+};
+
 /** The signed-in person. */
 export type SignedIn = {
   labeler: Person;
@@ -3272,14 +3357,17 @@ export type GetAnswer<P extends string> = string extends P ? any :
   P extends '/v1/label/history' ? PastJudgmentPage :
   P extends '/admin/catalogue' ? Catalogue :
   P extends '/admin/retention' ? Retention :
+  P extends '/session/options' ? SignInOptions :
   P extends '/admin/datasets' ? DatasetVersionList :
   P extends '/admin/labelers' ? LabelerWithLinkList :
+  P extends '/admin/projects' ? CountedProjectList :
   P extends '/admin/settings' ? SettingViewList :
   P extends '/admin/webhooks' ? WebhookList :
   P extends '/admin/invites' ? InviteViewList :
   P extends '/admin/recipes' ? RecipeViewList :
   P extends '/admin/rubrics' ? AllRubrics :
   P extends '/v1/guidelines' ? ShownGuidelines :
+  P extends '/v1/label/keys' ? ChangedKeys :
   P extends '/v1/label/next' ? LeasedSet | null :
   P extends '/admin/models' ? ModelVersions :
   P extends '/openapi.json' ? OpenApiDocument :
@@ -3287,6 +3375,7 @@ export type GetAnswer<P extends string> = string extends P ? any :
   P extends '/admin/audit' ? AuditPage :
   P extends '/admin/usage' ? Usage :
   P extends '/v1/label/me' ? OwnPage :
+  P extends '/v1/projects' ? ProjectList :
   P extends '/admin/jobs' ? JobViewPage :
   P extends '/admin/keys' ? KeyViewList :
   P extends '/admin/sets' ? ListedSetCountedPage :
@@ -3299,6 +3388,7 @@ export type GetAnswer<P extends string> = string extends P ? any :
   P extends '/v1/plan' ? PlanAnswer :
   P extends '/health' ? Health :
   P extends '/ready' ? Ready :
+  P extends `/admin/projects/${string}/members` ? ProjectMemberList :
   P extends `/v1/label/conversations/${string}` ? Conversation :
   P extends `/admin/models/${string}/evidence` ? Evidence :
   P extends `/admin/labelers/${string}/data` ? PersonalExport :
@@ -3335,6 +3425,7 @@ export type PostAnswer<P extends string> = string extends P ? any :
   P extends '/admin/sets/draw' ? SetDraw :
   P extends '/admin/datasets' ? DatasetVersion :
   P extends '/admin/labelers' ? CreatedLabeler :
+  P extends '/admin/projects' ? Project :
   P extends '/admin/settings' ? null :
   P extends '/admin/webhooks' ? CreatedWebhook :
   P extends '/session/invite' ? InviteGreeting :
@@ -3343,6 +3434,7 @@ export type PostAnswer<P extends string> = string extends P ? any :
   P extends '/admin/invites' ? CreatedInvite :
   P extends '/admin/rubrics' ? StoredRubric :
   P extends '/v1/embeddings' ? EmbeddingList :
+  P extends '/v1/label/keys' ? ChangedKeys :
   P extends '/admin/canary' ? Canary :
   P extends '/admin/import' ? ImportReport :
   P extends '/v1/attention' ? AttentionMaps :
@@ -3365,6 +3457,7 @@ export type PostAnswer<P extends string> = string extends P ? any :
   P extends `/admin/webhook-deliveries/${string}/resend` ? WebhookDelivery :
   P extends `/admin/sets/draws/${string}/cancel` ? SetDraw :
   P extends `/admin/sets/${string}/known-answer` ? null :
+  P extends `/admin/projects/${string}/members` ? ProjectMember :
   P extends `/admin/labelers/${string}/active` ? null :
   P extends `/v1/review/sets/${string}/settle` ? Settled :
   P extends `/admin/labelers/${string}/erase` ? Erasure :
@@ -3378,6 +3471,7 @@ export type PostAnswer<P extends string> = string extends P ? any :
   P extends `/v1/label/${string}/judgment` ? StoredJudgment :
   P extends `/v1/label/${string}/release` ? null :
   P extends `/admin/labelers/${string}` ? Labeler :
+  P extends `/admin/projects/${string}` ? Project :
   P extends `/v1/label/${string}/renew` ? Renewed :
   P extends `/admin/jobs/${string}` ? JobView :
   NoSuchRoute<P>;
@@ -3393,6 +3487,7 @@ export type DeleteAnswer<P extends string> = string extends P ? any :
   P extends `/v1/responses/${string}` ? Forgotten :
   P extends `/admin/keys/${string}` ? null :
   P extends `/v1/files/${string}` ? DeletedFile :
+  P extends `/admin/projects/${string}/members/${string}` ? null :
   NoSuchRoute<P>;
 
 /** What POST sends. */
@@ -3435,6 +3530,8 @@ export type PostBody<P extends string> = string extends P ? any :
   P extends '/admin/rubrics/active' ? {
     /** Null or absent: no rubric. */
     version?: string | null;
+    /** Id or name of the project; the first when absent. */
+    project?: string | null;
   } :
   P extends '/admin/jobs/estimate' ? {
     /** A recipe's name. */
@@ -3565,6 +3662,8 @@ export type PostBody<P extends string> = string extends P ? any :
     sampling?: Sampling | null;
     /** How many people should rank it. */
     overlap?: number | null;
+    /** Id or name of the project of `messages`; the first when absent. A set of `prompt_id` is in the prompt's project. */
+    project?: string | null;
   } :
   P extends '/admin/sets/retire' ? {
     /** 1 to 500 sets. */
@@ -3574,6 +3673,8 @@ export type PostBody<P extends string> = string extends P ? any :
     messages: ChatMessage[];
     /** The ideal answer. */
     completion: string;
+    /** Id or name of the project; the first when absent. */
+    project?: string | null;
   } :
   P extends '/v1/label/continue' ? {
     /** The set of the last answers, which the caller has judged. */
@@ -3592,8 +3693,10 @@ export type PostBody<P extends string> = string extends P ? any :
   P extends '/admin/guidelines' ? {
     /** `en` or `zh`. */
     lang: string;
-    /** Markdown; empty = back to the configured file or the built-in text. */
+    /** Markdown; empty = back to the text of the first project, the configured file or the built-in text. */
     text: string;
+    /** Id or name of the project; the first when absent. */
+    project?: string | null;
   } :
   P extends '/admin/sets/draw' ? {
     policy: SelectionPolicy;
@@ -3635,6 +3738,10 @@ export type PostBody<P extends string> = string extends P ? any :
     /** Whether this is another person than the existing one of this name. */
     another?: boolean;
   } :
+  P extends '/admin/projects' ? {
+    /** Unique; 1 to 100 bytes. */
+    name: string;
+  } :
   P extends '/admin/settings' ? {
     /** `section.key`, one of those with `"live": true`. */
     name: string;
@@ -3661,6 +3768,8 @@ export type PostBody<P extends string> = string extends P ? any :
     strength?: Strength | null;
     rationale?: string | null;
     idempotency_key?: string | null;
+    /** Id or name of the project of `messages`; the first when absent. */
+    project?: string | null;
   } :
   P extends '/v1/completions' ? {
     /** Name or id of a model version; absent = the active policy. */
@@ -3763,6 +3872,8 @@ export type PostBody<P extends string> = string extends P ? any :
     definition: RubricDefinitionInput;
     /** Also activate it. Default false. */
     activate?: boolean;
+    /** Id or name of the project in which it becomes active; the first when absent. */
+    project?: string | null;
   } :
   P extends '/v1/embeddings' ? {
     /** Name or id of an encoder; absent = the configured one. */
@@ -3784,6 +3895,10 @@ export type PostBody<P extends string> = string extends P ? any :
     user?: any;
     /** The newer name of `user`. Accepted, without effect. */
     safety_identifier?: any;
+  } :
+  P extends '/v1/label/keys' ? {
+    /** Keys by action, each a letter from a to z, `=` or `?`; empty = the page's own keys. */
+    keys: Record<string, string>;
   } :
   P extends '/admin/canary' ? {
     /** A candidate policy, by name or id. */
@@ -3824,6 +3939,8 @@ export type PostBody<P extends string> = string extends P ? any :
     models?: string[];
     /** Sampling parameters. */
     sampling?: Sampling | null;
+    /** Id or name of a project in which the caller labels; their first when absent. */
+    project?: string | null;
   } :
   P extends '/v1/responses' ? {
     /** Name or id of a model version; absent = the active policy. */
@@ -4004,6 +4121,8 @@ export type PostBody<P extends string> = string extends P ? any :
     prompt?: string | null;
     tags?: string[];
     lang?: string | null;
+    /** Id or name of the project; the first when absent. */
+    project?: string | null;
   } :
   P extends '/v1/rewards' ? {
     /** A reward model's name or id; absent = the active one. */
@@ -4061,6 +4180,11 @@ export type PostBody<P extends string> = string extends P ? any :
     tiers: Tier[];
     /** Explanation in Markdown; shown after the judgment of calibration sets. */
     explanation?: string | null;
+  } :
+  P extends `/admin/projects/${string}/members` ? {
+    labeler_id: string;
+    /** Judgments a day in this project; null or absent = the person's own quota, 0 = no limit. */
+    daily_quota?: number | null;
   } :
   P extends `/admin/labelers/${string}/active` ? {
     active: boolean;
@@ -4137,6 +4261,11 @@ export type PostBody<P extends string> = string extends P ? any :
     daily_quota?: number | null;
     active?: boolean | null;
   } :
+  P extends `/admin/projects/${string}` ? {
+    name?: string | null;
+    /** `true`: nothing is handed out from it any more; `false`: it is in use again. */
+    archived?: boolean | null;
+  } :
   P extends `/v1/label/${string}/renew` ? {
     lease_token: string;
   } :
@@ -4159,17 +4288,22 @@ export type GetQuery<P extends string> = string extends P ? any :
   P extends '/admin/api/judgments' ? { labeler?: string | null | undefined | ''; set?: string | null | undefined | ''; kind?: 'normal' | 'gold' | 'calibration' | null | null | undefined | ''; outcome?: 'ranked' | 'all_bad' | 'unrankable' | 'skip' | null | null | undefined | ''; q?: string | null | undefined | ''; after?: string | null | undefined | ''; limit?: number | null | undefined | '' } :
   P extends '/v1/comparison-sets' ? { status?: 'open' | 'done' | 'retired' | null | null | undefined | ''; after?: string | null | undefined | ''; limit?: number | null | undefined | '' } :
   P extends '/admin/api/quality' ? { kind?: 'normal' | 'gold' | 'calibration' | null | null | undefined | ''; days?: number | null | undefined | ''; replicates?: number | null | undefined | ''; seed?: number | null | undefined | '' } :
+  P extends '/admin/guidelines' ? { project?: string | null | undefined | '' } :
   P extends '/admin/sets/draws' ? { after?: string | null | undefined | ''; limit?: number | null | undefined | '' } :
   P extends '/v1/label/history' ? { after?: string | null | undefined | ''; limit?: number | null | undefined | '' } :
-  P extends '/v1/guidelines' ? { lang?: string | null | undefined | '' } :
-  P extends '/v1/label/next' ? { set_id?: string | null | undefined | ''; resume?: boolean | null | undefined | ''; except?: string | null | undefined | ''; lang?: string | null | undefined | '' } :
-  P extends '/admin/export' ? { format: string | null | undefined | ''; split?: 'train' | 'heldout' | null | null | undefined | ''; dataset?: string | null | undefined | ''; feedback?: boolean | null | undefined | ''; labelers?: 'human' | 'model' | 'all' | null | null | undefined | '' } :
+  P extends '/admin/rubrics' ? { project?: string | null | undefined | '' } :
+  P extends '/v1/guidelines' ? { lang?: string | null | undefined | ''; project?: string | null | undefined | '' } :
+  P extends '/v1/label/next' ? { set_id?: string | null | undefined | ''; project?: string | null | undefined | ''; resume?: boolean | null | undefined | ''; except?: string | null | undefined | ''; lang?: string | null | undefined | '' } :
+  P extends '/admin/export' ? { format: string | null | undefined | ''; split?: 'train' | 'heldout' | null | null | undefined | ''; project?: string | null | undefined | ''; dataset?: string | null | undefined | ''; feedback?: boolean | null | undefined | ''; labelers?: 'human' | 'model' | 'all' | null | null | undefined | '' } :
+  P extends '/session/oidc' ? { page?: 'label' | 'admin' | 'chat' | 'explore' | null | undefined | '' } :
   P extends '/v1/judgments' ? { after?: string | null | undefined | ''; limit?: number | null | undefined | '' } :
   P extends '/admin/audit' ? { actor?: string | null | undefined | ''; action?: string | null | undefined | ''; target?: string | null | undefined | ''; since?: number | null | undefined | ''; until?: number | null | undefined | ''; before?: number | null | undefined | ''; limit?: number | null | undefined | '' } :
+  P extends '/v1/label/me' ? { project?: string | null | undefined | '' } :
   P extends '/admin/jobs' ? { state?: 'queued' | 'running' | 'succeeded' | 'failed' | 'cancelled' | null | null | undefined | ''; kind?: string | null | undefined | ''; q?: string | null | undefined | ''; after?: string | null | undefined | ''; limit?: number | null | undefined | '' } :
-  P extends '/admin/sets' ? { status?: 'open' | 'done' | 'retired' | null | null | undefined | ''; kind?: 'normal' | 'gold' | 'calibration' | null | null | undefined | ''; policy?: string | null | undefined | ''; q?: string | null | undefined | ''; labeler?: string | null | undefined | ''; disputed?: boolean | null | undefined | ''; stuck?: boolean | null | undefined | ''; after?: string | null | undefined | ''; limit?: number | null | undefined | '' } :
+  P extends '/admin/sets' ? { status?: 'open' | 'done' | 'retired' | null | null | undefined | ''; kind?: 'normal' | 'gold' | 'calibration' | null | null | undefined | ''; policy?: string | null | undefined | ''; q?: string | null | undefined | ''; project?: string | null | undefined | ''; labeler?: string | null | undefined | ''; disputed?: boolean | null | undefined | ''; stuck?: boolean | null | undefined | ''; after?: string | null | undefined | ''; limit?: number | null | undefined | '' } :
   P extends '/v1/batches' ? { after?: string | null | undefined | ''; limit?: number | null | undefined | '' } :
   P extends '/v1/prompts' ? { after?: string | null | undefined | ''; limit?: number | null | undefined | '' } :
+  P extends '/v1/rubric' ? { project?: string | null | undefined | '' } :
   P extends '/v1/files' ? { purpose?: 'batch' | 'batch_output' | null | null | undefined | ''; after?: string | null | undefined | ''; limit?: number | null | undefined | '' } :
   P extends '/v1/plan' ? { preset?: string | null | undefined | ''; bandwidth_gb_s?: number | null | undefined | ''; tflops?: number | null | undefined | ''; memory_gib?: number | null | undefined | ''; context?: number | null | undefined | ''; batch?: number | null | undefined | ''; lora_rank?: number | null | undefined | '' } :
   P extends `/admin/jobs/${string}/metrics` ? { names?: string | null | undefined | '' } :

@@ -5,9 +5,11 @@ import { fill, h } from './dom.js';
 import { t } from './i18n.js';
 import { errorText } from './plain.js';
 
-/** @import { Person, SignedIn } from './contract.d.ts' */
+/** @import { Person, SignedIn, SignInOptions } from './contract.d.ts' */
 
 const INVITE = 'instructd.invite';
+/** Pages that a sign-in at the provider returns to. */
+const PAGES = ['label', 'admin', 'chat', 'explore'];
 
 /** The signed-in person, or null. */
 export async function currentSession() {
@@ -30,9 +32,15 @@ export function secretIn(text) {
   return null;
 }
 
+/** The code of a sign-in at the provider that failed: `{problem}` or null. */
+function problemIn(text) {
+  const found = /^#problem=([a-z_]{1,40})$/.exec(text);
+  return found ? { problem: found[1] } : null;
+}
+
 /** What this page was opened with; taken out of the address bar. An invite outlives a reload until it is accepted. */
 export function arrival() {
-  const found = secretIn(location.hash) ?? secretIn(location.search);
+  const found = secretIn(location.hash) ?? secretIn(location.search) ?? problemIn(location.hash);
   if (found) {
     const url = new URL(location.href);
     url.searchParams.delete('invite');
@@ -74,6 +82,12 @@ const REFUSALS = [
   'link_revoked',
   'link_expired',
   'person_locked_out',
+  'oidc_denied',
+  'oidc_unavailable',
+  'oidc_state',
+  'oidc_answer',
+  'oidc_busy',
+  'oidc_failed',
 ];
 
 /** Why a sign-in failed and what to do. */
@@ -102,8 +116,9 @@ export function signIn(into, { note, keyFirst = false, problem = null, arrived =
   return new Promise((resolve) => {
     const start = (invite) => accept(into, invite, resolve, () => choose(null));
     const choose = (why) => fill(into, panel({ note, keyFirst, problem: why, start, resolve }));
+    const failed = arrived?.problem ? refusalText({ code: arrived.problem }) : null;
     if (arrived?.invite && !problem) start(arrived.invite);
-    else choose(problem);
+    else choose(problem ?? failed);
     into.querySelector('input')?.focus();
   });
 }
@@ -152,8 +167,29 @@ function panel({ note, keyFirst, problem, start, resolve }) {
       h('p', { class: 'sign-or', text: t('sign.or') }),
       keyFirst ? byLink : byKey,
       h('div', { class: 'actions' }, go),
+      byProvider(),
     ),
   );
+}
+
+/** The way to the OpenID Connect provider; empty where none is configured. */
+function byProvider() {
+  const box = h('div', { class: 'sign-provider' });
+  /** @param {SignInOptions} options */
+  const show = ({ oidc }) => {
+    if (!oidc) return;
+    const own = location.pathname.slice(1);
+    const page = PAGES.includes(own) ? own : 'label';
+    const text = oidc.name ? t('sign.with', { name: oidc.name }) : t('sign.with_provider');
+    fill(
+      box,
+      h('p', { class: 'sign-or', text: t('sign.or') }),
+      h('a', { class: 'button', href: `${oidc.path}?page=${page}`, dir: 'auto', text }),
+    );
+  };
+  // Links and keys work without this answer.
+  get('/session/options').then(show, () => {});
+  return box;
 }
 
 /** An invite: greets by name, takes a name, and shows the person's own link afterwards. */
@@ -269,6 +305,7 @@ export async function identify(into, options, say) {
   }
   const here = await currentSession();
   if (!here) return signIn(into, { ...options, arrived });
+  if (arrived?.problem) say(t('sign.still', { why: refusalText({ code: arrived.problem }), name: here.name }));
   if (arrived?.invite) {
     forgetInvite();
     say(t('sign.invite_unused', { name: here.name }));

@@ -90,3 +90,50 @@ test('the default keys come back', async () => {
   assert.deepEqual(trouble, []);
   await context.close();
 });
+
+test('changed keys follow the person to another browser, and keys of a browser are taken over once', async () => {
+  const set = await makeSet(server.url, 'Name a river.', ['The Elbe.', 'A chair.']);
+  const dan = await api(server.url, 'POST', '/admin/labelers', { name: 'Dan' });
+  const opened = async (stored) => {
+    const browserOf = await openPage(browser, server.url);
+    await browserOf.context.addInitScript(
+      ([id, keys]) => {
+        // at the first visit only
+        if (localStorage.getItem('visited')) return;
+        localStorage.setItem('visited', '1');
+        localStorage.setItem(`instructd.keys.${id}`, keys);
+      },
+      [dan.id, stored],
+    );
+    await browserOf.page.goto(server.url + dan.link.url);
+    await browserOf.page.locator('.answer').first().waitFor();
+    return browserOf;
+  };
+  const key = (page, name) => page.locator(`[data-act=${name}] kbd`);
+  const stored = async (page) => (await page.evaluate(async () => (await fetch('/v1/label/keys')).json())).keys;
+  // kept by an earlier version of the page
+  const first = await opened(JSON.stringify({ all_bad: 'q' }));
+  await first.page.waitForFunction(async () => (await (await fetch('/v1/label/keys')).json()).keys?.all_bad === 'q');
+  // a browser with other keys of its own takes the server's
+  const second = await opened(JSON.stringify({ all_bad: 'z' }));
+  await second.page.locator('[data-act=all_bad] kbd', { hasText: 'Q' }).waitFor();
+  const sent = second.page.waitForResponse((r) => r.url().endsWith('/v1/label/keys') && r.request().method() === 'POST');
+  await change(second.page, 'skip', 'w');
+  await sent;
+  assert.deepEqual(await stored(second.page), { all_bad: 'q', skip: 'w' });
+  // back in the first one; a change without a connection is sent by the next visit
+  await first.page.reload();
+  await first.page.locator('[data-act=skip] kbd', { hasText: 'W' }).waitFor();
+  await first.page.route('**/v1/label/keys', (route) => route.abort());
+  await change(first.page, 'skip', 'v');
+  assert.equal(await key(first.page, 'skip').textContent(), 'V');
+  await first.page.unroute('**/v1/label/keys');
+  await first.page.reload();
+  await first.page.waitForFunction(async () => (await (await fetch('/v1/label/keys')).json()).keys?.skip === 'v');
+  assert.equal(await key(first.page, 'skip').textContent(), 'V');
+  assert.ok(set);
+  for (const { context, trouble } of [first, second]) {
+    assert.deepEqual(trouble, []);
+    await context.close();
+  }
+});

@@ -38,7 +38,7 @@ const freePort = () =>
 /**
  * The server on a free port with an empty data directory; `stop()` ends it and cleans up.
  * `model` names what it serves instead of the tiny model, `withEncoder` whether it serves the tiny encoder too, `env`
- * further settings by their variables, and `config` is its config.toml.
+ * further settings by their variables, also as a function of the server's address, and `config` is its config.toml.
  */
 export async function startServer({ withEncoder = true, model: served, env = {}, config = '' } = {}) {
   if (process.env.INSTRUCTD_URL) return { url: process.env.INSTRUCTD_URL, stop: async () => {} };
@@ -62,12 +62,12 @@ export async function startServer({ withEncoder = true, model: served, env = {},
     env: {
       ...Object.fromEntries(Object.entries(process.env).filter(([k]) => !k.startsWith('INSTRUCTD_'))),
       INSTRUCTD_ADMIN_KEY: ADMIN_KEY,
-      ...env,
+      ...(typeof env === 'function' ? env(url) : env),
     },
     stdio: ['ignore', 'pipe', 'pipe'],
   });
   let output = '';
-  for (const stream of [child.stdout, child.stderr]) stream.on('data', (chunk) => (output = (output + chunk).slice(-8000)));
+  for (const stream of [child.stdout, child.stderr]) stream.on('data', (chunk) => (output = (output + chunk).slice(-200_000)));
   const ended = new Promise((done) => child.once('exit', (code, signal) => done(`${code ?? signal}`)));
   child.once('error', (e) => (output += e.message));
   const stop = async () => {
@@ -79,7 +79,7 @@ export async function startServer({ withEncoder = true, model: served, env = {},
   };
   for (let i = 0; i < 600; i++) {
     if (child.exitCode !== null || child.pid === undefined)
-      throw new Error(`the server did not start (${child.exitCode}):\n${output}`);
+      throw new Error(`the server did not start (${child.exitCode}):\n${output.slice(-8000)}`);
     const ready = await fetch(`${url}/ready`).then(
       (r) => r.ok,
       () => false,
@@ -88,7 +88,7 @@ export async function startServer({ withEncoder = true, model: served, env = {},
     await new Promise((r) => setTimeout(r, 100));
   }
   await stop();
-  throw new Error(`the server was never ready:\n${output}`);
+  throw new Error(`the server was never ready:\n${output.slice(-8000)}`);
 }
 
 /** JSON call with the admin key; throws with the server's words where the answer is not 2xx. */

@@ -54,6 +54,13 @@ pub fn export_model(source: &Path, out: &Path, file_type: FileType) -> Result<St
     if std::fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some()) {
         bail!("the output directory {} is not empty; name another one", out.display());
     }
+    let sha256 = save(source, out, file_type)?;
+    println!("{}\tsha256 {sha256}", out.display());
+    Ok(sha256)
+}
+
+/// Writes any model as a Hugging Face directory, without printing; returns the SHA-256 of its weights.
+pub(super) fn save(source: &Path, out: &Path, file_type: FileType) -> Result<String> {
     let loaded = model::load(source, &candle_core::Device::Cpu)?;
     let sha256 = model::save_dir_as(
         out,
@@ -66,7 +73,6 @@ pub fn export_model(source: &Path, out: &Path, file_type: FileType) -> Result<St
         loaded.instructd.as_ref(),
     )
     .with_context(|| format!("exporting {}", source.display()))?;
-    println!("{}\tsha256 {sha256}", out.display());
     Ok(sha256)
 }
 

@@ -1,10 +1,11 @@
-//! `instructd models`: pulls, lists, converts and activates models.
+//! `instructd models`: pulls, lists, converts, pushes and activates models.
 
 mod activate;
 pub mod export;
 mod import_peft;
 mod list;
 mod pull;
+mod push;
 
 use anyhow::Result;
 use clap::Subcommand;
@@ -27,6 +28,9 @@ pub enum Models {
     /// Write a model as a Hugging Face directory.
     #[command(after_help = "Example:\n  instructd models export builtin ./builtin-hf --half")]
     Export(export::Args),
+    /// Push a model to a repository of the Hugging Face hub, as a Hugging Face directory with its card.
+    #[command(after_help = "Example:\n  HF_TOKEN=hf_… instructd models push my-model my-name/my-model --private")]
+    Push(push::Args),
     /// Fold a PEFT (LoRA) adapter into the model it was trained on; the result is a model of NAME.
     #[command(
         after_help = "Example:\n  instructd models import-peft ./my-adapter my-model --base smollm2-135m-instruct"
@@ -45,6 +49,7 @@ impl Models {
             Self::Activate(args) => block_on(activate::run(args)),
             Self::List(args) => list::run(args),
             Self::Export(args) => export::run(args),
+            Self::Push(args) => push::run(args),
             Self::ImportPeft(args) => import_peft::run(args),
         }
     }

@@ -74,7 +74,13 @@ impl Judgments<'_> {
         after: Option<&JudgmentId>,
         limit: i64,
     ) -> Result<(Vec<RankedSet>, Option<JudgmentId>)> {
-        read!(self.0, |c| judgments::ranked_page(c, filter, kind, judgments::Part::After(after.map(JudgmentId::as_str)), limit))
+        read!(self.0, |c| judgments::ranked_page(
+            c,
+            filter,
+            kind,
+            judgments::Part::After(after.map(JudgmentId::as_str)),
+            limit
+        ))
     }
 
     /// The rankings of one set that a data set of `filter` contains, of labelers of all kinds that it asks for.

@@ -29,6 +29,16 @@ impl People<'_> {
         })
     }
 
+    /// The keys of the labeling page that a person has changed; `None` when they were never stored.
+    pub async fn key_map(self, id: &LabelerId) -> Result<Option<KeyMap>> {
+        read!(self.0, |c| key_maps::get(c, id))
+    }
+
+    /// Stores the keys of the labeling page that a person has changed, in place of those before.
+    pub async fn put_key_map(self, id: &LabelerId, keys: KeyMap, now: Micros) -> Result<()> {
+        write!(self.0, id = id.clone() => |tx| key_maps::put(tx, &id, &keys, now))
+    }
+
     /// All people, in the order in which they were added.
     pub async fn list(self) -> Result<Vec<Labeler>> {
         read!(self.0, |c| people::list_labelers(c))

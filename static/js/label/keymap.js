@@ -1,7 +1,11 @@
-// Which key does what on the label page. Each person can change keys; this browser remembers them by person.
+// Which key does what on the label page. Each person can change keys. The server keeps them, so that they are the same on
+// every machine; this browser has a copy by person, which is used until the server answers.
+import { get, post } from '../api.js';
 import { keep } from '../dom.js';
 
 const STORE = 'instructd.keys.';
+/** Set by person while the server does not have the keys of this browser. */
+const UNSENT = 'instructd.keys_unsent.';
 
 /** The keys that can be changed, by what they do. Digits, arrows, Enter and Esc are the same for everybody. */
 const DEFAULTS = {
@@ -33,11 +37,32 @@ export const keyName = (k) => k.toUpperCase();
 class KeyMap {
   #owner = null;
   #keys = { ...DEFAULTS };
+  /** Requests that store keys, one after the other. */
+  #sending = Promise.resolve();
 
-  /** Takes the keys of the person with this id. */
+  /** Takes the keys of the person with this id from this browser. */
   load(owner) {
     this.#owner = owner;
-    const stored = keep.get(STORE + owner) ?? {};
+    this.#take(keep.get(STORE + owner) ?? {});
+  }
+
+  /**
+   * Takes the person's keys from the server. Those of this browser are sent instead where the server has none yet, or
+   * where they were changed without an answer of the server.
+   */
+  async follow() {
+    const owner = this.#owner;
+    const own = keep.get(STORE + owner);
+    if (keep.get(UNSENT + owner)) return this.#send(owner, own ?? {});
+    const { keys } = await get('/v1/label/keys');
+    // changed meanwhile: the change is on its way
+    if (owner !== this.#owner || keep.get(UNSENT + owner)) return;
+    if (keys === null) return own && this.#send(owner, own);
+    keep.set(STORE + owner, Object.keys(keys).length ? keys : null);
+    this.#take(keys);
+  }
+
+  #take(stored) {
     const own = Object.fromEntries(Object.entries(stored).filter(([name, k]) => name in DEFAULTS && isAssignable(k)));
     const keys = { ...DEFAULTS, ...own };
     // a key that a later version of the page gave to something else must not do two things
@@ -80,6 +105,19 @@ class KeyMap {
   #save() {
     const own = Object.entries(this.#keys).filter(([name, k]) => DEFAULTS[name] !== k);
     keep.set(STORE + this.#owner, own.length ? Object.fromEntries(own) : null);
+    keep.set(UNSENT + this.#owner, true);
+    // without an answer the keys are sent by the next visit
+    this.#send(this.#owner, Object.fromEntries(own)).catch(() => {});
+  }
+
+  #send(owner, keys) {
+    const sent = this.#sending.then(() => post('/v1/label/keys', { keys }));
+    // a later change is still on its way when an earlier one is stored
+    const last = (this.#sending = sent.then(
+      () => this.#sending === last && keep.set(UNSENT + owner, null),
+      () => {},
+    ));
+    return sent;
   }
 }
 

@@ -299,6 +299,8 @@ async function start() {
     pruneDrafts();
     keymap.load(labeler.id);
     showKeys();
+    // the keys of this browser work without an answer
+    keymap.follow().then(showKeys, () => {});
     state.signIn(
       new Outbox({
         owner: labeler.id,

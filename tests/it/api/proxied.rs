@@ -18,6 +18,7 @@ fn config(groups: bool) -> AuthConfig {
         groups_header: groups.then(|| "x-forwarded-groups".to_owned()),
         proxies: vec![PROXY.to_owned(), "10.1.0.0/16".to_owned()],
         roles: [("ops".to_owned(), "admin".to_owned()), ("qa".to_owned(), "reviewer".to_owned())].into(),
+        ..AuthConfig::default()
     }
 }
 

@@ -12,6 +12,7 @@ pub mod imports;
 mod prompts;
 mod published;
 mod pull;
+mod push;
 mod records;
 mod roundtrip;
 pub mod tokens;

@@ -50,6 +50,7 @@ const COLUMNS: &[(&str, Column)] = &[
     ("jobs.created_by", Exported("jobs")),
     ("judgments.labeler_id", Exported("judgments")),
     ("key_usage.key_id", Stays("", "a count of tokens a day, of a key that is nobody's")),
+    ("key_maps.labeler_id", Exported("key_map")),
     ("labelers.id", Stays("labeler", NAMELESS)),
     ("resolutions.reviewer_id", Exported("resolutions")),
     ("rubric_activations.created_by", Stays("rubric_activations", NAMELESS)),
@@ -122,6 +123,7 @@ async fn busy_person(server: &Server) -> String {
     };
     let person = server.services.store.people().get(&id.as_str().into()).await.unwrap();
     server.services.store.people().join("proxy", "Ada@example.org", person).await.unwrap();
+    post("/v1/label/keys", json!({"keys": {"tie": "t"}})).await.expect(200);
     // A rubric with tags, which she activates.
     let notes = json!({"key": "notes", "label": {"en": "Notes"}, "kind": "tags"});
     let rubric = json!({"definition": {"name": "Notes", "dimensions": [notes]}, "activate": true});

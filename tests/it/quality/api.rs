@@ -110,15 +110,7 @@ async fn the_table_ranks_versions_by_what_people_preferred() {
         let messages = vec![Message { role: "user".into(), content: format!("q{i}") }];
         let by = "admin".into();
         let first = instructd::domain::ProjectId::first();
-        let add = instructd::service::prompts::add(
-            &server.services,
-            &by,
-            &first,
-            messages,
-            "api",
-            None,
-            vec![],
-        );
+        let add = instructd::service::prompts::add(&server.services, &by, &first, messages, "api", None, vec![]);
         let prompt = add.await.unwrap();
         let completion = |version: usize, text: &str| Completion {
             id: CompletionId::new(),

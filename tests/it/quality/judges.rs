@@ -127,14 +127,16 @@ async fn reviewers_see_the_judges_rankings_and_figures_say_by_dimension() {
     let server = Server::start().await;
     let rubric = json!({"name": "r", "dimensions": [
         {"key": "helpful", "label": {"en": "Helpful", "zh": "有用"}, "kind": "likert", "points": 5}]});
-    let stored = server.post("/admin/rubrics", json!({"definition": rubric, "activate": true})).await.expect(201).json();
+    let stored =
+        server.post("/admin/rubrics", json!({"definition": rubric, "activate": true})).await.expect(201).json();
     let version = stored["version"].as_str().unwrap().to_owned();
     let (_, bearer) = labeler(&server, "ann").await;
     for i in 0..4 {
         let set = set(&server, i).await;
         let id = set["id"].as_str().unwrap();
         let answers = [0, 1].map(|k| set["completions"][k]["id"].clone());
-        let turn = server.call("GET", &format!("/v1/label/next?set_id={id}"), &[("authorization", &bearer)], None).await;
+        let turn =
+            server.call("GET", &format!("/v1/label/next?set_id={id}"), &[("authorization", &bearer)], None).await;
         let turn = turn.expect(200).json();
         let body = json!({
             "lease_token": turn["lease_token"], "outcome": "ranked", "idempotency_key": format!("k{i}"),
@@ -154,7 +156,10 @@ async fn reviewers_see_the_judges_rankings_and_figures_say_by_dimension() {
     }
     let report = server.get("/admin/api/quality/judges?replicates=50").await.expect(200).json();
     let of = &report["judges"][0]["dimensions"];
-    assert_eq!((&of[0]["dimension"], &of[0]["rubric"], &of[0]["label"]["zh"]), (&json!("helpful"), &json!(version), &json!("有用")));
+    assert_eq!(
+        (&of[0]["dimension"], &of[0]["rubric"], &of[0]["label"]["zh"]),
+        (&json!("helpful"), &json!(version), &json!("有用"))
+    );
     // People rank the first answer best and find the second more helpful; the judge prefers the first in three of four.
     assert_eq!((&of[0]["pairs"], &of[0]["same"]["value"]), (&json!(4), &json!(0.25)));
     assert_eq!(report["judges"][0]["same"]["value"], 0.75);

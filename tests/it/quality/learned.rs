@@ -42,7 +42,8 @@ async fn a_set_names_the_runs_that_learned_from_its_judgments() {
 
     let runs = server.get(&path).await.expect(200).json()["data"].clone();
     let of = |run: &Value| {
-        let labelers = run["judgments"].as_array().unwrap().iter().map(|j| j["labeler_id"].as_str().unwrap().to_owned());
+        let labelers =
+            run["judgments"].as_array().unwrap().iter().map(|j| j["labeler_id"].as_str().unwrap().to_owned());
         (run["job_id"].as_str().unwrap().to_owned(), run["through"].clone(), labelers.collect::<Vec<_>>())
     };
     let found: Vec<_> = runs.as_array().unwrap().iter().map(of).collect();

@@ -3,5 +3,5 @@
 mod api;
 mod figures;
 mod judges;
-mod learned;
 mod large;
+mod learned;

@@ -39,6 +39,7 @@ conformance!(
     gold_answers,
     people_and_access,
     identities_are_one_person_each,
+    key_maps_are_a_persons_own,
     links_replace_each_other_and_end,
     leases_of_a_clock_that_was_ahead_are_ended,
     one_model_of_a_kind_is_active,
@@ -231,6 +232,19 @@ async fn gold_answers(store: Arc<Store>) {
     assert_eq!(store.sets().gold(&set.id).await.unwrap(), tiers);
     is_conflict(store.sets().put_gold(&set.id, &[("nobody".into(), 0)]).await);
     assert_eq!(store.sets().gold(&set.id).await.unwrap(), tiers, "a refused change changes nothing");
+}
+
+async fn key_maps_are_a_persons_own(store: Arc<Store>) {
+    let (ada, bob) = (labeler(&store, "ada").await, labeler(&store, "bob").await);
+    let keys =
+        |pairs: &[(&str, &str)]| pairs.iter().map(|(a, k)| ((*a).to_owned(), (*k).to_owned())).collect::<KeyMap>();
+    assert_eq!(store.people().key_map(&ada).await.unwrap(), None);
+    store.people().put_key_map(&ada, keys(&[("tie", "t"), ("more", "=")]), T0).await.unwrap();
+    store.people().put_key_map(&bob, keys(&[]), T0).await.unwrap();
+    store.people().put_key_map(&ada, keys(&[("skip", "?")]), T0 + 1).await.unwrap();
+    assert_eq!(store.people().key_map(&ada).await.unwrap(), Some(keys(&[("skip", "?")])));
+    assert_eq!(store.people().key_map(&bob).await.unwrap(), Some(keys(&[])), "none changed, and stored");
+    store.people().put_key_map(&"nobody".into(), keys(&[]), T0).await.unwrap_err();
 }
 
 async fn identities_are_one_person_each(store: Arc<Store>) {

@@ -118,10 +118,64 @@ fn every_subcommand_shows_an_example() {
             seen.push(path.join(" "));
         }
     }
-    for known in ["serve", "train", "instructgpt", "eval", "models pull", "models activate", "export-db"] {
+    for known in [
+        "serve",
+        "train",
+        "instructgpt",
+        "eval",
+        "models pull",
+        "models activate",
+        "models push",
+        "datasets push",
+        "rubrics add",
+        "export-db",
+    ] {
         assert!(seen.iter().any(|name| name == known), "{known} is not among {seen:?}");
     }
     assert!(seen.len() >= 20, "{seen:?}");
+}
+
+/// The checks and the versions of the API, without a server.
+#[test]
+fn rubrics_are_listed_added_and_activated() {
+    let dir = tempfile::tempdir().unwrap();
+    let place = place(dir.path());
+    let done = |words: &[&str]| {
+        let output = run(&place, words);
+        assert!(output.status.success(), "{words:?}: {}", text_of(&output));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let file = |text: serde_json::Value| {
+        std::fs::write(dir.path().join("rubric.json"), text.to_string()).unwrap();
+        dir.path().join("rubric.json").display().to_string()
+    };
+    assert!(done(&["rubrics", "list"]).contains("no rubric is stored"));
+    let good = json!({"name": "Helpful", "dimensions": [
+        {"key": "helpful", "label": {"en": "Helpful"}, "kind": "likert", "points": 7},
+    ]});
+    let version = done(&["rubrics", "add", &file(good.clone())]).trim().to_owned();
+    assert_eq!(version.len(), 12);
+    assert_eq!(done(&["rubrics", "add", &file(good)]).trim(), version, "the same definition has the same version");
+    assert_eq!(done(&["rubrics", "list"]), format!("  {version}  Helpful  1 dimensions\n"));
+    assert!(done(&["rubrics", "activate", &version]).contains("Helpful"));
+    assert!(done(&["rubrics", "list"]).starts_with(&format!("* {version}")));
+    assert!(done(&["rubrics", "activate", "none"]).contains("no rubric is active"));
+    let flag = json!({"name": "F", "dimensions": [{"key": "f", "label": {"en": "F"}, "kind": "flag"}]});
+    let other = done(&["rubrics", "add", &file(flag), "--activate"]).trim().to_owned();
+    assert!(done(&["rubrics", "list"]).contains(&format!("* {other}")));
+
+    let refused = |words: &[&str]| {
+        let output = run(&place, words);
+        assert!(!output.status.success(), "{words:?}");
+        text_of(&output)
+    };
+    let points =
+        json!({"name": "F", "dimensions": [{"key": "f", "label": {"en": "F"}, "kind": "likert", "points": 11}]});
+    assert!(refused(&["rubrics", "add", &file(points)]).contains("dimensions[0].points is 11; must be 2 to 10"));
+    let unknown = json!({"name": "F", "dimensions": [], "colour": 1});
+    assert!(refused(&["rubrics", "add", &file(unknown)]).contains("colour"));
+    assert!(refused(&["rubrics", "activate", "000000000000"]).contains("000000000000"));
+    assert!(refused(&["rubrics", "add", "nowhere.json"]).contains("nowhere.json"));
 }
 
 /// Within ten lines: what runs, where to go, which key.

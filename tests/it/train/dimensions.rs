@@ -74,8 +74,7 @@ fn each_head_learns_its_dimension_and_the_score_is_their_weighted_sum() {
         assert_eq!(recorder.last(&format!("heldout_accuracy_{dimension}")), found);
     }
     assert!(metrics["heldout_accuracy"].as_f64().unwrap() > 0.8, "the ranking: {metrics}");
-    let about: Value =
-        serde_json::from_slice(&std::fs::read(world.path("rm") + "/instructd.json").unwrap()).unwrap();
+    let about: Value = serde_json::from_slice(&std::fs::read(world.path("rm") + "/instructd.json").unwrap()).unwrap();
     let weights: BTreeMap<String, f64> = about["reward"]["parts"]
         .as_array()
         .unwrap()
