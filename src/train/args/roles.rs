@@ -155,7 +155,7 @@ mod tests {
     /// A text that names a file or a directory and has no role would let a job read any path of the server.
     #[test]
     fn every_text_that_may_be_a_path_has_a_role() {
-        let plain = ["text_field", "label_field", "init_text", "trainer", "host", "criteria"];
+        let plain = ["text_field", "label_field", "init_text", "trainer", "host", "criteria", "rubric"];
         let is_text = |schema: &Value| {
             let own =
                 schema["type"] == "string" || schema["type"].as_array().is_some_and(|t| t.contains(&json!("string")));

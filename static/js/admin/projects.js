@@ -9,7 +9,8 @@ import { caught, section, table } from './parts.js';
 
 const FIRST = 'default';
 
-const pathOf = (/** @type {CountedProject} */ p) => `/admin/projects/${encodeURIComponent(p.id)}`;
+const pathOf = (/** @type {CountedProject} */ p) => /** @type {const} */ (`/admin/projects/${encodeURIComponent(p.id)}`);
+const membersOf = (/** @type {CountedProject} */ p) => /** @type {const} */ (`/admin/projects/${encodeURIComponent(p.id)}/members`);
 
 /** A form of one line; `send(value)` gets what was written. */
 function lineForm({ id, label, value = '', button, send }) {
@@ -40,14 +41,14 @@ function lineForm({ id, label, value = '', button, send }) {
 
 /** The members of a project and a form that adds one. */
 async function members(host, /** @type {CountedProject} */ project, changed) {
-  const [list, people] = await Promise.all([get(`${pathOf(project)}/members`).then(listOf), get('/admin/labelers').then(listOf)]);
+  const [list, people] = await Promise.all([get(membersOf(project)).then(listOf), get('/admin/labelers').then(listOf)]);
   const names = new Map(people.map((/** @type {Labeler} */ l) => [l.id, l.name]));
   const redraw = async () => {
     await members(host, project, changed);
     await changed();
   };
   const put = async (labeler_id, quota) => {
-    await post(`${pathOf(project)}/members`, { labeler_id, daily_quota: quota.trim() === '' ? null : Number(quota) });
+    await post(membersOf(project), { labeler_id, daily_quota: quota.trim() === '' ? null : Number(quota) });
     await redraw();
   };
   const row = (/** @type {ProjectMember} */ m) => {
@@ -81,7 +82,7 @@ async function members(host, /** @type {CountedProject} */ project, changed) {
           'aria-label': t('projects.remove_of', { name }),
           on: {
             click: caught(async () => {
-              await del(`${pathOf(project)}/members/${encodeURIComponent(m.labeler_id)}`);
+              await del(/** @type {const} */ (`/admin/projects/${encodeURIComponent(project.id)}/members/${encodeURIComponent(m.labeler_id)}`));
               await redraw();
             }),
           },

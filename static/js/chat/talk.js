@@ -50,12 +50,12 @@ export async function streamAnswer({ messages, model, sampling: how, signal, onT
  * Several answers, written side by side in the places where they will be ranked. `onStart(answers)`,
  * `onText(place, whole text)`, `onDone(place)`; resolves with the leased set. They answer `messages`, or the next message of a
  * conversation.
- * @param {{messages?: ChatMessage[], next?: {set_id: string, completion_id: string, content: string}, n?: number, models?: string[], sampling?: Sampling, signal: AbortSignal,
+ * @param {{messages?: ChatMessage[], next?: {set_id: string, completion_id: string, content: string}, n?: number, models?: string[], sampling?: Sampling, project?: string, signal: AbortSignal,
  *   onStart?: (answers: number) => void, onText: (place: number, text: string) => void, onDone: (place: number, reason: string) => void}} asked
  * @returns {Promise<LeasedSet>}
  */
-export async function streamSet({ messages, next, n, models, sampling: how, signal, onStart, onText, onDone }) {
-  const body = { ...(next ?? { messages }), ...(models ? { models } : { n }), ...(how ? { sampling: how } : {}) };
+export async function streamSet({ messages, next, n, models, sampling: how, project, signal, onStart, onText, onDone }) {
+  const body = { ...(next ?? { messages }), ...(models ? { models } : { n }), ...(how ? { sampling: how } : {}), ...(project && !next ? { project } : {}) };
   const texts = [];
   for await (const e of events('POST', next ? '/v1/label/continue' : '/v1/label/ask', { body, signal })) {
     const data = JSON.parse(e.data);

@@ -311,7 +311,10 @@ async function start() {
       }),
     );
     state.outbox.pump();
-    await project.load(labeler.id, new URL(location.href).searchParams.get('project'), changeProject);
+    const wanted = new URL(location.href).searchParams.get('project');
+    await project.load(labeler.id, wanted, changeProject);
+    // An address that names another project than that of the set at hand puts the set aside.
+    if (wanted && state.current?.project_id && state.current.project_id !== wanted) state.forgetCurrent();
     const own = await loadFigures();
     state.introduce(await guidelinesFirst(labeler, own, project.id));
     retry.clear();

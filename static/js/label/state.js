@@ -104,7 +104,7 @@ export class LabelState {
     this.#release = claim(work.set.set_id);
     this.#work = work;
     const { set } = work;
-    if (!set.judgment) keep.set(CURRENT, { set_id: set.set_id, asked: set.asked, own: set.own }, sessionStorage);
+    if (!set.judgment) keep.set(CURRENT, { set_id: set.set_id, project_id: set.project_id, asked: set.asked, own: set.own }, sessionStorage);
   }
 
   /** Takes the set off the screen; other tabs may show it again. */
@@ -118,7 +118,7 @@ export class LabelState {
     keep.set(CURRENT, { talk }, sessionStorage);
   }
 
-  /** What was at hand before the page was loaded again: `{set_id, asked, own}` of a set, or `{talk}`; or null. */
+  /** What was at hand before the page was loaded again: `{set_id, project_id, asked, own}` of a set, or `{talk}`; or null. */
   get current() {
     return keep.get(CURRENT, sessionStorage);
   }

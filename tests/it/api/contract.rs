@@ -343,7 +343,7 @@ fn types_have_names_and_the_document_stays_small() {
     assert!(numbered.is_empty(), "{numbered:?}");
     assert!(schemas.len() > 100, "{}", schemas.len());
     let size = DOCUMENT.to_string().len();
-    assert!(size < 460_000, "{size} bytes");
+    assert!(size < 520_000, "{size} bytes");
 }
 
 /// Answers that no other test of the router asks for.
