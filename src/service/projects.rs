@@ -50,7 +50,7 @@ pub async fn create(services: &Arc<Services>, by: &Actor, name: &str) -> Result<
     let (all, actor) = (services.clone(), by.signature());
     uncancelled(async move {
         all.store.projects().put(project.clone()).await?;
-        let detail = json!({"name": project.name});
+        let detail = json!({});
         all.store.audit_log().append(&actor, "create_project", project.id.as_str(), detail, now).await?;
         Ok(project)
     })
@@ -87,7 +87,7 @@ pub async fn change(services: &Arc<Services>, by: &Actor, id: &str, change: Proj
     let (all, actor) = (services.clone(), by.signature());
     uncancelled(async move {
         all.store.projects().change(project.clone()).await?;
-        let detail = json!({"name": project.name, "archived": project.archived.is_some()});
+        let detail = json!({"archived": project.archived.is_some()});
         all.store.audit_log().append(&actor, "change_project", project.id.as_str(), detail, now).await?;
         Ok(project)
     })

@@ -60,6 +60,8 @@ pub struct PersonalData {
     pub jobs: Vec<(JobId, String, Option<String>, Option<String>)>,
     /// (provider, name there, when) of systems that sign them in.
     pub identities: Vec<(String, String, Micros)>,
+    /// (project, judgments a day, when) of projects that they are a member of; null for their own quota.
+    pub projects: Vec<(ProjectId, Option<i64>, Micros)>,
     /// (action, key) of the labeling page's keys that they changed.
     pub key_map: Vec<(String, String)>,
     /// (name, when) of settings whose present value is theirs.
@@ -362,6 +364,10 @@ pub(super) async fn personal_data(conn: &mut Conn, id: &LabelerId, actor_hash: &
     let sql = "SELECT provider, subject, created FROM identities WHERE labeler_id = $1 ORDER BY created, subject";
     for row in &conn.all(sql, args![me]).await? {
         data.identities.push((row.text("provider")?, row.text("subject")?, row.int("created")?));
+    }
+    let sql = "SELECT project_id, daily_quota, created FROM project_members WHERE labeler_id = $1 ORDER BY project_id";
+    for row in &conn.all(sql, args![me]).await? {
+        data.projects.push((row.text("project_id")?.into(), row.opt_int("daily_quota")?, row.int("created")?));
     }
     data.key_map.extend(key_maps::get(conn, id).await?.unwrap_or_default());
     let rows = conn.all("SELECT name, updated FROM settings WHERE updated_by = $1 ORDER BY name", args![me]).await?;

@@ -99,7 +99,7 @@ impl RewardTrainer<'_> {
     ) -> Result<(Tensor, Stats)> {
         let heads = scores.dim(1)?;
         let (mut total, mut stats) = (None, Stats::default());
-        for h in 0..heads {
+        for (h, total_sets) in total_sets.iter().enumerate() {
             let (mut pairs, mut first) = (Vec::new(), 0);
             for item in group {
                 let share = item.shares[h];
@@ -108,7 +108,7 @@ impl RewardTrainer<'_> {
                 first += item.set.sequences.len();
             }
             let column = scores.narrow(1, h, 1)?.squeeze(1)?.contiguous()?;
-            let (loss, part) = reward::loss(&column, &pairs, total_sets[h] * heads as f64)?;
+            let (loss, part) = reward::loss(&column, &pairs, total_sets * heads as f64)?;
             if h == 0 || !self.by_dimension {
                 stats.merge(&part);
             }

@@ -2034,6 +2034,8 @@ export type PersonalExport = {
   jobs: ([string, string, string | null, string | null])[];
   /** (provider, name there, when) of systems that sign them in. */
   identities: [string, string, number][];
+  /** (project, judgments a day, when) of projects that they are a member of; null for their own quota. */
+  projects: ([string, number | null, number])[];
   /** (action, key) of the labeling page's keys that they changed. */
   key_map: [string, string][];
   /** (name, when) of settings whose present value is theirs. */

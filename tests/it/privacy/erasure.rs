@@ -52,6 +52,7 @@ const COLUMNS: &[(&str, Column)] = &[
     ("key_usage.key_id", Stays("", "a count of tokens a day, of a key that is nobody's")),
     ("key_maps.labeler_id", Exported("key_map")),
     ("labelers.id", Stays("labeler", NAMELESS)),
+    ("project_members.labeler_id", Exported("projects")),
     ("resolutions.reviewer_id", Exported("resolutions")),
     ("rubric_activations.created_by", Stays("rubric_activations", NAMELESS)),
     ("rubrics.created_by", Stays("rubrics", NAMELESS)),
@@ -165,6 +166,7 @@ async fn busy_person(server: &Server) -> String {
     post("/admin/guidelines", json!({"lang": "en", "text": "Be kind."})).await.expect(200);
     post("/admin/settings", json!({"name": "labeling.overlap", "value": 1})).await.expect(204);
     post("/admin/jobs", json!({"kind": "reward", "args": {}})).await.expect(201);
+    server.post("/admin/projects/default/members", json!({"labeler_id": id, "daily_quota": 5})).await.expect(200);
     server.post(&format!("/admin/labelers/{id}/link"), json!({})).await.expect(201);
     let key = json!({"name": "Ada's key", "scopes": ["inference"], "labeler_id": id, "daily_tokens": 1000});
     let key = server.post("/admin/keys", key).await.expect(201).json();
@@ -283,6 +285,7 @@ async fn every_column_is_accounted_for(fresh: Fresh) {
         "prompts",
         "resolutions",
         "conversations",
+        "projects",
         "sessions",
         "links",
     ] {
