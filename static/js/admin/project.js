@@ -31,5 +31,5 @@ export async function projectChoice(el) {
     ),
   );
   select.addEventListener('change', () => location.assign(addressOf(select.value)));
-  fill(el, h('label', { for: 'admin-project', text: t('projects.one') }), select);
+  fill(el, h('label', { class: 'inline', for: 'admin-project' }, h('span', { text: t('projects.one') }), select));
 }

@@ -14,7 +14,7 @@ const membersOf = (/** @type {CountedProject} */ p) => /** @type {const} */ (`/a
 
 /** A form of one line; `send(value)` gets what was written. */
 function lineForm({ id, label, value = '', button, send }) {
-  const input = h('input', { id, dir: 'auto', maxlength: '100', required: true, autocomplete: 'off', value, 'aria-describedby': `${id}-error` });
+  const input = h('input', { id, dir: 'auto', maxlength: '100', required: true, autocomplete: 'off', placeholder: value ? '' : label, value, 'aria-describedby': `${id}-error` });
   const error = h('p', { class: 'form-error', id: `${id}-error`, role: 'alert' });
   return h(
     'form',
@@ -74,7 +74,7 @@ async function members(host, /** @type {CountedProject} */ project, changed) {
       h('td', null, quota),
       h(
         'td',
-        { class: 'actions' },
+        { class: 'right' },
         h('button', {
           type: 'button',
           class: 'quiet',
