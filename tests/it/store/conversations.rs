@@ -68,7 +68,7 @@ async fn turns_follow_each_other(store: Arc<Store>) {
         let page = Page { after: after.map(ToString::to_string), limit: 1 };
         store.conversations().list(who, page).await.unwrap()
     };
-    assert_eq!(of(&ada, None).await, [three.clone()]);
+    assert_eq!(of(&ada, None).await, std::slice::from_ref(&three));
     assert_eq!(of(&ada, Some(&three.id)).await, []);
     assert_eq!(of(&bob, None).await[0].turns.len(), 2);
 }
@@ -128,7 +128,8 @@ async fn corrections_are_demonstrations_of_an_edit(store: Arc<Store>) {
     let facts = |c: &Completion| (c.text.clone(), c.id.clone(), c.origin, c.parent_completion_id.clone());
     let mut found: Vec<_> = all.iter().map(|(_, c)| facts(c)).collect();
     let mut expected: Vec<_> = given.ideal_answer.iter().chain(&given.corrections).map(facts).collect();
-    (found.sort_by(|a, b| a.0.cmp(&b.0)), expected.sort_by(|a, b| a.0.cmp(&b.0)));
+    found.sort_by(|a, b| a.0.cmp(&b.0));
+    expected.sort_by(|a, b| a.0.cmp(&b.0));
     assert_eq!(found, expected, "each once, with the completion that it corrects");
 }
 
