@@ -10,51 +10,46 @@ use tokio::io::AsyncWriteExt;
 use super::transfer::{Selection, write_out};
 use super::{Result, ServiceError, Services, datasets};
 use crate::data::Format;
-use crate::domain::DatasetVersion;
+use crate::domain::{DatasetVersion, Split};
 
-/// Writes the version's rankings in a format, and README.md, into a directory. Returns the number of rankings that the
+/// Writes the version's rankings in a format, in a file named by their split, and README.md into a directory. Returns the number of rankings that the
 /// format cannot represent.
 ///
 /// # Errors
 /// `NotFound` for an unknown version; `Conflict` when it cannot be reproduced; `BadInput` for formats without rankings.
 pub async fn write_dir(services: &Arc<Services>, id: &str, format: Format, dir: &Path) -> Result<usize> {
     let version = datasets::get(services, id).await?;
+    let split = match datasets::filter_of(&version).ok().and_then(|filter| filter.split) {
+        // The hub's name of a held-out split.
+        Some(Split::Heldout) => "test",
+        _ => "train",
+    };
     let selection = Selection { dataset: Some(id.to_owned()), ..Selection::default() };
     let mut export = write_out(services, format, selection).await?;
-    let name = file_name(&version, format);
+    let ending = if format == Format::Parquet { "parquet" } else { "jsonl" };
+    let name = format!("{split}.{ending}");
     let failed = |error: std::io::Error| ServiceError::Internal(format!("writing {name}: {error}"));
     let mut file = tokio::fs::File::create(dir.join(&name)).await.map_err(failed)?;
     while let Some(piece) = export.pieces.recv().await {
         file.write_all(&piece?).await.map_err(failed)?;
     }
     file.flush().await.map_err(failed)?;
-    let card = card(&version, format, &name, export.left_out);
+    let card = card(&version, split, format, &name, export.left_out);
     tokio::fs::write(dir.join("README.md"), card).await.map_err(failed)?;
     Ok(export.left_out)
 }
 
-/// The file, named by the split that the version has. The hub calls a held-out split `test`.
-fn file_name(version: &DatasetVersion, format: Format) -> String {
-    let ending = if format == Format::Parquet { "parquet" } else { "jsonl" };
-    format!("{}.{ending}", split(version))
-}
-
-fn split(version: &DatasetVersion) -> &'static str {
-    if version.filter["split"] == "heldout" { "test" } else { "train" }
-}
-
-fn card(version: &DatasetVersion, format: Format, file: &str, left_out: usize) -> String {
+fn card(version: &DatasetVersion, split: &str, format: Format, file: &str, left_out: usize) -> String {
     let DatasetVersion { id, name, filter, as_of, sha256, n_sets, n_pairs } = version;
     let title = name.as_deref().unwrap_or(id.as_str());
     let mut out = String::new();
     // Writing to a string cannot fail.
     let _ = write!(
         out,
-        "---\ntags:\n- instructd\n- preference\nconfigs:\n- config_name: default\n  data_files:\n  - split: {}\n    path: \
+        "---\ntags:\n- instructd\n- preference\nconfigs:\n- config_name: default\n  data_files:\n  - split: {split}\n    path: \
          {file}\n---\n\n# Rankings `{title}`\n\nA dataset version of instructd.\n\n| | |\n|---|---|\n| sets | {n_sets} \
          |\n| pairs | {n_pairs} |\n| format | `{}` |\n| rankings that the format cannot hold | {left_out} |\n| as of | \
          {} |\n| SHA-256 of the rankings | `{sha256}` |\n",
-        split(version),
         format.as_str(),
         jiff::Timestamp::from_microsecond(*as_of).map(|at| at.to_string()).unwrap_or_default(),
     );

@@ -396,6 +396,13 @@ async fn a_dataset_version_is_a_directory_with_a_card() {
         let line: Value = serde_json::from_str(line).unwrap();
         assert!(["prompt", "chosen", "rejected"].iter().all(|name| !line[name].is_null()), "{line}");
     }
+    // Held-out rankings are the hub's split `test`.
+    server.post("/admin/datasets", json!({"name": "held", "filter": {"split": "heldout"}})).await.expect(201);
+    let dir = tempfile::tempdir().unwrap();
+    hub_dataset::write_dir(&server.services, "held", Format::Trl, dir.path()).await.unwrap();
+    let card = std::fs::read_to_string(dir.path().join("README.md")).unwrap();
+    assert!(card.contains("- split: test\n") && card.contains("path: test.jsonl"), "{card}");
+    assert!(dir.path().join("test.jsonl").exists());
     let unknown = hub_dataset::write_dir(&server.services, "none", Format::Trl, dir.path()).await;
     assert!(unknown.unwrap_err().to_string().contains("none"));
     let (stage, hub) = serve(Stage::default());
