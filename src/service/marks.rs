@@ -1,4 +1,4 @@
-//! Texts that labelers write, and what they mark in the completions of a set: stretches that are wrong, and corrected
+//! Texts that labelers write, and what they mark in the completions of a set: spans that are wrong, and corrected
 //! texts.
 
 use std::collections::HashSet;
@@ -41,8 +41,9 @@ pub async fn checked_spans(
     if notes > MAX_TEXT {
         return Err(bad_input("spans", format!("their notes have {notes} bytes; at most {MAX_TEXT} in all")));
     }
+    let texts = Texts::of(services, set).await?;
     for (i, span) in spans.iter_mut().enumerate() {
-        let text = text_in(services, set, &span.completion_id, &format!("spans[{i}].completion_id")).await?;
+        let text = texts.get(&span.completion_id, &format!("spans[{i}].completion_id"))?;
         let length = text.chars().count() as i64;
         let (start, end) = (span.start, span.end);
         if !(0..length).contains(&start) {
@@ -79,13 +80,17 @@ pub async fn corrected(
     corrections: Vec<Correction>,
     now: Micros,
 ) -> Result<Vec<Completion>> {
-    if outcome == Outcome::Skip && !corrections.is_empty() {
+    if corrections.is_empty() {
+        return Ok(Vec::new());
+    }
+    if outcome == Outcome::Skip {
         return Err(bad_input("corrections", "are of judgments, not of skips"));
     }
+    let former_texts = Texts::of(services, set).await?;
     let (mut seen, mut texts) = (HashSet::new(), Vec::with_capacity(corrections.len()));
     for (i, Correction { completion_id, text }) in corrections.into_iter().enumerate() {
         let field = format!("corrections[{i}].completion_id");
-        let former = text_in(services, set, &completion_id, &field).await?;
+        let former = former_texts.get(&completion_id, &field)?;
         if !seen.insert(completion_id.clone()) {
             return Err(bad_input(field, format!("{completion_id} is corrected twice")));
         }
@@ -108,12 +113,20 @@ pub async fn corrected(
     Ok(texts)
 }
 
-/// The text of a completion of the set.
-async fn text_in(services: &Services, set: &ComparisonSet, id: &CompletionId, field: &str) -> Result<String> {
-    if !set.completion_ids.contains(id) {
-        return Err(bad_input(field, format!("{id} is not in this set")));
+/// The completions of a set.
+struct Texts(Vec<Completion>);
+
+impl Texts {
+    async fn of(services: &Services, set: &ComparisonSet) -> Result<Self> {
+        Ok(Self(services.store.sets().content(&set.id).await?.completions))
     }
-    Ok(services.store.completions().get(id).await?.text)
+
+    /// # Errors
+    /// `BadInput` naming `field` for a completion that is not in the set.
+    fn get(&self, id: &CompletionId, field: &str) -> Result<&str> {
+        let found = self.0.iter().find(|completion| completion.id == *id);
+        found.map(|c| c.text.as_str()).ok_or_else(|| bad_input(field, format!("{id} is not in this set")))
+    }
 }
 
 /// A text written by a person.
