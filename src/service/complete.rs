@@ -8,7 +8,8 @@ use tracing::Instrument;
 use super::prompts::prompt_record;
 use super::{Result, ServiceError, Services, uncancelled};
 use crate::domain::{
-    ApiKeyId, Completion, CompletionId, CompletionOrigin, Message, ModelKind, ModelState, ModelVersionId, Prompt, TRACE,
+    ApiKeyId, Completion, CompletionId, CompletionOrigin, Message, ModelKind, ModelState, ModelVersionId, ProjectId,
+    Prompt, TRACE,
 };
 use crate::engine::{
     EngineError, FinishReason, GenEvent, GenerateRequest, Generation, Generator, SamplingParams, ServedModel, TextForm,
@@ -460,7 +461,9 @@ impl Running {
     fn record(&self, keep: impl Fn(&Sample) -> bool) -> Option<Answers> {
         let now = self.services.now();
         let (prompt, served) = match &self.stored_as {
-            StoredAs::Request(messages, source) => (prompt_record(messages.clone(), source, now), Some(*source)),
+            StoredAs::Request(messages, source) => {
+                (prompt_record(&ProjectId::first(), messages.clone(), source, now), Some(*source))
+            }
             StoredAs::Known(prompt) => ((**prompt).clone(), None),
         };
         let mut sampling = serde_json::to_value(&self.params).unwrap_or_default();

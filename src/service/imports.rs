@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::{Semaphore, mpsc};
 
 use super::marks::human_completion;
-use super::prompts::{in_project, prompt_record};
+use super::prompts::prompt_record;
 use super::{Result, ServiceError, Services, bad_input, ratings, uncancelled};
 use crate::data::limits::Limits;
 use crate::data::source::{Content, Source};
@@ -164,7 +164,7 @@ struct Target {
 
 impl Target {
     fn prompt(&self, prompt: data::PromptInput, now: Micros) -> Prompt {
-        in_project(prompt_record(prompt.into_messages(), &self.source, now), &self.project)
+        prompt_record(&self.project, prompt.into_messages(), &self.source, now)
     }
 }
 
@@ -397,7 +397,7 @@ fn ranking(
         Some(version) => line_ratings(version, &completions, &set.completion_ids, definitions)?,
     };
     let spans = written.iter().zip(&completions).flat_map(|(written, ranked)| {
-        ranked.spans.iter().cloned().map(move |Stretch { start, end, note }| Span {
+        ranked.spans.iter().cloned().map(move |TextSpan { start, end, note }| Span {
             completion_id: written.id.clone(),
             start,
             end,

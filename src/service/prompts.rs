@@ -14,14 +14,19 @@ pub fn raw_text(text: impl Into<String>) -> Vec<Message> {
     PromptInput::Text(text.into()).into_messages()
 }
 
-/// A new prompt record (the store returns the known one instead when the content is known).
-pub fn prompt_record(messages: Vec<Message>, source: &str, now: i64) -> Prompt {
-    let content_hash = content_hash(&messages);
+/// A new prompt record (the store returns the known one instead when the content is known). The same text in two
+/// projects is two prompts, on the same side of the split.
+pub fn prompt_record(project: &ProjectId, messages: Vec<Message>, source: &str, now: i64) -> Prompt {
+    let of_messages = content_hash(&messages);
     Prompt {
         id: PromptId::new(),
-        project_id: ProjectId::first(),
-        split: split_of(&content_hash, HELDOUT),
-        content_hash,
+        project_id: project.clone(),
+        split: split_of(&of_messages, HELDOUT),
+        // Prompts of the first project keep the hash that they had before there were others.
+        content_hash: match project.is_first() {
+            true => of_messages,
+            false => hash::of_bytes(format!("{project}\n{of_messages}").as_bytes()),
+        },
         messages,
         lang: None,
         source: source.to_owned(),
@@ -29,15 +34,6 @@ pub fn prompt_record(messages: Vec<Message>, source: &str, now: i64) -> Prompt {
         answer: None,
         created: now,
     }
-}
-
-/// The prompt in a project. The same text in two projects is two prompts, on the same side of the split.
-pub fn in_project(prompt: Prompt, project: &ProjectId) -> Prompt {
-    if project.is_first() {
-        return prompt;
-    }
-    let content_hash = hash::of_bytes(format!("{project}\n{}", prompt.content_hash).as_bytes());
-    Prompt { project_id: project.clone(), content_hash, ..prompt }
 }
 
 /// Refuses conversations that no template can render. `field` is the name of the request's field.
@@ -84,7 +80,7 @@ pub async fn add(
     if lang.as_ref().is_some_and(|l| l.len() > 35) {
         return Err(bad_input("lang", "must be a language tag"));
     }
-    let mut prompt = in_project(prompt_record(messages, source, services.now()), project);
+    let mut prompt = prompt_record(project, messages, source, services.now());
     prompt.lang = lang;
     prompt.tags = tags;
     submit(services, by, prompt).await
@@ -104,7 +100,7 @@ pub async fn add_on_side(
     split: Split,
 ) -> Result<Prompt> {
     check_messages(&messages, "messages", services.config.limits.prompt_bytes)?;
-    submit(services, by, Prompt { split, ..in_project(prompt_record(messages, source, services.now()), project) }).await
+    submit(services, by, Prompt { split, ..prompt_record(project, messages, source, services.now()) }).await
 }
 
 async fn submit(services: &Arc<Services>, by: &LabelerId, prompt: Prompt) -> Result<Prompt> {

@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 use super::complete::{self, PromptInput, Running, Sample, Start, StoredAs};
 use super::judge::{Judged, Submission, judge};
 use super::marks::human_completion;
-use super::prompts::{check_messages, in_project, prompt_record};
+use super::prompts::{check_messages, prompt_record};
 use super::{Result, ServiceError, Services, bad_input, not_found_as, uncancelled};
 use crate::domain::*;
 use crate::engine::{SamplingParams, ServedModel, TextForm};
@@ -448,7 +448,7 @@ pub async fn demonstrate(
         return Err(bad_input("completion", "must have text and be within the size limit"));
     }
     let now = services.now();
-    let prompt = in_project(prompt_record(messages, "api", now), project);
+    let prompt = prompt_record(project, messages, "api", now);
     let completion = human_completion(prompt.id.clone(), completion, now);
     let (services, labeler) = (services.clone(), actor.labeler_id.clone());
     uncancelled(async move { Ok(services.store.demonstrations().put(prompt, completion, Some(labeler), now).await?) })
