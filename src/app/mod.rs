@@ -119,6 +119,13 @@ pub async fn services(config: Config, store: Arc<Store>) -> Result<(Arc<Services
     Ok((Arc::new(services), generated))
 }
 
+/// Services over the configured database, for commands that nobody signs in to: no admin key is made.
+pub async fn keyless_services(config: Config) -> Result<Arc<Services>> {
+    let store = open_store(&config).await?;
+    let (clock, random) = (system_clock(), Random::from_os()?);
+    Ok(Arc::new(Services::new(config, store, clock, random, None, crate::train::job_kinds())))
+}
+
 /// Opens the configured database, for the commands that need nothing else.
 pub async fn open_store(config: &Config) -> Result<Arc<Store>> {
     private::make_data_dir(&config.data_dir)?;

@@ -1,14 +1,12 @@
 //! `instructd datasets`: pushes dataset versions to the Hugging Face hub.
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use clap::Subcommand;
 
 use super::settings::Settings;
-use crate::data::Format;
 use crate::hub::Hub;
 use crate::hub::push::{Push, RepoKind};
 use crate::service::hub_dataset;
-use crate::service::{Random, Services, system_clock};
 
 #[derive(Subcommand)]
 pub enum Datasets {
@@ -55,16 +53,11 @@ impl Datasets {
 async fn push(args: PushArgs) -> Result<()> {
     let PushArgs { dataset, repo, format, private, settings } = args;
     let config = settings.load()?;
-    let known: Vec<&str> = Format::ALL.iter().map(|known| known.as_str()).collect();
-    let format = Format::parse(&format)
-        .ok_or_else(|| anyhow!("--format: {}", crate::domain::unknown_name("format", &format, &known)))?;
+    let format = super::export::format(&format)?;
     let dir = tempfile::tempdir().context("making a directory for the export")?;
-    let store = crate::app::open_store(&config).await?;
-    // Nobody signs in here, so no admin key is made.
-    let random = Random::from_os()?;
-    let services = Services::new(config, store.clone(), system_clock(), random, None, crate::train::job_kinds());
-    let left_out = hub_dataset::write_dir(&services.into(), &dataset, format, dir.path()).await?;
-    store.close().await;
+    let services = crate::app::keyless_services(config).await?;
+    let left_out = hub_dataset::write_dir(&services, &dataset, format, dir.path()).await?;
+    services.store.close().await;
     if left_out > 0 {
         eprintln!("{left_out} rankings are left out: the format {} cannot hold them", format.as_str());
     }

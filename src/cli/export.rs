@@ -23,6 +23,15 @@ pub struct Args {
     settings: Settings,
 }
 
+/// The format that `--format` names.
+///
+/// # Errors
+/// An unknown format.
+pub(super) fn format(name: &str) -> Result<Format> {
+    let known: Vec<&str> = Format::ALL.iter().map(|known| known.as_str()).collect();
+    Format::parse(name).ok_or_else(|| anyhow!("--format: {}", crate::domain::unknown_name("format", name, &known)))
+}
+
 /// Writes stored rankings or demonstrations to a file or to standard output.
 ///
 /// # Errors
@@ -30,9 +39,7 @@ pub struct Args {
 pub async fn run(args: Args) -> Result<()> {
     let Args { format, split, out, settings } = args;
     let config = settings.load()?;
-    let known: Vec<&str> = Format::ALL.iter().map(|known| known.as_str()).collect();
-    let format = Format::parse(&format)
-        .ok_or_else(|| anyhow!("--format: {}", crate::domain::unknown_name("format", &format, &known)))?;
+    let format = self::format(&format)?;
     let split = match split {
         None => None,
         Some(name) => {

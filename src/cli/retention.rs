@@ -4,7 +4,6 @@ use anyhow::Result;
 
 use super::settings::Settings;
 use crate::service::retention::{self, Amounts, Status};
-use crate::service::{Random, Services, system_clock};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -21,11 +20,8 @@ pub struct Args {
 /// What the database reports; files that cannot be removed.
 pub async fn run(args: Args) -> Result<()> {
     let Args { dry_run, settings } = args;
-    let config = settings.load()?;
-    let store = crate::app::open_store(&config).await?;
-    // Nobody signs in here, so no admin key is made.
-    let random = Random::from_os()?;
-    let services = Services::new(config, store.clone(), system_clock(), random, None, crate::train::job_kinds());
+    let services = crate::app::keyless_services(settings.load()?).await?;
+    let store = services.store.clone();
     crate::service::live::refresh(&services).await?;
     let limits = services.live().config.retention.clone();
     let (now, data_dir) = (services.now(), &services.config.data_dir);

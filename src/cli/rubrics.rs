@@ -1,15 +1,15 @@
 //! `instructd rubrics`: rubrics of the database, also while no server runs.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use clap::Subcommand;
 
 use super::settings::Settings;
+use crate::app::keyless_services;
 use crate::domain::{ProjectId, RubricDefinition};
 use crate::service::access::Actor;
-use crate::service::{Random, Services, projects, rubrics, system_clock};
+use crate::service::{Services, projects, rubrics};
 
 #[derive(Subcommand)]
 pub enum Rubrics {
@@ -67,7 +67,7 @@ impl Rubrics {
     pub async fn run(self) -> Result<()> {
         match self {
             Self::List(List { project, settings }) => {
-                let services = open(settings).await?;
+                let services = keyless_services(settings.load()?).await?;
                 let project = projects::named(&services, project.as_deref()).await?;
                 list(&services, &project).await
             }
@@ -76,7 +76,7 @@ impl Rubrics {
                 let reader = &mut serde_json::Deserializer::from_slice(&text);
                 let definition: RubricDefinition = serde_path_to_error::deserialize(reader)
                     .with_context(|| format!("{} is not the definition of a rubric", file.display()))?;
-                let services = open(settings).await?;
+                let services = keyless_services(settings.load()?).await?;
                 let project = projects::named(&services, project.as_deref()).await?;
                 let put = rubrics::put(&services, &Actor::command_line(), &project, definition, activate).await;
                 let stored = put.map_err(with_field).with_context(|| file.display().to_string())?;
@@ -84,7 +84,7 @@ impl Rubrics {
                 close(&services).await
             }
             Self::Activate(Activate { version, project, settings }) => {
-                let services = open(settings).await?;
+                let services = keyless_services(settings.load()?).await?;
                 let wanted = (version != "none").then_some(version);
                 let project = projects::named(&services, project.as_deref()).await?;
                 let activated = rubrics::activate(&services, &Actor::command_line(), &project, wanted).await;
@@ -110,14 +110,6 @@ async fn list(services: &Services, project: &ProjectId) -> Result<()> {
         println!("no rubric is stored; `instructd rubrics add FILE` stores one");
     }
     close(services).await
-}
-
-/// Services over the database. Nobody signs in here, so no admin key is made.
-async fn open(settings: Settings) -> Result<Arc<Services>> {
-    let config = settings.load()?;
-    let store = crate::app::open_store(&config).await?;
-    let random = Random::from_os()?;
-    Ok(Arc::new(Services::new(config, store, system_clock(), random, None, crate::train::job_kinds())))
 }
 
 async fn close(services: &Services) -> Result<()> {

@@ -140,7 +140,10 @@ impl Hub {
 
     /// A request with the token, which reqwest removes on a redirect to another host.
     fn get(&self, client: &reqwest::Client, path: &str) -> reqwest::RequestBuilder {
-        let request = client.get(format!("{}/{path}", self.endpoint));
+        self.with_token(client.get(format!("{}/{path}", self.endpoint)))
+    }
+
+    fn with_token(&self, request: reqwest::RequestBuilder) -> reqwest::RequestBuilder {
         match &self.token {
             Some(token) => request.bearer_auth(token),
             None => request,

@@ -358,13 +358,6 @@ impl Hub {
         Err(failure)
     }
 
-    fn with_token(&self, request: RequestBuilder) -> RequestBuilder {
-        match &self.token {
-            Some(token) => request.bearer_auth(token),
-            None => request,
-        }
-    }
-
     /// A request to an address that the hub has named: only its own server gets the token.
     fn to_hub(&self, request: RequestBuilder, address: &str) -> RequestBuilder {
         let is_own = address.strip_prefix(&self.endpoint).is_some_and(|rest| rest.starts_with('/'));

@@ -4,7 +4,6 @@ use anyhow::Result;
 
 use crate::cli::settings::Settings;
 use crate::service::register::activate_offline;
-use crate::service::{Random, Services, system_clock};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -19,11 +18,7 @@ pub struct Args {
 /// # Errors
 /// An unknown or retired version, or one whose files cannot be opened.
 pub async fn run(args: Args) -> Result<()> {
-    let config = args.settings.load()?;
-    let store = crate::app::open_store(&config).await?;
-    // Not by `app::services`, which would generate an admin key if there is none.
-    let services =
-        Services::new(config, store.clone(), system_clock(), Random::from_os()?, None, crate::train::job_kinds());
+    let services = crate::app::keyless_services(args.settings.load()?).await?;
     let activated = activate_offline(&services, &args.name).await?;
     let version = &activated.version;
     println!(
@@ -36,6 +31,6 @@ pub async fn run(args: Args) -> Result<()> {
             services.config.model, version.name
         );
     }
-    store.close().await;
+    services.store.close().await;
     Ok(())
 }
