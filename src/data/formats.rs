@@ -12,7 +12,7 @@ use super::lines::{Lines, MAX_SENT_LINE};
 use super::oasst;
 use super::preferences::pairs;
 use super::records::{Comparison, Format, PromptRecord, RankedText, Record, Written};
-use crate::domain::{Knowledge, LabelerKind, Message, PromptInput, Ratings, Split, Strength, Stretch};
+use crate::domain::{Knowledge, LabelerKind, Message, PromptInput, Ratings, Split, Strength, TextSpan};
 
 /// Most completions in one set; the number of pairs grows with its square. Labelers rank sets of two to nine; larger
 /// ones come only from files.
@@ -191,15 +191,15 @@ fn ratings(value: Option<&Value>) -> Outcome<Ratings> {
     map.iter().map(one).collect()
 }
 
-/// The stretches of a text that are marked as wrong, in their order.
-fn spans(value: Option<&Value>, text: &str) -> Outcome<Vec<Stretch>> {
+/// The spans of a text, in their order.
+fn spans(value: Option<&Value>, text: &str) -> Outcome<Vec<TextSpan>> {
     let Some(value) = value.filter(|v| !v.is_null()) else { return Ok(Vec::new()) };
-    let mut spans: Vec<Stretch> = serde_json::from_value(value.clone())
+    let mut spans: Vec<TextSpan> = serde_json::from_value(value.clone())
         .map_err(|_| format!("must be a list of objects with `start`, `end` and perhaps `note`; found {value}"))?;
     spans.sort_by_key(|span| span.start);
     let length = text.chars().count() as i64;
     let mut last = 0;
-    for Stretch { start, end, .. } in &spans {
+    for TextSpan { start, end, .. } in &spans {
         if *start < last || start >= end || *end > length {
             return Err(format!(
                 "has {start} to {end}; must be within the text of {length} characters, without overlap"

@@ -52,15 +52,8 @@ fn ranking(prompt: &Prompt, values: &BTreeMap<&CompletionId, (&str, f64)>) -> Op
 fn comparison(prompt: &Prompt, completions: Vec<RankedText>) -> Comparison {
     Comparison {
         prompt_id: Some(prompt.id.to_string()),
-        prompt: PromptInput::Chat(prompt.messages.clone()),
-        completions,
-        strength: None,
         split: Some(prompt.split),
-        labeler: None,
-        labeler_kind: None,
-        knowledge: None,
-        explanation: None,
-        rubric: None,
+        ..Comparison::new(PromptInput::Chat(prompt.messages.clone()), completions)
     }
 }
 

@@ -49,18 +49,7 @@ fn walk(node: &Value, path: &mut Vec<Message>, found: &mut Vec<Comparison>) -> R
             }
         }
         if ranked.len() >= 2 {
-            found.push(Comparison {
-                prompt_id: None,
-                prompt: PromptInput::Chat(path.clone()),
-                completions: ranked,
-                strength: None,
-                split: None,
-                labeler: None,
-                labeler_kind: None,
-                knowledge: None,
-                explanation: None,
-                rubric: None,
-            });
+            found.push(Comparison::new(PromptInput::Chat(path.clone()), ranked));
         }
     }
     for reply in replies {

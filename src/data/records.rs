@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 use crate::domain::{
-    ByRating, Knowledge, LabelerKind, Outcome, PromptInput, RankedSet, RatingValue, Ratings, Split, Strength, Stretch,
+    ByRating, Knowledge, LabelerKind, Outcome, PromptInput, RankedSet, RatingValue, Ratings, Split, Strength, TextSpan,
 };
 
 /// Names of file formats, as in `POST /admin/import?format=…`.
@@ -55,9 +55,9 @@ pub struct RankedText {
     /// By dimension of the line's rubric.
     #[serde(default, skip_serializing_if = "Ratings::is_empty")]
     pub ratings: Ratings,
-    /// Stretches marked as wrong.
+    /// Spans marked as wrong.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub spans: Vec<Stretch>,
+    pub spans: Vec<TextSpan>,
 }
 
 impl RankedText {
@@ -143,6 +143,14 @@ impl Comparison {
         (line.completions.len() >= 2).then_some(line)
     }
 
+    /// The line by the labeler's ranking, or by a rating where `by` asks for it, as [`Comparison::ranked_by`].
+    pub fn ranked_as(self, by: Option<&ByRating>) -> Option<Self> {
+        match by {
+            None => Some(self),
+            Some(by) => self.ranked_by(by),
+        }
+    }
+
     /// The line as files hold it that rank by one of its ratings, for every dimension and both directions.
     pub fn ranked_by_each(&self) -> Vec<Self> {
         let Some(rubric) = &self.rubric else { return Vec::new() };
@@ -165,21 +173,15 @@ impl Comparison {
         });
         Some(Self {
             prompt_id: Some(set.prompt_id.to_string()),
-            prompt: PromptInput::Chat(set.messages.clone()),
-            completions: ranked.collect(),
             strength: set.strength,
             split: Some(set.split),
-            labeler: None,
-            labeler_kind: None,
-            knowledge: None,
-            explanation: None,
             rubric: set.rubric_version.clone(),
+            ..Self::new(PromptInput::Chat(set.messages.clone()), ranked.collect())
         })
     }
 
-    /// A pair with the preferred text first.
-    pub fn preferred(prompt: PromptInput, chosen: String, rejected: String) -> Self {
-        let completions = vec![RankedText::new(chosen, 0), RankedText::new(rejected, 1)];
+    /// A ranking of which nothing else is known.
+    pub fn new(prompt: PromptInput, completions: Vec<RankedText>) -> Self {
         Self {
             prompt_id: None,
             prompt,
@@ -192,6 +194,11 @@ impl Comparison {
             explanation: None,
             rubric: None,
         }
+    }
+
+    /// A pair with the preferred text first.
+    pub fn preferred(prompt: PromptInput, chosen: String, rejected: String) -> Self {
+        Self::new(prompt, vec![RankedText::new(chosen, 0), RankedText::new(rejected, 1)])
     }
 
     /// # Errors

@@ -1,4 +1,4 @@
-//! Conversations of labelers with the model, and stretches of text that labelers mark.
+//! Conversations of labelers with the model, and spans of text that labelers mark as wrong.
 
 use serde::{Deserialize, Serialize};
 
@@ -26,7 +26,7 @@ pub struct ConversationTurn {
     pub created: Micros,
 }
 
-/// A stretch of a completion that a labeler marked as wrong. Positions are in Unicode scalar values of the stored text.
+/// A span of a completion that a labeler marked as wrong. Positions are in Unicode scalar values of the stored text.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Span {
@@ -40,10 +40,10 @@ pub struct Span {
     pub note: Option<String>,
 }
 
-/// A marked stretch of a completion in a data file. Positions are in Unicode scalar values of the completion's text.
+/// A span of a completion in a data file. Positions are in Unicode scalar values of the completion's text.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Stretch {
+pub struct TextSpan {
     pub start: i64,
     pub end: i64,
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -18,7 +18,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-pub use conversations::{Conversation, ConversationTurn, Span, Stretch};
+pub use conversations::{Conversation, ConversationTurn, Span, TextSpan};
 pub use draws::{DrawReport, TournamentPlace};
 pub use error_chain::error_chain;
 pub use ids::*;
@@ -222,7 +222,7 @@ pub struct Judgment {
     pub flags: Vec<JudgmentFlag>,
     /// In the order of completion id and dimension.
     pub ratings: Vec<Rating>,
-    /// Stretches marked as wrong, in the order of completion id and start.
+    /// Spans marked as wrong, in the order of completion id and start.
     pub spans: Vec<Span>,
     pub created: Micros,
     /// The labeler's knowledge when judging; set by the store.
@@ -279,8 +279,8 @@ pub struct RankedItem {
     pub tier: i64,
     pub shown_position: i64,
     pub ratings: Ratings,
-    /// Stretches marked as wrong, in their order.
-    pub spans: Vec<Stretch>,
+    /// Spans marked as wrong, in their order.
+    pub spans: Vec<TextSpan>,
 }
 
 /// A labeler's latest judgment of a set without texts: the input of quality figures.

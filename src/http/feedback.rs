@@ -81,7 +81,7 @@ pub struct Rewards {
     pub model_version: ModelVersionId,
     /// In the order of the request.
     pub scores: Vec<f64>,
-    /// Standard deviation over the model's heads, on the scale of the score; 0 for a model with one head.
+    /// Standard deviation over the heads of an ensemble, on the scale of the score; 0 for other models.
     pub stds: Vec<f64>,
     /// Of a model with heads for a rubric's dimensions: the score of each completion by head, before weights. `ranking`
     /// is the head of the labelers' ranking.

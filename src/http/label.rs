@@ -212,7 +212,7 @@ pub struct JudgmentRequest {
     /// Each completion at most once on each dimension of the rubric.
     #[serde(default)]
     pub ratings: Vec<Rating>,
-    /// Stretches that are wrong, at most 64; those of one completion do not overlap.
+    /// Spans that are wrong, at most 64; those of one completion do not overlap.
     #[serde(default)]
     pub spans: Vec<Span>,
     /// Completions as they should be, each at most once; stored as demonstrations that name the completion they correct.

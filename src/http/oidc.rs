@@ -119,7 +119,7 @@ pub async fn callback(
     }
     let CallbackQuery { code: sent, state: echoed, error, iss } = query;
     let answer = Answer { code: sent, state: echoed, error, issuer: iss };
-    let (_, token) = match oidc::finish(services, &Attempt::of(secret), &answer).await {
+    let token = match oidc::finish(services, &Attempt::of(secret), &answer).await {
         Ok(signed_in) => signed_in,
         Err(error) => {
             let is_guess = [Refusal::ProviderState, Refusal::ProviderAnswer].map(Refusal::code).contains(&code(&error));

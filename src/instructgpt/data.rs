@@ -128,18 +128,7 @@ pub fn collect(
             continue;
         }
         let completions = texts.iter().zip(&scores).map(|(text, s)| RankedText::new(text, tier(*s))).collect();
-        sets.push(Comparison {
-            prompt_id: None,
-            prompt: record.prompt,
-            completions,
-            strength: None,
-            split: None,
-            labeler: None,
-            labeler_kind: None,
-            knowledge: None,
-            explanation: None,
-            rubric: None,
-        });
+        sets.push(Comparison::new(record.prompt, completions));
     }
     ensure!(!sets.is_empty(), "the judge found no difference between any samples");
     Ok(Some((write_lines(out, &sets)?, equal)))

@@ -147,10 +147,7 @@ impl<'a> Rankings<'a> {
                 let mut found = Vec::with_capacity(sets.len());
                 for set in &sets {
                     let line = if self.with_labelers { Comparison::signed(set) } else { Comparison::from_ranked(set) };
-                    let line = match &self.filter.by_rating {
-                        None => line,
-                        Some(by) => line.and_then(|line| line.ranked_by(by)),
-                    };
+                    let line = line.and_then(|line| line.ranked_as(self.filter.by_rating.as_ref()));
                     let Some(comparison) = line else { continue };
                     let knowledge = self.only_informed.then_some(set.knowledge);
                     if self.only_informed

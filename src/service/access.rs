@@ -31,8 +31,8 @@ pub struct Actor {
     /// Identity by which rates are limited: a key's id, also for the sessions that the key opened, `admin:…`, or
     /// `person:…`.
     pub credential: String,
-    /// The credential: a key's id, `configured`, `link:…`, `invite`, `oidc` or `proxy`; for a session, the credential that opened
-    /// it.
+    /// The credential: a key's id, `configured`, `link:…`, `invite`, `oidc` or `proxy`; for a session, the credential that
+    /// opened it.
     pub origin: String,
     /// The API key with a daily token limit, if there is one, also behind a session.
     pub quota: Option<(ApiKeyId, i64)>,
@@ -204,13 +204,9 @@ async fn of_session(services: &Services, hash: &str, now: Micros) -> Result<Opti
     let way = SignInMethod::Session(hash.to_owned());
     let opened_by = session.credential.as_str();
     let key = match opened_by {
-        "" => None,
-        OIDC => {
-            if services.config.auth.oidc.issuer.is_none() {
-                return Ok(None);
-            }
-            None
-        }
+        // Without a provider its sessions have ended.
+        OIDC if services.config.auth.oidc.issuer.is_none() => return Ok(None),
+        "" | OIDC => None,
         link if link.starts_with("link:") => {
             if !link_is_live {
                 return Ok(None);

@@ -29,8 +29,7 @@ pub struct Continued {
 }
 
 /// Stores the prompt of the next turn: the conversation so far, the chosen answer without its reasoning, and the message.
-/// It is in the project, and on the side of the split, of the
-/// conversation's first prompt.
+/// It is in the project, and on the side of the split, of the conversation's first prompt.
 ///
 /// # Errors
 /// `Forbidden` for a set that the labeler did not ask for; `Conflict` for one that they have not judged, that is continued

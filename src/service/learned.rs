@@ -6,7 +6,8 @@ use serde::Serialize;
 
 use super::datasets::filter_of;
 use super::{Result, Services};
-use crate::domain::{DatasetId, Job, JobId, JobState, JudgmentId, LabelerId, SetId};
+use crate::data::Comparison;
+use crate::domain::{DatasetId, Job, JobId, JobState, JudgmentId, LabelerId, RankedSet, SetId};
 use crate::store::{Page, RankedFilter, StoreError};
 
 /// Number of ended runs that are searched, the newest.
@@ -95,15 +96,9 @@ pub async fn of_set(services: &Services, id: &SetId) -> Result<Vec<LearnedRun>> 
 async fn ranked(services: &Services, filter: &RankedFilter, id: &SetId) -> Result<Vec<LearnedJudgment>> {
     let sets = services.store.judgments().ranked_of_set(filter, id).await?;
     let in_data = sets.iter().filter(|set| {
-        let line = crate::data::Comparison::from_ranked(set);
-        match &filter.by_rating {
-            None => line.is_some(),
-            Some(by) => line.and_then(|line| line.ranked_by(by)).is_some(),
-        }
+        Comparison::from_ranked(set).and_then(|line| line.ranked_as(filter.by_rating.as_ref())).is_some()
     });
-    let judgment = |set: &crate::domain::RankedSet| LearnedJudgment {
-        judgment_id: set.judgment_id.clone(),
-        labeler_id: set.labeler_id.clone(),
-    };
+    let judgment =
+        |set: &RankedSet| LearnedJudgment { judgment_id: set.judgment_id.clone(), labeler_id: set.labeler_id.clone() };
     Ok(in_data.map(judgment).collect())
 }

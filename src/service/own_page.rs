@@ -4,7 +4,7 @@
 use serde::Serialize;
 
 use super::label::{self, Onboarding};
-use super::quota::{day_limit, quota_in};
+use super::quota::{day_limit, quota_in, quota_of};
 use super::{Result, Services, completion_code, projects};
 use crate::domain::time::DAY;
 use crate::domain::{LabelerId, Micros, Outcome, Role, SetKind};
@@ -86,15 +86,16 @@ pub async fn figures(services: &Services, actor: &Actor, project: Option<&str>) 
     shown.retain(|(set, _, _)| calibration.contains(set));
     let facts = Facts::new(&judged, &shown, &store.people().list().await?);
     let row = labelers::figures(&facts, &[]).into_iter().find(|r| r.labeler_id == me.id);
-    let quota = match &project {
-        Some(project) => quota_in(services, &me, project),
-        None => label::quota(services, &me),
+    let (quota, limit, onboarding, queue_open) = match &project {
+        Some(project) => (
+            quota_in(services, &me, project),
+            day_limit(services, me.daily_quota, project.quota, project.held_elsewhere).judged,
+            label::onboarding(services, &me.id, &project.project.id).await?,
+            label::open_for(services, &me, project, counts.today).await?,
+        ),
+        None => (label::quota(services, &me), quota_of(services, me.daily_quota), None, 0),
     };
     let quota = Some(quota).filter(|q| *q > 0);
-    let limit = match &project {
-        Some(project) => day_limit(services, me.daily_quota, project.quota, project.held_elsewhere).judged,
-        None => quota,
-    };
     Ok(OwnPage {
         labeler_id: me.id.clone(),
         name: actor.name.clone(),
@@ -106,10 +107,7 @@ pub async fn figures(services: &Services, actor: &Actor, project: Option<&str>) 
         quota,
         quota_left: limit.map(|q| (q - counts.today).max(0)),
         completion_code: limit.filter(|q| counts.today >= *q).and_then(|_| completion_code::of(services, &me.id)),
-        onboarding: match &project {
-            Some(project) => label::onboarding(services, &me.id, &project.project.id).await?,
-            None => None,
-        },
+        onboarding,
         days,
         median_active_ms: row.as_ref().and_then(|r| r.median_active_ms),
         median_active_ms_today,
@@ -117,9 +115,6 @@ pub async fn figures(services: &Services, actor: &Actor, project: Option<&str>) 
         skip_rate: row.as_ref().and_then(|r| r.skip_rate),
         agreement_with_others: row.as_ref().and_then(|r| r.agreement_with_others),
         calibration_accuracy: row.as_ref().and_then(|r| r.gold_accuracy),
-        queue_open: match &project {
-            Some(project) => label::open_for(services, &me, project, counts.today).await?,
-            None => 0,
-        },
+        queue_open,
     })
 }

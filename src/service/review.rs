@@ -86,8 +86,8 @@ pub struct Disputed {
     pub completions: Vec<Completion>,
     /// Judgments with the names of their labelers.
     pub judgments: Vec<(Judgment, Labeler)>,
-    /// Rankings by language models with their names, in the order in which they were stored.
-    pub judges: Vec<(ModelJudgment, String)>,
+    /// Names of language models with their rankings, in the order in which they were stored.
+    pub judges: Vec<(String, ModelJudgment)>,
     pub settled_by: Option<LabelerId>,
     /// The expected order of sets with a known answer.
     pub known: Option<KnownOrder>,
@@ -113,11 +113,7 @@ pub async fn disputed(services: &Services, by: &Actor, id: &SetId) -> Result<Dis
     let names = services.store.model_judgments().labelers().await?;
     let name = |id: &LabelerId| names.iter().find(|l| l.id == *id).map_or_else(String::new, |l| l.name.clone());
     let judges = services.store.model_judgments().of_set(id).await?;
-    let judges = judges.into_iter().map(|judgment| {
-        let name = name(&judgment.labeler_id);
-        (judgment, name)
-    });
-    let judges = judges.collect();
+    let judges = judges.into_iter().map(|judgment| (name(&judgment.labeler_id), judgment)).collect();
     let known = match set.kind {
         SetKind::Normal => None,
         SetKind::Gold | SetKind::Calibration => {

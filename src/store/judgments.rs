@@ -315,10 +315,10 @@ pub(super) async fn settled_by(conn: &mut Conn, set_id: &SetId) -> Result<Option
 
 /// Latest revisions (as of `filter.as_of`, if given) of every outcome; items are best tier first. Rankings of models, if
 /// the filter asks for them, follow those of people.
-pub(super) async fn ranked_sets(conn: &mut Conn, filter: &RankedFilter) -> Result<Vec<RankedSet>> {
+pub(super) async fn ranked_sets(conn: &mut Conn, filter: &RankedFilter, part: Part<'_>) -> Result<Vec<RankedSet>> {
     let mut ranked = Vec::new();
     for kind in filter.labelers.kinds() {
-        ranked.extend(ranked_page(conn, filter, *kind, Part::After(None), i64::MAX).await?.0);
+        ranked.extend(ranked_page(conn, filter, *kind, part, i64::MAX).await?.0);
     }
     Ok(ranked)
 }
@@ -521,15 +521,6 @@ pub(super) async fn ranked_page(
         }
     }
     Ok((ranked, last_id.filter(|_| seen >= limit)))
-}
-
-/// The rankings of one set that a data set of `filter` contains.
-pub(super) async fn ranked_of_set(conn: &mut Conn, filter: &RankedFilter, set_id: &SetId) -> Result<Vec<RankedSet>> {
-    let mut ranked = Vec::new();
-    for kind in filter.labelers.kinds() {
-        ranked.extend(ranked_page(conn, filter, *kind, Part::OfSet(set_id.as_str()), i64::MAX).await?.0);
-    }
-    Ok(ranked)
 }
 
 /// When the latest judgment was made or settled; later ones are not part of a running export.

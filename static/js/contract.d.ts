@@ -1438,7 +1438,7 @@ export type Judgment = {
   flags: JudgmentFlag[];
   /** In the order of completion id and dimension. */
   ratings: Rating[];
-  /** Stretches marked as wrong, in the order of completion id and start. */
+  /** Spans marked as wrong, in the order of completion id and start. */
   spans: Span[];
   created: number;
   /** The labeler's knowledge when judging; set by the store. */
@@ -1981,7 +1981,7 @@ export type PastJudgment = {
   flags: JudgmentFlag[];
   /** In the order of completion id and dimension. */
   ratings: Rating[];
-  /** Stretches marked as wrong, in the order of completion id and start. */
+  /** Spans marked as wrong, in the order of completion id and start. */
   spans: Span[];
   created: number;
   /** The labeler's knowledge when judging; set by the store. */
@@ -2653,7 +2653,7 @@ export type Rewards = {
   model_version: string;
   /** In the order of the request. */
   scores: number[];
-  /** Standard deviation over the model's heads, on the scale of the score; 0 for a model with one head. */
+  /** Standard deviation over the heads of an ensemble, on the scale of the score; 0 for other models. */
   stds: number[];
   /** Of a model with heads for a rubric's dimensions: the score of each completion by head, before weights. `ranking`
    * is the head of the labelers' ranking. */
@@ -3022,7 +3022,7 @@ export type SignedIn = {
   link?: OwnLink | null;
 };
 
-/** A stretch of a completion that a labeler marked as wrong. Positions are in Unicode scalar values of the stored text. */
+/** A span of a completion that a labeler marked as wrong. Positions are in Unicode scalar values of the stored text. */
 export type Span = {
   completion_id: string;
   /** Position of the first character, from 0. */
@@ -3033,7 +3033,7 @@ export type Span = {
   note: string | null;
 };
 
-/** A stretch of a completion that a labeler marked as wrong. Positions are in Unicode scalar values of the stored text. */
+/** A span of a completion that a labeler marked as wrong. Positions are in Unicode scalar values of the stored text. */
 export type SpanInput = {
   completion_id: string;
   /** Position of the first character, from 0. */
@@ -4213,7 +4213,7 @@ export type PostBody<P extends string> = string extends P ? any :
     rubric_version?: string | null;
     /** Each completion at most once on each dimension of the rubric. */
     ratings?: Rating[];
-    /** Stretches that are wrong, at most 64; those of one completion do not overlap. */
+    /** Spans that are wrong, at most 64; those of one completion do not overlap. */
     spans?: SpanInput[];
     /** Completions as they should be, each at most once; stored as demonstrations that name the completion they correct. */
     corrections?: CorrectedText[];
@@ -4249,7 +4249,7 @@ export type PostBody<P extends string> = string extends P ? any :
     rubric_version?: string | null;
     /** Each completion at most once on each dimension of the rubric. */
     ratings?: Rating[];
-    /** Stretches that are wrong, at most 64; those of one completion do not overlap. */
+    /** Spans that are wrong, at most 64; those of one completion do not overlap. */
     spans?: SpanInput[];
     /** Completions as they should be, each at most once; stored as demonstrations that name the completion they correct. */
     corrections?: CorrectedText[];

@@ -167,7 +167,7 @@ pub async fn review(
     for (judgment, labeler) in disputed.judgments {
         judgments.push(ReviewedJudgment { judgment, labeler: LabelerName { id: labeler.id, name: labeler.name } });
     }
-    let judges = disputed.judges.into_iter().map(|(judgment, name)| JudgeRanking {
+    let judges = disputed.judges.into_iter().map(|(name, judgment)| JudgeRanking {
         id: judgment.id,
         labeler: LabelerName { id: judgment.labeler_id, name },
         criteria: judgment.criteria,

@@ -18,7 +18,7 @@ use super::access::OIDC;
 use super::identity::{self, Claims, Source};
 use super::sign_in::{self, Refusal};
 use super::{Result, Services, people};
-use crate::domain::{Labeler, Micros};
+use crate::domain::time::SECOND;
 use provider::Metadata;
 use token::{Expected, Problem};
 
@@ -98,12 +98,12 @@ pub async fn begin(services: &Services) -> Result<Option<Begun>> {
 }
 
 /// Ends a sign-in with the provider's answer: verifies it, finds or makes the person, and opens a session. Returns the
-/// person and the session cookie's token.
+/// session cookie's token.
 ///
 /// # Errors
 /// `SignIn` with the reason: an answer to another attempt, a provider that refuses, fails or cannot be verified, a
 /// person who was locked out.
-pub async fn finish(services: &Arc<Services>, attempt: &Attempt, answer: &Answer) -> Result<(Labeler, String)> {
+pub async fn finish(services: &Arc<Services>, attempt: &Attempt, answer: &Answer) -> Result<String> {
     let state = answer.state.as_deref().unwrap_or_default();
     if !bool::from(state.as_bytes().ct_eq(attempt.state().as_bytes())) {
         return Err(Refusal::ProviderState.into());
@@ -128,8 +128,7 @@ pub async fn finish(services: &Arc<Services>, attempt: &Attempt, answer: &Answer
     let token = verified(services, &metadata, &id_token, &attempt.nonce()).await?;
     let source = Source { provider: format!("{OIDC}:{}", metadata.issuer), credential: OIDC };
     let person = identity::person(services, &source, claims(services, token)).await?;
-    let session = sign_in::open(services, &person, OIDC.to_owned()).await?;
-    Ok((person, session))
+    sign_in::open(services, &person, OIDC.to_owned()).await
 }
 
 fn denial(error: &str) -> Refusal {
@@ -157,8 +156,6 @@ async fn verified(services: &Services, metadata: &Metadata, id_token: &str, nonc
         Refusal::ProviderAnswer.into()
     })
 }
-
-const SECOND: Micros = 1_000_000;
 
 /// Who the person of a verified token is here.
 fn claims(services: &Services, token: Map<String, Value>) -> Claims {

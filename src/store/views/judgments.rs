@@ -37,7 +37,7 @@ impl Judgments<'_> {
 
     /// Latest revisions only, joined with texts, ordered by judgment id; rankings of models last.
     pub async fn ranked(self, filter: &RankedFilter) -> Result<Vec<RankedSet>> {
-        read!(self.0, |c| judgments::ranked_sets(c, filter))
+        read!(self.0, |c| judgments::ranked_sets(c, filter, judgments::Part::After(None)))
     }
 
     /// Calibration sets of a project that the labeler has judged (skips do not count).
@@ -85,7 +85,7 @@ impl Judgments<'_> {
 
     /// The rankings of one set that a data set of `filter` contains, of labelers of all kinds that it asks for.
     pub async fn ranked_of_set(self, filter: &RankedFilter, set_id: &SetId) -> Result<Vec<RankedSet>> {
-        read!(self.0, |c| judgments::ranked_of_set(c, filter, set_id))
+        read!(self.0, |c| judgments::ranked_sets(c, filter, judgments::Part::OfSet(set_id.as_str())))
     }
 
     /// When the latest judgment was made or settled.

@@ -107,7 +107,7 @@ export async function reviewView(el, { id, signal, who }) {
       const text = own.map((r) => (r.value === true ? r.dimension : `${r.dimension} ${[r.value].flat().join(' ')}`)).join(t('rubric.comma'));
       return text ? [h('div', { class: 'sub', dir: 'auto', text: t('rubric.by_answer', { x: letter(i), names: text }) })] : [];
     });
-  /** The stretches that a judgment marks as wrong, by answer. */
+  /** The spans that a judgment marks as wrong, by answer. */
   const marked = (j) =>
     j.spans.map((s) => {
       const i = completions.findIndex((c) => c.id === s.completion_id);

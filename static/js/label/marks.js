@@ -1,9 +1,9 @@
-// What is wrong with an answer: stretches of its text that are marked, and its text as it should be.
+// What is wrong with an answer: spans of its text that are marked, and its text as it should be.
 import { dialog, fill, h } from '../dom.js';
 import { t } from '../i18n.js';
 import { keyOf } from '../keys.js';
 
-/** A marked stretch: positions in code points of the stored text. @typedef {{start: number, end: number, note?: string}} Mark */
+/** A marked span: positions in code points of the stored text. @typedef {{start: number, end: number, note?: string}} Mark */
 
 const MAX_QUOTE = 120;
 
