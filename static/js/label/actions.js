@@ -23,6 +23,9 @@ export function createActions({ state, clock, main, send, undo, advance }) {
     state.work.refresh();
   };
 
+  /** A dialog gives the focus back to where it was before its `close` event runs; a key pressed in between must reach the page. */
+  const focusPage = () => main.focus({ preventScroll: true });
+
   const switchView = (name) => {
     const { work, view } = state;
     state.toggleView(name);
@@ -89,6 +92,7 @@ export function createActions({ state, clock, main, send, undo, advance }) {
       const { set, ballot, cursor } = state.work;
       const at = place ?? cursor;
       const { id } = set.completions[at];
+      focusPage();
       await marksDialog(set.completions[at], {
         x: letter(at),
         marks: ballot.spans[id] ?? [],
@@ -101,7 +105,6 @@ export function createActions({ state, clock, main, send, undo, advance }) {
           changed();
         },
       });
-      main.focus({ preventScroll: true });
     },
     write({ name, value }) {
       const { set, ballot } = state.work;
@@ -119,10 +122,10 @@ export function createActions({ state, clock, main, send, undo, advance }) {
       send(submission(work.ballot, work.set, clock.times()));
     },
     async skip() {
+      focusPage();
       const answer = await skipDialog();
       const { work } = state;
       if (answer && work) send(skipSubmission(work.ballot, work.set, clock.times(), answer.reason, answer.note));
-      else main.focus({ preventScroll: true });
     },
     undo,
     stop_revising() {
