@@ -16,6 +16,9 @@ pub struct Args {
     /// train or heldout.
     #[arg(long)]
     split: Option<String>,
+    /// Id or name of a project; all when absent.
+    #[arg(long)]
+    project: Option<String>,
     /// A file; standard output when absent.
     #[arg(long)]
     out: Option<PathBuf>,
@@ -37,7 +40,7 @@ pub(super) fn format(name: &str) -> Result<Format> {
 /// # Errors
 /// An unknown format or split, a database that does not open, a file that cannot be written.
 pub async fn run(args: Args) -> Result<()> {
-    let Args { format, split, out, settings } = args;
+    let Args { format, split, project, out, settings } = args;
     let config = settings.load()?;
     let format = self::format(&format)?;
     let split = match split {
@@ -53,7 +56,8 @@ pub async fn run(args: Args) -> Result<()> {
         eprintln!("admin key, shown this once: {key}");
     }
     crate::service::live::refresh(&services).await?;
-    let selection = crate::service::transfer::Selection { split, ..Default::default() };
+    let project = crate::service::projects::filter(&services, project.as_deref()).await?;
+    let selection = crate::service::transfer::Selection { split, project, ..Default::default() };
     let mut file = crate::service::transfer::write_out(&services, format, selection).await?;
     use std::io::Write as _;
     let mut to: Box<dyn std::io::Write> = match &out {

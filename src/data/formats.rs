@@ -174,6 +174,7 @@ fn comparison(fields: &Fields<'_>) -> Outcome<Comparison> {
         split,
         labeler: labeler(fields)?,
         labeler_kind: labeler_kind.transpose()?,
+        project: fields.owned("project")?,
         knowledge: knowledge.transpose()?,
         explanation: fields.owned("explanation")?,
         rubric,
@@ -352,7 +353,7 @@ fn common_prefix(a: &str, b: &str) -> usize {
 }
 
 fn demonstration(fields: &Fields<'_>) -> Outcome<Written> {
-    let (prompt_id, labeler) = (fields.owned("prompt_id")?, labeler(fields)?);
+    let (prompt_id, labeler, project) = (fields.owned("prompt_id")?, labeler(fields)?, fields.owned("project")?);
     let completion = fields.get("completion");
     if completion.is_none()
         && let Some((name, list)) = fields.conversation()
@@ -364,7 +365,7 @@ fn demonstration(fields: &Fields<'_>) -> Outcome<Written> {
         return match list.pop() {
             Some(last) if last.role == "assistant" && !list.is_empty() => {
                 let prompt = PromptInput::Chat(list);
-                Ok(Written { prompt_id, prompt, completion: last.content, corrects: None, labeler })
+                Ok(Written { prompt_id, prompt, completion: last.content, corrects: None, labeler, project })
             }
             _ => Err(format!("`{name}` must end with a message of the assistant after a prompt")),
         };
@@ -372,7 +373,7 @@ fn demonstration(fields: &Fields<'_>) -> Outcome<Written> {
     let completion = completion.ok_or_else(|| fields.missing("completion", Format::Demonstrations))?;
     let completion = fields.answer(completion, "completion")?;
     let prompt = with_system_of(fields, fields.prompt(Format::Demonstrations)?)?;
-    Ok(Written { prompt_id, prompt, completion, corrects: None, labeler })
+    Ok(Written { prompt_id, prompt, completion, corrects: None, labeler, project })
 }
 
 fn prompt_record(fields: &Fields<'_>) -> Outcome<PromptRecord> {
@@ -394,5 +395,6 @@ fn prompt_record(fields: &Fields<'_>) -> Outcome<PromptRecord> {
         tags,
         lang: fields.owned("lang")?,
         answer,
+        project: fields.owned("project")?,
     })
 }

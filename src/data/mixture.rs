@@ -94,7 +94,7 @@ pub fn read(
                 true => PromptInput::Chat(vec![Message { role: "user".into(), content: prompt }]),
                 false => PromptInput::Text(prompt),
             };
-            out.push(Written { prompt_id: None, prompt, completion, corrects: None, labeler: None });
+            out.push(Written { prompt_id: None, prompt, completion, corrects: None, labeler: None, project: None });
         }
     }
     Ok(out)

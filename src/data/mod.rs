@@ -26,6 +26,7 @@ pub use crate::domain::PromptInput;
 pub use error::{DataError, LineError};
 pub use files::{read_comparisons, read_demonstrations, read_prompts};
 pub use formats::{MAX_COMPLETIONS, Parsed, export, import, import_lines};
+pub use oasst::Forest;
 pub use preferences::{Pair, pairs};
 pub use records::{Comparison, Format, PromptRecord, RankedText, Record, Written};
 pub use split::{content_hash, split_of};

@@ -87,6 +87,9 @@ pub struct Comparison {
     /// `model` if a language model ranked, in files that are exchanged between servers; a person if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub labeler_kind: Option<LabelerKind>,
+    /// Name of the project, in files that are exchanged between servers; the first if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub project: Option<String>,
     /// The labeler's knowledge before judging; blind if absent. Only blind rankings count.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub knowledge: Option<Knowledge>,
@@ -190,6 +193,7 @@ impl Comparison {
             split: None,
             labeler: None,
             labeler_kind: None,
+            project: None,
             knowledge: None,
             explanation: None,
             rubric: None,
@@ -238,6 +242,9 @@ pub struct Written {
     /// The author, in files that are exchanged between servers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub labeler: Option<String>,
+    /// Name of the project, in files that are exchanged between servers; the first if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub project: Option<String>,
 }
 
 /// A prompt: one line of prompts JSONL.
@@ -253,6 +260,9 @@ pub struct PromptRecord {
     /// The reference answer, for rewards that compare with one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub answer: Option<String>,
+    /// Name of the project; the first if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub project: Option<String>,
 }
 
 /// One imported line.

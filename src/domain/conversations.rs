@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{CompletionId, ConversationId, LabelerId, Micros, SetId};
+use super::{CompletionId, ConversationId, JudgmentId, LabelerId, Micros, SetId};
 
 /// Comparison sets that follow each other: each turn's prompt is the prompt of the turn before, one of its completions
 /// and the labeler's next message.
@@ -23,6 +23,8 @@ pub struct ConversationTurn {
     pub set_id: SetId,
     /// The completion of the turn before that this turn's prompt contains; null in the first turn.
     pub continued: Option<CompletionId>,
+    /// The labeler's latest judgment of the set; null while there is none.
+    pub judgment_id: Option<JudgmentId>,
     pub created: Micros,
 }
 

@@ -258,6 +258,7 @@ pub struct Demonstration {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RankedSet {
     pub set_id: SetId,
+    pub project_id: ProjectId,
     pub judgment_id: JudgmentId,
     pub labeler_id: LabelerId,
     pub prompt_id: PromptId,

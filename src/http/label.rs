@@ -231,7 +231,7 @@ pub struct Item {
 }
 
 /// A completion's text as the labeler would have it.
-#[derive(Debug, Deserialize, schemars::JsonSchema)]
+#[derive(Debug, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CorrectedText {
     pub completion_id: CompletionId,

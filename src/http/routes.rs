@@ -270,7 +270,7 @@ fn people() -> Vec<Route> {
         .computing(),
         get("/v1/label/conversations", Feedback, "Own conversations, newest first", conversations::list)
             .query::<conversations::ConversationsQuery>()
-            .returns::<Paged<Conversation>>(200),
+            .returns::<Paged<conversations::ListedConversation>>(200),
         get("/v1/label/conversations/{id}", Feedback, "The sets of a conversation", conversations::get)
             .returns::<Conversation>(200),
         post("/v1/label/{id}/renew", Feedback, "Extend a lease", label::renew)
@@ -311,6 +311,7 @@ fn queue() -> Vec<Route> {
     use admin::{browse, sets};
     vec![
         get("/admin/api/overview", Admin, "Counts of the loop and the suggested next step", admin::overview)
+            .query::<admin::OverviewQuery>()
             .returns::<Overview>(200),
         get("/admin/api/throughput", Review, "Judgments per day, median time, the queue", admin::throughput)
             .query::<admin::FlowQuery>()

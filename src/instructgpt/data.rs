@@ -40,6 +40,7 @@ pub fn demonstrations(given: Option<&Path>, comparisons: Option<&Path>, out: &Pa
                 completion: best,
                 corrects: None,
                 labeler: None,
+                project: None,
             })
         })
         .filter(|w| !w.completion.trim().is_empty())
@@ -68,6 +69,7 @@ pub fn prompts(given: Option<&Path>, comparisons: &Path, out: &Path) -> Result<u
                     answer: None,
                     tags: Vec::new(),
                     lang: None,
+                    project: None,
                 })
                 .collect()
         }

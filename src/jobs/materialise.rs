@@ -1,6 +1,7 @@
 //! Freezes a job's training data: rows of the store become JSONL files in the job's directory, and a dataset version
 //! records which judgments they hold. A job that is resumed reads the same files.
 
+use std::collections::HashMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -75,6 +76,8 @@ pub struct Rankings<'a> {
     /// The filter as it was given.
     as_of: Option<Micros>,
     with_labelers: bool,
+    /// Names of all projects but the first, where lines have them.
+    projects: HashMap<ProjectId, String>,
     /// Only judgments that were made with knowledge of the authors or the expected answer, marked as such.
     only_informed: bool,
     after: Option<JudgmentId>,
@@ -106,6 +109,7 @@ impl<'a> Rankings<'a> {
             store,
             as_of,
             with_labelers: false,
+            projects: HashMap::new(),
             only_informed: false,
             after: None,
             kinds: filter.labelers.kinds(),
@@ -114,9 +118,13 @@ impl<'a> Rankings<'a> {
         })
     }
 
-    /// Adds the labeler's id and tags to each ranking.
-    pub fn with_labelers(self) -> Self {
-        Self { with_labelers: true, ..self }
+    /// Adds the labeler's id and tags to each ranking, and the project's name unless it is the first.
+    ///
+    /// # Errors
+    /// Errors of the store.
+    pub async fn for_exchange(self) -> Result<Self, StoreError> {
+        let projects = project_names(self.store).await?;
+        Ok(Self { with_labelers: true, projects, ..self })
     }
 
     /// Only the rankings that labelers gave after they had seen the authors or the expected answer and that count
@@ -158,7 +166,8 @@ impl<'a> Rankings<'a> {
                     }
                     let by_model = self.with_labelers && *kind == LabelerKind::Model;
                     let labeler_kind = by_model.then_some(LabelerKind::Model);
-                    found.push(Comparison { knowledge, labeler_kind, ..comparison });
+                    let project = self.projects.get(&set.project_id).cloned();
+                    found.push(Comparison { knowledge, labeler_kind, project, ..comparison });
                 }
                 Ok(Some(found))
             }
@@ -174,6 +183,15 @@ impl<'a> Rankings<'a> {
         let facts = self.store.feedback().facts(self.as_of, self.filter.without_requests).await?;
         Ok(preferences(&feedback_records(&facts, &self.filter)))
     }
+}
+
+/// Names of all projects but the first, as files that are exchanged between servers have them.
+///
+/// # Errors
+/// Errors of the store.
+pub async fn project_names(store: &Store) -> Result<HashMap<ProjectId, String>, StoreError> {
+    let all = store.projects().list().await?.into_iter();
+    Ok(all.filter(|p| !p.id.is_first()).map(|p| (p.id, p.name)).collect())
 }
 
 /// Feedback events on the prompts that the filter selects.
@@ -294,6 +312,7 @@ async fn demonstrations(store: &Store, without_requests: bool, path: PathBuf) ->
             prompt: prompt.messages.into(),
             completion: completion.text,
             corrects: None,
+            project: None,
             labeler: None,
         })
         .collect();
@@ -310,7 +329,14 @@ async fn prompts(store: &Store, without_requests: bool, path: PathBuf) -> Result
     while let Some(page) = learned_prompts(store, &mut after, without_requests).await? {
         lines.extend(page.into_iter().map(|p| {
             let prompt_id = Some(p.id.to_string());
-            PromptRecord { prompt_id, prompt: p.messages.into(), tags: p.tags, lang: p.lang, answer: p.answer }
+            PromptRecord {
+                prompt_id,
+                prompt: p.messages.into(),
+                tags: p.tags,
+                lang: p.lang,
+                answer: p.answer,
+                project: None,
+            }
         }));
     }
     if lines.is_empty() {

@@ -9,7 +9,7 @@ use crate::domain::{SetDraw, SetStatus};
 /// for finished sets by the disagreement.
 pub(super) async fn run(services: &Services, plan: &DrawPlan, draw: &mut SetDraw) -> Result<()> {
     let policy = plan.request.policy.as_str();
-    let found = judges::urgencies(services).await?;
+    let found = judges::urgencies(services, plan.request.prompts.project.as_ref()).await?;
     draw.report.found = found.len() as i64;
     let sets = services.store.sets();
     for one in found {

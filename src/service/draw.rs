@@ -84,7 +84,9 @@ fn with_lost_server(mut draw: SetDraw, now: Micros) -> SetDraw {
 }
 
 async fn plan(services: &Arc<Services>, mut request: DrawRequest) -> Result<DrawPlan> {
-    request.prompts.project.get_or_insert_with(ProjectId::first);
+    if !matches!(request.policy, SelectionPolicy::Disagreement | SelectionPolicy::Judge) {
+        request.prompts.project.get_or_insert_with(ProjectId::first);
+    }
     if let Some(source) = request.prompts.source.as_deref().filter(|s| matches!(*s, "chat" | "completions"))
         && !services.learns_from_requests()
     {
@@ -250,7 +252,8 @@ async fn from_prompts(services: &Arc<Services>, plan: &DrawPlan, draw: &mut SetD
 
 /// Requests one more judgment for the sets with the most disagreement.
 async fn disputed(services: &Arc<Services>, plan: &DrawPlan, draw: &mut SetDraw) -> Result<()> {
-    let scope = quality::Scope { kind: Some(SetKind::Normal), ..quality::Scope::default() };
+    let project = plan.request.prompts.project.clone();
+    let scope = quality::Scope { kind: Some(SetKind::Normal), project, ..quality::Scope::default() };
     let ranked = quality::consensus(services, scope).await?;
     draw.report.found = ranked.len() as i64;
     for found in ranked {

@@ -19,7 +19,8 @@ pub struct DrawRequest {
     pub n: Option<usize>,
     /// How many people should rank each set.
     pub overlap: Option<i64>,
-    /// Which stored prompts to draw for.
+    /// Which stored prompts to draw for; of the first project when it names none. `disagreement` and `judge` choose among
+    /// sets and use only its project, all projects when it names none.
     #[serde(default)]
     pub prompts: PromptFilter,
     /// The policies (names or ids): two for `versus`, 2 to 8 for `tournament`.

@@ -94,7 +94,7 @@ impl Drop for CancelOnDrop {
     }
 }
 
-/// Stores every usable line of `body`. Importing a file twice skips known records. When the caller's request is
+/// Stores every usable line of `body` in `project`; without one, each line in the project that it names. Importing a file twice skips known records. When the caller's request is
 /// dropped, the import ends after the current batch.
 ///
 /// # Errors
@@ -104,7 +104,7 @@ pub async fn read_in(
     by: &Actor,
     format: Format,
     name: &str,
-    project: &ProjectId,
+    project: Option<&ProjectId>,
     known_answer: Option<SetKind>,
     body: Bytes,
 ) -> Result<Imported> {
@@ -120,7 +120,11 @@ pub async fn read_in(
             format!("applies to rankings only; the format {} has none", format.as_str()),
         ));
     }
-    let target = Target { source: format!("import:{name}"), project: project.clone(), known_answer };
+    let of_lines = match project {
+        Some(_) => Vec::new(),
+        None => services.store.projects().list().await?,
+    };
+    let target = Target { source: format!("import:{name}"), project: project.cloned(), of_lines, known_answer };
     let turn = RUNNING.acquire().await.map_err(|e| ServiceError::Internal(e.to_string()))?;
     let most = &services.config.limits;
     let limits = Limits::new(Duration::from_secs(most.import_seconds), most.import_rows, most.unpacked_bytes());
@@ -157,14 +161,31 @@ pub async fn read_in(
 struct Target {
     /// Source of the prompts: `import:` and the file's name.
     source: String,
-    project: ProjectId,
+    /// The project of every line.
+    project: Option<ProjectId>,
+    /// The projects that lines may name where `project` is `None`.
+    of_lines: Vec<Project>,
     /// Rankings become known answers of this kind.
     known_answer: Option<SetKind>,
 }
 
 impl Target {
-    fn prompt(&self, prompt: data::PromptInput, now: Micros) -> Prompt {
-        prompt_record(&self.project, prompt.into_messages(), &self.source, now)
+    /// The prompt of a line, in the named project unless all lines go to one.
+    fn prompt(&self, prompt: data::PromptInput, named: Option<&str>, now: Micros) -> Result<Prompt, String> {
+        let project = match (&self.project, named) {
+            (Some(project), _) => project.clone(),
+            (None, None) => ProjectId::first(),
+            (None, Some(name)) => self.named(name)?,
+        };
+        Ok(prompt_record(&project, prompt.into_messages(), &self.source, now))
+    }
+
+    fn named(&self, name: &str) -> Result<ProjectId, String> {
+        match self.of_lines.iter().find(|p| p.name == name) {
+            Some(found) if found.archived.is_none() => Ok(found.id.clone()),
+            Some(_) => Err(format!("`project` = {name:?} is archived; restore it, or choose another for the file")),
+            None => Err(format!("`project` = {name:?} is not known; add the project, or choose another for the file")),
+        }
     }
 }
 
@@ -328,17 +349,17 @@ fn as_rows(
             let (ranking, note) = ranking(comparison, target, now, named, definitions)?;
             Ok((ImportLine::Ranking(Box::new(ranking)), note))
         }
-        Record::Demonstration(Written { prompt, completion, labeler, .. }) => {
+        Record::Demonstration(Written { prompt, completion, labeler, project, .. }) => {
             if completion.trim().is_empty() {
                 return Err("the completion is empty; remove the line or write a completion".to_owned());
             }
-            let prompt = target.prompt(prompt, now);
+            let prompt = target.prompt(prompt, project.as_deref(), now)?;
             let completion = human_completion(prompt.id.clone(), completion, now);
             let labeler = named(labeler.unwrap_or_else(|| IMPORTER.to_owned()));
             Ok((ImportLine::Demonstration { prompt, completion, labeler }, None))
         }
         Record::Prompt(record) => {
-            let mut prompt = target.prompt(record.prompt, now);
+            let mut prompt = target.prompt(record.prompt, record.project.as_deref(), now)?;
             (prompt.tags, prompt.lang, prompt.answer) = (record.tags, record.lang, record.answer);
             Ok((ImportLine::Prompt(prompt), None))
         }
@@ -355,10 +376,11 @@ fn ranking(
     if comparison.labeler_kind == Some(LabelerKind::Model) {
         return Err("is by a language model (`labeler_kind`); a file can only bring people's rankings".to_owned());
     }
-    let Comparison { prompt, completions, strength, split, labeler, knowledge, explanation, rubric, .. } = comparison;
+    let Comparison { prompt, completions, strength, split, labeler, project, knowledge, explanation, rubric, .. } =
+        comparison;
     let known_answer = target.known_answer;
     let explanation = explanation.filter(|text| !text.trim().is_empty());
-    let mut prompt = target.prompt(prompt, now);
+    let mut prompt = target.prompt(prompt, project.as_deref(), now)?;
     prompt.split = split.unwrap_or(prompt.split);
     // The key of a ranking in earlier versions: its prompt, texts and tiers in their order.
     let mut content = Sha256::new();

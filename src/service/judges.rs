@@ -7,9 +7,10 @@ use serde::Serialize;
 
 use super::quality::{Scope, blocking, facts};
 use super::{Result, Services};
-use crate::domain::{ModelVersionId, Rubric, SetKind, time};
+use crate::domain::{ModelVersionId, ProjectId, Rubric, SetKind};
 use crate::eval::quality::judges::{self, JudgeFigures, Rated, SetUrgency};
 use crate::eval::quality::statistics::Resampling;
+use crate::store::JudgedFilter;
 
 /// Agreement of judges with people.
 #[derive(Clone, Debug, Serialize, schemars::JsonSchema)]
@@ -30,9 +31,10 @@ pub async fn report(services: &Services, scope: Scope) -> Result<JudgesReport> {
     let resampling = scope.resampling(super::quality::REPLICATES)?;
     let kind = scope.kind.unwrap_or(SetKind::Normal);
     let labelers = services.store.model_judgments().labelers().await?;
-    let judgments = services.store.model_judgments().all(kind, None).await?;
-    let since = scope.days.map(|days| time::before(services.now(), days, time::DAY));
-    let ratings = services.store.judgments().ratings(kind, since).await?;
+    let of_people = scope.of(services, Some(kind));
+    let of_models = JudgedFilter { since: None, ..of_people.clone() };
+    let judgments = services.store.model_judgments().all(&of_models).await?;
+    let ratings = services.store.judgments().ratings(&of_people).await?;
     let rubrics: Vec<Rubric> = services.store.rubrics().list().await?.into_iter().map(|v| v.rubric).collect();
     let facts = facts(services, &scope).await?;
     let judges = blocking(move || {
@@ -46,10 +48,11 @@ pub async fn report(services: &Services, scope: Scope) -> Result<JudgesReport> {
     Ok(JudgesReport { judges, versions, resampling })
 }
 
-/// What judges said about ordinary sets, the most urgent first.
-pub(super) async fn urgencies(services: &Services) -> Result<Vec<SetUrgency>> {
-    let judgments = services.store.model_judgments().all(SetKind::Normal, None).await?;
-    let facts = facts(services, &Scope { kind: Some(SetKind::Normal), ..Scope::default() }).await?;
+/// What judges said about ordinary sets of all projects or one, the most urgent first.
+pub(super) async fn urgencies(services: &Services, project: Option<&ProjectId>) -> Result<Vec<SetUrgency>> {
+    let scope = Scope { kind: Some(SetKind::Normal), project: project.cloned(), ..Scope::default() };
+    let judgments = services.store.model_judgments().all(&scope.of(services, scope.kind)).await?;
+    let facts = facts(services, &scope).await?;
     let mut found = blocking(move || judges::urgencies(&facts, &judgments)).await?;
     let urgency = |one: &SetUrgency| one.doubt.max(one.disagreement.unwrap_or(0.0));
     found.sort_by(|a, b| urgency(b).total_cmp(&urgency(a)));

@@ -6,9 +6,10 @@ use serde::Serialize;
 
 use super::evidence::{self, Accuracy, Summary};
 use super::next_step::{Candidate, NextAction, Situation, next_action};
+use super::projects::{self, CountedProject};
 use super::{Result, Services};
 use crate::domain::time::DAY;
-use crate::domain::{Job, JobState, ModelKind, ModelState, ModelVersion};
+use crate::domain::{Job, JobState, ModelKind, ModelState, ModelVersion, ProjectId};
 use crate::engine::DeviceMemory;
 use crate::store::{Counts, DayCount, Page};
 
@@ -20,6 +21,9 @@ pub struct Overview {
     pub evidence: Standing,
     pub next_action: NextAction,
     pub running_jobs: Vec<Job>,
+    /// The named project, with the amounts of its data; absent where none is named.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub project: Option<CountedProject>,
     /// Device memory of the served models; absent on the CPU.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub device: Option<DeviceMemory>,
@@ -50,8 +54,20 @@ const LONGEST: Duration = Duration::from_secs(60);
 #[derive(Debug, Default)]
 pub struct CachedOverview(tokio::sync::Mutex<Option<(Instant, Duration, Overview)>>);
 
-/// The state of the loop; up to a minute old when reading the database takes longer than a second.
-pub async fn overview(services: &Services) -> Result<Overview> {
+/// The state of the loop; up to a minute old when reading the database takes longer than a second. The amounts of the
+/// named project are read anew.
+///
+/// # Errors
+/// `NotFound` for an unknown project.
+pub async fn overview(services: &Services, project: Option<&str>) -> Result<Overview> {
+    let project = match project {
+        Some(wanted) => Some(projects::counted(services, wanted).await?),
+        None => None,
+    };
+    Ok(Overview { project, ..of_all(services).await? })
+}
+
+async fn of_all(services: &Services) -> Result<Overview> {
     // One caller reads; the others wait for its result.
     let mut last = services.last_overview.0.lock().await;
     if let Some((made, cost, overview)) = last.as_ref()
@@ -132,7 +148,16 @@ async fn read(services: &Services) -> Result<Overview> {
     };
     let (active_policy, active_reward) = (policy.cloned(), reward.cloned());
     let device = services.engine().ok().and_then(|engine| engine.stats().device);
-    Ok(Overview { counts, active_policy, active_reward, evidence: standing, next_action, running_jobs, device })
+    Ok(Overview {
+        counts,
+        active_policy,
+        active_reward,
+        evidence: standing,
+        next_action,
+        running_jobs,
+        project: None,
+        device,
+    })
 }
 
 fn candidate<'a>(version: Option<&'a ModelVersion>, summary: &'a Option<Summary>) -> Option<Candidate<'a>> {
@@ -152,17 +177,18 @@ pub struct Flow {
     pub leases: i64,
 }
 
-pub async fn flow(services: &Services, days: i64) -> Result<Flow> {
+/// The rate of all projects or one.
+pub async fn flow(services: &Services, days: i64, project: Option<&ProjectId>) -> Result<Flow> {
     let today = services.now() / DAY;
     let first = today - days + 1;
-    let found = services.store.judgments().throughput(first * DAY).await?;
+    let found = services.store.judgments().throughput(first * DAY, project).await?;
     let of = |day| found.days.iter().find(|d| d.day == day).cloned();
-    let counts = services.store.counts().await?;
+    let queue = services.store.leases().queue(services.now(), project).await?;
     Ok(Flow {
         days: (first..=today).map(|day| of(day).unwrap_or(DayCount { day, judgments: 0, skips: 0 })).collect(),
         median_active_ms: found.median_active_ms,
-        sets_open: counts.sets_open,
-        sets_stuck: counts.sets_stuck,
-        leases: counts.leases,
+        sets_open: queue.sets_open,
+        sets_stuck: queue.sets_stuck,
+        leases: queue.leases,
     })
 }

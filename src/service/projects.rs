@@ -30,10 +30,20 @@ pub struct CountedProject {
 /// Errors of the store.
 pub async fn list(services: &Services) -> Result<Vec<CountedProject>> {
     let projects = services.store.projects();
-    let mut counts: std::collections::HashMap<_, _> = projects.counts().await?.into_iter().collect();
+    let mut counts: std::collections::HashMap<_, _> = projects.counts(None).await?.into_iter().collect();
     let all = projects.list().await?.into_iter();
     // A project that was made between the two reads has no data yet.
     Ok(all.map(|p| CountedProject { counts: counts.remove(&p.id).unwrap_or_default(), project: p }).collect())
+}
+
+/// The project with an id or a name, with the amounts of its data.
+///
+/// # Errors
+/// `NotFound` at the field `project`.
+pub async fn counted(services: &Services, wanted: &str) -> Result<CountedProject> {
+    let project = find(services, wanted).await?;
+    let counts = services.store.projects().counts(Some(&project.id)).await?.into_iter().next();
+    Ok(CountedProject { project, counts: counts.map(|(_, counts)| counts).unwrap_or_default() })
 }
 
 /// Makes a project.

@@ -12,6 +12,7 @@ use crate::eval::quality::bradley_terry::{self, Cell, Options, Standing};
 use crate::eval::quality::facts::Author;
 use crate::eval::quality::ratings::{self, DimensionFigures};
 use crate::eval::quality::{self, Facts, FactsBuilder, Figure, Report, Resampling, SetConsensus};
+use crate::store::JudgedFilter;
 
 /// Default number of bootstrap replicates: enough for two stable digits of a 95 % bound.
 pub(super) const REPLICATES: usize = 1000;
@@ -25,11 +26,19 @@ pub struct Scope {
     /// Sets whose judgments are compared; `Normal` when absent. Sets with known answers measure accuracy only.
     pub kind: Option<SetKind>,
     pub days: Option<u32>,
+    /// Only sets of this project.
+    pub project: Option<ProjectId>,
     pub replicates: Option<usize>,
     pub seed: Option<u64>,
 }
 
 impl Scope {
+    /// The judgments of sets of `kind`.
+    pub(super) fn of(&self, services: &Services, kind: Option<SetKind>) -> JudgedFilter {
+        let since = self.days.map(|days| time::before(services.now(), days, time::DAY));
+        JudgedFilter { kind, since, project: self.project.clone() }
+    }
+
     pub(super) fn resampling(&self, default: usize) -> Result<Resampling> {
         let replicates = self.replicates.unwrap_or(default);
         if replicates > MAX_REPLICATES {
@@ -41,10 +50,9 @@ impl Scope {
 
 /// The judgments in scope, with dense indices. Each is added as the database sends it, which takes microseconds.
 pub(super) async fn facts(services: &Services, scope: &Scope) -> Result<Facts> {
-    let since = scope.days.map(|days| time::before(services.now(), days, time::DAY));
     let labelers = services.store.people().list().await?;
     let mut builder = FactsBuilder::new(&labelers);
-    services.store.sets().each_judged(scope.kind, since, |judgment| builder.add(&judgment)).await?;
+    services.store.sets().each_judged(&scope.of(services, scope.kind), |judgment| builder.add(&judgment)).await?;
     let gold = services.store.sets().all_gold().await?;
     Ok(builder.finish(&gold).of(scope.kind.unwrap_or(SetKind::Normal)))
 }
@@ -93,12 +101,14 @@ pub struct RubricFigures {
     pub dimensions: Vec<DimensionFigures>,
 }
 
-/// Means, shares and agreement of each dimension of each rubric.
+/// Means, shares and agreement of each dimension of each rubric. Active is the rubric of the project in scope; of the
+/// first project where there is none in scope.
 pub async fn ratings(services: &Services, scope: Scope) -> Result<RatingsReport> {
     let resampling = scope.resampling(TABLE_REPLICATES)?;
-    let since = scope.days.map(|days| time::before(services.now(), days, time::DAY));
-    let given = services.store.judgments().ratings(scope.kind.unwrap_or(SetKind::Normal), since).await?;
-    let (versions, active) = super::rubrics::versions(services, &ProjectId::first()).await?;
+    let which = scope.of(services, Some(scope.kind.unwrap_or(SetKind::Normal)));
+    let given = services.store.judgments().ratings(&which).await?;
+    let project = scope.project.unwrap_or_else(ProjectId::first);
+    let (versions, active) = super::rubrics::versions(services, &project).await?;
     let active = active.map(|rubric| rubric.version);
     blocking(move || {
         let mut by_version: HashMap<&str, Vec<&GivenRating>> = HashMap::new();

@@ -86,6 +86,8 @@ pub struct Disputed {
     pub completions: Vec<Completion>,
     /// Judgments with the names of their labelers.
     pub judgments: Vec<(Judgment, Labeler)>,
+    /// Texts with which labelers corrected completions of the set, oldest first.
+    pub corrections: Vec<(LabelerId, Completion)>,
     /// Names of language models with their rankings, in the order in which they were stored.
     pub judges: Vec<(String, ModelJudgment)>,
     pub settled_by: Option<LabelerId>,
@@ -121,7 +123,8 @@ pub async fn disputed(services: &Services, by: &Actor, id: &SetId) -> Result<Dis
         }
     };
     let settled_by = sets.settled_by(id).await?;
-    Ok(Disputed { set, prompt, completions, judgments, judges, settled_by, known })
+    let corrections = sets.corrections(id).await?;
+    Ok(Disputed { set, prompt, completions, judgments, corrections, judges, settled_by, known })
 }
 
 /// Settles a set by the reviewer's own judgment: datasets then take it instead of the others'. A reviewer

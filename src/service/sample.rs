@@ -39,7 +39,8 @@ pub struct Sample {
 /// `Conflict` while another draw runs.
 pub async fn load(services: &Arc<Services>, by: &Actor) -> Result<Sample> {
     let body = bytes::Bytes::from_static(RANKINGS);
-    let imported = imports::read_in(services, by, Format::Comparisons, NAME, &ProjectId::first(), None, body).await?;
+    let imported =
+        imports::read_in(services, by, Format::Comparisons, NAME, Some(&ProjectId::first()), None, body).await?;
     if imported.imported == 0 {
         return Ok(Sample { imported, draw: None });
     }

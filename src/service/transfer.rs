@@ -10,9 +10,9 @@ use tokio::sync::mpsc;
 use super::datasets::{self, VersionDigest};
 use super::{Result, ServiceError, Services, bad_input};
 use crate::data::parquet::Writer;
-use crate::data::{Comparison, Format, PromptInput, Record, Written, export};
+use crate::data::{Comparison, Forest, Format, PromptInput, Record, Written, export};
 use crate::domain::*;
-use crate::jobs::materialise::Rankings;
+use crate::jobs::materialise::{Rankings, project_names};
 use crate::store::RankedFilter;
 
 /// Number of demonstrations in a page.
@@ -77,14 +77,20 @@ pub async fn write_out(services: &Arc<Services>, format: Format, selection: Sele
     // Other programs' formats cannot represent every ranking; the number of missing ones is counted before the first
     // byte.
     let mut left_out = 0;
+    let mut trees = (format == Format::Oasst).then(Forest::default);
     if format != Format::Comparisons {
         let mut pages = Rankings::new(services.store.as_ref(), &filter).await?;
+        if trees.is_some() && sha256.is_none() {
+            pages = pages.for_exchange().await?;
+        }
         while let Some(page) = pages.next().await? {
             left_out += page.iter().filter(|c| !fits(format, c)).count();
+            page.iter().for_each(|c| trees.iter_mut().for_each(|trees| trees.expect(c)));
         }
     }
     let services = services.clone();
-    tokio::spawn(async move { finish(rankings(&services, format, &filter, sha256, &send).await, &send).await });
+    let file = RankingsFile { format, filter, sha256, trees };
+    tokio::spawn(async move { finish(file.write(&services, &send).await, &send).await });
     Ok(Export { left_out, pieces })
 }
 
@@ -107,54 +113,70 @@ async fn give(send: &Pieces, bytes: Vec<u8>) -> bool {
     bytes.is_empty() || send.send(Ok(bytes.into())).await.is_ok()
 }
 
-async fn rankings(
-    services: &Services,
+/// A file of rankings that is being written.
+struct RankingsFile {
     format: Format,
-    filter: &RankedFilter,
+    filter: RankedFilter,
+    /// The hash of the dataset version that the file contains.
     sha256: Option<String>,
-    send: &Pieces,
-) -> Result<()> {
-    let parquet = |e: parquet::errors::ParquetError| ServiceError::Internal(format!("Parquet: {e}"));
-    let mut pages = Rankings::new(services.store.as_ref(), filter).await?;
-    // A version's lines are exactly those of its hash, without names of people.
-    let is_ours = sha256.is_none() && format == Format::Comparisons;
-    if is_ours {
-        pages = pages.with_labelers();
-    }
-    let mut digest = VersionDigest::default();
-    let mut writer = if format == Format::Parquet { Some(Writer::new().map_err(parquet)?) } else { None };
-    while let Some(page) = pages.next().await? {
-        let mut bytes = Vec::new();
-        for comparison in page {
-            if sha256.is_some() {
-                digest.add(&comparison);
-            }
-            match &mut writer {
-                Some(writer) => bytes.append(&mut writer.push(&comparison).map_err(parquet)?),
-                None => append(&mut bytes, export(format, &Record::Comparison(comparison))),
-            }
+    /// For Open-Assistant trees: all of the file's rankings are announced.
+    trees: Option<Forest>,
+}
+
+impl RankingsFile {
+    async fn write(mut self, services: &Services, send: &Pieces) -> Result<()> {
+        let parquet = |e: parquet::errors::ParquetError| ServiceError::Internal(format!("Parquet: {e}"));
+        let mut pages = Rankings::new(services.store.as_ref(), &self.filter).await?;
+        // A version's lines are exactly those of its hash, without names of people.
+        let is_ours = self.sha256.is_none() && self.format == Format::Comparisons;
+        if is_ours || (self.sha256.is_none() && self.trees.is_some()) {
+            pages = pages.for_exchange().await?;
         }
-        if !give(send, bytes).await {
-            return Ok(());
-        }
-    }
-    if is_ours {
-        let mut pages = Rankings::new(services.store.as_ref(), filter).await?.with_labelers().only_informed();
+        let mut digest = VersionDigest::default();
+        let mut writer = match self.format {
+            Format::Parquet => Some(Writer::new().map_err(parquet)?),
+            _ => None,
+        };
         while let Some(page) = pages.next().await? {
             let mut bytes = Vec::new();
-            page.into_iter().for_each(|c| append(&mut bytes, export(format, &Record::Comparison(c))));
+            for comparison in page {
+                if self.sha256.is_some() {
+                    digest.add(&comparison);
+                }
+                match (&mut writer, &mut self.trees) {
+                    (Some(writer), _) => bytes.append(&mut writer.push(&comparison).map_err(parquet)?),
+                    (None, Some(trees)) => append(&mut bytes, trees.add(&comparison)),
+                    (None, None) => append(&mut bytes, export(self.format, &Record::Comparison(comparison))),
+                }
+            }
             if !give(send, bytes).await {
                 return Ok(());
             }
         }
+        let mut bytes = Vec::new();
+        append(&mut bytes, self.trees.map(Forest::finish).unwrap_or_default());
+        if !give(send, bytes).await {
+            return Ok(());
+        }
+        if is_ours {
+            let pages = Rankings::new(services.store.as_ref(), &self.filter).await?.for_exchange().await?;
+            let mut pages = pages.only_informed();
+            while let Some(page) = pages.next().await? {
+                let mut bytes = Vec::new();
+                page.into_iter().for_each(|c| append(&mut bytes, export(self.format, &Record::Comparison(c))));
+                if !give(send, bytes).await {
+                    return Ok(());
+                }
+            }
+        }
+        if self.sha256.is_some_and(|wanted| wanted != digest.finish()) {
+            return Err(ServiceError::Conflict("rankings of this version were erased while it was exported".into()));
+        }
+        if let Some(writer) = writer {
+            give(send, writer.finish().map_err(parquet)?).await;
+        }
+        Ok(())
     }
-    if sha256.is_some_and(|wanted| wanted != digest.finish()) {
-        return Err(ServiceError::Conflict("rankings of this version were erased while it was exported".into()));
-    }
-    if let Some(writer) = writer {
-        give(send, writer.finish().map_err(parquet)?).await;
-    }
-    Ok(())
 }
 
 async fn demonstrations(
@@ -164,6 +186,7 @@ async fn demonstrations(
     send: &Pieces,
 ) -> Result<()> {
     let mut after: Option<Demonstration> = None;
+    let projects = project_names(services.store.as_ref()).await?;
     loop {
         let page = services.store.demonstrations().page(after.as_ref(), PAGE).await?;
         let Some((last, ..)) = page.last() else { return Ok(()) };
@@ -183,6 +206,7 @@ async fn demonstrations(
                 };
                 let record = Written {
                     corrects,
+                    project: projects.get(&prompt.project_id).cloned(),
                     prompt_id: Some(prompt.id.to_string()),
                     prompt: PromptInput::Chat(prompt.messages),
                     completion: completion.text,
@@ -197,7 +221,7 @@ async fn demonstrations(
     }
 }
 
-fn append(bytes: &mut Vec<u8>, lines: Vec<String>) {
+fn append(bytes: &mut Vec<u8>, lines: impl IntoIterator<Item = String>) {
     for line in lines {
         bytes.extend_from_slice(line.as_bytes());
         bytes.push(b'\n');

@@ -66,7 +66,9 @@ async fn put_row(
 macro_rules! conversations {
     ($which:literal) => {
         concat!(
-            "SELECT c.id, c.labeler_id, c.created AS begun, t.turn, t.set_id, t.continued_id, t.created
+            "SELECT c.id, c.labeler_id, c.created AS begun, t.turn, t.set_id, t.continued_id, t.created,
+                    (SELECT j.id FROM judgments j WHERE j.set_id = t.set_id AND j.labeler_id = c.labeler_id
+                     ORDER BY j.revision DESC LIMIT 1) AS judgment_id
              FROM conversations c JOIN conversation_turns t ON t.conversation_id = c.id WHERE ",
             $which,
             " ORDER BY c.id DESC, t.turn"
@@ -86,6 +88,7 @@ fn gather(rows: &[Row]) -> Result<Vec<Conversation>> {
             turn: row.int("turn")?,
             set_id: row.text("set_id")?.into(),
             continued: row.opt_text("continued_id")?.map(Into::into),
+            judgment_id: row.opt_text("judgment_id")?.map(Into::into),
             created: row.int("created")?,
         };
         if let Some(last) = found.last_mut() {

@@ -330,14 +330,14 @@ macro_rules! ranked_of {
     ($judgments:expr, $items:expr, $ratings:expr, $spans:expr, $part:literal) => {
         concat!(
             "SELECT j.id AS judgment_id, j.set_id, j.labeler_id, j.strength, j.outcome, j.knowledge,
-                    j.rubric_version, j.prompt_id, j.split, j.messages, j.tags,
+                    j.rubric_version, j.project_id, j.prompt_id, j.split, j.messages, j.tags,
                     i.completion_id, i.tier, i.shown_position, c.model_version_id, c.text, ",
             $ratings,
             " AS ratings, ",
             $spans,
             " AS spans
              FROM (SELECT j.id, j.set_id, j.labeler_id, j.strength, j.outcome, j.knowledge,
-                          j.rubric_version, p.id AS prompt_id, p.split, p.messages, p.tags
+                          j.rubric_version, s.project_id, p.id AS prompt_id, p.split, p.messages, p.tags
                    FROM ",
             $judgments,
             " j CROSS JOIN comparison_sets s CROSS JOIN prompts p
@@ -496,6 +496,7 @@ pub(super) async fn ranked_page(
         if ranked.last().is_none_or(|last| last.judgment_id != id) {
             ranked.push(RankedSet {
                 set_id: row.text("set_id")?.into(),
+                project_id: row.text("project_id")?.into(),
                 judgment_id: id,
                 labeler_id: row.text("labeler_id")?.into(),
                 prompt_id: row.text("prompt_id")?.into(),

@@ -132,15 +132,42 @@ macro_rules! stuck {
 /// The condition of `stuck!` for statements that are built from parts.
 pub(super) const STUCK: &str = stuck!();
 
-pub(super) async fn count_stuck(conn: &mut Conn, now: Micros) -> Result<i64> {
-    conn.count(concat!("SELECT COUNT(*) AS n FROM comparison_sets s WHERE ", stuck!()), args![now]).await
+async fn count_stuck(conn: &mut Conn, now: Micros, project: Option<&ProjectId>) -> Result<i64> {
+    conn.count(
+        concat!("SELECT COUNT(*) AS n FROM comparison_sets s WHERE ($2 IS NULL OR s.project_id = $2) AND ", stuck!()),
+        args![now, project.map(ProjectId::as_str)],
+    )
+    .await
 }
 
-/// Leases whose holder is at work.
-pub(super) async fn count_live(conn: &mut Conn, now: Micros) -> Result<i64> {
+/// What waits to be judged, and what is being judged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Queue {
+    pub sets_open: i64,
+    /// Open sets that every active labeler has judged or skipped.
+    pub sets_stuck: i64,
+    /// Leases that were renewed within the last minutes.
+    pub leases: i64,
+}
+
+/// The queue of all projects or one. Sets with known answers do not count as open.
+pub(super) async fn queue(conn: &mut Conn, now: Micros, project: Option<&ProjectId>) -> Result<Queue> {
+    let open = "SELECT COUNT(*) AS n FROM comparison_sets
+                WHERE status = 'open' AND kind = 'normal' AND ($1 IS NULL OR project_id = $1)";
+    Ok(Queue {
+        sets_open: conn.count(open, args![project.map(ProjectId::as_str)]).await?,
+        sets_stuck: count_stuck(conn, now, project).await?,
+        leases: count_live(conn, now, project).await?,
+    })
+}
+
+/// Leases whose holder is at work, of all projects or one.
+async fn count_live(conn: &mut Conn, now: Micros, project: Option<&ProjectId>) -> Result<i64> {
     conn.count(
-        "SELECT COUNT(*) AS n FROM assignments WHERE state = 'leased' AND expires_at > $1 AND renewed > $2",
-        args![now, now - AWAY],
+        "SELECT COUNT(*) AS n FROM assignments
+         WHERE state = 'leased' AND expires_at > $1 AND renewed > $2
+           AND ($3 IS NULL OR set_id IN (SELECT id FROM comparison_sets WHERE project_id = $3))",
+        args![now, now - AWAY, project.map(ProjectId::as_str)],
     )
     .await
 }

@@ -56,6 +56,7 @@ pub use conversations::NewTurn;
 pub use erasure::{Erase, Erased, PersonalData};
 pub use evidence::{Activation, JobFilter, Meeting, SharedPrompt};
 pub use imports::{ImportLine, Imported, ImportedLine, ImportedRanking};
+pub use leases::Queue;
 pub use model_judgments::ToJudge;
 pub use names::{find_version, unknown_version};
 pub use privacy::{Amount, Cuts, ErasedPerson, Expiring, RequestCounts, learns_from_requests};
@@ -273,6 +274,16 @@ pub struct RankedFilter {
     /// Whose rankings: those of people (`human`), of language models that rank as labelers (`model`), or `all`.
     #[serde(skip_serializing_if = "LabelersUsed::is_human")]
     pub labelers: LabelersUsed,
+}
+
+/// The judgments whose figures are computed. Empty = all.
+#[derive(Clone, Debug, Default)]
+pub struct JudgedFilter {
+    pub kind: Option<SetKind>,
+    /// Only judgments created at or after this time.
+    pub since: Option<Micros>,
+    /// Only sets of this project.
+    pub project: Option<ProjectId>,
 }
 
 /// New lease request. The store picks the set; seeds and ids come from the caller.

@@ -2,7 +2,7 @@
 //! data set of people's judgments can count them.
 
 use super::rows::{Arg, Conn, Row, args};
-use super::{Result, rules};
+use super::{JudgedFilter, Result, rules};
 use crate::domain::*;
 
 /// The sets that a model is to rank.
@@ -129,9 +129,13 @@ macro_rules! with_items {
     };
 }
 
-/// Rankings of sets of `kind`, created since `since`, in the order in which they were stored.
-pub(super) async fn all(conn: &mut Conn, kind: SetKind, since: Option<Micros>) -> Result<Vec<ModelJudgment>> {
-    read(conn, with_items!("s.kind = $1 AND ($2 IS NULL OR m.created >= $2)"), args![kind.as_str(), since]).await
+/// Rankings in the order in which they were stored.
+pub(super) async fn all(conn: &mut Conn, filter: &JudgedFilter) -> Result<Vec<ModelJudgment>> {
+    let which = with_items!(
+        "($1 IS NULL OR s.kind = $1) AND ($2 IS NULL OR m.created >= $2) AND ($3 IS NULL OR s.project_id = $3)"
+    );
+    let project = filter.project.as_ref().map(ProjectId::as_str);
+    read(conn, which, args![filter.kind.map(SetKind::as_str), filter.since, project]).await
 }
 
 /// Rankings of one set, in the order in which they were stored.

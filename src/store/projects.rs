@@ -134,7 +134,8 @@ pub(super) async fn list(conn: &mut Conn) -> Result<Vec<Project>> {
     conn.all("SELECT * FROM projects ORDER BY created, id", vec![]).await?.iter().map(project).collect()
 }
 
-pub(super) async fn counts(conn: &mut Conn) -> Result<Vec<(ProjectId, ProjectCounts)>> {
+/// Amounts of the data of all projects or one.
+pub(super) async fn counts(conn: &mut Conn, only: Option<&ProjectId>) -> Result<Vec<(ProjectId, ProjectCounts)>> {
     let rows = conn
         .all(
             concat!(
@@ -149,9 +150,9 @@ pub(super) async fn counts(conn: &mut Conn) -> Result<Vec<(ProjectId, ProjectCou
                 judgments::work_done!(),
                 ") AS judgments,
                    (SELECT COUNT(*) FROM project_members m WHERE m.project_id = p.id) AS members
-                 FROM projects p ORDER BY p.created, p.id"
+                 FROM projects p WHERE ($1 IS NULL OR p.id = $1) ORDER BY p.created, p.id"
             ),
-            vec![],
+            args![only.map(ProjectId::as_str)],
         )
         .await?;
     let counted = |row: &Row| {

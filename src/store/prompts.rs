@@ -275,6 +275,23 @@ pub(super) async fn demonstration_page(
     Ok(page)
 }
 
+/// Demonstrations by labelers that correct completions of a set, oldest first.
+pub(super) async fn corrections(conn: &mut Conn, set: &SetId) -> Result<Vec<(LabelerId, Completion)>> {
+    let rows = conn
+        .all(
+            "SELECT c.*, d.labeler_id AS corrected_by
+             FROM comparison_sets s
+             JOIN demonstrations d ON d.prompt_id = s.prompt_id
+             JOIN completions c ON c.id = d.completion_id
+             WHERE s.id = $1 AND d.labeler_id IS NOT NULL
+               AND c.parent_completion_id IN (SELECT completion_id FROM set_items WHERE set_id = $1)
+             ORDER BY d.created, d.completion_id",
+            args![set.as_str()],
+        )
+        .await?;
+    rows.iter().map(|row| Ok((row.text("corrected_by")?.into(), completion(row)?))).collect()
+}
+
 // ---------------------------------------------------------------- feedback
 
 pub(super) fn feedback(row: &Row) -> Result<FeedbackEvent> {

@@ -2,22 +2,15 @@
 
 use super::judgments::current;
 use super::rows::{Conn, Row, args};
-use super::{Result, rubrics};
+use super::{JudgedFilter, Result, rubrics};
 use crate::domain::*;
 
-/// The judgments whose figures are computed.
-#[derive(Clone, Copy, Default)]
-pub(super) struct Which<'a> {
-    pub kind: Option<SetKind>,
-    pub since: Option<Micros>,
-    /// Only sets that this labeler judged.
-    pub with: Option<&'a LabelerId>,
-}
-
-/// Passes judgments to `take` one by one, ordered by id. Rows are not kept: one judgment is in memory.
+/// Passes judgments to `take` one by one, ordered by id; with `labeler`, only those of sets that this person judged.
+/// Rows are not kept: one judgment is in memory.
 pub(super) async fn each_judged(
     conn: &mut Conn,
-    which: Which<'_>,
+    filter: &JudgedFilter,
+    labeler: Option<&LabelerId>,
     mut take: impl FnMut(JudgedSet) + Send,
 ) -> Result<()> {
     let mut current: Option<JudgedSet> = None;
@@ -32,11 +25,17 @@ pub(super) async fn each_judged(
              LEFT JOIN completions c ON c.id = i.completion_id
              WHERE ($1 IS NULL OR s.kind = $1) AND ($2 IS NULL OR j.created >= $2)
                AND ($3 IS NULL OR j.set_id IN (SELECT set_id FROM judgments WHERE labeler_id = $3))
+               AND ($4 IS NULL OR s.project_id = $4)
                AND ",
             current!(),
             " ORDER BY j.id, i.completion_id"
         ),
-        args![which.kind.map(SetKind::as_str), which.since, which.with.map(LabelerId::as_str)],
+        args![
+            filter.kind.map(SetKind::as_str),
+            filter.since,
+            labeler.map(LabelerId::as_str),
+            filter.project.as_ref().map(ProjectId::as_str)
+        ],
         |row| {
             let id: JudgmentId = row.text("judgment_id")?.into();
             if current.as_ref().is_none_or(|judgment| judgment.judgment_id != id)
@@ -80,8 +79,7 @@ fn judged_set(row: &Row, judgment_id: JudgmentId) -> Result<JudgedSet> {
 
 pub(super) async fn judged_with(conn: &mut Conn, labeler: &LabelerId) -> Result<Vec<JudgedSet>> {
     let mut judged = Vec::new();
-    let which = Which { with: Some(labeler), ..Which::default() };
-    each_judged(conn, which, |judgment| judged.push(judgment)).await?;
+    each_judged(conn, &JudgedFilter::default(), Some(labeler), |judgment| judged.push(judgment)).await?;
     Ok(judged)
 }
 
@@ -93,9 +91,8 @@ pub(super) async fn all_gold(conn: &mut Conn) -> Result<Vec<(SetId, CompletionId
         .collect()
 }
 
-/// Ratings of judgments that count, of sets of `kind`, created since `since`; by rubric, set, completion, dimension
-/// and labeler.
-pub(super) async fn ratings(conn: &mut Conn, kind: SetKind, since: Option<Micros>) -> Result<Vec<GivenRating>> {
+/// Ratings of judgments that count; by rubric, set, completion, dimension and labeler.
+pub(super) async fn ratings(conn: &mut Conn, filter: &JudgedFilter) -> Result<Vec<GivenRating>> {
     let rows = conn
         .all(
             concat!(
@@ -104,11 +101,12 @@ pub(super) async fn ratings(conn: &mut Conn, kind: SetKind, since: Option<Micros
                  FROM judgments j
                  JOIN comparison_sets s ON s.id = j.set_id
                  JOIN judgment_ratings r ON r.judgment_id = j.id
-                 WHERE s.kind = $1 AND ($2 IS NULL OR j.created >= $2) AND ",
+                 WHERE ($1 IS NULL OR s.kind = $1) AND ($2 IS NULL OR j.created >= $2)
+                   AND ($3 IS NULL OR s.project_id = $3) AND ",
                 current!(),
                 " ORDER BY j.rubric_version, j.set_id, r.completion_id, r.dimension, j.labeler_id"
             ),
-            args![kind.as_str(), since],
+            args![filter.kind.map(SetKind::as_str), filter.since, filter.project.as_ref().map(ProjectId::as_str)],
         )
         .await?;
     rows.iter()

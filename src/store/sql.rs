@@ -54,7 +54,6 @@ async fn counts(conn: &mut Conn) -> Result<Counts> {
     for (field, sql) in [
         (&mut counts.prompts, "SELECT COUNT(*) AS n FROM prompts"),
         (&mut counts.completions, "SELECT COUNT(*) AS n FROM completions"),
-        (&mut counts.sets_open, "SELECT COUNT(*) AS n FROM comparison_sets WHERE status = 'open' AND kind = 'normal'"),
         (&mut counts.sets_done, "SELECT COUNT(*) AS n FROM comparison_sets WHERE status = 'done'"),
         (&mut counts.judgments, "SELECT COUNT(*) AS n FROM judgments WHERE supersedes_id IS NULL"),
         (&mut counts.demonstrations, "SELECT COUNT(*) AS n FROM demonstrations"),
@@ -69,8 +68,8 @@ async fn counts(conn: &mut Conn) -> Result<Counts> {
     ] {
         *field = conn.count(sql, vec![]).await?;
     }
-    counts.leases = leases::count_live(conn, now).await?;
-    counts.sets_stuck = leases::count_stuck(conn, now).await?;
+    let queue = leases::queue(conn, now, None).await?;
+    (counts.sets_open, counts.sets_stuck, counts.leases) = (queue.sets_open, queue.sets_stuck, queue.leases);
     Ok(counts)
 }
 

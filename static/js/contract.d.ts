@@ -606,13 +606,6 @@ export type Conversation = {
   turns: ConversationTurn[];
 };
 
-/** One page of a list, newest first. */
-export type ConversationPage = {
-  data: Conversation[];
-  /** Id of the last row: for `?after=` of the next page. Null when the page is empty. */
-  after: string | null;
-};
-
 /** One comparison set of a conversation. */
 export type ConversationTurn = {
   /** Counts from 1. */
@@ -620,6 +613,8 @@ export type ConversationTurn = {
   set_id: string;
   /** The completion of the turn before that this turn's prompt contains; null in the first turn. */
   continued: string | null;
+  /** The labeler's latest judgment of the set; null while there is none. */
+  judgment_id: string | null;
   created: number;
 };
 
@@ -1675,6 +1670,24 @@ export type ListedConsensus = {
   prompt: string | null;
 };
 
+/** A conversation with its first message. */
+export type ListedConversation = {
+  id: string;
+  labeler_id: string;
+  created: number;
+  /** In their order, at least two. */
+  turns: ConversationTurn[];
+  /** One line of the first prompt. */
+  prompt: string | null;
+};
+
+/** One page of a list, newest first. */
+export type ListedConversationPage = {
+  data: ListedConversation[];
+  /** Id of the last row: for `?after=` of the next page. Null when the page is empty. */
+  after: string | null;
+};
+
 export type ListedItem = {
   completion_id: string;
   /** 0 is best; equal tiers are a tie. */
@@ -1899,6 +1912,8 @@ export type Overview = {
   evidence: ActiveEvidence;
   next_action: NextAction;
   running_jobs: Job[];
+  /** The named project, with the amounts of its data; absent where none is named. */
+  project?: CountedProject | null;
   /** Device memory of the served models; absent on the CPU. */
   device?: DeviceMemory | null;
 };
@@ -2630,6 +2645,8 @@ export type RetentionProgress = {
 export type ReviewedJudgment = {
   judgment: Judgment;
   labeler: LabelerName;
+  /** The latest correction of each completion that the labeler corrected. */
+  corrections: CorrectedText[];
 };
 
 /** A set with its authors and everybody's latest judgments. */
@@ -3348,7 +3365,7 @@ export type GetAnswer<P extends string> = string extends P ? any :
   P extends '/admin/api/quality/ratings' ? RatingsReport :
   P extends '/admin/api/quality/judges' ? JudgesReport :
   P extends '/admin/webhook-deliveries' ? WebhookDeliveryPage :
-  P extends '/v1/label/conversations' ? ConversationPage :
+  P extends '/v1/label/conversations' ? ListedConversationPage :
   P extends '/admin/api/throughput' ? Throughput :
   P extends '/admin/api/judgments' ? ListedJudgmentCountedPage :
   P extends '/admin/api/overview' ? Overview :
@@ -3708,7 +3725,8 @@ export type PostBody<P extends string> = string extends P ? any :
     n?: number | null;
     /** How many people should rank each set. */
     overlap?: number | null;
-    /** Which stored prompts to draw for. */
+    /** Which stored prompts to draw for; of the first project when it names none. `disagreement` and `judge` choose among
+     * sets and use only its project, all projects when it names none. */
     prompts?: PromptFilter;
     /** The policies (names or ids): two for `versus`, 2 to 8 for `tournament`. */
     versions?: string[] | null;
@@ -4280,16 +4298,17 @@ export type PostBody<P extends string> = string extends P ? any :
 
 /** What may stand in the query of GET. */
 export type GetQuery<P extends string> = string extends P ? any :
-  P extends '/admin/api/quality/consensus' ? { kind?: 'normal' | 'gold' | 'calibration' | null | null | undefined | ''; days?: number | null | undefined | ''; replicates?: number | null | undefined | ''; seed?: number | null | undefined | ''; limit?: number | null | undefined | '' } :
-  P extends '/admin/api/quality/versions' ? { kind?: 'normal' | 'gold' | 'calibration' | null | null | undefined | ''; days?: number | null | undefined | ''; replicates?: number | null | undefined | ''; seed?: number | null | undefined | ''; length_controlled?: boolean | null | undefined | '' } :
-  P extends '/admin/api/quality/ratings' ? { kind?: 'normal' | 'gold' | 'calibration' | null | null | undefined | ''; days?: number | null | undefined | ''; replicates?: number | null | undefined | ''; seed?: number | null | undefined | '' } :
-  P extends '/admin/api/quality/judges' ? { kind?: 'normal' | 'gold' | 'calibration' | null | null | undefined | ''; days?: number | null | undefined | ''; replicates?: number | null | undefined | ''; seed?: number | null | undefined | '' } :
+  P extends '/admin/api/quality/consensus' ? { kind?: 'normal' | 'gold' | 'calibration' | null | null | undefined | ''; days?: number | null | undefined | ''; project?: string | null | undefined | ''; replicates?: number | null | undefined | ''; seed?: number | null | undefined | ''; limit?: number | null | undefined | '' } :
+  P extends '/admin/api/quality/versions' ? { kind?: 'normal' | 'gold' | 'calibration' | null | null | undefined | ''; days?: number | null | undefined | ''; project?: string | null | undefined | ''; replicates?: number | null | undefined | ''; seed?: number | null | undefined | ''; length_controlled?: boolean | null | undefined | '' } :
+  P extends '/admin/api/quality/ratings' ? { kind?: 'normal' | 'gold' | 'calibration' | null | null | undefined | ''; days?: number | null | undefined | ''; project?: string | null | undefined | ''; replicates?: number | null | undefined | ''; seed?: number | null | undefined | '' } :
+  P extends '/admin/api/quality/judges' ? { kind?: 'normal' | 'gold' | 'calibration' | null | null | undefined | ''; days?: number | null | undefined | ''; project?: string | null | undefined | ''; replicates?: number | null | undefined | ''; seed?: number | null | undefined | '' } :
   P extends '/admin/webhook-deliveries' ? { webhook?: string | null | undefined | ''; state?: 'pending' | 'delivered' | 'failed' | null | null | undefined | ''; after?: string | null | undefined | ''; limit?: number | null | undefined | '' } :
   P extends '/v1/label/conversations' ? { set_id?: string | null | undefined | ''; after?: string | null | undefined | ''; limit?: number | null | undefined | '' } :
-  P extends '/admin/api/throughput' ? { days?: number | null | undefined | '' } :
+  P extends '/admin/api/throughput' ? { days?: number | null | undefined | ''; project?: string | null | undefined | '' } :
   P extends '/admin/api/judgments' ? { labeler?: string | null | undefined | ''; set?: string | null | undefined | ''; kind?: 'normal' | 'gold' | 'calibration' | null | null | undefined | ''; outcome?: 'ranked' | 'all_bad' | 'unrankable' | 'skip' | null | null | undefined | ''; q?: string | null | undefined | ''; after?: string | null | undefined | ''; limit?: number | null | undefined | '' } :
+  P extends '/admin/api/overview' ? { project?: string | null | undefined | '' } :
   P extends '/v1/comparison-sets' ? { status?: 'open' | 'done' | 'retired' | null | null | undefined | ''; after?: string | null | undefined | ''; limit?: number | null | undefined | '' } :
-  P extends '/admin/api/quality' ? { kind?: 'normal' | 'gold' | 'calibration' | null | null | undefined | ''; days?: number | null | undefined | ''; replicates?: number | null | undefined | ''; seed?: number | null | undefined | '' } :
+  P extends '/admin/api/quality' ? { kind?: 'normal' | 'gold' | 'calibration' | null | null | undefined | ''; days?: number | null | undefined | ''; project?: string | null | undefined | ''; replicates?: number | null | undefined | ''; seed?: number | null | undefined | '' } :
   P extends '/admin/guidelines' ? { project?: string | null | undefined | '' } :
   P extends '/admin/sets/draws' ? { after?: string | null | undefined | ''; limit?: number | null | undefined | '' } :
   P extends '/v1/label/history' ? { after?: string | null | undefined | ''; limit?: number | null | undefined | '' } :

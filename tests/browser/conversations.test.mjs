@@ -98,11 +98,36 @@ test('three turns by keyboard, with a mark and a correction; the next message su
   await page.locator('#mark-note').fill('not so');
   await page.locator('#mark-note').press('Enter');
   assert.match(await page.locator('dialog .marks-list').textContent(), /not so/);
-  await page.locator('#correct-text').fill('t5 t6 corrected');
   assert.deepEqual(await violations(page), []);
   await shot(page, 'marks-desktop-light-en');
   await page.locator('dialog button', { hasText: 'Done' }).click();
-  assert.match(await page.locator('.answer').first().locator('.marks').textContent(), /not so.*corrected/s);
+
+  // a correction: E opens the answer in its place, Esc closes it, the answer stays as it was with the changes below it
+  const answer = page.locator('.answer').first();
+  const body = await answer.locator('.answer-body').innerText();
+  await page.keyboard.press('e');
+  const field = answer.locator('.correct-field textarea');
+  await field.waitFor();
+  await page.waitForFunction(() => document.activeElement.closest('.correct-field') !== null);
+  assert.equal(await field.inputValue(), text);
+  assert.equal(await answer.locator('.answer-body').getByText(body.trim(), { exact: true }).count(), 0);
+  await page.keyboard.press('Control+Home');
+  await page.keyboard.type('t5 t6 corrected ');
+  assert.deepEqual(await violations(page), []);
+  await shot(page, 'correct-desktop-light-en');
+  await page.keyboard.press('Escape');
+  assert.equal(await answer.locator('.answer-body').innerText(), body);
+  assert.match(await answer.locator('.marks').textContent(), /not so.*corrected/s);
+  assert.equal((await answer.locator('.tracked ins').textContent()).trim(), 't5 t6 corrected');
+  assert.equal(await answer.locator('.tracked del').count(), 0);
+  // the original text takes the correction back; the corrected one can be written again
+  await page.keyboard.press('e');
+  await answer.locator('.correct-field .quiet').click();
+  assert.equal(await field.inputValue(), text);
+  await field.fill('t5 t6 corrected');
+  await answer.locator('.correct-field .primary').click();
+  assert.match(await answer.locator('.tracked del').first().textContent(), /t/);
+  await shot(page, 'corrected-desktop-light-en');
   await page.reload();
   await page.locator('.answer .marked').waitFor();
   await page.keyboard.press('1');
@@ -118,6 +143,18 @@ test('three turns by keyboard, with a mark and a correction; the next message su
   await page.locator('.empty, .submit').first().waitFor();
   assert.equal(await page.locator('#next-text').count(), 0, 'the conversation has ended');
 
+  // the conversation is listed, and goes on where it ended
+  await page.locator('.progress-button').click();
+  const listed = page.locator('dialog li', { hasText: 't1 t2' }).filter({ hasText: '3 turns' });
+  assert.equal(await listed.count(), 1);
+  assert.deepEqual(await violations(page), []);
+  await shot(page, 'history-desktop-light-en');
+  await listed.locator('button', { hasText: 'Go on' }).click();
+  await page.locator('#next-text').waitFor();
+  assert.equal((await textsOf(page, '.talk .turn')).length, 6, 'three questions, each with its better answer');
+  await page.locator('[data-act=end-talk]').click();
+  await page.locator('.empty, .submit').first().waitFor();
+
   for (const set of [first, second, third]) assert.equal((await stored(set)).length, 1);
   assert.deepEqual((await conversationOf(first)).turns.map((turn) => turn.set_id), [first, second, third]);
   const [judgment] = await stored(second);
@@ -131,7 +168,12 @@ test('three turns by keyboard, with a mark and a correction; the next message su
 
   // reviewers see what was marked, and what was wrong about it
   await visit(page, server.url, `/admin#/sets/${second}`, '.marked');
-  assert.match(await page.locator('tr', { has: page.locator('.marked') }).textContent(), /A.*not so/s);
+  const row = page.locator('tr', { has: page.locator('.marked') });
+  assert.match(await row.textContent(), /A.*not so/s);
+  await row.locator('summary').click();
+  assert.match(await row.locator('.tracked ins').last().textContent(), /corrected/);
+  assert.deepEqual(await violations(page), []);
+  await shot(page, 'review-corrected-desktop-light-en');
   assert.deepEqual(trouble, []);
   await context.close();
 });
@@ -173,6 +215,13 @@ test('on a phone, in Chinese, after a tie the labeler chooses the answer; a mark
   assert.deepEqual(await violations(page), []);
   await shot(page, 'marks-phone-dark-zh');
   await page.locator('dialog .primary').tap();
+  await page.locator('.correct-button').nth(1).tap();
+  await page.locator('.correct-field textarea').fill('t2 改过');
+  assert.deepEqual(await violations(page), []);
+  await shot(page, 'correct-phone-dark-zh');
+  await page.locator('.correct-field .primary').tap();
+  await page.locator('.answer').nth(1).locator('.tracked ins').first().waitFor();
+  await shot(page, 'corrected-phone-dark-zh');
   await page.locator('[data-act=tie]').tap();
   await page.locator('.submit').tap();
   await page.locator('.talk input[type=radio]').first().waitFor();

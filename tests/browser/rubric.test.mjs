@@ -294,6 +294,31 @@ async function call(key, method, path, body) {
   return response.json();
 }
 
+test('the form of a reward run lists the dimensions of the rubric with their weights', async () => {
+  const { version } = await activated();
+  const { page, context, trouble } = await signedInPage(browser, server.url);
+  await visit(page, server.url, '/admin#/jobs/new/reward', '.schema-form');
+  const field = page.locator('fieldset', { has: page.locator('#arg-dimensions-helpful') });
+  assert.deepEqual(await field.locator('label > span').allTextContents(), ['The ranking', 'Helpful', 'Honest', 'Unsafe', 'Vague']);
+  await page.locator('#arg-dimensions-helpful').fill('1');
+  await page.locator('#arg-dimensions-unsafe').fill('-0.5');
+  await page.locator('#arg-rubric').selectOption(version);
+  assert.deepEqual(await violations(page), []);
+  let sent;
+  await page.route('**/admin/jobs', (route) => {
+    sent = route.request().postDataJSON();
+    return route.fulfill({ status: 400, json: { error: { message: 'not now', param: 'args.dimensions' } } });
+  });
+  await page.locator('.job-form button[type=submit]').click();
+  await page.locator('#arg-dimensions-error', { hasText: 'not now' }).waitFor();
+  assert.deepEqual([sent.args.dimensions, sent.args.rubric], [{ helpful: 1, unsafe: -0.5 }, version]);
+  await page.locator('#arg-dimensions-helpful').fill('much');
+  await page.locator('.job-form button[type=submit]').click();
+  await page.locator('#arg-dimensions-error', { hasText: 'number' }).waitFor();
+  assert.deepEqual(trouble.filter((line) => !line.includes('400')), []);
+  await context.close();
+});
+
 test('axe finds nothing serious on the label page with a rubric, light and dark, in both languages', async () => {
   await activated();
   const set = await makeSet(server.url, 'Name a tree.', ['An oak.', 'A chair.']);

@@ -18,10 +18,21 @@ use serde::Deserialize;
 use super::AppState;
 use super::error::{ApiError, ApiResult};
 use super::extract::Query;
-use crate::service::overview::{Flow, Overview};
+use crate::service::overview::{self, Flow, Overview};
+use crate::service::projects::filter as project_filter;
 
-pub async fn overview(State(state): State<AppState>) -> ApiResult<axum::Json<Overview>> {
-    Ok(axum::Json(crate::service::overview::overview(&state.services).await?))
+#[derive(Debug, Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct OverviewQuery {
+    /// Id or name of a project whose amounts are added.
+    project: Option<String>,
+}
+
+pub async fn overview(
+    State(state): State<AppState>,
+    Query(query): Query<OverviewQuery>,
+) -> ApiResult<axum::Json<Overview>> {
+    Ok(axum::Json(overview::overview(&state.services, query.project.as_deref()).await?))
 }
 
 #[derive(Debug, Deserialize, schemars::JsonSchema)]
@@ -29,6 +40,8 @@ pub async fn overview(State(state): State<AppState>) -> ApiResult<axum::Json<Ove
 pub struct FlowQuery {
     /// 1 to 366; default 30.
     days: Option<i64>,
+    /// Id or name of a project; all when absent.
+    project: Option<String>,
 }
 
 pub async fn throughput(State(state): State<AppState>, Query(query): Query<FlowQuery>) -> ApiResult<axum::Json<Flow>> {
@@ -36,5 +49,6 @@ pub async fn throughput(State(state): State<AppState>, Query(query): Query<FlowQ
     if !(1..=366).contains(&days) {
         return Err(ApiError::bad("days", format!("is {days}; must be 1 to 366")));
     }
-    Ok(axum::Json(crate::service::overview::flow(&state.services, days).await?))
+    let project = project_filter(&state.services, query.project.as_deref()).await?;
+    Ok(axum::Json(overview::flow(&state.services, days, project.as_ref()).await?))
 }

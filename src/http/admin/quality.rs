@@ -10,6 +10,7 @@ use crate::http::AppState;
 use crate::http::error::{ApiError, ApiResult};
 use crate::http::extract::Query;
 use crate::service::judges::JudgesReport;
+use crate::service::projects;
 use crate::service::quality::{self, RatingsReport, Scope, VersionTable};
 
 /// The judgments in the figures, and how intervals are computed.
@@ -20,6 +21,8 @@ pub struct ReportQuery {
     kind: Option<SetKind>,
     /// Only the last N days.
     days: Option<u32>,
+    /// Id or name of a project; all when absent.
+    project: Option<String>,
     /// Bootstrap replicates.
     replicates: Option<usize>,
     /// Seed of the bootstrap. Default 0.
@@ -34,6 +37,8 @@ pub struct VersionsQuery {
     kind: Option<SetKind>,
     /// Only the last N days.
     days: Option<u32>,
+    /// Id or name of a project; all when absent.
+    project: Option<String>,
     /// Bootstrap replicates.
     replicates: Option<usize>,
     /// Seed of the bootstrap. Default 0.
@@ -50,6 +55,8 @@ pub struct ConsensusQuery {
     kind: Option<SetKind>,
     /// Only the last N days.
     days: Option<u32>,
+    /// Id or name of a project; all when absent.
+    project: Option<String>,
     /// Bootstrap replicates.
     replicates: Option<usize>,
     /// Seed of the bootstrap. Default 0.
@@ -59,8 +66,9 @@ pub struct ConsensusQuery {
 }
 
 pub async fn report(State(state): State<AppState>, Query(query): Query<ReportQuery>) -> ApiResult<axum::Json<Report>> {
-    let ReportQuery { kind, days, replicates, seed } = query;
-    let scope = Scope { kind, days, replicates, seed };
+    let ReportQuery { kind, days, project, replicates, seed } = query;
+    let project = projects::filter(&state.services, project.as_deref()).await?;
+    let scope = Scope { kind, days, project, replicates, seed };
     Ok(axum::Json(quality::report(&state.services, scope).await?))
 }
 
@@ -68,8 +76,9 @@ pub async fn versions(
     State(state): State<AppState>,
     Query(query): Query<VersionsQuery>,
 ) -> ApiResult<axum::Json<VersionTable>> {
-    let VersionsQuery { kind, days, replicates, seed, length_controlled } = query;
-    let scope = Scope { kind, days, replicates, seed };
+    let VersionsQuery { kind, days, project, replicates, seed, length_controlled } = query;
+    let project = projects::filter(&state.services, project.as_deref()).await?;
+    let scope = Scope { kind, days, project, replicates, seed };
     let controlled = length_controlled.unwrap_or(false);
     Ok(axum::Json(quality::versions(&state.services, scope, controlled).await?))
 }
@@ -78,8 +87,9 @@ pub async fn ratings(
     State(state): State<AppState>,
     Query(query): Query<ReportQuery>,
 ) -> ApiResult<axum::Json<RatingsReport>> {
-    let ReportQuery { kind, days, replicates, seed } = query;
-    let scope = Scope { kind, days, replicates, seed };
+    let ReportQuery { kind, days, project, replicates, seed } = query;
+    let project = projects::filter(&state.services, project.as_deref()).await?;
+    let scope = Scope { kind, days, project, replicates, seed };
     Ok(axum::Json(quality::ratings(&state.services, scope).await?))
 }
 
@@ -87,8 +97,9 @@ pub async fn judges(
     State(state): State<AppState>,
     Query(query): Query<ReportQuery>,
 ) -> ApiResult<axum::Json<JudgesReport>> {
-    let ReportQuery { kind, days, replicates, seed } = query;
-    let scope = Scope { kind, days, replicates, seed };
+    let ReportQuery { kind, days, project, replicates, seed } = query;
+    let project = projects::filter(&state.services, project.as_deref()).await?;
+    let scope = Scope { kind, days, project, replicates, seed };
     Ok(axum::Json(crate::service::judges::report(&state.services, scope).await?))
 }
 
@@ -113,12 +124,13 @@ pub async fn consensus(
     State(state): State<AppState>,
     Query(query): Query<ConsensusQuery>,
 ) -> ApiResult<axum::Json<ConsensusList>> {
-    let ConsensusQuery { kind, days, replicates, seed, limit } = query;
+    let ConsensusQuery { kind, days, project, replicates, seed, limit } = query;
     let limit = limit.unwrap_or(50);
     if !(1..=1000).contains(&limit) {
         return Err(ApiError::bad("limit", format!("is {limit}; must be 1 to 1000")));
     }
-    let mut sets = quality::consensus(&state.services, Scope { kind, days, replicates, seed }).await?;
+    let project = projects::filter(&state.services, project.as_deref()).await?;
+    let mut sets = quality::consensus(&state.services, Scope { kind, days, project, replicates, seed }).await?;
     let total = sets.len();
     sets.truncate(limit);
     let ids: Vec<_> = sets.iter().map(|s| s.set_id.clone()).collect();

@@ -12,7 +12,7 @@ use crate::http::auth::Caller;
 use crate::http::contract::{List, Paged};
 use crate::http::error::ApiResult;
 use crate::http::extract::{Json, Path, Query};
-use crate::http::label::{JudgmentRequest, PageQuery};
+use crate::http::label::{CorrectedText, JudgmentRequest, PageQuery};
 use crate::http::markdown;
 use crate::http::shown::{ShownPrompt, tiers};
 use crate::service::draw::{self, DrawRequest};
@@ -129,6 +129,8 @@ pub struct AuthoredCompletion {
 pub struct ReviewedJudgment {
     pub judgment: Judgment,
     pub labeler: LabelerName,
+    /// The latest correction of each completion that the labeler corrected.
+    pub corrections: Vec<CorrectedText>,
 }
 
 /// A language model's ranking of the set.
@@ -165,7 +167,16 @@ pub async fn review(
     }
     let mut judgments = Vec::new();
     for (judgment, labeler) in disputed.judgments {
-        judgments.push(ReviewedJudgment { judgment, labeler: LabelerName { id: labeler.id, name: labeler.name } });
+        let of = |id: &CompletionId| {
+            let by = disputed.corrections.iter().filter(|(author, _)| *author == labeler.id);
+            by.filter(|(_, text)| text.parent_completion_id.as_ref() == Some(id)).next_back()
+        };
+        let correction = |id: &CompletionId| {
+            of(id).map(|(_, text)| CorrectedText { completion_id: id.clone(), text: text.text.clone() })
+        };
+        let corrections = disputed.set.completion_ids.iter().filter_map(correction).collect();
+        let labeler = LabelerName { id: labeler.id, name: labeler.name };
+        judgments.push(ReviewedJudgment { judgment, labeler, corrections });
     }
     let judges = disputed.judges.into_iter().map(|(name, judgment)| JudgeRanking {
         id: judgment.id,

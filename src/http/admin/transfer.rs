@@ -26,7 +26,8 @@ use crate::store::RankedFilter;
 pub struct ImportQuery {
     format: String,
     name: Option<String>,
-    /// Id or name of the project that the prompts and sets belong to; the first when absent.
+    /// Id or name of the project that the prompts and sets belong to; when absent, the project that a line names, the
+    /// first where it names none.
     project: Option<String>,
     /// Rankings become known answers of this kind instead of judgments.
     known_answer: Option<SetKind>,
@@ -50,8 +51,12 @@ pub async fn import(
         return Err(ApiError::bad("known_answer", "must be gold or calibration"));
     }
     check_body(&headers, &body)?;
-    let project = projects::to_add_to(&state.services, &actor, query.project.as_deref()).await?;
-    let done = imports::read_in(&state.services, &actor, format, name, &project, query.known_answer, body).await?;
+    let project = match query.project.as_deref() {
+        None => None,
+        wanted => Some(projects::to_add_to(&state.services, &actor, wanted).await?),
+    };
+    let done =
+        imports::read_in(&state.services, &actor, format, name, project.as_ref(), query.known_answer, body).await?;
     Ok(match failure(&done) {
         None => axum::Json(done).into_response(),
         Some(error) => (error.status, axum::Json(FailedImport { report: done, error: error.detail() })).into_response(),

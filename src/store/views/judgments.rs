@@ -30,9 +30,9 @@ impl Judgments<'_> {
         read!(self.0, |c| judgments::counts(c, labeler, since))
     }
 
-    /// First judgments since `since`, without imported ones.
-    pub async fn throughput(self, since: Micros) -> Result<Throughput> {
-        read!(self.0, |c| throughput::since(c, since))
+    /// First judgments since `since`, of all projects or one, without imported ones.
+    pub async fn throughput(self, since: Micros, project: Option<&ProjectId>) -> Result<Throughput> {
+        read!(self.0, |c| throughput::since(c, since, project))
     }
 
     /// Latest revisions only, joined with texts, ordered by judgment id; rankings of models last.
@@ -93,10 +93,9 @@ impl Judgments<'_> {
         read!(self.0, |c| judgments::latest(c))
     }
 
-    /// Ratings of latest revisions that count, of sets of `kind`, created since `since`; by rubric, set, completion,
-    /// dimension and labeler.
-    pub async fn ratings(self, kind: SetKind, since: Option<Micros>) -> Result<Vec<GivenRating>> {
-        read!(self.0, |c| quality::ratings(c, kind, since))
+    /// Ratings of latest revisions that count; by rubric, set, completion, dimension and labeler.
+    pub async fn ratings(self, filter: &JudgedFilter) -> Result<Vec<GivenRating>> {
+        read!(self.0, |c| quality::ratings(c, filter))
     }
 
     /// One page, newest first, and the number of all judgments that match the filter.

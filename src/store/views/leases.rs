@@ -18,6 +18,11 @@ impl Leases<'_> {
         })
     }
 
+    /// The queue of all projects or one at `now`.
+    pub async fn queue(self, now: Micros, project: Option<&ProjectId>) -> Result<Queue> {
+        read!(self.0, |c| leases::queue(c, now, project))
+    }
+
     /// One assignment. `NotFound` when there is none with this id.
     pub async fn get(self, id: &AssignmentId) -> Result<Assignment> {
         read!(self.0, |c| leases::get_assignment(c, id))

@@ -33,8 +33,8 @@ impl ModelJudgments<'_> {
         read!(self.0, |c| model_judgments::of_set(c, set))
     }
 
-    /// Rankings of sets of `kind`, created since `since`, in the order in which they were stored.
-    pub async fn all(self, kind: SetKind, since: Option<Micros>) -> Result<Vec<ModelJudgment>> {
-        read!(self.0, |c| model_judgments::all(c, kind, since))
+    /// Rankings in the order in which they were stored.
+    pub async fn all(self, filter: &JudgedFilter) -> Result<Vec<ModelJudgment>> {
+        read!(self.0, |c| model_judgments::all(c, filter))
     }
 }

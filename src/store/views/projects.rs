@@ -21,9 +21,9 @@ impl Projects<'_> {
         read!(self.0, |c| projects::list(c))
     }
 
-    /// Amounts of every project's data, in the order of [`Projects::list`].
-    pub async fn counts(self) -> Result<Vec<(ProjectId, ProjectCounts)>> {
-        read!(self.0, |c| projects::counts(c))
+    /// Amounts of the data of every project, or of one, in the order of [`Projects::list`].
+    pub async fn counts(self, only: Option<&ProjectId>) -> Result<Vec<(ProjectId, ProjectCounts)>> {
+        read!(self.0, |c| projects::counts(c, only))
     }
 
     /// The members of a project, by time.

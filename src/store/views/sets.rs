@@ -95,20 +95,20 @@ impl Sets<'_> {
         write!(self.0, set_id = set_id.clone() => |tx| draws::prioritise(tx, &set_id, score))
     }
 
-    /// Passes latest revisions of every outcome without texts to `take`, of sets of `kind` (all when absent), created
-    /// since `since`; ordered by judgment id. They are read one by one, so `take` must not wait.
-    pub async fn each_judged(
-        self,
-        kind: Option<SetKind>,
-        since: Option<Micros>,
-        take: impl FnMut(JudgedSet) + Send,
-    ) -> Result<()> {
-        read!(self.0, |c| quality::each_judged(c, quality::Which { kind, since, with: None }, take))
+    /// Passes latest revisions of every outcome without texts to `take`, ordered by judgment id. They are read one by
+    /// one, so `take` must not wait.
+    pub async fn each_judged(self, filter: &JudgedFilter, take: impl FnMut(JudgedSet) + Send) -> Result<()> {
+        read!(self.0, |c| quality::each_judged(c, filter, None, take))
     }
 
     /// Latest revisions of all labelers on every set that this labeler judged; ordered by judgment id.
     pub async fn judged_with(self, labeler: &LabelerId) -> Result<Vec<JudgedSet>> {
         read!(self.0, |c| quality::judged_with(c, labeler))
+    }
+
+    /// Texts with which labelers corrected completions of the set, oldest first; each names the completion as its parent.
+    pub async fn corrections(self, set_id: &SetId) -> Result<Vec<(LabelerId, Completion)>> {
+        read!(self.0, |c| prompts::corrections(c, set_id))
     }
 
     /// Stores the reviewer whose judgment settles the set.

@@ -93,6 +93,7 @@ function makeField(path, name, raw, defs, context) {
   const error = h('p', { class: 'form-error', id: `${id}-error` });
   const describe = `${id}-help ${id}-error`;
   const models = context.models?.(name, s);
+  const weights = s.type === 'object' && s.additionalProperties?.type === 'number' ? context.weights?.(name) : null;
   const note =
     models || s.default === undefined || s.default === null || s.default === '' || typeof s.default === 'object' || s.type === 'boolean'
       ? ''
@@ -221,6 +222,35 @@ function makeField(path, name, raw, defs, context) {
           error,
         )
       : h('fieldset', { class: 'field wide' }, h('legend', null, title), helpLine, inner, error);
+  } else if (weights?.length) {
+    const rows = weights.map(({ key, text }) => {
+      const at = `${id}-${key.replace(/\W/g, '-')}`;
+      const input = h('input', {
+        id: at,
+        inputmode: 'decimal',
+        autocomplete: 'off',
+        value: shown(initial?.[key]),
+        placeholder: t('form.no_weight'),
+        'aria-describedby': describe,
+      });
+      return { key, input, el: h('div', { class: 'field' }, h('label', { for: at }, h('span', { dir: 'auto', text }), h('code', { class: 'arg-name', text: key })), input) };
+    });
+    read = () => {
+      const value = {};
+      for (const { key, input } of rows) {
+        const text = input.value.trim();
+        if (text === '') continue;
+        value[key] = Number(text);
+        if (!Number.isFinite(value[key])) throw new Error(t('form.not_a_number'));
+      }
+      return Object.keys(value).length ? value : null;
+    };
+    const inner = h(
+      'div',
+      { class: 'nested' },
+      rows.map((row) => row.el),
+    );
+    box = h('fieldset', { class: 'field wide' }, h('legend', null, title), helpLine, inner, error);
   } else if (s.type === 'array' && (s.items?.type === 'string' || s.items?.type === 'integer')) {
     const input = h('input', {
       id,
@@ -290,15 +320,17 @@ function makeField(path, name, raw, defs, context) {
  * `schema` → `{el, read(), showError(param, message)}`. `first` names the fields shown at once, the rest folds
  * away; `hidden` are left out; `models(name, schema)` gives `{options, selected, empty}` of a model field or null,
  * where `empty` names the choice of no model (null: one must be chosen); `presets` are shown instead of defaults, by
- * path; `kind` is the recipe, whose fields may have words of their own.
+ * path; `kind` is the recipe, whose fields may have words of their own. `weights(name)` gives the keys of a field of weights
+ * with their names.
  * @param {any} schema
- * @param {{kind?: string, first?: string[], hidden?: string[], models?: (name: string, schema: any) => any, presets?: Record<string, any>}} [options]
+ * @param {{kind?: string, first?: string[], hidden?: string[], models?: (name: string, schema: any) => any,
+ *   weights?: (name: string) => {key: string, text: string}[], presets?: Record<string, any>}} [options]
  */
-export function schemaForm(schema, { kind = '', first = [], hidden = [], models, presets = {} } = {}) {
+export function schemaForm(schema, { kind = '', first = [], hidden = [], models, weights, presets = {} } = {}) {
   const defs = schema.$defs ?? schema.definitions ?? {};
   const names = Object.keys(schema.properties ?? {}).filter((n) => !hidden.includes(n));
   const required = new Set((schema.required ?? []).filter((n) => !hidden.includes(n)));
-  const context = { required, models, kind, presets };
+  const context = { required, models, weights, kind, presets };
   const fields = new Map(names.map((n) => [n, makeField(n, n, schema.properties[n], defs, context)]));
   const front = [...required, ...first].filter((n, i, all) => fields.has(n) && all.indexOf(n) === i);
   const rest = names.filter((n) => !front.includes(n));

@@ -5,6 +5,7 @@ import { HUMAN_CEILING, figureText, percent, whisker } from '../figures.js';
 import { num, t } from '../i18n.js';
 import { textOf } from '../label/rubric.js';
 import { table } from './parts.js';
+import { projectId } from './project.js';
 
 /** @import { JudgeFigures, JudgesReport } from '../contract.d.ts' */
 /** @typedef {Pick<JudgeFigures, 'kappa' | 'same' | 'same_without_ties' | 'pairs' | 'shared_sets'>} Agreement */
@@ -78,7 +79,7 @@ function dimensions(/** @type {JudgesReport} */ report) {
 
 /** Loads the agreement of judges with people's judgments of the last `days` (all when 0) into `el`. */
 export async function judgeFigures(el, days, signal) {
-  const report = await get('/admin/api/quality/judges', { days: days || null }, { signal });
+  const report = await get('/admin/api/quality/judges', { days: days || null, project: projectId() }, { signal });
   fill(
     el,
     table(

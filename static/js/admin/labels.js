@@ -7,6 +7,7 @@ import { failure } from '../shell.js';
 import { judgeFigures } from './judges.js';
 import { listing, promptCell } from './listing.js';
 import { every, section, table } from './parts.js';
+import { projectId } from './project.js';
 import { ratingFigures } from './ratings.js';
 import { versionsPanel } from './versions.js';
 
@@ -208,9 +209,9 @@ export async function labelsView(el, { signal, who: person, query }) {
     ),
   );
 
-  const loadFlow = async () => fill(flow, throughput(await get('/admin/api/throughput', { days: 30 }, { signal })));
+  const loadFlow = async () => fill(flow, throughput(await get('/admin/api/throughput', { days: 30, project: projectId() }, { signal })));
   const loadQuality = async () => {
-    const report = await get('/admin/api/quality', { days: days || null }, { signal });
+    const report = await get('/admin/api/quality', { days: days || null, project: projectId() }, { signal });
     for (const l of report.labelers) names.set(l.labeler_id, l.name);
     fill(agree, agreement(report));
     fill(who, labelers(report));
@@ -221,7 +222,7 @@ export async function labelsView(el, { signal, who: person, query }) {
   const loadRatings = () => ratingFigures(ratings, days, signal);
   const loadJudges = () => judgeFigures(judges, days, signal);
   const loadDisputed = async () => {
-    const { data } = await get('/admin/api/quality/consensus', { limit: 50 }, { signal });
+    const { data } = await get('/admin/api/quality/consensus', { limit: 50, project: projectId() }, { signal });
     const list = data.filter((s) => s.disagreement > 0).slice(0, 10);
     fill(
       disputed,

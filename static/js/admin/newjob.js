@@ -5,7 +5,9 @@ import { duration, has, t } from '../i18n.js';
 import { errorText } from '../plain.js';
 import { schemaForm } from './form.js';
 import { recipeName } from './jobs.js';
+import { textOf } from '../label/rubric.js';
 import { bytes } from './parts.js';
+import { projectId } from './project.js';
 
 /** @import { PostBody } from '../contract.d.ts' */
 
@@ -165,18 +167,35 @@ function keepApart(form) {
   apart();
 }
 
+/** The rubrics by which a field can be filled: versions to choose from, and dimensions to weigh. */
+function rubricChoices({ active, versions }) {
+  const ordered = [...versions].sort((a, b) => Number(b.version === active?.version) - Number(a.version === active?.version));
+  const dimensions = new Map([['ranking', t('form.ranking')]]);
+  for (const { definition } of ordered)
+    for (const d of definition.dimensions) if (d.kind !== 'tags' && !dimensions.has(d.key)) dimensions.set(d.key, textOf(d.label));
+  return {
+    weights: dimensions.size > 1 ? [...dimensions].map(([key, text]) => ({ key, text })) : [],
+    options: ordered.map(({ version, definition }) => ({ value: version, text: `${definition.name} (${version})` })),
+  };
+}
+
 export async function newJobView(el, { id, signal }) {
-  const [recipes, models] = await Promise.all([
+  const [recipes, models, rubrics] = await Promise.all([
     get('/admin/recipes', null, { signal }).then(listOf),
     get('/admin/models', null, { signal }).then(listOf),
+    get('/admin/rubrics', { project: projectId() }, { signal }).then(rubricChoices),
   ]);
   const recipe = recipes.find((r) => r.name === id) ?? recipes.find((r) => r.name === 'sft') ?? recipes[0];
   const form = schemaForm(recipe.schema, {
     kind: recipe.name,
-    first: FIRST,
+    first: rubrics.weights.length ? [...FIRST, 'dimensions', 'rubric'] : FIRST,
     hidden: HIDDEN,
+    weights: () => rubrics.weights,
     presets: presets(recipe),
-    models: (name) => modelChoices(name, recipe.name, models),
+    models: (name) =>
+      name === 'rubric' && rubrics.options.length
+        ? { options: rubrics.options, selected: null, empty: t('form.none') }
+        : modelChoices(name, recipe.name, models),
   });
   keepApart(form);
   const name = h('input', { id: 'job-name', autocomplete: 'off', maxlength: '120' });

@@ -6,6 +6,7 @@ import { has, num, t } from '../i18n.js';
 import { recipeName, runName } from './jobs.js';
 import { meanText, shareText, show } from './metrics.js';
 import { bytes, every, progressBar, progressText, stateTag } from './parts.js';
+import { projectId } from './project.js';
 
 /** What each `next_action` code of the server leads to: [node to light up, link]. */
 const ACTIONS = {
@@ -67,8 +68,11 @@ const node = (name, lit, href, value, ...lines) =>
 
 export async function overviewView(el, { signal }) {
   const draw = async () => {
-    const o = await get('/admin/api/overview', null, { signal });
+    const o = await get('/admin/api/overview', { project: projectId() }, { signal });
     const c = o.counts;
+    const own = o.project?.counts;
+    /** With a project chosen: how many there are in all projects. */
+    const ofAll = (n) => (own ? t('loop.of_all', { n }) : null);
     const next = suggestion(o);
     const { node: step, href } = next;
     const jobs = o.running_jobs; // queued ones too
@@ -104,7 +108,7 @@ export async function overviewView(el, { signal }) {
       h(
         'div',
         { class: 'loop', role: 'group', 'aria-label': t('loop.title') },
-        node('prompts', lit, '#/data', num(c.prompts ?? 0), t('loop.demonstrations', { n: c.demonstrations ?? 0 })),
+        node('prompts', lit, '#/data', num((own ?? c).prompts ?? 0), ofAll(c.prompts ?? 0), t('loop.demonstrations', { n: c.demonstrations ?? 0 })),
         arrow('a1', t('loop.sample')),
         node('completions', lit, '#/queue', num(c.completions ?? 0), t('loop.feedback', { n: c.feedback_events ?? 0 })),
         arrow('a2', t('loop.rank')),
@@ -112,8 +116,9 @@ export async function overviewView(el, { signal }) {
           'rankings',
           lit,
           '/label',
-          num(c.judgments ?? 0),
-          t('loop.sets', { n: c.sets_open ?? 0 }),
+          num((own ?? c).judgments ?? 0),
+          ofAll(c.judgments ?? 0),
+          t('loop.sets', { n: (own ?? c).sets_open ?? 0 }),
           c.leases ? t('loop.leases', { n: c.leases }) : null,
           c.sets_stuck ? t('quality.stuck', { n: c.sets_stuck }) : null,
         ),

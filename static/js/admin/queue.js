@@ -352,7 +352,7 @@ export async function queueView(el, { signal, query }) {
     await sets.choose({ status: 'open', kind: '', policy: '', show: 'stuck' });
   };
   const loadState = async () => {
-    const flow = await get('/admin/api/throughput', { days: 1 }, { signal });
+    const flow = await get('/admin/api/throughput', { days: 1, project: projectId() }, { signal });
     if (!state.contains(document.activeElement)) fill(state, waiting(flow, listStuck));
   };
   fill(

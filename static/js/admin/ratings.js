@@ -5,6 +5,7 @@ import { figureText, percent } from '../figures.js';
 import { num, t, when } from '../i18n.js';
 import { textOf } from '../label/rubric.js';
 import { table } from './parts.js';
+import { projectId } from './project.js';
 
 /** @import { DimensionFigures, RubricFigures } from '../contract.d.ts' */
 
@@ -67,6 +68,6 @@ const rubric = (/** @type {RubricFigures} */ r) => [
 
 /** Loads the figures of the last `days` (all when 0) into `el`. */
 export async function ratingFigures(el, days, signal) {
-  const { rubrics } = await get('/admin/api/quality/ratings', { days: days || null }, { signal });
+  const { rubrics } = await get('/admin/api/quality/ratings', { days: days || null, project: projectId() }, { signal });
   fill(el, rubrics.length ? rubrics.map(rubric) : h('p', { class: 'muted pad', text: t('ratings.none') }));
 }

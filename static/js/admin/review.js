@@ -4,6 +4,7 @@ import { fill, h, toast, turnItem, userText } from '../dom.js';
 import { percent } from '../figures.js';
 import { t, when } from '../i18n.js';
 import { letter } from '../label/ballot.js';
+import { trackedText } from '../label/correct.js';
 import { quote } from '../label/marks.js';
 import { errorText } from '../plain.js';
 import { recipeName } from './jobs.js';
@@ -120,6 +121,17 @@ export async function reviewView(el, { id, signal, who }) {
         s.note ? h('span', { class: 'mark-note', dir: 'auto', text: s.note }) : null,
       );
     });
+  /** The texts with which a labeler corrected answers, with their changes. */
+  const corrected = (corrections) =>
+    corrections.map((c) => {
+      const i = completions.findIndex((one) => one.id === c.completion_id);
+      return h(
+        'details',
+        { class: 'corrected' },
+        h('summary', { text: t('correct.by_answer', { x: letter(i) }) }),
+        trackedText(completions[i].text, c.text),
+      );
+    });
   const settle = act(async (items) => {
     await post(`/v1/review/sets/${encodeURIComponent(id)}/settle`, {
       outcome: 'ranked',
@@ -178,7 +190,7 @@ export async function reviewView(el, { id, signal, who }) {
       table(
         t('review.judgments'),
         [[t('role.labeler')], [t('labels.outcome')], [t('labels.order')], [t('labels.why')], [t('labels.when')]],
-        judgments.map(({ judgment: j, labeler }) =>
+        judgments.map(({ judgment: j, labeler, corrections }) =>
           h(
             'tr',
             null,
@@ -192,7 +204,7 @@ export async function reviewView(el, { id, signal, who }) {
                 : null,
               j.strength ? h('span', { class: 'sub', text: ` ${t(`strength.${j.strength}`)}` }) : null,
             ),
-            h('td', { class: 'wrap' }, h('span', { class: 'mono nowrap', text: order(j) }), rated(j), marked(j)),
+            h('td', { class: 'wrap' }, h('span', { class: 'mono nowrap', text: order(j) }), rated(j), marked(j), corrected(corrections)),
             h('td', { class: 'wrap sub', dir: 'auto', text: j.rationale ?? '' }),
             h('td', { class: 'nowrap', text: when(j.created) }),
           ),

@@ -4,6 +4,7 @@ import { fill, h } from '../dom.js';
 import { num, t } from '../i18n.js';
 import { percent, whisker } from '../figures.js';
 import { section, table } from './parts.js';
+import { projectId } from './project.js';
 
 /** Elo points per unit of log-odds. */
 const ELO = 400 / Math.LN10;
@@ -105,7 +106,7 @@ export function versionsPanel(signal) {
   const draw = async () => {
     const answer = await get(
       '/admin/api/quality/versions',
-      { length_controlled: controlled.checked || null },
+      { length_controlled: controlled.checked || null, project: projectId() },
       { signal },
     );
     if (!answer.versions.length) return void fill(host, h('p', { class: 'muted pad', text: t('versions.none') }));

@@ -87,7 +87,7 @@ export function createActions({ state, clock, main, send, undo, advance }) {
       setValue(state.work.ballot, id, key, value);
       changed();
     },
-    /** Marks and corrects the answer at this place, or the one at hand. */
+    /** Marks spans of the answer at this place, or of the one at hand. */
     async mark(place) {
       const { set, ballot, cursor } = state.work;
       const at = place ?? cursor;
@@ -96,15 +96,24 @@ export function createActions({ state, clock, main, send, undo, advance }) {
       await marksDialog(set.completions[at], {
         x: letter(at),
         marks: ballot.spans[id] ?? [],
-        correction: ballot.corrections[id],
-        change(marks, correction) {
+        change(marks) {
           if (marks.length) ballot.spans[id] = marks;
           else delete ballot.spans[id];
-          if (correction === undefined) delete ballot.corrections[id];
-          else ballot.corrections[id] = correction;
           changed();
         },
       });
+    },
+    /** Opens the answer at this place, or the one at hand, to be corrected. */
+    correct(place) {
+      const { work } = state;
+      work.correct(place ?? work.cursor, () => focusPage());
+    },
+    /** The corrected text of an answer; an undefined one takes it back. */
+    corrected({ id, text }) {
+      const { ballot } = state.work;
+      if (text === undefined) delete ballot.corrections[id];
+      else ballot.corrections[id] = text;
+      changed();
     },
     write({ name, value }) {
       const { set, ballot } = state.work;

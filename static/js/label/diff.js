@@ -56,6 +56,38 @@ function common(a, b) {
   return shared;
 }
 
+/**
+ * The way from one text to another, in words: parts that stay (`same`), that go (`gone`) and that come (`new`).
+ * @returns {{kind: 'same' | 'gone' | 'new', text: string}[]}
+ */
+export function edits(from, to) {
+  const [a, b] = [words(from), words(to)];
+  const shared = common(a, b);
+  const parts = [];
+  const add = (kind, text) => {
+    const last = parts.at(-1);
+    if (last?.kind === kind) last.text += text;
+    else parts.push({ kind, text });
+  };
+  let i = 0;
+  let fresh = '';
+  const passOver = (end) => {
+    if (end > i) add('gone', a.slice(i, end).join(''));
+    i = end;
+    if (fresh) add('new', fresh);
+    fresh = '';
+  };
+  b.forEach((word, j) => {
+    const at = shared[j] ? a.indexOf(word, i) : -1;
+    if (at < 0) return void (fresh += word);
+    passOver(at);
+    add('same', word);
+    i = at + 1;
+  });
+  passOver(a.length);
+  return parts;
+}
+
 const isWord = (word) => /[\p{L}\p{N}]/u.test(word);
 
 /** Ranges `[from, to)` of `text` to be marked against `base`; null when the two have too little in common. */

@@ -13,6 +13,7 @@ const SIMPLE = {
   undo: ['undo'],
   more: ['more'],
   mark: ['mark'],
+  correct: ['correct'],
   diff: ['diff'],
   plain: ['plain'],
 };

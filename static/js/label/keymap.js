@@ -20,6 +20,7 @@ const DEFAULTS = {
   rate: 'r',
   flag: 'f',
   mark: 'w',
+  correct: 'e',
   diff: 'd',
   plain: 'p',
   guidelines: 'g',

@@ -68,6 +68,7 @@ export function keySheet() {
         own('rate', t('keys.rate'), ['1 … 9']),
         own('flag', t('keys.flag'), ['1 … 9']),
         own('mark', t('keys.mark')),
+        own('correct', t('keys.correct')),
         own('diff', t('keys.diff')),
         own('plain', t('keys.plain')),
         own('guidelines', t('keys.guidelines')),

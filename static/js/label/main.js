@@ -275,10 +275,22 @@ async function reopen(id, known) {
   }
 }
 
+/** Goes on with an earlier conversation from the judgment of its last turn; the set on the screen is put aside. */
+async function resume(id) {
+  try {
+    const set = await get(`/v1/label/judgments/${encodeURIComponent(id)}`);
+    state.pause();
+    goOn({ set, ballot: ballotOf(set.judgment), own: { n: set.completions.length, sampling: {} } });
+  } catch (e) {
+    toast(e.message, { kind: 'bad' });
+  }
+}
+
 progress.addEventListener('click', async () => {
   try {
-    const judgment = await historyDialog(project.id);
-    if (judgment) reopen(judgment.id);
+    const chosen = await historyDialog(project.id);
+    if (chosen?.reopen) await reopen(chosen.reopen);
+    if (chosen?.goOn) await resume(chosen.goOn);
   } catch (e) {
     toast(e.message, { kind: 'bad' });
   }

@@ -1,4 +1,4 @@
-// What is wrong with an answer: spans of its text that are marked, and its text as it should be.
+// What is wrong with an answer: spans of its text that are marked.
 import { dialog, fill, h } from '../dom.js';
 import { t } from '../i18n.js';
 import { keyOf } from '../keys.js';
@@ -37,14 +37,10 @@ export function laidOut(text) {
   return { shown, at };
 }
 
-/** The marks and the correction of an answer, below its text; nothing without them. */
+/** The marks of an answer, below its text; nothing without them. */
 export function marksSummary(completion, ballot) {
   const marks = ballot.spans[completion.id] ?? [];
-  const corrected = ballot.corrections[completion.id] !== undefined;
-  return [
-    marks.length ? h('ul', { class: 'marks-list' }, marks.map((mark) => h('li', null, markText(completion, mark)))) : null,
-    corrected ? h('p', { class: 'tag good', text: t('marks.corrected') }) : null,
-  ];
+  return marks.length ? h('ul', { class: 'marks-list' }, marks.map((mark) => h('li', null, markText(completion, mark)))) : null;
 }
 
 const markText = (completion, { start, end, note }) => [
@@ -60,12 +56,11 @@ function selectedWords(shown) {
 }
 
 /**
- * Lets the labeler mark and correct the answer named `x`; resolves when they are done. `change(marks, correction)` is told
- * every change; the correction is undefined while the text is unchanged.
+ * Lets the labeler mark spans of the answer named `x`; resolves when they are done. `change(marks)` is told every change.
  * @param {any} completion
- * @param {{x: string, marks: Mark[], correction?: string, change: (marks: Mark[], correction?: string) => void}} options
+ * @param {{x: string, marks: Mark[], change: (marks: Mark[]) => void}} options
  */
-export function marksDialog(completion, { x, marks: given, correction: former, change }) {
+export function marksDialog(completion, { x, marks: given, change }) {
   const { shown, at } = laidOut(completion.text);
   const words = selectedWords(shown);
   let marks = [...given];
@@ -74,10 +69,6 @@ export function marksDialog(completion, { x, marks: given, correction: former, c
   const note = h('input', { id: 'mark-note', autocomplete: 'off', dir: 'auto', maxlength: '500' });
   const list = h('ul', { class: 'marks-list' });
   const said = h('p', { class: 'help', role: 'status', 'aria-live': 'polite' });
-  const better = h('textarea', { id: 'correct-text', rows, dir: 'auto', value: former ?? shown });
-
-  const correction = () => (better.value.trim() === '' || better.value === shown ? undefined : better.value);
-  const changed = () => change(marks, correction());
 
   function draw() {
     const item = (mark) =>
@@ -92,7 +83,7 @@ export function marksDialog(completion, { x, marks: given, correction: former, c
           on: {
             click: () => {
               marks = marks.filter((m) => m !== mark);
-              changed();
+              change(marks);
               draw();
               text.focus();
             },
@@ -113,7 +104,7 @@ export function marksDialog(completion, { x, marks: given, correction: former, c
     marks = [...marks, { start, end, ...(why ? { note: why } : {}) }].sort((a, b) => a.start - b.start);
     note.value = '';
     said.textContent = t('marks.marked', { n: marks.length });
-    changed();
+    change(marks);
     draw();
     text.setSelectionRange(to, to);
     text.focus();
@@ -128,7 +119,6 @@ export function marksDialog(completion, { x, marks: given, correction: former, c
       e.stopPropagation();
       mark();
     });
-  better.addEventListener('input', changed);
   draw();
 
   return dialog(
@@ -149,30 +139,8 @@ export function marksDialog(completion, { x, marks: given, correction: former, c
           list,
         ),
         h(
-          'section',
-          { class: 'correct' },
-          h(
-            'div',
-            { class: 'field' },
-            h('label', { for: 'correct-text', text: t('marks.correct') }),
-            better,
-            h('p', { class: 'help', text: t('marks.correct_help') }),
-          ),
-        ),
-        h(
           'div',
           { class: 'actions' },
-          h('button', {
-            type: 'button',
-            class: 'quiet',
-            text: t('marks.restore'),
-            on: {
-              click: () => {
-                better.value = shown;
-                changed();
-              },
-            },
-          }),
           h('button', { type: 'button', class: 'primary', text: t('marks.done'), on: { click: () => close() } }),
         ),
       ];

@@ -122,9 +122,33 @@ export async function toggleGuidelines(host, button, project) {
   }
 }
 
-/** Own progress, pace and agreement, and latest judgments; resolves with a judgment to reopen, or null. */
+/** The labeler's conversations, newest first; `goOn(judgmentId)` with the judgment of the last turn. */
+function conversationsList(conversations, goOn) {
+  const row = (c) => {
+    const last = c.turns.at(-1).judgment_id;
+    return h(
+      'li',
+      null,
+      h('span', { class: 'history-prompt', dir: 'auto', text: c.prompt || t('list.no_text') }),
+      h('span', { class: 'muted', text: when(c.turns.at(-1).created) }),
+      h('span', { class: 'tag', text: t('talk.turns', { n: c.turns.length }) }),
+      last ? h('button', { type: 'button', class: 'quiet', text: t('talk.go_on'), on: { click: () => goOn(last) } }) : null,
+    );
+  };
+  return [h('h3', { text: t('talk.list') }), h('ul', { class: 'history' }, conversations.map(row))];
+}
+
+/**
+ * Own progress, pace and agreement, latest judgments and conversations; resolves with what to open: a judgment to revise
+ * (`reopen`) or to go on from (`goOn`), by id; or null.
+ * @returns {Promise<{reopen?: string, goOn?: string} | null>}
+ */
 export async function historyDialog(project) {
-  const [me, list] = await Promise.all([get('/v1/label/me', { project }), get('/v1/label/history', { limit: 20 }).then(listOf)]);
+  const [me, list, conversations] = await Promise.all([
+    get('/v1/label/me', { project }),
+    get('/v1/label/history', { limit: 20 }).then(listOf),
+    get('/v1/label/conversations', { limit: 20 }).then(listOf),
+  ]);
   const day = new Intl.DateTimeFormat(lang === 'zh' ? 'zh-CN' : 'en', { month: 'short', day: 'numeric', timeZone: 'UTC' });
   const pace = me.median_active_ms_today ?? me.median_active_ms;
   return dialog(
@@ -161,10 +185,11 @@ export async function historyDialog(project) {
                 j.knowledge && j.knowledge !== 'blind'
                   ? h('span', { class: 'tag', text: t(`knowledge.${j.knowledge}`), title: t('knowledge.help') })
                   : null,
-                h('button', { type: 'button', class: 'quiet', text: t('history.reopen'), on: { click: () => close(j) } }),
+                h('button', { type: 'button', class: 'quiet', text: t('history.reopen'), on: { click: () => close({ reopen: j.id }) } }),
               ),
             ),
           ),
+      conversations.length ? conversationsList(conversations, (id) => close({ goOn: id })) : null,
     ],
     { wide: true, closeLabel: t('close') },
   );

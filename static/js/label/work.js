@@ -1,5 +1,6 @@
 // One set on the screen: prompt, answers, controls. Tells the controller through `act(name, value)`.
 import { markDifferences } from './diff.js';
+import { correctionField, trackedText } from './correct.js';
 import { STRENGTHS, canSubmit, isRanked, letter, verdict } from './ballot.js';
 import { Dimensions } from './dimensions.js';
 import { ratingAndFlags, refreshRatingAndFlags } from './extras.js';
@@ -30,6 +31,8 @@ export class Work {
     this.k = set.completions.length;
     this.pair = this.k === 2;
     this.armed = null;
+    /** Place of the answer that is being corrected, or null. @type {number | null} */
+    this.correcting = null;
     /** Keys on buttons by action. @type {Map<any, HTMLElement>} */
     this.hints = new Map();
     // revising: the places that this person gave before
@@ -219,13 +222,24 @@ export class Work {
         ? h('p', { class: 'cut-off', text: c.cut_off_at ? t('label.cut_off_at', { n: c.cut_off_at }) : t('label.cut_off') })
         : null,
       marks,
-      h('button', {
-        type: 'button',
-        class: 'quiet mark-button',
-        'aria-label': t('marks.title', { x: letter(i) }),
-        text: t('marks.open'),
-        on: { click: () => this.act('mark', i) },
-      }),
+      h(
+        'div',
+        { class: 'answer-tools' },
+        h('button', {
+          type: 'button',
+          class: 'quiet mark-button',
+          'aria-label': t('marks.title', { x: letter(i) }),
+          text: t('marks.open'),
+          on: { click: () => this.act('mark', i) },
+        }),
+        h('button', {
+          type: 'button',
+          class: 'quiet correct-button',
+          'aria-label': t('correct.title', { x: letter(i) }),
+          text: t('correct.open'),
+          on: { click: () => this.act('correct', i) },
+        }),
+      ),
       // an answer is read before it is rated
       this.dimensions ? extra : null,
     );
@@ -233,7 +247,7 @@ export class Work {
     if (this.pair)
       body.addEventListener('click', (e) => {
         // a click chooses; marking text, links and scrolling inside the answer do not
-        if (this.over || e.target.closest('a,button,summary') || !window.getSelection().isCollapsed) return;
+        if (this.over || e.target.closest('a,button,summary,textarea') || !window.getSelection().isCollapsed) return;
         this.act('choose', 'ab'[i]);
       });
     return { el, badge, body, extra, marks, tierButtons, completion: c };
@@ -245,10 +259,44 @@ export class Work {
     const rendered = this.cards.map((card) => (this.options.plain ? plainText(card.completion.text) : userText(card.completion)));
     const texts = rendered.map((el) => el.textContent);
     this.cards.forEach((card, i) => {
+      if (i === this.correcting) return;
       const other = this.pair ? 1 - i : base;
       const alike = !this.options.diff || other === i || markDifferences(rendered[i], texts[other]);
       fill(card.body, alike ? null : h('p', { class: 'help', text: t('label.too_unlike', { x: letter(other) }) }), rendered[i]);
     });
+  }
+
+  /** Opens the answer at a place to be corrected there; `then` runs when the labeler is done. */
+  correct(i, then) {
+    const { completion, body } = this.cards[i];
+    const done = () => {
+      this.correcting = null;
+      this.renderTexts();
+      then();
+    };
+    this.correcting = i;
+    this.moveTo(i);
+    this.renderTexts(); // another answer may have been open
+    const field = correctionField(completion, {
+      x: letter(i),
+      former: this.ballot.corrections[completion.id],
+      change: (text) => this.act('corrected', { id: completion.id, text }),
+      done,
+    });
+    fill(body, field);
+    // a click on a button gives the focus back to the page first
+    requestAnimationFrame(() => field.querySelector('textarea')?.focus());
+  }
+
+  /** What the labeler noted below an answer. */
+  #notes({ completion }) {
+    const corrected = this.ballot.corrections[completion.id];
+    return [
+      marksSummary(completion, this.ballot),
+      corrected === undefined
+        ? null
+        : h('section', { class: 'corrected' }, h('h3', { text: t('correct.yours') }), trackedText(completion.text, corrected)),
+    ];
   }
 
   #more() {
@@ -466,7 +514,7 @@ export class Work {
     this.el.classList.toggle('show-more', this.options.more);
     this.el.classList.toggle('set-aside', !ranked);
     this.dimensions?.refresh();
-    for (const card of this.cards) fill(card.marks, marksSummary(card.completion, b));
+    for (const card of this.cards) fill(card.marks, this.#notes(card));
     const ready = canSubmit(b, set);
     this.submit.setAttribute('aria-disabled', String(!ready));
     if (this.pair) {

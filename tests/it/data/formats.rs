@@ -1,5 +1,6 @@
 //! Round trips of every format, real files of other programs, and preferences from feedback events.
 
+use std::collections::BTreeSet;
 use std::io::Cursor;
 
 use instructd::data::from_feedback::{FeedbackRecord, preferences};
@@ -25,6 +26,77 @@ fn comparisons(records: Vec<Record>) -> Vec<Comparison> {
 
 fn texts(c: &Comparison) -> Vec<(&str, i64)> {
     c.completions.iter().map(|c| (c.text.as_str(), c.tier)).collect()
+}
+
+/// A ranking of a conversation of user and assistant in turn, by a labeler.
+fn ranking_of(said: &[&str], answers: [&str; 2], labeler: &str) -> Comparison {
+    let role = |i: usize| if i.is_multiple_of(2) { "user" } else { "assistant" };
+    let messages = said.iter().enumerate().map(|(i, text)| message(role(i), text)).collect();
+    let completions = answers.iter().enumerate().map(|(i, text)| RankedText::new(*text, i as i64)).collect();
+    Comparison { labeler: Some(labeler.into()), ..Comparison::new(PromptInput::Chat(messages), completions) }
+}
+
+/// The trees of rankings that are announced and added in this order; and the rankings that come back from them.
+fn planted(rankings: &[Comparison]) -> (Vec<String>, Vec<Comparison>) {
+    let mut forest = data::Forest::default();
+    rankings.iter().for_each(|ranking| forest.expect(ranking));
+    let mut lines: Vec<String> = rankings.iter().filter_map(|ranking| forest.add(ranking)).collect();
+    lines.extend(forest.finish());
+    let back = comparisons(read(Format::Oasst, &lines.join("\n")));
+    (lines, back)
+}
+
+#[test]
+fn rankings_of_a_conversation_are_one_tree() {
+    let first = ranking_of(&["q"], ["a", "b"], "ada");
+    let other = ranking_of(&["another"], ["a", "b"], "ada");
+    let second = ranking_of(&["q", "b", "and?"], ["c", "d"], "ada");
+    // Two ways to go on with one answer, and one more turn on the first way.
+    let aside = ranking_of(&["q", "b", "why?"], ["e", "f"], "ada");
+    let third = ranking_of(&["q", "b", "and?", "c", "so?"], ["g", "h"], "ada");
+    let foreign = ranking_of(&["q", "b", "and?"], ["c", "d"], "bob");
+    let all = [first, other, second, aside, third, foreign].map(|c| c);
+    let (lines, back) = planted(&all);
+    assert_eq!(lines.len(), 3, "a tree of four rankings, and two of one");
+    let mut wanted: Vec<_> = all.iter().map(|c| (c.prompt.messages(), texts(c).len())).collect();
+    let mut found: Vec<_> = back.iter().map(|c| (c.prompt.messages(), texts(c).len())).collect();
+    let by_content = |one: &(Vec<Message>, usize)| serde_json::to_string(&one.0).unwrap();
+    wanted.sort_by_key(by_content);
+    found.sort_by_key(by_content);
+    assert_eq!(found, wanted);
+    let whole: Value = serde_json::from_str(lines.iter().max_by_key(|line| line.len()).unwrap()).unwrap();
+    // Every message names its parent and the tree, and has an id of its own.
+    let mut seen = BTreeSet::new();
+    fn walk(node: &Value, parent: &Value, tree: &Value, seen: &mut BTreeSet<String>) {
+        assert_eq!((&node["parent_id"], &node["message_tree_id"]), (parent, tree));
+        assert!(seen.insert(node["message_id"].as_str().unwrap().to_owned()));
+        node["replies"].as_array().unwrap().iter().for_each(|reply| walk(reply, &node["message_id"], tree, seen));
+    }
+    walk(&whole["prompt"], &Value::Null, &whole["message_tree_id"], &mut seen);
+    assert_eq!(seen.len(), 4 + 4 * 2, "four messages of the user and the answers to each");
+    let went_on = &whole["prompt"]["replies"][1];
+    assert_eq!((&went_on["text"], &went_on["rank"]), (&json!("b"), &json!(1)));
+    assert_eq!(went_on["replies"].as_array().unwrap().len(), 2);
+}
+
+#[test]
+fn a_ranking_before_the_one_with_its_answer_is_a_tree_of_its_own() {
+    let first = ranking_of(&["q"], ["a", "b"], "ada");
+    let second = ranking_of(&["q", "b", "and?"], ["c", "d"], "ada");
+    let (lines, back) = planted(&[second.clone(), first.clone()]);
+    assert_eq!((lines.len(), back.len()), (2, 2));
+    // What was not announced is written too.
+    let mut forest = data::Forest::default();
+    assert!(forest.add(&first).is_some() && forest.add(&second).is_some() && forest.finish().is_empty());
+    let system =
+        Comparison::new(PromptInput::Chat(vec![message("system", "s"), message("user", "u")]), first.completions);
+    assert_eq!(forest_of(&system), None, "no tree has a system message");
+}
+
+fn forest_of(ranking: &Comparison) -> Option<String> {
+    let mut forest = data::Forest::default();
+    forest.expect(ranking);
+    forest.add(ranking)
 }
 
 #[test]
@@ -94,6 +166,7 @@ fn ranking() -> impl Strategy<Value = Comparison> {
         split,
         labeler: None,
         labeler_kind: None,
+        project: None,
         knowledge: None,
         explanation: None,
         rubric: None,
@@ -184,6 +257,7 @@ fn hh_and_demonstrations_round_trip() {
         split: None,
         labeler: None,
         labeler_kind: None,
+        project: None,
         knowledge: None,
         explanation: None,
         rubric: None,
@@ -197,6 +271,7 @@ fn hh_and_demonstrations_round_trip() {
         completion: "it is".into(),
         corrects: None,
         labeler: Some("ada".into()),
+        project: None,
     });
     let lines = data::export(Format::Demonstrations, &written);
     assert_eq!(read(Format::Demonstrations, &lines[0]), [written]);

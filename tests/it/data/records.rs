@@ -220,6 +220,7 @@ fn a_line_keeps_strength_and_split() {
         split: Some(Split::Heldout),
         labeler: Some("ada".into()),
         labeler_kind: None,
+        project: None,
         knowledge: Some(instructd::domain::Knowledge::Authors),
         explanation: Some("b is shorter".into()),
         rubric: None,

@@ -88,6 +88,7 @@ async fn three_turns_are_three_comparisons_of_the_right_prefixes() {
 
     // As Open-Assistant trees they come back with equal prompts, completions and rankings.
     let trees = server.get("/admin/export?format=oasst").await.expect(200).text;
+    assert_eq!(trees.lines().count(), 1, "a conversation is one tree");
     let other = Server::start().await;
     let report =
         other.raw("POST", "/admin/import?format=oasst", "application/x-ndjson", trees).await.expect(200).json();
@@ -110,14 +111,16 @@ async fn three_turns_are_three_comparisons_of_the_right_prefixes() {
     assert_eq!(content(&back), content(&exported));
 
     let all = ada.get("/v1/label/conversations").await.expect(200).json();
-    let conversation = &all["data"][0];
+    let mut conversation = all["data"][0].clone();
+    assert_eq!(conversation.as_object_mut().unwrap().remove("prompt"), Some(json!("Why is the sky blue?")));
+    let conversation = &conversation;
     let turns: Vec<_> = conversation["turns"].as_array().unwrap().iter().map(|t| t["set_id"].clone()).collect();
     assert_eq!(turns, [&first["set_id"], &second["set_id"], &third["set_id"]].map(Clone::clone));
     assert_eq!(conversation["turns"][2]["continued"], second["completions"][0]["id"]);
     let path = format!("/v1/label/conversations/{}", conversation["id"].as_str().unwrap());
     assert_eq!(ada.get(&path).await.expect(200).json(), *conversation);
     let of_set = format!("/v1/label/conversations?set_id={}", second["set_id"].as_str().unwrap());
-    assert_eq!(ada.get(&of_set).await.expect(200).json()["data"][0], *conversation);
+    assert_eq!(ada.get(&of_set).await.expect(200).json()["data"][0]["id"], conversation["id"]);
     // It is hers alone, and reviewers see it.
     let bob = Person::new(&server, "bob").await;
     bob.get(&path).await.expect(403);
@@ -338,6 +341,20 @@ async fn corrections_become_demonstrations_that_name_the_corrected_text() {
     let mut texts: Vec<_> = exported.iter().map(|d| (d["completion"].clone(), d.get("corrects").cloned())).collect();
     texts.sort_by_key(|t| t.0.to_string());
     assert_eq!(texts, [(json!("ideal"), None), (json!("x, corrected"), Some(json!("x")))], "each once");
-    let id = exported.iter().find(|d| d["corrects"] == "x").unwrap()["prompt_id"].clone();
-    assert_eq!(id, turn["prompt"]["id"]);
+    let prompt = exported.iter().find(|d| d["corrects"] == "x").unwrap()["prompt_id"].clone();
+    assert_eq!(prompt, turn["prompt"]["id"]);
+
+    // Reviewers see the correction of a judgment, the latest one where it was revised.
+    let path = format!("/v1/review/sets/{}", turn["set_id"].as_str().unwrap());
+    let corrections =
+        async || server.get(&path).await.expect(200).json()["judgments"][0]["corrections"].clone();
+    assert_eq!(corrections().await, json!([fix("x", "x, corrected")]));
+    let first = ada.get("/v1/label/history").await.expect(200).json()["data"][0]["id"].clone();
+    let again = json!({"lease_token": turn["lease_token"], "outcome": "ranked", "items": tiers(&turn, &["y", "x"]),
+                       "idempotency_key": "again", "revises": first,
+                       "corrections": [fix("y", "y, too"), fix("x", "x, anew")]});
+    ada.post(&judge_path(&turn), again).await.expect(200);
+    let mut found = corrections().await.as_array().unwrap().clone();
+    found.sort_by_key(|c| c["text"].to_string());
+    assert_eq!(found, [fix("x", "x, anew"), fix("y", "y, too")]);
 }

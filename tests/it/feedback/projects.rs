@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::access_rules::{Person, judge_path, tiers};
 use crate::api::client::{Server, admin};
+use crate::support::eventually::{LONG, eventually};
 
 async fn project(server: &Server, name: &str) -> String {
     let made = server.post("/admin/projects", json!({"name": name})).await.expect(201).json();
@@ -170,4 +171,99 @@ async fn imports_exports_and_filters_keep_projects_apart() {
     assert_eq!(version["n_sets"], 1);
     let unknown = server.post("/admin/datasets", json!({"filter": {"project": "nowhere"}})).await.expect(400);
     assert_eq!(unknown.param().as_deref(), Some("filter.project"));
+}
+
+#[tokio::test]
+async fn figures_and_draws_are_of_one_project() {
+    let server = Server::start().await;
+    let id = project(&server, "safety").await;
+    let people = [Person::new(&server, "ada").await, Person::new(&server, "bob").await];
+    for person in &people {
+        join(&server, "default", person, None).await;
+        join(&server, &id, person, None).await;
+    }
+    // People agree on the first project's set and disagree on the other's.
+    for (project, orders) in [("default", [["x", "y"], ["x", "y"]]), (id.as_str(), [["x", "y"], ["y", "x"]])] {
+        set_in(&server, Some(project), "q", &["x", "y"]).await;
+        for (person, order) in people.iter().zip(orders) {
+            let turn = person.next(&format!("?project={project}")).await.expect(200).json();
+            person.judge(&turn, &order).await.expect(200);
+        }
+    }
+    let agreement = async |query: &str| {
+        let report = server.get(&format!("/admin/api/quality{query}")).await.expect(200).json();
+        (report["agreement"]["pairwise"]["value"].clone(), report["judgments"].clone())
+    };
+    assert_eq!(agreement("?project=default").await, (json!(1.0), json!(2)));
+    assert_eq!(agreement("?project=safety").await, (json!(0.0), json!(2)));
+    assert_eq!(agreement("").await, (json!(0.5), json!(4)));
+    server.get("/admin/api/quality?project=nowhere").await.expect(404);
+    let sets = async |query: &str| {
+        server.get(&format!("/admin/api/quality/consensus{query}")).await.expect(200).json()["total"].clone()
+    };
+    assert_eq!((sets("").await, sets("?project=safety").await), (json!(2), json!(1)));
+    let flow = server.get("/admin/api/throughput?days=1&project=safety").await.expect(200).json();
+    assert_eq!(flow["days"][0]["judgments"], 2);
+    let overview = server.get("/admin/api/overview?project=safety").await.expect(200).json();
+    assert_eq!((&overview["project"]["counts"]["judgments"], &overview["counts"]["judgments"]), (&json!(2), &json!(4)));
+    assert_eq!(overview["project"]["name"], "safety");
+    let alone = server.get("/admin/api/overview").await.expect(200).json();
+    assert_eq!(alone.get("project"), None);
+    server.get("/admin/api/overview?project=nowhere").await.expect(404);
+
+    // The disputed set is of the other project: a draw of the first finds nothing to ask again.
+    for (project, made) in [("default", 0), (id.as_str(), 1)] {
+        let body = json!({"policy": "disagreement", "count": 5, "prompts": {"project": project}});
+        let draw = server.post("/admin/sets/draw", body).await.expect(202).json();
+        let path = format!("/admin/sets/draws/{}", draw["id"].as_str().unwrap());
+        let done = eventually(LONG, "the draw ends", async || {
+            let draw = server.get(&path).await.expect(200).json();
+            (draw["state"] != "running").then_some(draw)
+        });
+        let done = done.await;
+        assert_eq!((&done["state"], &done["made"]), (&json!("done"), &json!(made)), "{done}");
+    }
+}
+
+#[tokio::test]
+async fn lines_of_files_name_their_project() {
+    let server = Server::start().await;
+    let id = project(&server, "safety").await;
+    for project in [None, Some(id.as_str())] {
+        let ranking = json!({"messages": [{"role": "user", "content": "q"}], "project": project,
+                             "completions": [{"text": "x", "tier": 0}, {"text": "y", "tier": 1}]});
+        server.post("/v1/comparisons", ranking).await.expect(201);
+        let body = json!({"messages": [{"role": "user", "content": "d"}], "completion": "e", "project": project});
+        server.post("/v1/demonstrations", body).await.expect(201);
+    }
+    let exported = async |format: &str| server.get(&format!("/admin/export?format={format}")).await.expect(200).text;
+    let projects = |text: &str| -> Vec<Value> {
+        text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["project"].clone()).collect()
+    };
+    let (rankings, written) = (exported("comparisons").await, exported("demonstrations").await);
+    assert_eq!(projects(&rankings), [Value::Null, json!("safety")]);
+    assert_eq!(projects(&written), [Value::Null, json!("safety")]);
+
+    let other = Server::start().await;
+    let import = async |query: &str, text: &str| {
+        other.raw("POST", &format!("/admin/import?{query}"), "application/x-ndjson", text.to_owned()).await
+    };
+    let report = import("format=comparisons", &rankings).await.expect(200).json();
+    assert_eq!((&report["imported"], &report["failed"]), (&json!(1), &json!(1)), "{report}");
+    assert!(report["errors"][0]["message"].as_str().unwrap().contains("\"safety\" is not known"), "{report}");
+    project(&other, "safety").await;
+    let report = import("format=comparisons", &rankings).await.expect(200).json();
+    assert_eq!((&report["imported"], &report["skipped"]), (&json!(1), &json!(1)), "{report}");
+    import("format=demonstrations", &written).await.expect(200);
+    let back = |text: String| {
+        let mut found = projects(&text);
+        found.sort_by_key(|name| name.as_str().map(str::to_owned));
+        found
+    };
+    let again = async |format: &str| other.get(&format!("/admin/export?format={format}")).await.expect(200).text;
+    assert_eq!(back(again("comparisons").await), [Value::Null, json!("safety")]);
+    assert_eq!(back(again("demonstrations").await), [Value::Null, json!("safety")]);
+    // The file's project takes the place of what its lines name.
+    let report = import("format=comparisons&project=default", &rankings).await.expect(200).json();
+    assert_eq!((&report["imported"], &report["skipped"]), (&json!(0), &json!(2)), "{report}");
 }

@@ -59,7 +59,7 @@ impl World {
     }
 
     async fn rankings(&self) -> Vec<ModelJudgment> {
-        self.store().model_judgments().all(SetKind::Normal, None).await.unwrap()
+        self.store().model_judgments().all(&fixture::of_kind(SetKind::Normal)).await.unwrap()
     }
 }
 

@@ -39,6 +39,7 @@ async fn turns_follow_each_other(store: Arc<Store>) {
         turn: n as i64 + 1,
         set_id: sets[n].id.clone(),
         continued: continued.cloned(),
+        judgment_id: None,
         created,
     };
     let turns = [
@@ -52,6 +53,15 @@ async fn turns_follow_each_other(store: Arc<Store>) {
     }
     assert_eq!(store.conversations().get(&three.id).await.unwrap(), three);
     is_not_found(store.conversations().get(&"no".into()).await);
+    // A turn names its labeler's latest judgment, and nobody else's.
+    store.judgments().submit(submit(judgment(&sets[1], &bob, None, "b"), None, T0)).await.unwrap();
+    let first = judgment(&sets[1], &ada, None, "a");
+    store.judgments().submit(submit(first.clone(), None, T0)).await.unwrap();
+    let again = Judgment { supersedes_id: Some(first.id), ..judgment(&sets[1], &ada, None, "c") };
+    let again = store.judgments().submit(submit(again, None, T0)).await.unwrap().judgment;
+    let three = store.conversations().get(&three.id).await.unwrap();
+    let judged: Vec<_> = three.turns.iter().map(|turn| turn.judgment_id.clone()).collect();
+    assert_eq!(judged, [None, Some(again.id), None]);
     // Only behind the last turn, and only by the same person.
     is_conflict(store.conversations().put_turn(turn(&ada, &sets[0], &sets[3], T0)).await);
     is_conflict(store.conversations().put_turn(turn(&ada, &sets[1], &sets[3], T0)).await);
@@ -131,6 +141,14 @@ async fn corrections_are_demonstrations_of_an_edit(store: Arc<Store>) {
     found.sort_by(|a, b| a.0.cmp(&b.0));
     expected.sort_by(|a, b| a.0.cmp(&b.0));
     assert_eq!(found, expected, "each once, with the completion that it corrects");
+    let corrections = store.sets().corrections(&set.id).await.unwrap();
+    assert!(corrections.iter().all(|(who, _)| *who == ada));
+    let mut found: Vec<_> = corrections.iter().map(|(_, c)| facts(c)).collect();
+    found.sort_by(|a, b| a.0.cmp(&b.0));
+    expected.retain(|c| c.0 != "ideal");
+    assert_eq!(found, expected, "without the ideal answer, which corrects nothing");
+    let other = stored_set(&store, "other", &["a", "b"], 1).await;
+    assert_eq!(store.sets().corrections(&other.id).await.unwrap(), []);
 }
 
 async fn conversations_and_notes_go_with_the_person(store: Arc<Store>) {

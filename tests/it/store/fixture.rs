@@ -194,10 +194,19 @@ pub fn model(name: &str, kind: ModelKind) -> ModelVersion {
     }
 }
 
+/// All judgments of sets of a kind.
+pub fn of_kind(kind: SetKind) -> JudgedFilter {
+    JudgedFilter { kind: Some(kind), ..JudgedFilter::default() }
+}
+
 /// The judgments that `each_judged` passes on.
 pub async fn judged(store: &Store, kind: Option<SetKind>, since: Option<Micros>) -> Vec<JudgedSet> {
     let mut judged = Vec::new();
-    store.sets().each_judged(kind, since, |judgment| judged.push(judgment)).await.unwrap();
+    store
+        .sets()
+        .each_judged(&JudgedFilter { kind, since, project: None }, |judgment| judged.push(judgment))
+        .await
+        .unwrap();
     judged
 }
 

@@ -60,19 +60,22 @@ async fn rankings_are_stored_once_by_criteria(store: Arc<Store>) {
     let again = ranking(&set, "helpful", T0 + 1);
     let other = ranking(&set, "harmless", T0 + 2);
     assert_eq!(store.model_judgments().append(vec![again, other.clone()]).await.unwrap(), 1, "one is new");
-    let all = store.model_judgments().all(SetKind::Normal, None).await.unwrap();
+    let all = store.model_judgments().all(&of_kind(SetKind::Normal)).await.unwrap();
     assert_eq!(all, [first, other.clone()]);
     assert_eq!(store.model_judgments().of_set(&set.id).await.unwrap(), all);
     assert_eq!(store.model_judgments().of_set(&"gone".into()).await.unwrap(), []);
-    assert_eq!(store.model_judgments().all(SetKind::Normal, Some(T0 + 2)).await.unwrap(), [other]);
-    assert_eq!(store.model_judgments().all(SetKind::Gold, None).await.unwrap(), []);
+    assert_eq!(
+        store.model_judgments().all(&JudgedFilter { since: Some(T0 + 2), ..of_kind(SetKind::Normal) }).await.unwrap(),
+        [other]
+    );
+    assert_eq!(store.model_judgments().all(&of_kind(SetKind::Gold)).await.unwrap(), []);
     // All or none.
     let second = stored_set(&store, "q2", &["a", "b"], 1).await;
     for items in [vec![(second.completion_ids[0].clone(), 0)], ranking(&set, "x", T0).items] {
         let wrong = ModelJudgment { items, ..ranking(&second, "helpful", T0) };
         is_conflict(store.model_judgments().append(vec![ranking(&set, "kind", T0), wrong]).await);
     }
-    assert_eq!(store.model_judgments().all(SetKind::Normal, None).await.unwrap().len(), 2);
+    assert_eq!(store.model_judgments().all(&of_kind(SetKind::Normal)).await.unwrap().len(), 2);
     let gone = ModelJudgment { set_id: "gone".into(), ..ranking(&second, "helpful", T0) };
     assert_eq!(store.model_judgments().append(vec![gone]).await.unwrap(), 0);
 }
@@ -178,7 +181,7 @@ async fn a_removed_set_takes_its_rankings_along(store: Arc<Store>) {
     let erased = store.privacy().erase_labeler(&ada, Erase::Remove, "nobody", T0).await.unwrap();
     assert_eq!(erased.sets, 1);
     is_not_found(store.sets().get(&set.id).await);
-    assert_eq!(store.model_judgments().all(SetKind::Normal, None).await.unwrap(), []);
+    assert_eq!(store.model_judgments().all(&of_kind(SetKind::Normal)).await.unwrap(), []);
 }
 
 async fn open_sets_come_first_by_their_score(store: Arc<Store>) {

@@ -16,6 +16,7 @@ conformance!(
     leases_at_once_stay_in_their_projects,
     filters_find_one_project,
     guidelines_and_rubrics_are_those_of_the_project,
+    figures_are_read_for_one_project,
 );
 
 fn project(name: &str) -> Project {
@@ -73,7 +74,7 @@ async fn projects_have_unique_names_and_members(store: Arc<Store>) {
     let set = set_in(&store, &id, "q").await;
     assert_eq!(store.projects().of_set(&set.id).await.unwrap(), id);
     is_not_found(store.projects().of_set(&"none".into()).await);
-    let counts = store.projects().counts().await.unwrap();
+    let counts = store.projects().counts(None).await.unwrap();
     let of_harm = ProjectCounts { prompts: 1, sets_open: 1, members: 1, ..ProjectCounts::default() };
     assert_eq!(counts, [(ProjectId::first(), ProjectCounts::default()), (id, of_harm)]);
 }
@@ -252,4 +253,38 @@ async fn guidelines_and_rubrics_are_those_of_the_project(store: Arc<Store>) {
     store.rubrics().activate(&first, Some("v1"), &admin, T0 + 3).await.unwrap();
     assert_eq!(read().await, (text("of all"), None), "an empty text falls back; no rubric is a choice");
     assert_eq!(store.guidelines().latest(&other, "en").await.unwrap().map(|g| g.id), Some("3".into()));
+}
+
+async fn figures_are_read_for_one_project(store: Arc<Store>) {
+    let (first, other) = (ProjectId::first(), stored(&store, "other").await);
+    let ada = labeler(&store, "ada").await;
+    let (ours, theirs) = (set_in(&store, &first, "ours").await, set_in(&store, &other, "theirs").await);
+    set_in(&store, &other, "unjudged").await;
+    for (set, active_ms) in [(&ours, 100), (&theirs, 300)] {
+        let held = lease_in(if set.id == ours.id { &first } else { &other }, &ada);
+        let held = store.leases().next(LeaseRequest { set_id: Some(set.id.clone()), ..held }).await.unwrap().unwrap();
+        let given = Judgment { active_ms, ..judgment(set, &ada, Some(&held), set.id.as_str()) };
+        store.judgments().submit(submit(given, Some(&held), T0)).await.unwrap();
+    }
+    for (project, set, active_ms, open) in [(&first, &ours, 100, 0), (&other, &theirs, 300, 1)] {
+        let filter = JudgedFilter { project: Some(project.clone()), ..JudgedFilter::default() };
+        let mut judged = Vec::new();
+        store.sets().each_judged(&filter, |judgment| judged.push(judgment.set_id)).await.unwrap();
+        assert_eq!(judged, [set.id.clone()]);
+        let throughput = store.judgments().throughput(0, Some(project)).await.unwrap();
+        assert_eq!(throughput.days.iter().map(|day| day.judgments).sum::<i64>(), 1);
+        assert_eq!(throughput.median_active_ms, Some(active_ms));
+        assert_eq!(store.leases().queue(T0, Some(project)).await.unwrap().sets_open, open);
+        let counts = store.projects().counts(Some(project)).await.unwrap();
+        assert_eq!(
+            counts.iter().map(|(id, c)| (id, c.judgments, c.sets_open)).collect::<Vec<_>>(),
+            [(project, 1, open)]
+        );
+    }
+    // A lease is in the queue of its project.
+    store.leases().next(lease_in(&other, &ada)).await.unwrap().unwrap();
+    let leases = async |project| store.leases().queue(T0, project).await.unwrap().leases;
+    assert_eq!((leases(Some(&first)).await, leases(Some(&other)).await, leases(None).await), (0, 1, 1));
+    let all = store.judgments().throughput(0, None).await.unwrap();
+    assert_eq!(all.days.iter().map(|day| day.judgments).sum::<i64>(), 2);
 }

@@ -120,7 +120,7 @@ async fn ratings_of_the_latest_revision_count(store: Arc<Store>) {
     let again = Judgment { supersedes_id: Some(first.id), ..rated(&set, &ada, "k2", 7) };
     store.judgments().submit(submit(again, None, T0)).await.unwrap();
     store.judgments().submit(submit(rated(&set, &bob, "k3", 4), None, T0)).await.unwrap();
-    let all = store.judgments().ratings(SetKind::Normal, None).await.unwrap();
+    let all = store.judgments().ratings(&of_kind(SetKind::Normal)).await.unwrap();
     assert_eq!(all.len(), 6, "three of each labeler: a revision takes the place of the whole judgment");
     let helpful: Vec<_> = all
         .iter()
@@ -128,8 +128,15 @@ async fn ratings_of_the_latest_revision_count(store: Arc<Store>) {
         .map(|g| (g.labeler_id.as_str(), g.rating.value.clone(), g.rubric_version.as_str()))
         .collect();
     assert_eq!(helpful, [("ada", RatingValue::Likert(7), "v1"), ("bob", RatingValue::Likert(4), "v1")]);
-    assert!(store.judgments().ratings(SetKind::Gold, None).await.unwrap().is_empty());
-    assert!(store.judgments().ratings(SetKind::Normal, Some(T0 + 1)).await.unwrap().is_empty());
+    assert!(store.judgments().ratings(&of_kind(SetKind::Gold)).await.unwrap().is_empty());
+    assert!(
+        store
+            .judgments()
+            .ratings(&JudgedFilter { since: Some(T0 + 1), ..of_kind(SetKind::Normal) })
+            .await
+            .unwrap()
+            .is_empty()
+    );
 }
 
 async fn imported_ratings_follow_their_texts(store: Arc<Store>) {
@@ -173,7 +180,7 @@ async fn tags_go_with_the_person_and_numbers_stay(store: Arc<Store>) {
     }
     store.privacy().erase_labeler(&ada, Erase::Anonymise, "nobody", T0).await.unwrap();
     store.privacy().erase_labeler(&bob, Erase::Remove, "nobody", T0).await.unwrap();
-    let left: Vec<_> = store.judgments().ratings(SetKind::Normal, None).await.unwrap();
+    let left: Vec<_> = store.judgments().ratings(&of_kind(SetKind::Normal)).await.unwrap();
     let mut left: Vec<_> = left.iter().map(|g| (g.labeler_id.as_str(), g.rating.dimension.as_str())).collect();
     left.sort_unstable();
     assert_eq!(left, [("ada", "helpful"), ("ada", "unsafe")]);

@@ -124,11 +124,11 @@ async fn judgments_are_counted_by_day(store: Arc<Store>) {
         let word = Judgment { active_ms, outcome, items, strength, created: now, ..word };
         store.judgments().submit(submit(word, Some(&assignment), now)).await.unwrap();
     }
-    let all = store.judgments().throughput(0).await.unwrap();
+    let all = store.judgments().throughput(0, None).await.unwrap();
     let day = |n, judgments, skips| DayCount { day: T0 / DAY + n, judgments, skips };
     assert_eq!(all.days, vec![day(0, 1, 0), day(2, 2, 1)]);
     assert_eq!(all.median_active_ms, Some(300));
-    let late = store.judgments().throughput(T0 + DAY).await.unwrap();
+    let late = store.judgments().throughput(T0 + DAY, None).await.unwrap();
     assert_eq!((late.days.len(), late.median_active_ms), (1, Some(300)));
-    assert_eq!(store.judgments().throughput(T0 + 9 * DAY).await.unwrap().median_active_ms, None);
+    assert_eq!(store.judgments().throughput(T0 + 9 * DAY, None).await.unwrap().median_active_ms, None);
 }

@@ -200,7 +200,10 @@ async fn use_and_throughput_are_counted(store: Arc<Store>) {
     assert_eq!((&m.model_version_id, m.requests, m.completions, m.tokens), (&version.id, 1, 2, 6));
     assert_eq!((m.cut, m.aborted, m.thumbs_up, m.thumbs_down), (1, 0, 1, 1));
 
-    assert_eq!(store.judgments().throughput(0).await.unwrap(), Throughput { days: vec![], median_active_ms: None });
+    assert_eq!(
+        store.judgments().throughput(0, None).await.unwrap(),
+        Throughput { days: vec![], median_active_ms: None }
+    );
     const DAY: Micros = 86_400_000_000;
     for (i, (person, created)) in [("a", T0), ("b", T0), ("c", T0 + DAY)].into_iter().enumerate() {
         let who = labeler(&store, person).await;
@@ -208,7 +211,7 @@ async fn use_and_throughput_are_counted(store: Arc<Store>) {
         (given.created, given.active_ms) = (created, 100 * (i as i64 + 1));
         store.judgments().submit(submit(given, None, created)).await.unwrap();
     }
-    let seen = store.judgments().throughput(T0).await.unwrap();
+    let seen = store.judgments().throughput(T0, None).await.unwrap();
     let days: Vec<_> = seen.days.iter().map(|d| (d.day, d.judgments, d.skips)).collect();
     assert_eq!((days, seen.median_active_ms), (vec![(T0 / DAY, 2, 0), (T0 / DAY + 1, 1, 0)], Some(200)));
 }
