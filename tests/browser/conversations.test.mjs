@@ -118,7 +118,7 @@ test('three turns by keyboard, with a mark and a correction; the next message su
   await page.keyboard.press('Escape');
   assert.equal(await answer.locator('.answer-body').innerText(), body);
   assert.match(await answer.locator('.marks').textContent(), /not so.*corrected/s);
-  assert.equal((await answer.locator('.tracked ins').textContent()).trim(), 't5 t6 corrected');
+  assert.deepEqual((await answer.locator('.tracked ins').allTextContents()).map((x) => x.trim()), ['t5 t6 corrected']);
   assert.equal(await answer.locator('.tracked del').count(), 0);
   // the original text takes the correction back; the corrected one can be written again
   await page.keyboard.press('e');
@@ -269,5 +269,31 @@ test('a set of the queue is marked, and offers no conversation', async () => {
   assert.deepEqual(judgment.spans.map((s) => [s.start, s.end]), [[7, 17]]);
   assert.equal(await page.locator('#next-text').count(), 0);
   assert.deepEqual(trouble, []);
+  await context.close();
+});
+
+test('the way from one text to another is told in words that stay, go and come', async () => {
+  const { page, context } = await signedInPage(browser, server.url);
+  await page.goto(`${server.url}/label`);
+  const found = await page.evaluate(async () => {
+    const { edits } = await import('/static/js/label/diff.js');
+    const long = (word) => Array.from({ length: 4000 }, (_, i) => `${word}${i % 7}`).join(' ');
+    const pairs = [
+      ['a b c', 'a x c'],
+      ['a b c', 'a b c'],
+      ['one two three', 'four five'],
+      ['', 'new'],
+      ['gone', ''],
+      ['keep this part. Then this.', 'keep part. Then this, and more.'],
+      [long('a'), long('b')],
+    ];
+    return pairs.map(([a, b]) => ({ b, parts: edits(a, b) }));
+  });
+  for (const { b, parts } of found) assert.equal(parts.filter((p) => p.kind !== 'gone').map((p) => p.text).join(''), b);
+  const told = (i) => found[i].parts.map((p) => `${p.kind}:${p.text}`);
+  assert.deepEqual(told(0), ['same:a ', 'gone:b', 'new:x', 'same: c']);
+  assert.deepEqual(told(1), ['same:a b c']);
+  assert.deepEqual(told(2), ['gone:one two three', 'new:four five']);
+  assert.deepEqual(told(4), ['gone:gone']);
   await context.close();
 });

@@ -299,7 +299,16 @@ test('the form of a reward run lists the dimensions of the rubric with their wei
   const { page, context, trouble } = await signedInPage(browser, server.url);
   await visit(page, server.url, '/admin#/jobs/new/reward', '.schema-form');
   const field = page.locator('fieldset', { has: page.locator('#arg-dimensions-helpful') });
-  assert.deepEqual(await field.locator('label > span').allTextContents(), ['The ranking', 'Helpful', 'Honest', 'Unsafe', 'Vague']);
+  const names = () => field.locator('.field:visible label > span').allTextContents();
+  assert.deepEqual(await names(), ['The ranking', 'Helpful', 'Honest', 'Unsafe', 'Vague'], 'of the active rubric');
+  // another rubric has other dimensions, and what is not among them is not sent
+  const other = await api(server.url, 'POST', '/admin/rubrics', { definition: { ...RUBRIC, name: 'One', dimensions: [likert('kind', 'Kind', '友善')] } });
+  await page.reload();
+  await page.locator('#arg-dimensions-honest').fill('3');
+  await page.locator('#arg-rubric').selectOption(other.version);
+  assert.deepEqual(await names(), ['The ranking', 'Kind']);
+  await page.locator('#arg-rubric').selectOption('');
+  assert.equal(await page.locator('#arg-dimensions-honest').inputValue(), '');
   await page.locator('#arg-dimensions-helpful').fill('1');
   await page.locator('#arg-dimensions-unsafe').fill('-0.5');
   await page.locator('#arg-rubric').selectOption(version);

@@ -233,7 +233,7 @@ function makeField(path, name, raw, defs, context) {
         placeholder: t('form.no_weight'),
         'aria-describedby': describe,
       });
-      return { key, input, el: h('div', { class: 'field' }, h('label', { for: at }, h('span', { dir: 'auto', text }), h('code', { class: 'arg-name', text: key })), input) };
+      return { key, input, el: h('div', { class: 'field', data: { key } }, h('label', { for: at }, h('span', { dir: 'auto', text }), h('code', { class: 'arg-name', text: key })), input) };
     });
     read = () => {
       const value = {};

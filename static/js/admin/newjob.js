@@ -169,14 +169,31 @@ function keepApart(form) {
 
 /** The rubrics by which a field can be filled: versions to choose from, and dimensions to weigh. */
 function rubricChoices({ active, versions }) {
-  const ordered = [...versions].sort((a, b) => Number(b.version === active?.version) - Number(a.version === active?.version));
   const dimensions = new Map([['ranking', t('form.ranking')]]);
-  for (const { definition } of ordered)
+  for (const { definition } of versions)
     for (const d of definition.dimensions) if (d.kind !== 'tags' && !dimensions.has(d.key)) dimensions.set(d.key, textOf(d.label));
   return {
+    active,
+    versions,
     weights: dimensions.size > 1 ? [...dimensions].map(([key, text]) => ({ key, text })) : [],
-    options: ordered.map(({ version, definition }) => ({ value: version, text: `${definition.name} (${version})` })),
+    options: versions.map(({ version, definition }) => ({ value: version, text: `${definition.name} (${version})` })),
   };
+}
+
+/** Shows the dimensions of the chosen rubric, of the active one while none is chosen, or of all. */
+function keepToRubric(form, { active, versions }) {
+  const select = form.field('rubric')?.el.querySelector('select');
+  const field = form.field('dimensions')?.el;
+  if (!select || !field) return;
+  const keep = () => {
+    const found = versions.find((one) => one.version === (select.value || active));
+    for (const row of field.querySelectorAll('[data-key]')) {
+      row.hidden = found !== undefined && row.dataset.key !== 'ranking' && !found.definition.dimensions.some((d) => d.key === row.dataset.key);
+      if (row.hidden) row.querySelector('input').value = '';
+    }
+  };
+  select.addEventListener('change', keep);
+  keep();
 }
 
 export async function newJobView(el, { id, signal }) {
@@ -198,6 +215,7 @@ export async function newJobView(el, { id, signal }) {
         : modelChoices(name, recipe.name, models),
   });
   keepApart(form);
+  keepToRubric(form, rubrics);
   const name = h('input', { id: 'job-name', autocomplete: 'off', maxlength: '120' });
   const note = h('textarea', { id: 'job-note', rows: '2', maxlength: '4000' });
   const message = h('p', { class: 'form-error', role: 'alert' });

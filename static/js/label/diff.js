@@ -67,24 +67,34 @@ export function edits(from, to) {
   const add = (kind, text) => {
     const last = parts.at(-1);
     if (last?.kind === kind) last.text += text;
-    else parts.push({ kind, text });
+    else if (text) parts.push({ kind, text });
+  };
+  let gone = '';
+  let fresh = '';
+  let same = '';
+  const flush = () => {
+    if (gone.trim() || !fresh) add('gone', gone);
+    add('new', fresh);
+    add('same', same);
+    gone = fresh = same = '';
+  };
+  /** A blank between two changes is part of both, so that words that change together are one part. */
+  const change = (from, to) => {
+    if (same.trim()) flush();
+    gone += same + from;
+    fresh += same + to;
+    same = '';
   };
   let i = 0;
-  let fresh = '';
-  const passOver = (end) => {
-    if (end > i) add('gone', a.slice(i, end).join(''));
-    i = end;
-    if (fresh) add('new', fresh);
-    fresh = '';
-  };
   b.forEach((word, j) => {
     const at = shared[j] ? a.indexOf(word, i) : -1;
-    if (at < 0) return void (fresh += word);
-    passOver(at);
-    add('same', word);
+    if (at < 0) return change('', word);
+    if (at > i) change(a.slice(i, at).join(''), '');
+    same += word;
     i = at + 1;
   });
-  passOver(a.length);
+  if (i < a.length) change(a.slice(i).join(''), '');
+  flush();
   return parts;
 }
 
