@@ -328,6 +328,17 @@ test('the form of a reward run lists the dimensions of the rubric with their wei
   await context.close();
 });
 
+test('a data set by a dimension of a rubric with a long name is chosen on a phone', async () => {
+  const name = 'How well the answer follows what was asked for in the message';
+  await activated({ ...RUBRIC, dimensions: [likert('helpful', name, name)] });
+  const { page, context, trouble } = await signedInPage(browser, server.url, { phone: true });
+  await visit(page, server.url, '/admin#/data', '#dataset-by:not([hidden])');
+  const wide = await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
+  assert.equal(wide, 0, 'nothing sticks out');
+  assert.deepEqual(trouble, []);
+  await context.close();
+});
+
 test('axe finds nothing serious on the label page with a rubric, light and dark, in both languages', async () => {
   await activated();
   const set = await makeSet(server.url, 'Name a tree.', ['An oak.', 'A chair.']);
