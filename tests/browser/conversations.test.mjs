@@ -2,7 +2,7 @@
 // lost connection, a tie on a phone.
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
-import { ADMIN_KEY, api, axeSource, judgmentsOf, makeSet, signedInPage, startBrowser, startServer, visit } from './support.mjs';
+import { ADMIN_KEY, api, judgmentsOf, makeSet, signedInPage, startBrowser, startServer, violations, visit } from './support.mjs';
 
 let server;
 let browser;
@@ -14,13 +14,6 @@ after(async () => {
   await browser?.close();
   await server?.stop();
 });
-
-/** Violations that axe finds on the page as it is. */
-async function violations(page) {
-  await page.evaluate(await axeSource());
-  const { violations: found } = await page.evaluate(() => window.axe.run(document, { resultTypes: ['violations'] }));
-  return found.filter((v) => ['serious', 'critical'].includes(v.impact)).map((v) => `${v.id}: ${v.nodes[0].html}`);
-}
 
 /** The screenshot of a state, where a folder for them is named. */
 const shot = (page, name) => process.env.SHOTS && page.screenshot({ path: `${process.env.SHOTS}/${name}.png` });
@@ -146,7 +139,7 @@ test('three turns by keyboard, with a mark and a correction; the next message su
   // the conversation is listed, and goes on where it ended
   await page.locator('.progress-button').click();
   const listed = page.locator('dialog li', { hasText: 't1 t2' }).filter({ hasText: '3 turns' });
-  assert.equal(await listed.count(), 1);
+  await listed.waitFor();
   assert.deepEqual(await violations(page), []);
   await shot(page, 'history-desktop-light-en');
   await listed.locator('button', { hasText: 'Go on' }).click();

@@ -1,7 +1,7 @@
 // What labelers read: mathematics, code and wide tables in answers, from the server's Markdown and while it streams.
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
-import { api, makeSet, signedInPage, startBrowser, startServer, visit } from './support.mjs';
+import { api, makeSet, signedInPage, startBrowser, startServer, violations, visit } from './support.mjs';
 
 let server;
 let browser;
@@ -109,4 +109,50 @@ test('text that streams in is typeset as it grows, and hostile formulas stay tex
   assert.equal(found.active, 0);
   assert.deepEqual(trouble, []);
   await context.close();
+});
+
+test('a long answer is folded with a map; O unfolds, a part of the map is brought into view, and keys still rank', async () => {
+  const section = (name) => `## ${name}\n\n${'The sea is wide and the sky is high. '.repeat(30)}\n\n`;
+  const long = ['Winds', 'Waves', 'Tides', 'Currents'].map(section).join('') + '```js\nlet x = 1;\n```\n';
+  const set = await makeSet(server.url, 'Tell me all about the sea.', [long, 'It is wet.']);
+  for (const options of [{}, { phone: true, lang: 'zh', theme: 'dark' }]) {
+    const { page, context, trouble } = await signedInPage(browser, server.url, options);
+    await visit(page, server.url, `/label?set_id=${set}`, '.long');
+    const answer = page.locator('.answer', { has: page.locator('.long') });
+    assert.equal(await page.locator('.long').count(), 1, 'the short answer is not folded');
+    assert.deepEqual(await answer.locator('.long-map li').allTextContents(), ['Winds', 'Waves', 'Tides', 'Currents']);
+    const folded = () => answer.locator('.long.folded').count();
+    const height = () => answer.locator('.long-text').evaluate((el) => el.clientHeight);
+    const low = await height();
+    assert.equal(await folded(), 1);
+    assert.deepEqual(await violations(page), []);
+    if (process.env.SHOTS) await page.screenshot({ path: `${process.env.SHOTS}/long-${options.phone ? 'phone' : 'desktop'}.png` });
+    await answer.locator('.long-map button').last().click();
+    assert.equal(await folded(), 0);
+    assert.ok((await height()) > low + 100);
+    const seen = await answer.locator('h2', { hasText: 'Currents' }).last().evaluate((el) => {
+      const box = el.getBoundingClientRect();
+      return box.top > 0 && box.bottom < window.innerHeight;
+    });
+    assert.ok(seen, 'the part is in view');
+    await page.keyboard.press('o');
+    assert.equal(await folded(), 1);
+    await answer.locator('.long-toggle').click();
+    assert.equal(await folded(), 0);
+    // differences are seen whole, and plain text is folded without a map
+    await page.keyboard.press('o');
+    await page.keyboard.press('d');
+    assert.equal(await page.locator('.long').count(), 0);
+    await page.keyboard.press('d');
+    await page.keyboard.press('p');
+    assert.deepEqual([await folded(), await answer.locator('.long-map').count()], [1, 0]);
+    await page.keyboard.press('p');
+    const wide = await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
+    assert.equal(wide, 0, 'nothing sticks out');
+    await page.keyboard.press('1');
+    assert.equal(await page.locator('.submit').getAttribute('aria-disabled'), 'false');
+    await page.evaluate(() => localStorage.clear());
+    assert.deepEqual(trouble, []);
+    await context.close();
+  }
 });

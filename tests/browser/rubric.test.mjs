@@ -5,7 +5,7 @@ import { mkdtemp, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, afterEach, before, test } from 'node:test';
-import { api, axeSource, judgmentsOf, makeSet, openPage, signedInPage, startBrowser, startServer, visit } from './support.mjs';
+import { api, judgmentsOf, makeSet, openPage, signedInPage, startBrowser, startServer, violations, visit } from './support.mjs';
 
 let server;
 let browser;
@@ -66,13 +66,6 @@ const pressed = (page, answer, text) =>
     .locator('.rubric button[aria-pressed=true]')
     .allTextContents()
     .then((all) => all.some((x) => x.startsWith(text)));
-
-/** Violations that axe finds on the page as it is. */
-async function violations(page) {
-  await page.evaluate(await axeSource());
-  const { violations: found } = await page.evaluate(() => window.axe.run(document, { resultTypes: ['violations'] }));
-  return found.filter((v) => ['serious', 'critical'].includes(v.impact)).map((v) => `${v.id}: ${v.nodes[0].html}`);
-}
 
 test('a pair is ranked and rated by keys alone; the page says what is missing; a reload keeps the draft', async () => {
   const { version } = await activated();

@@ -207,3 +207,10 @@ export async function signedInPage(browser, url, options) {
 }
 
 export const axeSource = () => readFile(createRequire(import.meta.url).resolve('axe-core/axe.min.js'), 'utf8');
+
+/** Serious violations that axe finds on the page as it is, each with its first element. */
+export async function violations(page) {
+  await page.evaluate(await axeSource());
+  const { violations: found } = await page.evaluate(() => window.axe.run(document, { resultTypes: ['violations'] }));
+  return found.filter((v) => ['serious', 'critical'].includes(v.impact)).map((v) => `${v.id}: ${v.nodes[0].html}`);
+}

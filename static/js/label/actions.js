@@ -8,7 +8,7 @@ import { setValue } from './rubric.js';
 /** @import { LabelState } from './state.js' */
 
 /** Actions that remain while the verdict of a practice set is shown. */
-const AFTER_SUBMISSION = ['more', 'diff', 'plain', 'undo'];
+const AFTER_SUBMISSION = ['more', 'diff', 'plain', 'unfold', 'undo'];
 
 /**
  * The dispatcher `act(name, value)`. `send(body)` submits the ballot, `undo()` opens the latest judgment again, `advance()`
@@ -125,6 +125,7 @@ export function createActions({ state, clock, main, send, undo, advance }) {
     more: () => switchView('more'),
     diff: () => switchView('diff'),
     plain: () => switchView('plain'),
+    unfold: () => state.work.turnLong(),
     submit() {
       const { work } = state;
       if (!canSubmit(work.ballot, work.set)) return work.missing();

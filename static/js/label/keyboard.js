@@ -16,6 +16,7 @@ const SIMPLE = {
   correct: ['correct'],
   diff: ['diff'],
   plain: ['plain'],
+  unfold: ['unfold'],
 };
 
 const dialogOpen = () => document.querySelector('dialog[open]') !== null;

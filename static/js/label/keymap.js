@@ -23,6 +23,7 @@ const DEFAULTS = {
   correct: 'e',
   diff: 'd',
   plain: 'p',
+  unfold: 'o',
   guidelines: 'g',
   sheet: '?',
 };

@@ -71,6 +71,7 @@ export function keySheet() {
         own('correct', t('keys.correct')),
         own('diff', t('keys.diff')),
         own('plain', t('keys.plain')),
+        own('unfold', t('keys.unfold')),
         own('guidelines', t('keys.guidelines')),
         fixed(['Ctrl', 'Enter'], t('keys.ctrl_enter')),
         own('sheet', t('keys.sheet')),

@@ -5,6 +5,7 @@ import { STRENGTHS, canSubmit, isRanked, letter, verdict } from './ballot.js';
 import { Dimensions } from './dimensions.js';
 import { ratingAndFlags, refreshRatingAndFlags } from './extras.js';
 import { keyName, keymap } from './keymap.js';
+import { foldable, isLong } from './long.js';
 import { marksSummary } from './marks.js';
 import { fill, h, plainText, turnItem, userText } from '../dom.js';
 import { t } from '../i18n.js';
@@ -31,6 +32,8 @@ export class Work {
     this.k = set.completions.length;
     this.pair = this.k === 2;
     this.armed = null;
+    /** Places of the long answers that are unfolded. */
+    this.unfolded = new Set();
     /** Place of the answer that is being corrected, or null. @type {number | null} */
     this.correcting = null;
     /** Keys on buttons by action. @type {Map<any, HTMLElement>} */
@@ -262,8 +265,33 @@ export class Work {
       if (i === this.correcting) return;
       const other = this.pair ? 1 - i : base;
       const alike = !this.options.diff || other === i || markDifferences(rendered[i], texts[other]);
-      fill(card.body, alike ? null : h('p', { class: 'help', text: t('label.too_unlike', { x: letter(other) }) }), rendered[i]);
+      fill(
+        card.body,
+        alike ? null : h('p', { class: 'help', text: t('label.too_unlike', { x: letter(other) }) }),
+        this.#folded(i, rendered[i]),
+      );
     });
+  }
+
+  /** A long answer, folded until the labeler unfolds it. The view of differences shows all of them. */
+  #folded(i, rendered) {
+    const { text } = this.cards[i].completion;
+    if (this.options.diff || !isLong(text)) return rendered;
+    return foldable(rendered, {
+      x: letter(i),
+      length: text.length,
+      isOpen: this.unfolded.has(i),
+      change: (isOpen) => (isOpen ? this.unfolded.add(i) : this.unfolded.delete(i)),
+    });
+  }
+
+  /** Unfolds all long answers, or folds them when all are unfolded. */
+  turnLong() {
+    const long = this.cards.flatMap((card, i) => (isLong(card.completion.text) ? [i] : []));
+    if (long.length === 0) return this.say(t('long.none'));
+    const open = !long.every((i) => this.unfolded.has(i));
+    this.unfolded = new Set(open ? long : []);
+    this.renderTexts();
   }
 
   /** Opens the answer at a place to be corrected there; `then` runs when the labeler is done. */
