@@ -33,9 +33,10 @@ pub fn pairs_of_set(tiers: &[i64], first: usize, margin: f64) -> Vec<Pair> {
 }
 
 /// `scores [m]` of all completions of the micro-batch, their pairs, and the number of sets (with at least
-/// one pair) in the global batch → mean over sets of the mean over pairs of −log σ(r_w − r_l − margin).
+/// one pair) in the global batch → mean over sets of the mean over pairs of −log σ(r_w − r_l − margin + known), where
+/// `known [pairs]` is the part of the log-odds that is not the scores' to explain; none = 0.
 /// Stats: `loss` per set, `accuracy` and `margin` (score difference) per pair.
-pub fn loss(scores: &Tensor, pairs: &[Pair], total_sets: f64) -> Result<(Tensor, Stats)> {
+pub fn loss(scores: &Tensor, pairs: &[Pair], total_sets: f64, known: Option<&Tensor>) -> Result<(Tensor, Stats)> {
     let (device, dtype) = (scores.device(), scores.dtype());
     if pairs.is_empty() {
         // A loss that is connected to the graph, so that a batch of ties has a zero gradient.
@@ -49,7 +50,11 @@ pub fn loss(scores: &Tensor, pairs: &[Pair], total_sets: f64) -> Result<(Tensor,
     let weights = column(&|p| p.weight)?;
 
     let difference = (scores.index_select(&winners, 0)? - scores.index_select(&losers, 0)?)?;
-    let terms = (log_sigmoid(&(&difference - column(&|p| p.margin)?)?)?.neg()? * &weights)?;
+    let mut log_odds = (&difference - column(&|p| p.margin)?)?;
+    if let Some(known) = known {
+        log_odds = (log_odds + known)?;
+    }
+    let terms = (log_sigmoid(&log_odds)?.neg()? * &weights)?;
     let loss = (terms.sum_all()? / total_sets)?;
 
     let mut stats = Stats::default();

@@ -52,6 +52,24 @@ impl Accuracy {
     }
 }
 
+/// What a reward model is compared with on its held-out pairs.
+#[derive(Clone, Debug, PartialEq, Serialize, serde::Deserialize, schemars::JsonSchema)]
+pub struct Baseline {
+    /// `longer` or `shorter`: a preference for the longer or shorter answer; `words`: a bag of words.
+    pub name: String,
+    /// Share of pairs that it orders as people did.
+    pub accuracy: f64,
+    /// The model's accuracy minus the baseline's, with its 95 % interval.
+    pub gain: f64,
+    pub low: f64,
+    pub high: f64,
+}
+
+/// The baselines of a reward model's training; none for models of earlier versions of the program.
+pub fn baselines(metrics: &Value) -> Vec<Baseline> {
+    serde_json::from_value(metrics["baselines"].clone()).unwrap_or_default()
+}
+
 /// A mean before and after training, measured in the same run by the same model.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, schemars::JsonSchema)]
 #[schemars(rename = "BeforeAfter")]
@@ -84,6 +102,8 @@ pub struct Side {
 pub enum Code {
     /// A reward model whose interval lies above chance.
     BetterThanChance,
+    /// A reward model that is better than chance and not shown to be better than a baseline.
+    NotAboveBaseline,
     /// A reward model whose interval contains chance or lies below it.
     Chance,
     /// Nothing was measured.
@@ -115,6 +135,8 @@ pub struct Evidence {
     pub parent: Option<Named>,
     pub finding: Finding,
     pub accuracy: Option<Accuracy>,
+    /// What the accuracy is compared with.
+    pub baselines: Vec<Baseline>,
     /// How often two people agree about a pair that both decided.
     pub labeler_agreement: Option<Figure>,
     pub reward: Option<Change>,
@@ -254,6 +276,9 @@ pub fn finding(
     }
     if version.kind == ModelKind::Reward {
         return match accuracy {
+            Some(a) if a.beats_chance() && baselines(&version.metrics).iter().any(|b| b.low <= 0.0) => {
+                say(Code::NotAboveBaseline, true)
+            }
             Some(a) if a.beats_chance() => say(Code::BetterThanChance, true),
             Some(_) => say(Code::Chance, false),
             None => say(Code::Unmeasured, false),
@@ -327,6 +352,7 @@ pub async fn evidence(services: &Services, name_or_id: &str) -> Result<Evidence>
         parent: parent.map(Named::from),
         finding,
         accuracy,
+        baselines: baselines(&version.metrics),
         labeler_agreement,
         reward,
         gold,

@@ -2,3 +2,4 @@
 
 pub mod diversity;
 pub mod interval;
+pub mod logistic;

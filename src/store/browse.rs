@@ -46,6 +46,8 @@ pub struct JudgmentFilter {
     pub outcome: Option<Outcome>,
     /// Text in the prompt or in the rationale.
     pub text: Option<String>,
+    /// Only sets of this project.
+    pub project: Option<ProjectId>,
 }
 
 /// A judgment as a list shows it.
@@ -254,7 +256,8 @@ pub(super) async fn judgments_page(
            JOIN labelers l ON l.id = j.labeler_id
          WHERE ($1 IS NULL OR j.labeler_id = $1) AND ($2 IS NULL OR j.set_id = $2) AND ($3 IS NULL OR s.kind = $3)
            AND ($4 IS NULL OR j.outcome = $4)
-           AND ($5 IS NULL OR j.rationale {like} $5 ESCAPE '\\' OR {holds}) AND {LATEST}"
+           AND ($5 IS NULL OR j.rationale {like} $5 ESCAPE '\\' OR {holds})
+           AND ($6 IS NULL OR s.project_id = $6) AND {LATEST}"
     );
     let given = || {
         args![
@@ -262,7 +265,8 @@ pub(super) async fn judgments_page(
             filter.set_id.as_ref().map(SetId::as_str),
             filter.kind.map(SetKind::as_str),
             filter.outcome.map(Outcome::as_str),
-            filter.text.as_deref().map(pattern).as_deref()
+            filter.text.as_deref().map(pattern).as_deref(),
+            filter.project.as_ref().map(ProjectId::as_str)
         ]
     };
     let total = total(conn, format!("SELECT COUNT(*) AS n {fits}"), given()).await?;
@@ -273,7 +277,7 @@ pub(super) async fn judgments_page(
             format!(
                 "SELECT j.id, j.set_id, j.labeler_id, j.revision, j.outcome, j.strength, j.rationale, j.active_ms,
                         j.created, s.kind, l.name AS labeler, p.messages
-                 {fits} AND ($6 IS NULL OR j.id < $6) ORDER BY j.id DESC LIMIT $7"
+                 {fits} AND ($7 IS NULL OR j.id < $7) ORDER BY j.id DESC LIMIT $8"
             ),
             paged,
         )

@@ -36,6 +36,8 @@ pub struct Card<'a> {
     pub data: &'a Value,
     pub report: Option<&'a Value>,
     pub curves: &'a Curves,
+    /// What the figures show, in sentences.
+    pub findings: &'a [String],
 }
 
 /// Whether a metric describes the machine instead of the model.
@@ -101,6 +103,10 @@ impl Card<'_> {
             for (key, curve) in self.curves.iter().filter(heldout) {
                 writeln!(out, "| {} | {} |", key.replace('_', " "), with_interval(key, curve.last, pairs))?;
             }
+        }
+
+        for finding in self.findings {
+            writeln!(out, "\n**{finding}**")?;
         }
 
         if CHANGE.iter().any(|(key, _)| self.curves.contains_key(*key)) {
@@ -186,6 +192,7 @@ mod tests {
             data: &data,
             report: Some(&report),
             curves: &curves,
+            findings: &["It is not better than the length.".to_owned()],
         };
         let text = card.text();
         for part in [
@@ -198,6 +205,7 @@ mod tests {
             "| labelers | not known |",
             // Wilson's interval of 30 in 40.
             "| heldout accuracy | 0.750 (95 % interval 0.598 to 0.858, 40 pairs) |",
+            "**It is not better than the length.**",
             "| KL to the start policy, nats per sequence | 0.0000 | 1.2500 |",
             "| `kl` | 0.000000 | 1.250000 | 7 |",
         ] {

@@ -3,6 +3,7 @@
 //! and no HTTP: a job writes its data to JSONL files first.
 
 pub mod args;
+mod baselines;
 mod bidirectional;
 mod card;
 pub mod checkpoint;

@@ -6,18 +6,20 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use candle_core::{Tensor, Var};
+use candle_core::{Device, Tensor, Var};
 use serde_json::{Value, json};
 
 use super::args::{NormalizeOn, RewardArgs, parse_for_run};
+use super::baselines::{Baseline, Baselines, HeldoutPair, doublings, per_doubling};
 use super::fit::Fit;
+use super::optim::{Group, Params};
 use super::ranked::Rankings;
 use super::reward_heads::{RewardTrainer, WeightedSet, by_scale, head_shares, scales};
 use super::run::{Run, TrainPlan, device, file_hash, load_base, report_phase};
 use super::sft::Demonstrations;
 use super::step::{Accumulator, Sequence};
 use super::trainable::{Trainable, normal_init};
-use super::{Reporter, TrainOutcome, optim::Params};
+use super::{Reporter, TrainOutcome};
 use crate::data::read_comparisons;
 use crate::domain::{ByRating, RANKING};
 use crate::model::heads::reward::{self, Part, SCORE, Scale, Scoring, below, headless, separator};
@@ -54,13 +56,21 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let heads = args.heads.max(parts.len());
     let head = Var::from_tensor(&head(&loaded, heads, &parts, common.seed)?)?;
     loaded.weights.clear();
-    let params = backbone.params.clone().into_iter().chain([(SCORE.to_owned(), head.clone())]).collect::<Params>();
+    let length_slopes = match args.length_control {
+        true => Some(length_slopes(&data, heads, !by.is_empty(), head.device())?),
+        false => None,
+    };
+    let own = [(SCORE.to_owned(), head.clone())].into_iter();
+    let own = own.chain(length_slopes.iter().map(|slopes| (LENGTH.to_owned(), slopes.clone())));
+    let params = backbone.params.clone().into_iter().chain(own).collect::<Params>();
     let trainer = RewardTrainer {
         separator: separator(&loaded),
         max_tokens: common.micro_batch_tokens,
         head: &head,
         by_dimension: !parts.is_empty(),
+        length_slopes: length_slopes.as_ref(),
     };
+    let baselines = Baselines::fit(&data.train);
     let mut hashes = BTreeMap::from([("comparisons".to_owned(), file_hash(&args.comparisons)?)]);
     hashes.extend(reference_hash);
     let plan = TrainPlan {
@@ -72,6 +82,10 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
         common,
     };
     let mut run = Run::new(plan, reporter)?;
+    if length_slopes.is_some() {
+        let lr_scale = LENGTH_RATE / run.common.learning_rate;
+        run.optimizer.groups.insert(0, Group { contains: LENGTH.to_owned(), min_rank: 0, lr_scale, weight_decay: 0.0 });
+    }
     if data.ties > 0 {
         run.warn(super::ranked::ties_left_out(data.ties));
     }
@@ -113,7 +127,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
         run.progress("train");
         if run.due(run.common.eval_every) {
             run.progress("evaluate");
-            heldout = evaluate(&trainer, &backbone.frozen_model()?, &data, &by)?;
+            heldout = evaluate(&trainer, &backbone.frozen_model()?, &data, &by, &baselines)?;
             if let Some(h) = &heldout {
                 report(&mut run, h);
             }
@@ -134,6 +148,9 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
         }
         false => Scoring { scales: vec![Scale { gain: 1.0, bias: 0.0 }; args.heads], parts },
     };
+    for baseline in heldout.iter().flat_map(|h| &h.baselines).filter(|baseline| baseline.low <= 0.0) {
+        run.find(not_better(baseline, heldout.as_ref().map_or(0, |h| h.pairs.pairs)));
+    }
     run.progress("saving");
     let sets =
         json!({"train": data.train.len(), "heldout": data.heldout.len(), "ties": data.ties, "fit": data.fit.json()});
@@ -145,6 +162,12 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
         "heads": heads,
         "sets": sets,
     });
+    if let Some(found) = &heldout {
+        metrics["baselines"] = json!(found.baselines);
+    }
+    if let Some(slopes) = &length_slopes {
+        metrics["length_slopes"] = json!(slopes.to_vec1::<f32>()?);
+    }
     if let Some(found) = heldout.as_ref().filter(|_| !by.is_empty()) {
         metrics["dimensions"] = json!(found.dimensions);
     }
@@ -164,6 +187,18 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     super::output::save(&run.common, "reward", "reward", &loaded, &weights, about)?;
     run.write_card()?;
     Ok(TrainOutcome::Done { model_dir: run.common.output_dir.clone(), metrics })
+}
+
+/// The parameter with the slopes of the length. It is no part of the published model.
+const LENGTH: &str = "length_slopes";
+/// Its learning rate. The slopes follow what the scores leave to the length within tens of steps, faster than the trunk
+/// can learn the length.
+const LENGTH_RATE: f64 = 0.02;
+
+/// For each head, what the length alone explains: the log-odds of being preferred per doubling, `[heads]`.
+fn length_slopes(data: &Rankings, heads: usize, by_dimension: bool, device: &Device) -> Result<Var> {
+    let slope = |h: usize| per_doubling(&data.train, h.checked_sub(1).filter(|_| by_dimension)) as f32;
+    Ok(Var::from_tensor(&Tensor::new((0..heads).map(slope).collect::<Vec<f32>>(), device)?)?)
 }
 
 /// The heads with their weights, that of the ranking first; empty without `dimensions`.
@@ -253,11 +288,33 @@ struct Heldout {
     spread: f64,
     /// Of each dimension, the pairs of different ratings, by its head.
     dimensions: BTreeMap<String, PairMetrics>,
+    baselines: Vec<Baseline>,
+}
+
+/// A sentence on a baseline that the model is not shown to exceed.
+fn not_better(baseline: &Baseline, pairs: usize) -> String {
+    let Baseline { name, accuracy, gain, low, high } = baseline;
+    let what = match name.as_str() {
+        "words" => "a bag of words",
+        "shorter" => "preferring the shorter answer",
+        _ => "preferring the longer answer",
+    };
+    format!(
+        "On the {pairs} held-out pairs the model is not shown to be better than {what}, whose accuracy is {accuracy:.3} \
+         (the model's less it: {gain:+.3}, 95 % interval {low:+.3} to {high:+.3})."
+    )
 }
 
 /// Metrics of the held-out pairs, by the mean of an ensemble's heads, or by the ranking's head.
-fn evaluate(trainer: &RewardTrainer<'_>, trunk: &Trunk, data: &Rankings, by: &[ByRating]) -> Result<Option<Heldout>> {
+fn evaluate(
+    trainer: &RewardTrainer<'_>,
+    trunk: &Trunk,
+    data: &Rankings,
+    by: &[ByRating],
+    baselines: &Baselines,
+) -> Result<Option<Heldout>> {
     let (mut differences, mut lengths, mut spread) = (Vec::new(), Vec::new(), 0.0);
+    let (mut compared, mut set) = (Vec::new(), 0);
     let mut of_dimensions = vec![Vec::new(); by.len()];
     let items: Vec<WeightedSet<'_>> = data.heldout.iter().map(|set| WeightedSet { set, shares: Vec::new() }).collect();
     for group in trainer.groups(&items) {
@@ -273,8 +330,12 @@ fn evaluate(trainer: &RewardTrainer<'_>, trunk: &Trunk, data: &Rankings, by: &[B
                 let (mean, variance) = crate::objective::whiten::moments(&by_head);
                 differences.push(mean);
                 spread += variance.sqrt();
-                lengths.push(sequences[w].predicted() as f64 - sequences[l].predicted() as f64);
+                let (winner, loser) = (sequences[w], sequences[l]);
+                lengths.push(winner.predicted() as f64 - loser.predicted() as f64);
+                let words = baselines.words_ahead(winner, loser);
+                compared.push(HeldoutPair { set, model: mean, doublings: doublings(winner, loser), words });
             }
+            set += 1;
             for (d, found) in of_dimensions.iter_mut().enumerate() {
                 let pairs = item.set.pairs_by(d, first).into_iter();
                 found.extend(pairs.map(|p| f64::from(raw[p.winner as usize][d + 1] - raw[p.loser as usize][d + 1])));
@@ -289,6 +350,7 @@ fn evaluate(trainer: &RewardTrainer<'_>, trunk: &Trunk, data: &Rankings, by: &[B
         lengths: by_length(&differences, &lengths),
         spread: spread / pairs.pairs as f64,
         dimensions,
+        baselines: baselines.compare(&compared),
     }))
 }
 
@@ -299,6 +361,10 @@ fn report(run: &mut Run<'_>, heldout: &Heldout) {
     run.metrics([("heldout_margin", m.margin), ("heads_spread", heldout.spread)]);
     for (dimension, metrics) in &heldout.dimensions {
         run.metrics([(format!("heldout_accuracy_{dimension}").as_str(), metrics.accuracy)]);
+    }
+    for baseline in &heldout.baselines {
+        let by = if baseline.name == "words" { "words" } else { "length" };
+        run.metrics([(format!("heldout_accuracy_of_{by}").as_str(), baseline.accuracy)]);
     }
     let lengths = heldout.lengths;
     let named = [

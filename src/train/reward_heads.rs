@@ -4,6 +4,7 @@
 use anyhow::{Context, Result};
 use candle_core::{Tensor, Var};
 
+use super::baselines::doublings;
 use super::optim::Params;
 use super::ranked::RankedSequences;
 use super::rng::{Stream, rng, uniform};
@@ -38,6 +39,9 @@ pub struct RewardTrainer<'a> {
     pub max_tokens: usize,
     /// Whether each head but the first learns one of the dimensions by which the sets are rated.
     pub by_dimension: bool,
+    /// `[heads]`: of each head, the log-odds of being preferred per doubling of the length, which the loss adds to
+    /// differences of scores and which is learned with them. `None` = nothing is added.
+    pub length_slopes: Option<&'a Var>,
 }
 
 impl RewardTrainer<'_> {
@@ -78,6 +82,10 @@ impl RewardTrainer<'_> {
         let leaf = Var::from_tensor(&Tensor::from_vec(all, (ids.len(), heads), self.head.device())?)?;
         let (loss, stats) = self.loss(leaf.as_tensor(), group, margin, total_sets)?;
         let slopes = loss.backward()?;
+        // The slopes of the length are in the first pass only: a loss with their gradient.
+        if let Some((var, gradient)) = self.length_slopes.and_then(|var| Some((var, slopes.get(var)?))) {
+            sum.add(params, &(var.as_tensor() * gradient.detach())?.sum_all()?)?;
+        }
         let slopes = slopes.get(&leaf).context("the ranking loss has no gradient")?.contiguous()?.detach();
         for part in &parts {
             let rows: Vec<u32> = part.iter().map(|&i| i as u32).collect();
@@ -108,7 +116,14 @@ impl RewardTrainer<'_> {
                 first += item.set.sequences.len();
             }
             let column = scores.narrow(1, h, 1)?.squeeze(1)?.contiguous()?;
-            let (loss, part) = reward::loss(&column, &pairs, total_sets * heads as f64)?;
+            let known = match self.length_slopes {
+                Some(slopes) if !pairs.is_empty() => {
+                    let doublings = Tensor::new(doublings_of(&pairs, group), scores.device())?;
+                    Some(doublings.to_dtype(slopes.dtype())?.broadcast_mul(&slopes.narrow(0, h, 1)?)?)
+                }
+                _ => None,
+            };
+            let (loss, part) = reward::loss(&column, &pairs, total_sets * heads as f64, known.as_ref())?;
             if h == 0 || !self.by_dimension {
                 stats.merge(&part);
             }
@@ -162,6 +177,13 @@ impl RewardTrainer<'_> {
         }
         Ok(all)
     }
+}
+
+/// Of each pair of a group's sets, the doublings from the length of the loser to that of the winner, f32.
+fn doublings_of(pairs: &[reward::Pair], group: &[&WeightedSet<'_>]) -> Vec<f32> {
+    let sequences: Vec<&Sequence> = group.iter().flat_map(|item| &item.set.sequences).collect();
+    let of = |pair: &reward::Pair| doublings(sequences[pair.winner as usize], sequences[pair.loser as usize]) as f32;
+    pairs.iter().map(of).collect()
 }
 
 /// The scales that normalise each head to mean 0 and variance 1 over `raw` `[sequences][heads]`. Those of an ensemble

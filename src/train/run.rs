@@ -45,6 +45,8 @@ pub struct Run<'a> {
     pub data_report: Option<Value>,
     /// First and last values of every metric, for the model card.
     curves: Curves,
+    /// What the figures show, in sentences, for the model card.
+    findings: Vec<String>,
     logs: LogState,
 }
 
@@ -100,6 +102,7 @@ impl<'a> Run<'a> {
             with_earlier_defaults: with_earlier_defaults::<A>,
             data_report: None,
             curves: Curves::new(),
+            findings: Vec::new(),
             reporter,
             common,
         })
@@ -318,8 +321,15 @@ impl<'a> Run<'a> {
             data: &self.identity["data"],
             report: self.data_report.as_ref(),
             curves: &self.curves,
+            findings: &self.findings,
         };
         card.write(Path::new(&self.common.output_dir)).context("output_dir")
+    }
+
+    /// A sentence on what the figures show, for the log and the model card.
+    pub fn find(&mut self, finding: String) {
+        self.warn(finding.clone());
+        self.findings.push(finding);
     }
 
     /// Reports a sampled completion.

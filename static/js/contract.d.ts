@@ -268,6 +268,18 @@ export type AuthoredCompletion = {
   author: string;
 };
 
+/** What a reward model is compared with on its held-out pairs. */
+export type Baseline = {
+  /** `longer` or `shorter`: a preference for the longer or shorter answer; `words`: a bag of words. */
+  name: string;
+  /** Share of pairs that it orders as people did. */
+  accuracy: number;
+  /** The model's accuracy minus the baseline's, with its 95 % interval. */
+  gain: number;
+  low: number;
+  high: number;
+};
+
 /** A batch and its progress. */
 export type Batch = {
   id: string;
@@ -1015,6 +1027,8 @@ export type Evidence = {
   parent: VersionName | null;
   finding: Finding;
   accuracy: Accuracy | null;
+  /** What the accuracy is compared with. */
+  baselines: Baseline[];
   /** How often two people agree about a pair that both decided. */
   labeler_agreement: Figure | null;
   reward: BeforeAfter | null;
@@ -1145,7 +1159,7 @@ export type Finding = {
 };
 
 /** What the figures show. */
-export type FindingCode = 'better_than_chance' | 'chance' | 'unmeasured' | 'preferred' | 'not_preferred' | 'reward_fell' | 'undecided' | 'rolled_back';
+export type FindingCode = 'better_than_chance' | 'not_above_baseline' | 'chance' | 'unmeasured' | 'preferred' | 'not_preferred' | 'reward_fell' | 'undecided' | 'rolled_back';
 
 export type FinishReason = 'stop' | 'length' | 'abort';
 
@@ -4305,7 +4319,7 @@ export type GetQuery<P extends string> = string extends P ? any :
   P extends '/admin/webhook-deliveries' ? { webhook?: string | null | undefined | ''; state?: 'pending' | 'delivered' | 'failed' | null | null | undefined | ''; after?: string | null | undefined | ''; limit?: number | null | undefined | '' } :
   P extends '/v1/label/conversations' ? { set_id?: string | null | undefined | ''; after?: string | null | undefined | ''; limit?: number | null | undefined | '' } :
   P extends '/admin/api/throughput' ? { days?: number | null | undefined | ''; project?: string | null | undefined | '' } :
-  P extends '/admin/api/judgments' ? { labeler?: string | null | undefined | ''; set?: string | null | undefined | ''; kind?: 'normal' | 'gold' | 'calibration' | null | null | undefined | ''; outcome?: 'ranked' | 'all_bad' | 'unrankable' | 'skip' | null | null | undefined | ''; q?: string | null | undefined | ''; after?: string | null | undefined | ''; limit?: number | null | undefined | '' } :
+  P extends '/admin/api/judgments' ? { labeler?: string | null | undefined | ''; set?: string | null | undefined | ''; kind?: 'normal' | 'gold' | 'calibration' | null | null | undefined | ''; outcome?: 'ranked' | 'all_bad' | 'unrankable' | 'skip' | null | null | undefined | ''; q?: string | null | undefined | ''; project?: string | null | undefined | ''; after?: string | null | undefined | ''; limit?: number | null | undefined | '' } :
   P extends '/admin/api/overview' ? { project?: string | null | undefined | '' } :
   P extends '/v1/comparison-sets' ? { status?: 'open' | 'done' | 'retired' | null | null | undefined | ''; after?: string | null | undefined | ''; limit?: number | null | undefined | '' } :
   P extends '/admin/api/quality' ? { kind?: 'normal' | 'gold' | 'calibration' | null | null | undefined | ''; days?: number | null | undefined | ''; project?: string | null | undefined | ''; replicates?: number | null | undefined | ''; seed?: number | null | undefined | '' } :

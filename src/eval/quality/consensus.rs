@@ -11,7 +11,7 @@ mod profile;
 
 use self::profile::{Expected, Parameters, Profile};
 use super::fixed_point::{fixed_point, largest, minus};
-use super::statistics::sigmoid;
+use crate::statistics::logistic::sigmoid;
 
 pub const SCORE_SD: f64 = 2.0;
 pub const ATTENTION_PRIOR: (f64, f64) = (8.0, 2.0);

@@ -3,7 +3,8 @@
 use serde::Serialize;
 
 use super::bootstrap::{Groups, MAX_GROUPS, Sums, bootstrap, bootstrap_sums};
-use super::statistics::{Figure, Resampling, figure, of_few, sigmoid};
+use super::statistics::{Figure, Resampling, figure, of_few};
+use crate::statistics::logistic::{derivatives, slope, step};
 
 /// One preference: lengths in characters of the preferred and the other text.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -32,44 +33,6 @@ pub struct LengthBias {
 
 fn doublings(p: &Preference) -> f64 {
     ((p.preferred + 1.0) / (p.other + 1.0)).log2()
-}
-
-/// A prior variance of 100 keeps the slope finite when the longer text always wins.
-const RIDGE: f64 = 0.01;
-
-/// Derivative of the log-likelihood of (doublings, weight) by β, and its negated second derivative; without the prior.
-fn derivatives(preferences: impl Iterator<Item = (f64, f64)>, beta: f64) -> (f64, f64) {
-    let (mut gradient, mut information) = (0.0, 0.0);
-    for (x, w) in preferences {
-        let p = sigmoid(beta * x);
-        let pull = w * (1.0 - p) * x;
-        gradient += pull;
-        information += pull * p * x;
-    }
-    (gradient, information)
-}
-
-/// A Newton step from β with the prior. The likelihood is concave but flat far out: a bounded step cannot overshoot
-/// into the flat.
-fn step(beta: f64, gradient: f64, information: f64) -> f64 {
-    ((gradient - RIDGE * beta) / (information + RIDGE)).clamp(-1.0, 1.0)
-}
-
-/// The most probable β, from `start` on.
-fn slope(preferences: impl Iterator<Item = (f64, f64)> + Clone, start: f64) -> Option<f64> {
-    if preferences.clone().all(|(x, w)| x == 0.0 || w == 0.0) {
-        return None;
-    }
-    let mut beta = start;
-    for _ in 0..100 {
-        let (gradient, information) = derivatives(preferences.clone(), beta);
-        let step = step(beta, gradient, information);
-        beta += step;
-        if step.abs() < 1e-12 {
-            break;
-        }
-    }
-    Some(beta)
 }
 
 /// The report over preferences whose clusters are numbered below `clusters`.

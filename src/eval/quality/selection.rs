@@ -2,7 +2,7 @@
 
 use statrs::distribution::{ContinuousCDF, Normal};
 
-use super::statistics::sigmoid;
+use crate::statistics::logistic::sigmoid;
 
 /// A reward model's score of one completion: mean and standard deviation over its heads (0 with a single head).
 #[derive(Clone, Copy, Debug, PartialEq)]

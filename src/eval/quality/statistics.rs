@@ -160,11 +160,6 @@ pub fn maximise(start: Vec<f64>, mut at: impl FnMut(&[f64]) -> Curvature) -> Vec
     x
 }
 
-/// 1 / (1 + e^−x).
-pub fn sigmoid(x: f64) -> f64 {
-    if x >= 0.0 { 1.0 / (1.0 + (-x).exp()) } else { x.exp() / (1.0 + x.exp()) }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

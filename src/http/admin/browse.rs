@@ -95,6 +95,8 @@ pub struct JudgmentsQuery {
     outcome: Option<Outcome>,
     /// Text in the prompt or in the rationale.
     q: Option<String>,
+    /// Id or name of a project; all when absent.
+    project: Option<String>,
     after: Option<String>,
     limit: Option<u32>,
 }
@@ -158,8 +160,9 @@ pub async fn judgments(
     State(state): State<AppState>,
     Query(query): Query<JudgmentsQuery>,
 ) -> ApiResult<axum::Json<Counted<ListedJudgment>>> {
-    let JudgmentsQuery { labeler, set, kind, outcome, q, after, limit } = query;
-    let filter = JudgmentFilter { labeler_id: labeler, set_id: set, kind, outcome, text: text(q) };
+    let JudgmentsQuery { labeler, set, kind, outcome, q, project, after, limit } = query;
+    let project = projects::filter(&state.services, project.as_deref()).await?;
+    let filter = JudgmentFilter { labeler_id: labeler, set_id: set, kind, outcome, text: text(q), project };
     let (rows, total) = browse::judgments(&state.services, &filter, page(after, limit)?).await?;
     let data: Vec<ListedJudgment> = rows.into_iter().map(Into::into).collect();
     Ok(axum::Json(Counted::new(data, total, |row| row.id.as_str())))

@@ -59,6 +59,9 @@ recipe_args!(
         /// Factor of the margins between scores, which depend on the strength of a preference: significantly 1,
         /// clearly ⅔, slightly ⅓, barely 0. 0 = no margins.
         margin: f64 = 0.0,
+        /// Whether the length of answers is kept out of the score. The loss adds to each difference of scores the log-odds
+        /// that the lengths explain, a slope per doubling that is fitted with the model, so the model learns the rest.
+        length_control: bool = false,
     }
 );
 

@@ -2,7 +2,7 @@
 import { get } from '../api.js';
 import { h } from '../dom.js';
 import { GAP, fig, num, t, when } from '../i18n.js';
-import { whisker } from '../figures.js';
+import { percent, whisker } from '../figures.js';
 import { bandOf, meanText, shareText } from './metrics.js';
 import { confirm } from './parts.js';
 import { promptText, sampleSide } from './samples.js';
@@ -31,6 +31,16 @@ export function evidenceRows(e) {
         e.accuracy ? t(band ? 'evidence.chance_and_band' : 'evidence.chance_only') : t('evidence.no_pairs_help'),
       ),
     );
+    const points = (x) => (x < 0 ? '−' : '+') + Math.abs(Math.round(100 * x));
+    for (const b of e.baselines)
+      rows.push(
+        line(
+          t(`evidence.baseline.${b.name}`),
+          percent(b.accuracy),
+          null,
+          t('evidence.baseline_help', { gain: points(b.gain), low: points(b.low), high: points(b.high) }),
+        ),
+      );
     if (e.labeler_agreement) rows.push(line(t('evidence.agreement'), shareText(e.labeler_agreement)));
   }
   if (e.model.kind === 'policy') {
@@ -59,7 +69,7 @@ export function evidenceRows(e) {
   return rows;
 }
 
-const WARNING = ['chance', 'unmeasured', 'not_preferred', 'reward_fell', 'rolled_back'];
+const WARNING = ['chance', 'not_above_baseline', 'unmeasured', 'not_preferred', 'reward_fell', 'rolled_back'];
 
 /** The verdict in a sentence; null where the figures need none. */
 export function findingText(e) {

@@ -258,7 +258,7 @@ export async function labelsView(el, { signal, who: person, query }) {
     listing({
       id: 'judgments',
       label: t('labels.judgments'),
-      load: (asked) => get('/admin/api/judgments', asked, { signal }),
+      load: (asked) => get('/admin/api/judgments', { ...asked, project: projectId() }, { signal }),
       filters: [
         { name: 'labeler', label: t('role.labeler'), options: [['', t('labels.anybody')], ...people], value: chosen ?? '' },
         { name: 'kind', label: t('queue.kind'), options: [['', t('kind.any')], ...option('kind', ['normal', 'gold', 'calibration'])] },

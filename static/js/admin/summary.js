@@ -6,6 +6,9 @@ import { madeName } from './jobs.js';
 
 const SAMPLING = ['ppo', 'reinforce', 'rloo', 'grpo', 'online_dpo', 'raft'];
 
+/** What a finding about a reward model says in the sentence. */
+const SUMMARY = { chance: 'summary.chance', not_above_baseline: 'summary.not_above_baseline' };
+
 /** Two intervals share a part: the change may be chance. */
 const overlap = (a, b) => [a.low, a.high, b.low, b.high].every(Number.isFinite) && a.low <= b.high && b.low <= a.high;
 
@@ -43,7 +46,7 @@ export function summaryOf(job, evidence) {
   } else if (evidence?.accuracy || r.heldout?.pairs) {
     const a = evidence?.accuracy;
     parts.push(t('summary.accuracy', { v: a ? shareText(a) : shareText({ value: r.heldout_accuracy ?? r.heldout.accuracy, n: r.heldout.pairs }) }));
-    if (a) parts.push(t(evidence.finding.code === 'chance' ? 'summary.chance' : 'summary.above_chance'));
+    if (a) parts.push(t(SUMMARY[evidence.finding.code] ?? 'summary.above_chance'));
   } else if (job.kind === 'reward') {
     parts.push(t('summary.not_measured'));
   } else if (Number.isFinite(r.heldout_loss)) {

@@ -346,8 +346,7 @@ async fn corrections_become_demonstrations_that_name_the_corrected_text() {
 
     // Reviewers see the correction of a judgment, the latest one where it was revised.
     let path = format!("/v1/review/sets/{}", turn["set_id"].as_str().unwrap());
-    let corrections =
-        async || server.get(&path).await.expect(200).json()["judgments"][0]["corrections"].clone();
+    let corrections = async || server.get(&path).await.expect(200).json()["judgments"][0]["corrections"].clone();
     assert_eq!(corrections().await, json!([fix("x", "x, corrected")]));
     let first = ada.get("/v1/label/history").await.expect(200).json()["data"][0]["id"].clone();
     let again = json!({"lease_token": turn["lease_token"], "outcome": "ranked", "items": tiers(&turn, &["y", "x"]),

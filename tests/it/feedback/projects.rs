@@ -202,6 +202,8 @@ async fn figures_and_draws_are_of_one_project() {
         server.get(&format!("/admin/api/quality/consensus{query}")).await.expect(200).json()["total"].clone()
     };
     assert_eq!((sets("").await, sets("?project=safety").await), (json!(2), json!(1)));
+    let listed = server.get(&format!("/admin/api/judgments?project={id}")).await.expect(200).json();
+    assert_eq!(listed["total"], 2);
     let flow = server.get("/admin/api/throughput?days=1&project=safety").await.expect(200).json();
     assert_eq!(flow["days"][0]["judgments"], 2);
     let overview = server.get("/admin/api/overview?project=safety").await.expect(200).json();

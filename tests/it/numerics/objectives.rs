@@ -153,12 +153,12 @@ fn kwise_with_ties() {
     let mut all_pairs = Vec::new();
     for (i, (row, tiers)) in scores.iter().zip(r.rows("/kwise/tiers")).enumerate() {
         let tiers: Vec<i64> = tiers.iter().map(|&t| t as i64).collect();
-        let (loss, _) = reward::loss(&tensor(row), &reward::pairs_of_set(&tiers, 0, 0.0), 1.0).unwrap();
+        let (loss, _) = reward::loss(&tensor(row), &reward::pairs_of_set(&tiers, 0, 0.0), 1.0, None).unwrap();
         close(scalar(&loss), expected[i]);
         all_pairs.extend(reward::pairs_of_set(&tiers, i * row.len(), 0.0));
     }
     // A batch of sets is the mean of the sets, whatever their number of pairs.
-    let (loss, stats) = reward::loss(&tensor(&scores.concat()), &all_pairs, 3.0).unwrap();
+    let (loss, stats) = reward::loss(&tensor(&scores.concat()), &all_pairs, 3.0, None).unwrap();
     close(scalar(&loss), expected.iter().sum::<f64>() / 3.0);
     close(stats.mean("loss").unwrap(), expected.iter().sum::<f64>() / 3.0);
 }
@@ -167,10 +167,10 @@ fn kwise_with_ties() {
 fn a_set_of_ties_has_no_pair_and_a_margin_raises_the_loss() {
     assert!(reward::pairs_of_set(&[1, 1, 1], 0, 0.0).is_empty());
     let scores = tensor(&[0.3, -0.2]);
-    let (tied, stats) = reward::loss(&scores, &[], 1.0).unwrap();
+    let (tied, stats) = reward::loss(&scores, &[], 1.0, None).unwrap();
     assert_eq!(scalar(&tied), 0.0);
     assert_eq!(stats.mean("accuracy"), None);
-    let (loss, _) = reward::loss(&scores, &reward::pairs_of_set(&[0, 1], 0, 1.0), 1.0).unwrap();
+    let (loss, _) = reward::loss(&scores, &reward::pairs_of_set(&[0, 1], 0, 1.0), 1.0, None).unwrap();
     close(scalar(&loss), (1.0f64 + (-(0.5 - 1.0f64)).exp()).ln());
 }
 

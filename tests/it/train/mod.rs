@@ -19,6 +19,7 @@ mod held;
 mod instructgpt;
 pub mod judge;
 mod kill;
+mod length_control;
 mod losses;
 mod on_device;
 mod optim;

@@ -5,8 +5,9 @@
 
 use std::ops::Range;
 
-use super::super::statistics::{sigmoid, solve_in_place};
+use super::super::statistics::solve_in_place;
 use super::{SCORE_SD, Vote};
+use crate::statistics::logistic::sigmoid;
 
 /// Parameters of the labelers.
 pub struct Parameters {
