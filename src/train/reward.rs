@@ -193,7 +193,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
 const LENGTH: &str = "length_slopes";
 /// Its learning rate. The slopes follow what the scores leave to the length within tens of steps, faster than the trunk
 /// can learn the length.
-const LENGTH_RATE: f64 = 0.02;
+const LENGTH_RATE: f64 = 0.1;
 
 /// For each head, what the length alone explains: the log-odds of being preferred per doubling, `[heads]`.
 fn length_slopes(data: &Rankings, heads: usize, by_dimension: bool, device: &Device) -> Result<Var> {

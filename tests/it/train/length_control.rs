@@ -54,8 +54,8 @@ fn args(world: &World, out: &str, n: usize) -> Value {
     })
 }
 
-/// The share of new pairs in which a model prefers the first answer; `shapes` are good words and filler of both.
-fn prefers(world: &World, dir: &str, shapes: [(usize, usize); 2]) -> f64 {
+/// The scores of 60 new pairs; `shapes` are good words and filler of both answers.
+fn scores(world: &World, dir: &str, shapes: [(usize, usize); 2]) -> Vec<f64> {
     let loaded = load(Path::new(&world.path(dir)), &Device::Cpu).unwrap();
     let (model, texts) = (RewardModel::new(&loaded).unwrap(), Texts::new(&loaded).unwrap());
     let mut rng = rng(99, Stream::Samples, 1);
@@ -66,8 +66,18 @@ fn prefers(world: &World, dir: &str, shapes: [(usize, usize); 2]) -> f64 {
             ids.push(texts.conversation(&PromptInput::Text("t55 t56".into()), &text, 64).unwrap().0);
         }
     }
-    let scores = model.scores(&ids, 500).unwrap();
-    scores.chunks(2).filter(|pair| pair[0].mean > pair[1].mean).count() as f64 / 60.0
+    model.scores(&ids, 500).unwrap().iter().map(|score| score.mean).collect()
+}
+
+/// The share of new pairs in which a model prefers the first answer.
+fn prefers(world: &World, dir: &str, shapes: [(usize, usize); 2]) -> f64 {
+    scores(world, dir, shapes).chunks(2).filter(|pair| pair[0] > pair[1]).count() as f64 / 60.0
+}
+
+/// The mean difference of the scores of both answers, in standard deviations of scores.
+fn ahead(world: &World, dir: &str, shapes: [(usize, usize); 2]) -> f64 {
+    let scores = scores(world, dir, shapes);
+    scores.chunks(2).map(|pair| pair[0] - pair[1]).sum::<f64>() / 60.0
 }
 
 #[test]
@@ -81,9 +91,10 @@ fn a_score_without_length_still_knows_what_is_good() {
     assert!((1.0..5.0).contains(&slope), "{slope}");
     assert_eq!(by_length.get("length_slopes"), None);
     // Of equally good answers the first is longer.
-    let longer = |dir: &str| prefers(&world, dir, [(2, 8), (2, 0)]);
-    assert!(longer("plain") > 0.9, "the data teaches the length: {}", longer("plain"));
-    assert!(longer("controlled") < 0.8, "which is kept out: {}", longer("controlled"));
+    let longer = |dir: &str| ahead(&world, dir, [(2, 8), (2, 0)]);
+    let (plain_ahead, controlled_ahead) = (longer("plain"), longer("controlled"));
+    assert!(plain_ahead > 1.5, "the data teaches the length: {plain_ahead}");
+    assert!(controlled_ahead.abs() < 0.35 * plain_ahead, "which is kept out: {controlled_ahead} of {plain_ahead}");
     // Of equally long answers the first is better.
     for dir in ["plain", "controlled"] {
         let better = prefers(&world, dir, [(4, 3), (0, 3)]);
