@@ -18,8 +18,8 @@ use serde::Deserialize;
 use super::AppState;
 use super::error::{ApiError, ApiResult};
 use super::extract::Query;
+use crate::service;
 use crate::service::overview::{self, Flow, Overview};
-use crate::service::projects::filter as project_filter;
 
 #[derive(Debug, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -49,6 +49,6 @@ pub async fn throughput(State(state): State<AppState>, Query(query): Query<FlowQ
     if !(1..=366).contains(&days) {
         return Err(ApiError::bad("days", format!("is {days}; must be 1 to 366")));
     }
-    let project = project_filter(&state.services, query.project.as_deref()).await?;
+    let project = service::projects::filter(&state.services, query.project.as_deref()).await?;
     Ok(axum::Json(overview::flow(&state.services, days, project.as_ref()).await?))
 }

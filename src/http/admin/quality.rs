@@ -65,10 +65,16 @@ pub struct ConsensusQuery {
     limit: Option<usize>,
 }
 
+impl ReportQuery {
+    async fn scope(self, state: &AppState) -> ApiResult<Scope> {
+        let Self { kind, days, project, replicates, seed } = self;
+        let project = projects::filter(&state.services, project.as_deref()).await?;
+        Ok(Scope { kind, days, project, replicates, seed })
+    }
+}
+
 pub async fn report(State(state): State<AppState>, Query(query): Query<ReportQuery>) -> ApiResult<axum::Json<Report>> {
-    let ReportQuery { kind, days, project, replicates, seed } = query;
-    let project = projects::filter(&state.services, project.as_deref()).await?;
-    let scope = Scope { kind, days, project, replicates, seed };
+    let scope = query.scope(&state).await?;
     Ok(axum::Json(quality::report(&state.services, scope).await?))
 }
 
@@ -77,8 +83,7 @@ pub async fn versions(
     Query(query): Query<VersionsQuery>,
 ) -> ApiResult<axum::Json<VersionTable>> {
     let VersionsQuery { kind, days, project, replicates, seed, length_controlled } = query;
-    let project = projects::filter(&state.services, project.as_deref()).await?;
-    let scope = Scope { kind, days, project, replicates, seed };
+    let scope = ReportQuery { kind, days, project, replicates, seed }.scope(&state).await?;
     let controlled = length_controlled.unwrap_or(false);
     Ok(axum::Json(quality::versions(&state.services, scope, controlled).await?))
 }
@@ -87,9 +92,7 @@ pub async fn ratings(
     State(state): State<AppState>,
     Query(query): Query<ReportQuery>,
 ) -> ApiResult<axum::Json<RatingsReport>> {
-    let ReportQuery { kind, days, project, replicates, seed } = query;
-    let project = projects::filter(&state.services, project.as_deref()).await?;
-    let scope = Scope { kind, days, project, replicates, seed };
+    let scope = query.scope(&state).await?;
     Ok(axum::Json(quality::ratings(&state.services, scope).await?))
 }
 
@@ -97,9 +100,7 @@ pub async fn judges(
     State(state): State<AppState>,
     Query(query): Query<ReportQuery>,
 ) -> ApiResult<axum::Json<JudgesReport>> {
-    let ReportQuery { kind, days, project, replicates, seed } = query;
-    let project = projects::filter(&state.services, project.as_deref()).await?;
-    let scope = Scope { kind, days, project, replicates, seed };
+    let scope = query.scope(&state).await?;
     Ok(axum::Json(crate::service::judges::report(&state.services, scope).await?))
 }
 
@@ -129,8 +130,8 @@ pub async fn consensus(
     if !(1..=1000).contains(&limit) {
         return Err(ApiError::bad("limit", format!("is {limit}; must be 1 to 1000")));
     }
-    let project = projects::filter(&state.services, project.as_deref()).await?;
-    let mut sets = quality::consensus(&state.services, Scope { kind, days, project, replicates, seed }).await?;
+    let scope = ReportQuery { kind, days, project, replicates, seed }.scope(&state).await?;
+    let mut sets = quality::consensus(&state.services, scope).await?;
     let total = sets.len();
     sets.truncate(limit);
     let ids: Vec<_> = sets.iter().map(|s| s.set_id.clone()).collect();

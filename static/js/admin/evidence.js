@@ -31,7 +31,10 @@ export function evidenceRows(e) {
         e.accuracy ? t(band ? 'evidence.chance_and_band' : 'evidence.chance_only') : t('evidence.no_pairs_help'),
       ),
     );
-    const points = (x) => (x < 0 ? '−' : '+') + Math.abs(Math.round(100 * x));
+    const points = (x) => {
+      const n = Math.round(100 * x);
+      return n === 0 ? '0' : `${n < 0 ? '−' : '+'}${Math.abs(n)}`;
+    };
     for (const b of e.baselines)
       rows.push(
         line(

@@ -66,6 +66,16 @@ async fn a_reward_model_at_chance_is_not_offered() {
     says(&next(&server).await, "promote", "promote_reward");
     server.post("/admin/models/judge/promote", json!({})).await.expect(200);
     says(&next(&server).await, "train_ppo", "reward_ready");
+    // One that is better than chance and not shown to be better than preferring the longer answer says so.
+    let baseline = |low: f64| json!({"name": "longer", "accuracy": 0.7, "gain": 0.1, "low": low, "high": 0.3});
+    for (name, low, code) in [("long", -0.1, "not_above_baseline"), ("real", 0.02, "better_than_chance")] {
+        let mut metrics = accuracy(0.8, 40);
+        metrics["baselines"] = json!([baseline(low)]);
+        trained(&server, name, ModelKind::Reward, &base, metrics).await;
+        let found = server.get(&format!("/admin/models/{name}/evidence")).await.expect(200).json();
+        assert_eq!(found["finding"], json!({"code": code, "worth_promoting": true}));
+        assert_eq!(found["baselines"], json!([baseline(low)]));
+    }
     // One without held-out pairs has nothing to show.
     trained(&server, "blind", ModelKind::Reward, &base, json!({"heldout": null})).await;
     says(&next(&server).await, "rank", "unmeasured");
