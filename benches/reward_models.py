@@ -4,7 +4,7 @@
     benches/reward_models.py --binary BINARY --model FILE.gguf --work DIR NAME=FILE.jsonl … [--seeds 3]
         > benches/results/reward-models.json
 
-Trains a reward model on each file with `instructd train reward` (LoRA of rank 16 over a bfloat16 base), with and without
+Trains a reward model on each file with `instructd train reward` (LoRA of rank 16 over a bfloat16 base, 256 tokens), with and without
 `length_control`, for each seed, and reads what the run says about its held-out quarter of the prompts: accuracy, that on
 pairs whose longer or shorter answer is preferred, and both baselines. A file has rankings (`comparisons`), or dialogues of
 `{"chosen", "rejected"}` as hh-rlhf has them, which are converted first. Prints one JSON object for scripts/bench_tables.py.
@@ -26,6 +26,7 @@ ARGS = {
     "learning_rate": 3e-4,
     "batch_size": 16,
     "epochs": 1,
+    "max_length": 256,
     "heldout_fraction": 0.25,
     "device": "cpu",
 }
