@@ -10,8 +10,9 @@ use backon::{BackoffBuilder, ExponentialBuilder};
 use reqwest::Response;
 use serde_json::Value;
 
+use super::address::Address;
 use super::breaker::{Breaker, Pass};
-use super::http::{self, Address, Failure, Http};
+use super::http::{self, Failure, Http};
 use super::tokens::verify::{Unverified, Verifier};
 use super::{DiscoverError, Discovered, UpstreamOptions, record_outcome, resting};
 use crate::domain::ModelVersionId;

@@ -8,6 +8,7 @@ use reqwest::{Client, Response, StatusCode};
 use serde_json::Value;
 
 use super::UpstreamOptions;
+use super::address::Address;
 use super::wire::{self, Listing};
 use crate::engine::EngineError;
 
@@ -52,15 +53,6 @@ impl Failure {
     fn over(self) -> Self {
         Self { elsewhere: true, ..self }
     }
-}
-
-/// Where a call goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Address {
-    /// Below the base address, beside `completions`.
-    Api(&'static str),
-    /// Below the server's root: the base address without its `/v1`.
-    Root(&'static str),
 }
 
 /// The client of one upstream server.

@@ -2,6 +2,7 @@
 //! started with, and versions that are loaded there ([`push`]). It works on token ids where the servers report them and
 //! have the tokenizer of the local model ([`tokens`]), else on text.
 
+mod address;
 mod breaker;
 mod fleet;
 mod follow;

@@ -4,7 +4,7 @@
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::http::Address;
+use super::address::Address;
 use crate::engine::{
     Constraint, ConstraintKind, EngineError, FinishReason, GenerateRequest, SamplingParams, TextPrompt,
 };

@@ -16,8 +16,8 @@ use crate::train::args::{RlCommon, RolloutSource};
 use crate::train::remote::RemoteGenerator;
 use crate::train::trainable::Trainable;
 
-/// Directory of the pushed adapters, beside the checkpoints or in the output directory.
-const FOLDER: &str = "rollouts";
+/// What follows the name of the directory of the checkpoints, or of the result, in that of the pushed adapters.
+const SUFFIX: &str = "-rollouts";
 
 /// Interval of looking whether a batch is ready.
 const CHECK: Duration = Duration::from_millis(5);
@@ -44,7 +44,7 @@ impl Drop for NextBatch {
     }
 }
 
-/// The servers that generate rollouts.
+/// The servers that generate rollouts. The files of the pushed adapters are removed at the end.
 pub struct Fleet {
     generator: Arc<dyn RemoteGenerator>,
     dir: PathBuf,
@@ -68,11 +68,13 @@ impl Fleet {
         let generator = reporter.generator(&args.common.model).context("rollouts")?;
         let generator = generator.context("rollouts: the configuration has no servers ([upstream] in config.toml)")?;
         let common = &args.common;
-        let dir = Path::new(common.checkpoint_dir.as_deref().unwrap_or(&common.output_dir)).join(FOLDER);
+        let mut dir = std::path::absolute(common.checkpoint_dir.as_deref().unwrap_or(&common.output_dir))?;
+        let name = dir.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        dir.set_file_name(name + SUFFIX);
         let base = Path::new(&common.model).file_name().map(|name| name.to_string_lossy().into_owned());
         Ok(Some(Self {
             generator,
-            dir: std::path::absolute(dir)?,
+            dir,
             base: base.unwrap_or_else(|| common.model.clone()),
             generates_ahead: args.rollout_staleness > 0,
             version: RefCell::default(),
@@ -135,6 +137,12 @@ impl Fleet {
         let generate = move || generator.generate(version, &asked, &params, &|| stopped.load(Relaxed));
         let thread = std::thread::Builder::new().name("rollouts".into()).spawn(generate)?;
         Ok(NextBatch { prompts, version, stop, thread: Some(thread) })
+    }
+}
+
+impl Drop for Fleet {
+    fn drop(&mut self) {
+        std::fs::remove_dir_all(&self.dir).ok();
     }
 }
 

@@ -27,7 +27,9 @@ fn config(servers: &[&Arc<TokenServer>]) -> UpstreamConfig {
         push: Some("vllm".into()),
         health_seconds: 1,
         retries: 1,
-        breaker_failures: 100,
+        // A server whose streams break ends its requests early, so it is the least busy one until the breaker opens.
+        breaker_failures: 3,
+        breaker_pause_seconds: 1,
         ..UpstreamConfig::default()
     }
 }

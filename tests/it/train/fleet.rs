@@ -154,6 +154,10 @@ fn a_batch_generated_ahead_is_one_update_old() {
     let weights = run.curve("importance_weight_max");
     assert!(weights[1..].iter().all(|weight| *weight > 1.0 + 1e-3 && *weight <= 3.0), "{weights:?}");
     assert!(run.curve("start_ratio").iter().all(|ratio| (ratio - 1.0).abs() < 1e-5));
+    // An update may be larger than the gap that a generator of the same weights may have.
+    let large = with(&args, json!({"learning_rate": 1e-2, "output_dir": world.path("large")}));
+    let (run, _) = self::run("ppo", &large, &Exact::new(0.0), None);
+    assert!(run.curve("sampling_gap_mean").iter().any(|gap| *gap > 0.1), "{:?}", run.curve("sampling_gap_mean"));
     // The prompts of each round are those of a run that generates nothing ahead.
     let in_time = Exact::new(0.0);
     self::run(

@@ -10,9 +10,10 @@ use tokio::sync::mpsc::{self, UnboundedSender};
 use super::sample::{Sample, Samples};
 use super::{Part, Reader, TokenApi, TokenCall, TokenMode, llama_cpp, sglang, vllm};
 use crate::domain::{Message, ModelVersionId};
+use crate::engine::upstream::address::Address;
 use crate::engine::upstream::breaker::Pass;
 use crate::engine::upstream::fleet::{Calls, Opened, Seat};
-use crate::engine::upstream::http::{Address, Failure, Http};
+use crate::engine::upstream::http::{Failure, Http};
 use crate::engine::upstream::switch::Known;
 use crate::engine::upstream::{Shared, Slot, UpstreamEngine, sse};
 use crate::engine::{

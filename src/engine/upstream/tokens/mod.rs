@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::http::Address;
+use super::address::Address;
 use super::wire::{self, Kind};
 use crate::engine::model_text::ModelText;
 use crate::engine::tokenizing::Tokenizing;

@@ -4,7 +4,7 @@
 use serde_json::{Map, Value, json};
 
 use super::{Part, TokenCall, list, sampling, token, with_top};
-use crate::engine::upstream::http::Address;
+use crate::engine::upstream::address::Address;
 use crate::engine::upstream::wire::{self, Kind, refuse};
 use crate::engine::{Constraint, ConstraintKind, EngineError, TokenLogprob};
 

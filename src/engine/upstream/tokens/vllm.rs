@@ -4,7 +4,7 @@
 use serde_json::{Value, json};
 
 use super::{Part, TokenCall, list, sampling, token, token_id, with_top};
-use crate::engine::upstream::http::Address;
+use crate::engine::upstream::address::Address;
 use crate::engine::upstream::wire::{self, Kind};
 use crate::engine::{EngineError, TokenLogprob};
 
