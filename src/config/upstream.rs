@@ -65,7 +65,7 @@ impl Default for UpstreamConfig {
             replicas: Vec::new(),
             health_seconds: 5,
             kind: "openai".to_owned(),
-            token_ids: true,
+            token_ids: false,
             api_key: None,
             model: None,
             connect_timeout_seconds: 5,

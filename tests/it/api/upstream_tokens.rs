@@ -32,6 +32,7 @@ async fn front(urls: &[String], stands: Stands, model: &tempfile::TempDir, chang
             Stands::Sglang => "sglang".into(),
             Stands::LlamaCpp => "llama.cpp".into(),
         };
+        c.upstream.token_ids = true;
         c.upstream.replicas = urls[1..].to_vec();
         c.model = model.path().display().to_string();
         change(c);
