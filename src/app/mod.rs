@@ -174,6 +174,7 @@ async fn run_jobs(services: Arc<Services>) {
         reward_hosts: jobs.reward_hosts.clone(),
         judges: services.config.judges.clone(),
         trainers: services.config.trainers.clone(),
+        upstream: Some(services.config.upstream.clone()).filter(|upstream| upstream.url.is_some()),
         executors: services.config.executors.clone(),
         learn_from_requests: services.config.privacy.learn_from_requests,
         ..SupervisorConfig::new(services.config.data_dir.clone(), launch)

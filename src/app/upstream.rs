@@ -8,11 +8,11 @@ use serde_json::json;
 
 use crate::artifacts::Artifacts;
 use crate::domain::{ModelKind, ModelState, ModelVersion, ModelVersionId, STAGE_UPSTREAM, hash};
-use crate::engine::upstream::push::{Loader, PushOptions};
-use crate::engine::upstream::wire::Kind;
+use crate::engine::upstream::tokens::LocalBase;
 use crate::engine::upstream::{DiscoverError, Discovered, Upstream};
 use crate::engine::{EngineError, Generator, UpstreamOptions};
 use crate::hub::pull;
+use crate::jobs::upstream;
 use crate::service::register::{self, version_name};
 use crate::service::{Services, configured};
 
@@ -24,11 +24,17 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(2);
 /// # Errors
 /// A permanent error of the configuration: a bad address, an unknown kind, a model that the server does not have.
 pub async fn start(services: &Arc<Services>) -> Result<Arc<dyn Generator>> {
-    let options = options(services)?;
-    let upstream = Upstream::new(options).map_err(|e| anyhow!("upstream: {e}"))?;
+    let base = match services.config.upstream.token_ids {
+        true => local_base(services).await?,
+        false => None,
+    };
+    let files = Artifacts::open(&services.config, services.store.clone())?;
+    let options = upstream::options(&services.config.upstream, files, services.random.seed())?;
+    let options = UpstreamOptions { base, ..options };
+    let servers = Upstream::new(options).map_err(|e| anyhow!("upstream: {e}"))?;
     let wanted = services.config.upstream.model.as_deref();
     let discovered = loop {
-        match upstream.discover(wanted).await {
+        match servers.discover(wanted).await {
             Ok(found) => break found,
             Err(DiscoverError::Away(error)) => {
                 tracing::warn!(%error, "waiting for the upstream server");
@@ -42,7 +48,7 @@ pub async fn start(services: &Arc<Services>) -> Result<Arc<dyn Generator>> {
     let pushes = services.config.upstream.push.is_some();
     let discovered = Discovered { path: known_path(&version).or(discovered.path), ..discovered };
     tracing::info!(model.name = %version.name, model.upstream = %discovered.model, "serving from upstream");
-    let engine = upstream.serve(version.clone(), discovered).await;
+    let engine = servers.serve(version.clone(), discovered).await;
     match services.store.models().active(ModelKind::Policy).await? {
         // It was loaded there before this server was started again.
         Some(active) if pushes && active.stage != STAGE_UPSTREAM => {
@@ -72,44 +78,18 @@ fn known_path(version: &ModelVersion) -> Option<String> {
     version.metrics["path"].as_str().map(str::to_owned)
 }
 
-fn options(services: &Services) -> Result<UpstreamOptions> {
-    let config = &services.config;
-    let upstream = &config.upstream;
-    let kind = Kind::parse(&upstream.kind).with_context(|| {
-        format!("upstream.kind: '{}' is not a known kind; use one of {}", upstream.kind, Kind::NAMES)
-    })?;
-    let mut urls = vec![upstream.url.clone().context("upstream.url is missing: set the address of the server")?];
-    urls.extend(upstream.replicas.iter().cloned());
-    let push = match upstream.push.as_deref() {
-        None => None,
-        Some(name) => Some(PushOptions {
-            loader: Loader::parse(name, &upstream.push_command).with_context(|| {
-                format!(
-                    "upstream.push: '{name}' is not a known way of loading, or upstream.push_command is empty; \
-                     use one of {}",
-                    Loader::NAMES
-                )
-            })?,
-            path: upstream.push_path.clone(),
-            timeout: Duration::from_secs(upstream.push_timeout_seconds),
-            tolerance: upstream.push_tolerance,
-        }),
+/// The tokenizer and the chat template of the configured model, if its files are on this machine.
+///
+/// # Errors
+/// When the files cannot be read.
+async fn local_base(services: &Services) -> Result<Option<LocalBase>> {
+    let config = services.config.clone();
+    let read = move || {
+        let Ok(path) = pull::resolve(&config.model, &config.data_dir) else { return Ok(None) };
+        let name = register::name_for(&config.model, &path);
+        upstream::local_base(&name, &path).with_context(|| format!("model = {}", config.model))
     };
-    Ok(UpstreamOptions {
-        urls,
-        push,
-        kind,
-        api_key: upstream.api_key.clone(),
-        connect_timeout: Duration::from_secs(upstream.connect_timeout_seconds),
-        response_timeout: Duration::from_secs(upstream.response_timeout_seconds),
-        retries: upstream.retries,
-        max_running: upstream.max_running,
-        breaker_failures: upstream.breaker_failures,
-        breaker_pause: Duration::from_secs(upstream.breaker_pause_seconds),
-        health_period: Duration::from_secs(upstream.health_seconds),
-        jitter_seed: services.random.seed(),
-        files: Artifacts::open(config, services.store.clone())?,
-    })
+    tokio::task::spawn_blocking(read).await?
 }
 
 /// Registers the configured model, if its files are on this machine, so that jobs can train from it.

@@ -8,13 +8,14 @@ use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::block_on;
-use crate::config::Config;
+use crate::config::{Config, UpstreamConfig};
 use crate::domain::{Metric, Progress};
 use crate::jobs::judges::{self, Judges};
 use crate::jobs::remote::HttpRewards;
+use crate::jobs::upstream;
 use crate::train::Reporter;
 use crate::train::judge::Judge;
-use crate::train::remote::RemoteReward;
+use crate::train::remote::{RemoteGenerator, RemoteReward};
 
 /// Reports a run as a progress bar; warnings and samples are printed above it.
 pub struct Foreground {
@@ -24,6 +25,8 @@ pub struct Foreground {
     remote: Option<Arc<dyn RemoteReward>>,
     judges: Judges,
     trainers: BTreeMap<String, Vec<String>>,
+    /// The servers that may generate rollouts.
+    upstream: UpstreamConfig,
 }
 
 impl Foreground {
@@ -43,7 +46,8 @@ impl Foreground {
         })?;
         let remote = HttpRewards::new(reward_hosts)?.map(|client| Arc::new(client) as Arc<dyn RemoteReward>);
         let judges = judges::clients(&config.judges)?;
-        Ok(Self { bar, stop, metrics: String::new(), remote, judges, trainers: config.trainers.clone() })
+        let (trainers, upstream) = (config.trainers.clone(), config.upstream.clone());
+        Ok(Self { bar, stop, metrics: String::new(), remote, judges, trainers, upstream })
     }
 }
 
@@ -78,6 +82,10 @@ impl Reporter for Foreground {
 
     fn trainer(&self, name: &str) -> Option<Vec<String>> {
         self.trainers.get(name).cloned()
+    }
+
+    fn generator(&self, model: &str) -> Result<Option<Arc<dyn RemoteGenerator>>> {
+        upstream::generator(Some(&self.upstream), model)
     }
 
     fn should_stop(&self) -> bool {

@@ -20,6 +20,9 @@ pub struct UpstreamConfig {
     /// `openai`, `vllm`, `sglang`, `llama.cpp` or `instructd`: determines the supported parameters.
     #[serde(deserialize_with = "text")]
     pub kind: String,
+    /// Use token ids and log-probs of the servers, if `kind` is `vllm`, `sglang` or `llama.cpp` and they have the
+    /// tokenizer of `model`, which is checked at the start. Prompts are then tokenized here.
+    pub token_ids: bool,
     /// Sent as `Authorization: Bearer`.
     #[serde(deserialize_with = "optional_text")]
     pub api_key: Option<String>,
@@ -62,6 +65,7 @@ impl Default for UpstreamConfig {
             replicas: Vec::new(),
             health_seconds: 5,
             kind: "openai".to_owned(),
+            token_ids: false,
             api_key: None,
             model: None,
             connect_timeout_seconds: 5,

@@ -190,9 +190,9 @@ impl Drafter {
 /// # Errors
 /// The first difference.
 pub(super) fn check_tokens(draft: &LoadedModel, served: &LoadedModel) -> Result<(), String> {
-    let (own, other) = match (&draft.tokenizer, &served.tokenizer) {
-        (Some(own), Some(other)) => (own, other),
-        (None, None) if draft.served.vocab_size == served.served.vocab_size => return Ok(()),
+    let (own, other) = match (draft.text.tokenizer(), served.text.tokenizer()) {
+        (Ok(own), Ok(other)) => (own, other),
+        (Err(_), Err(_)) if draft.served.vocab_size == served.served.vocab_size => return Ok(()),
         _ => return Err("their vocabularies differ".to_owned()),
     };
     for id in 0..own.vocab_size().max(other.vocab_size()) as u32 {

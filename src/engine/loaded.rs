@@ -1,4 +1,4 @@
-//! A model version in memory: loading and warming it up, and converting its texts to and from token ids.
+//! A model version in memory: loading and warming it up.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -8,8 +8,9 @@ use candle_core::Device;
 use super::constraint::{Compiler, Constraint, Guide};
 use super::device;
 use super::limits::{Limits, cache_tokens};
+use super::model_text::ModelText;
 use super::text::TextStream;
-use super::{ChatPrompt, EngineError, GenerateRequest, ServedModel, TextForm};
+use super::{EngineError, GenerateRequest, ServedModel};
 use crate::domain::ModelVersion;
 use crate::gpu;
 use crate::model::adapters::peft;
@@ -19,21 +20,6 @@ use crate::model::decoder::kv_cache::{CachedSequence, KvCache, PAGE, StepRows};
 use crate::model::{self, Decoder, DeviceModel, ModelConfig, Purpose};
 use crate::ops::linear::WeightFormat;
 use crate::ops::pool;
-use crate::prompt::answer::{Dialect, Thinking, ToolFormat, ToolTags};
-use crate::prompt::{ChatError, ChatTemplate, Conversation};
-use crate::tokenizer::Tokenizer;
-
-/// Special tokens of fill-in-the-middle prompts: before the prefix, before the suffix, before the middle.
-const INFILL_TOKENS: [[&str; 3]; 4] = [
-    // Qwen 2.5, CodeGemma.
-    ["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"],
-    // StarCoder, Granite, SmolLM.
-    ["<fim_prefix>", "<fim_suffix>", "<fim_middle>"],
-    // DeepSeek Coder.
-    ["<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"],
-    // Code Llama.
-    ["▁<PRE>", "▁<SUF>", "▁<MID>"],
-];
 
 /// A version on a device that runs the kernels of `gpu`.
 pub(super) struct OnDevice {
@@ -50,9 +36,8 @@ pub struct LoadedModel {
     pub decoder: Decoder,
     /// The model and its cache on a device that runs the kernels of `gpu`. If present, it computes all steps.
     pub(super) device: Option<OnDevice>,
-    pub(super) tokenizer: Option<Tokenizer>,
-    /// An invalid template fails the requests that need it, not the loading of the model.
-    pub(super) template: Option<Result<ChatTemplate, ChatError>>,
+    /// Its tokenizer and chat template.
+    pub text: Arc<ModelText>,
     /// Built when the first constraint is compiled, because that takes long.
     compiler: OnceLock<Result<Compiler, String>>,
     /// The model whose weights a LoRA version shares.
@@ -64,16 +49,7 @@ pub struct LoadedModel {
 impl LoadedModel {
     /// The decoder from tokens to text for one sample of a request.
     pub fn text_stream(&self, request: &GenerateRequest) -> TextStream {
-        let params = &request.params;
-        let include = params.include_stop_str_in_output;
-        TextStream::new(self.tokenizer.as_ref(), &request.prompt_ids, &params.stop, include).showing(&params.shown)
-    }
-
-    pub(super) fn tokenizer(&self) -> Result<&Tokenizer, EngineError> {
-        self.tokenizer.as_ref().ok_or_else(|| EngineError::BadRequest {
-            param: "model",
-            message: "this model has no tokenizer: send token ids".into(),
-        })
+        self.text.stream(request)
     }
 
     /// Compiles a constraint for an answer to `prompt`. Takes long; call it on a blocking thread.
@@ -81,7 +57,7 @@ impl LoadedModel {
     /// # Errors
     /// Those of [`Compiler::compile`].
     pub(super) fn guide(&self, constraint: &Arc<Constraint>, prompt: &[u32]) -> Result<Guide, EngineError> {
-        let tokenizer = self.tokenizer()?;
+        let tokenizer = self.text.tokenizer()?;
         let compiler = self
             .compiler
             .get_or_init(|| Compiler::new(tokenizer, self.decoder.config.vocab_size, &self.decoder.config.eos_ids));
@@ -89,76 +65,6 @@ impl LoadedModel {
             .as_ref()
             .map_err(|message| EngineError::BadRequest { param: constraint.field, message: message.clone() })?;
         compiler.compile(constraint, tokenizer.begins_text(prompt))
-    }
-
-    /// The ids of a fill-in-the-middle prompt (arXiv 2207.14255) for the text between `prefix` and `suffix`.
-    ///
-    /// # Errors
-    /// `BadRequest` at `suffix` if the vocabulary has no tokens for such prompts.
-    pub(super) fn infill_prompt(&self, prefix: &str, suffix: &str) -> Result<Vec<u32>, EngineError> {
-        let tokenizer = self.tokenizer()?;
-        let special = |name: &&str| tokenizer.token_to_id(name).filter(|id| tokenizer.is_added(*id));
-        let found = INFILL_TOKENS.iter().find_map(|names| {
-            let ids: Vec<u32> = names.iter().filter_map(special).collect();
-            <[u32; 3]>::try_from(ids).ok()
-        });
-        let Some([before_prefix, before_suffix, before_middle]) = found else {
-            let message =
-                "suffix is not supported for this model: its vocabulary has no fill-in-the-middle tokens".into();
-            return Err(EngineError::BadRequest { param: "suffix", message });
-        };
-        let text = |left: u32, text: &str| tokenizer.encode_after(&[left], text);
-        let bad =
-            |e: crate::tokenizer::TokenizerError| EngineError::BadRequest { param: "prompt", message: e.to_string() };
-        let mut ids = tokenizer.before_text().to_vec();
-        ids.push(before_prefix);
-        ids.extend(text(before_prefix, prefix).map_err(bad)?);
-        ids.push(before_suffix);
-        ids.extend(text(before_suffix, suffix).map_err(bad)?);
-        ids.push(before_middle);
-        Ok(ids)
-    }
-
-    /// # Errors
-    /// `BadRequest` if the model has no template or an invalid one.
-    pub(super) fn template(&self) -> Result<&ChatTemplate, EngineError> {
-        let bad = |message: String| EngineError::BadRequest { param: "messages", message };
-        let template = self.template.as_ref();
-        let template = template.ok_or_else(|| bad("this model has no chat template: use /v1/completions".into()))?;
-        template.as_ref().map_err(|e| bad(e.to_string()))
-    }
-
-    /// Renders and tokenizes a conversation, and determines the format of the model's answers.
-    pub(super) fn conversation(&self, conversation: &Conversation) -> Result<ChatPrompt, EngineError> {
-        let (template, tokenizer) = (self.template()?, self.tokenizer()?);
-        let conversation = conversation
-            .for_template(template.source())
-            .map_err(|(param, message)| EngineError::BadRequest { param, message })?;
-        let special = |tag: &&str| {
-            let id = tokenizer.token_to_id(tag)?;
-            tokenizer.is_special(id).then(|| ((*tag).to_owned(), id))
-        };
-        let format = ToolFormat::of(template.source());
-        if conversation.tools.is_some() && format.is_none() {
-            let message = "tools are not supported for this model: the format of its tool calls is unknown".into();
-            return Err(EngineError::BadRequest { param: "tools", message });
-        }
-        let encoded = template.encode_conversation(&conversation, tokenizer);
-        let (ids, text) = encoded.map_err(|e| EngineError::BadRequest { param: "messages", message: e.to_string() })?;
-        let tags = |format: ToolFormat| format.tags().iter().filter_map(special).collect();
-        let tools = format.map(|format| ToolTags { format, special: tags(format) });
-        Ok(ChatPrompt { ids, dialect: Dialect { tools, thinking: Thinking::of(template.source(), &text) } })
-    }
-
-    pub(super) fn encode(&self, text: &str, form: TextForm<'_>) -> Result<Vec<u32>, EngineError> {
-        let tokenizer = self.tokenizer()?;
-        let encoded = match form {
-            TextForm::Whole { special, parse_special } => tokenizer.encode(text, special, parse_special),
-            TextForm::Open { special: true, parse_special } => tokenizer.encode_open(text, parse_special),
-            TextForm::Open { special: false, parse_special } => tokenizer.encode(text, false, parse_special),
-            TextForm::After(left) => tokenizer.encode_after(left, text),
-        };
-        encoded.map_err(|e| EngineError::BadRequest { param: "prompt", message: e.to_string() })
     }
 }
 
@@ -188,8 +94,7 @@ pub(super) fn load_model(
         warm_up(&decoder).map_err(failed)?;
     }
     pool::return_free_memory();
-    let tokenizer = loaded.tokenizer.as_ref();
-    let template = chat_template(&version, loaded.chat_template.as_deref(), tokenizer);
+    let text = ModelText::new(&version.name, loaded.tokenizer, loaded.chat_template.as_deref());
     let served = ServedModel {
         vocab_size: loaded.config.vocab_size,
         max_context: loaded.config.max_positions,
@@ -197,33 +102,19 @@ pub(super) fn load_model(
         eos_ids: loaded.config.eos_ids.clone(),
         weights: weights.as_str().to_owned(),
         parameters,
-        has_chat_template: template.is_some(),
-        before_text: tokenizer.map(|t| t.before_text().to_vec()).unwrap_or_default(),
+        has_chat_template: text.has_template(),
+        before_text: text.before_text(),
         version,
     };
     Ok(LoadedModel {
         served: Arc::new(served),
         decoder,
         device: on_device,
-        tokenizer: loaded.tokenizer,
-        template,
+        text: Arc::new(text),
         compiler: OnceLock::new(),
         base: None,
         lora: None,
     })
-}
-
-/// The version's chat template. An invalid one is logged, and fails the requests that need it.
-fn chat_template(
-    version: &ModelVersion,
-    source: Option<&str>,
-    tokenizer: Option<&Tokenizer>,
-) -> Option<Result<ChatTemplate, ChatError>> {
-    let template = source.map(|source| ChatTemplate::new(source, tokenizer));
-    if let Some(Err(error)) = &template {
-        tracing::warn!(model = %version.name, %error, "chat requests to this model will be refused");
-    }
-    template
 }
 
 /// Loads a version as a LoRA adapter over `base`, the model from which it was trained. `None` if it has no adapter, or
@@ -247,12 +138,11 @@ pub(super) fn load_lora(
     let adapter = peft::read(&dir, &config).map_err(|e| failed(e.to_string()))?;
     let lora = Arc::new(ServedAdapter::new(&base.decoder, &adapter).map_err(|e| failed(e.to_string()))?);
     warm_up_lora(&base.decoder, &lora).map_err(failed)?;
-    let tokenizer = described.tokenizer;
-    let template = chat_template(&version, described.chat_template.as_deref(), tokenizer.as_ref());
+    let text = ModelText::new(&version.name, described.tokenizer, described.chat_template.as_deref());
     let served = ServedModel {
         eos_ids: eos_ids.clone(),
-        has_chat_template: template.is_some(),
-        before_text: tokenizer.as_ref().map(|t| t.before_text().to_vec()).unwrap_or_default(),
+        has_chat_template: text.has_template(),
+        before_text: text.before_text(),
         parameters: base.served.parameters + (lora.bytes() / size_of::<f32>()) as u64,
         version,
         ..(*base.served).clone()
@@ -263,8 +153,7 @@ pub(super) fn load_lora(
         served: Arc::new(served),
         decoder,
         device: None,
-        tokenizer,
-        template,
+        text: Arc::new(text),
         compiler: OnceLock::new(),
         base: Some(base.clone()),
         lora: Some(lora),

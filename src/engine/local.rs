@@ -21,6 +21,7 @@ use super::scheduler::Scheduler;
 use super::sequence::{QueueWait, RunningRequest};
 use super::soft_prompts::SoftPromptCache;
 use super::stats::StatCounters;
+use super::tokenizing::Tokenizing;
 use super::{
     BlockingPool, DataDir, DeviceMemory, EncoderModels, EngineError, EngineStats, GenerateRequest, Generation,
     Generator, Inspection, ModelFiles, RewardScorer, ServedModel, SoftPrompts, Tokens,
@@ -30,10 +31,7 @@ use crate::model::SoftPrompt;
 use crate::ops::kv_blocks::KvFormat;
 use crate::ops::linear::WeightFormat;
 
-/// Texts of up to this many bytes are tokenized on the async thread, longer ones on a blocking thread.
-const INLINE_BYTES: usize = 8 << 10;
 /// Maximum number of concurrent tasks of each kind on blocking threads, and of tasks of a kind that wait.
-const MAX_TOKENIZING: usize = 2;
 const MAX_INSPECTING: usize = 1;
 const MAX_COMPILING: usize = 2;
 const MAX_WAITING: usize = 64;
@@ -122,8 +120,7 @@ pub struct LocalEngine {
     rewards: RewardModels,
     soft_prompts: SoftPromptCache,
     encoders: Encoders,
-    /// Long texts.
-    tokenizing: BlockingPool,
+    tokenizing: Tokenizing,
     /// Attention maps.
     inspecting: BlockingPool,
     /// Constraints.
@@ -164,7 +161,7 @@ impl LocalEngine {
             rewards: RewardModels::new(),
             soft_prompts: SoftPromptCache::new(),
             encoders: Encoders::new(),
-            tokenizing: BlockingPool::new(MAX_TOKENIZING, MAX_WAITING),
+            tokenizing: Tokenizing::new(),
             inspecting: BlockingPool::new(MAX_INSPECTING, MAX_WAITING),
             compiling: BlockingPool::new(MAX_COMPILING, MAX_WAITING),
             options,

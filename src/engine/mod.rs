@@ -14,6 +14,7 @@ mod loaded;
 mod local;
 mod lookup;
 mod model_cache;
+pub mod model_text;
 mod output;
 mod prefix;
 mod rewards;
@@ -22,6 +23,7 @@ mod sequence;
 mod soft_prompts;
 mod stats;
 mod text;
+mod tokenizing;
 pub mod upstream;
 
 pub use crate::generation::Warpers;

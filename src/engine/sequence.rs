@@ -10,7 +10,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use super::constraint::Guide;
 use super::loaded::LoadedModel;
 use super::stats::StatCounters;
-use super::text::TextStream;
+use super::text::{SampleProgress, TextStream};
 use super::{EngineError, FinishReason, GenEvent, GenerateRequest, TokenLogprob};
 use crate::domain::ModelVersionId;
 use crate::generation::sampling::{DrawContext, Drawn, draw};
@@ -193,7 +193,6 @@ impl Sequence {
         let ended = self.shared.end_ids.contains(&drawn.id);
         let token = TokenLogprob { id: drawn.id, logprob: Some(drawn.logprob), top: drawn.top };
         let full = count >= params.max_tokens || self.state.ids.len() >= max_positions;
-        let (mut text, mut reason) = (String::new(), None);
         let advanced = match &self.guide {
             Some(guide) if !ended => guide.advance(drawn.id),
             _ => Ok(false),
@@ -205,20 +204,8 @@ impl Sequence {
                 return Some(FinishReason::Abort);
             }
         };
-        if ended {
-            reason = Some(FinishReason::Stop);
-        } else {
-            let added = self.text.push(drawn.id, count >= params.min_tokens);
-            text = added.text;
-            if added.stopped || complete {
-                reason = Some(FinishReason::Stop);
-            } else if full {
-                reason = Some(FinishReason::Length);
-            }
-        }
-        if reason.is_some() {
-            text.push_str(&self.text.finish());
-        }
+        let may_stop = count >= params.min_tokens;
+        let (text, reason) = self.text.accept(drawn.id, SampleProgress { ended, complete, full, may_stop });
         self.send(GenEvent::Delta { index: self.index, text, tokens: vec![token] });
         if let Some(reason) = reason {
             self.send(GenEvent::Finish { index: self.index, reason });

@@ -3,6 +3,7 @@
 
 use std::ops::Range;
 
+use super::FinishReason;
 use crate::tokenizer::{IncrementalDecoder, Tokenizer};
 
 /// The incremental text of one sample. Without a tokenizer all deltas are empty.
@@ -33,6 +34,19 @@ pub struct TextDelta {
     pub stopped: bool,
 }
 
+/// What is known of a sample when a token is added to it.
+#[derive(Clone, Copy, Debug)]
+pub struct SampleProgress {
+    /// The token is one of those that end the sample.
+    pub ended: bool,
+    /// The sample satisfies its constraint and cannot continue.
+    pub complete: bool,
+    /// The sample has its maximum length.
+    pub full: bool,
+    /// Stop strings may end the sample: it has `min_tokens` tokens.
+    pub may_stop: bool,
+}
+
 impl TextStream {
     /// The text of a sample that continues the prompt `left`.
     pub fn new(tokenizer: Option<&Tokenizer>, left: &[u32], stops: &[String], include_stop: bool) -> Self {
@@ -52,6 +66,26 @@ impl TextStream {
     pub fn showing(mut self, shown: &[String]) -> Self {
         self.shown = shown.to_vec();
         self
+    }
+
+    /// Adds a token to the sample. Returns the text that can be sent now, and why the sample ends, if it does.
+    pub fn accept(&mut self, id: u32, progress: SampleProgress) -> (String, Option<FinishReason>) {
+        let (mut text, mut reason) = (String::new(), None);
+        if progress.ended {
+            reason = Some(FinishReason::Stop);
+        } else {
+            let added = self.push(id, progress.may_stop);
+            text = added.text;
+            if added.stopped || progress.complete {
+                reason = Some(FinishReason::Stop);
+            } else if progress.full {
+                reason = Some(FinishReason::Length);
+            }
+        }
+        if reason.is_some() {
+            text.push_str(&self.finish());
+        }
+        (text, reason)
     }
 
     /// Adds a token. Without `may_stop` (before `min_tokens`) stop strings are ordinary text.

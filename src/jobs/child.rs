@@ -11,10 +11,12 @@ use super::executors::trainer::{self, Start};
 use super::judges::{self, Judges};
 use super::lease::{LEASE_EXPIRED, Lease};
 use super::remote::HttpRewards;
+use super::upstream::generator;
 use super::wire::{LEASE, Line, STOP, Spec};
+use crate::config::UpstreamConfig;
 use crate::domain::{Metric, Progress};
 use crate::train::judge::Judge;
-use crate::train::remote::RemoteReward;
+use crate::train::remote::{RemoteGenerator, RemoteReward};
 use crate::train::{Recipe, Reporter, TrainOutcome};
 
 /// Set by SIGTERM. A signal handler may only store to an atomic.
@@ -52,6 +54,7 @@ fn run_and_report<W: Write + Send>(job_dir: &Path, recipes: &[Recipe], mut repor
         reporter.remote = services.map(|client| Arc::new(client) as Arc<dyn RemoteReward>);
         reporter.judges = judges::clients(&spec.judges)?;
         reporter.trainer = spec.trainer;
+        reporter.rollouts = spec.rollouts;
         run(job_dir, recipes, &mut reporter)
     });
     reporter.finish(result)
@@ -119,11 +122,13 @@ pub struct LineReporter<W> {
     judges: Judges,
     /// The command of the one trainer that the job may run.
     trainer: Vec<String>,
+    /// The servers that generate rollouts, if the job asks for them.
+    rollouts: Option<UpstreamConfig>,
 }
 
 impl<W: Write> LineReporter<W> {
     pub fn new(out: W, stop: Arc<AtomicBool>) -> Self {
-        Self { out, stop, remote: None, judges: Judges::new(), trainer: Vec::new() }
+        Self { out, stop, remote: None, judges: Judges::new(), trainer: Vec::new(), rollouts: None }
     }
 
     fn write(&mut self, line: &Line) {
@@ -182,6 +187,10 @@ impl<W: Write + Send> Reporter for LineReporter<W> {
 
     fn trainer(&self, _: &str) -> Option<Vec<String>> {
         Some(self.trainer.clone()).filter(|command| !command.is_empty())
+    }
+
+    fn generator(&self, model: &str) -> anyhow::Result<Option<Arc<dyn RemoteGenerator>>> {
+        generator(self.rollouts.as_ref(), model)
     }
 
     fn should_stop(&self) -> bool {

@@ -4,7 +4,8 @@
 //! child has no database. `queue` checks a job's arguments, `materialise` freezes its data into files, `supervise`
 //! claims jobs and decides how they end, `executors` run attempts on this machine or at a place, `process` owns a child
 //! process, `child` is the code in it, `checkpoints` moves checkpoints to and from the artifact store, `publish` turns
-//! the output into a model version, and `remote` and `judges` are the clients of reward services and of judges.
+//! the output into a model version, and `remote`, `judges` and `upstream` are the clients of reward services, of judges,
+//! and of the servers that generate rollouts.
 
 mod asking;
 mod checkpoints;
@@ -23,6 +24,7 @@ pub mod remote;
 mod settings;
 mod spans;
 mod supervise;
+pub mod upstream;
 pub mod wire;
 
 pub use process::{Launch, is_passed_on};

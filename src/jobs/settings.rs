@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::process::Launch;
-use crate::config::{ExecutorsConfig, JudgeConfig};
+use crate::config::{ExecutorsConfig, JudgeConfig, UpstreamConfig};
 
 /// Settings of a [`Supervisor`](super::Supervisor).
 #[derive(Clone, Debug)]
@@ -29,6 +29,8 @@ pub struct SupervisorConfig {
     pub trainers: BTreeMap<String, Vec<String>>,
     /// Language models on other servers that may judge, by name.
     pub judges: BTreeMap<String, JudgeConfig>,
+    /// The servers that may generate rollouts, if there are any.
+    pub upstream: Option<UpstreamConfig>,
     /// The places, and the recipes that run at each.
     pub executors: ExecutorsConfig,
     /// Whether requests may be used for training, unless a stored setting overrides it.
@@ -52,6 +54,7 @@ impl SupervisorConfig {
             reward_hosts: Vec::new(),
             judges: BTreeMap::new(),
             trainers: BTreeMap::new(),
+            upstream: None,
             executors: ExecutorsConfig::default(),
             learn_from_requests: false,
             tick: Duration::from_secs(1),

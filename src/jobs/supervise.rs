@@ -360,6 +360,7 @@ impl Supervisor {
             reward_hosts: self.config.reward_hosts.clone(),
             judges: queue::judges_of(&self.config.judges, &job.args),
             by_files: false,
+            rollouts: self.config.upstream.clone().filter(|_| queue::asks_for_fleet(&job.args)),
             trainer: queue::command_of(&self.config.trainers, &job.kind, &job.args),
         };
         let text = serde_json::to_vec_pretty(&spec).map_err(std::io::Error::from)?;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::config::JudgeConfig;
+use crate::config::{JudgeConfig, UpstreamConfig};
 use crate::domain::{JobId, Metric, Progress};
 use crate::train::TrainOutcome;
 
@@ -39,6 +39,9 @@ pub struct Spec {
     /// Command of the trainer that the arguments of `external` name; from the configuration, never from the job.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub trainer: Vec<String>,
+    /// The servers that generate rollouts, if the arguments ask for them; from the configuration, never from the job.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollouts: Option<UpstreamConfig>,
     /// Whether the supervisor may be on another machine: both then communicate by files in this directory.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub by_files: bool,

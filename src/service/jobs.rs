@@ -122,6 +122,7 @@ pub async fn enqueue(services: &Arc<Services>, by: &Actor, new: NewJob) -> Resul
         let mut request = request;
         check_trainer(&services, &request.kind, &request.args)?;
         check_judges(&services, &request.args)?;
+        check_rollouts(&services, &request.args)?;
         check_filter(&services, &request.args).await?;
         if request.kind == "reward" {
             filters::check_dimensions(&services, &request.args).await?;
@@ -197,6 +198,17 @@ fn check_judges(services: &Services, args: &Value) -> Result<()> {
         false => unknown_name("judge", &name, &known),
     };
     Err(bad_input(format!("args.{field}"), message))
+}
+
+/// Checks that the servers that are to generate rollouts are configured.
+fn check_rollouts(services: &Services, args: &Value) -> Result<()> {
+    let upstream = &services.config.upstream;
+    if !queue::asks_for_fleet(args) || upstream.url.is_some() && upstream.push.as_deref() == Some("vllm") {
+        return Ok(());
+    }
+    let message =
+        "upstream needs servers that load adapters while they run: set upstream.url and upstream.push = \"vllm\"";
+    Err(bad_input("args.rollouts", message))
 }
 
 /// Checks that the filter of the arguments names an existing tag or labeler.

@@ -65,6 +65,14 @@ pub trait Reporter: Send {
     fn trainer(&self, _name: &str) -> Option<Vec<String>> {
         None
     }
+    /// The client for the servers that generate rollouts, if they are configured. They must run the model at the path
+    /// `model`.
+    ///
+    /// # Errors
+    /// If the servers do not answer, or cannot be used for rollouts.
+    fn generator(&self, _model: &str) -> anyhow::Result<Option<std::sync::Arc<dyn remote::RemoteGenerator>>> {
+        Ok(None)
+    }
     /// Whether a cancellation or shutdown was requested. Recipes check after every step, write a checkpoint, and return
     /// `TrainOutcome::Stopped`.
     fn should_stop(&self) -> bool;

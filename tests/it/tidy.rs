@@ -76,7 +76,7 @@ const MODULES: &[(&str, &[&str])] = &[
     ("instructgpt", &["domain", "model", "prompt", "generation", "data", "train"]),
     ("store", &["domain"]),
     ("artifacts", &["config", "domain", "hub", "engine", "store"]),
-    ("jobs", &["config", "domain", "ops", "model", "data", "train", "store", "artifacts"]),
+    ("jobs", &["config", "domain", "ops", "model", "data", "engine", "train", "store", "artifacts"]),
     ("service", &["config", "domain", "model", "hub", "prompt", "data", "engine", "train", "eval", "store", "artifacts", "jobs"]),
     ("http", &["config", "domain", "model", "prompt", "data", "engine", "train", "eval", "store", "jobs", "service"]),
     ("app", &["config", "domain", "ops", "hub", "engine", "train", "store", "artifacts", "jobs", "service", "http"]),

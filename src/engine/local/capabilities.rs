@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use super::{INLINE_BYTES, LocalEngine};
+use super::LocalEngine;
 use crate::domain::{Message, ModelKind};
 use crate::engine::*;
 use crate::engine::{attention, encoders};
@@ -18,23 +18,7 @@ impl Tokens for LocalEngine {
         text: &str,
         form: TextForm<'_>,
     ) -> Result<Vec<u32>, EngineError> {
-        let model = self.find(version)?;
-        if text.len() <= INLINE_BYTES {
-            return model.encode(text, form);
-        }
-        let text = text.to_owned();
-        match form {
-            TextForm::Whole { special, parse_special } => {
-                self.tokenizing.run(move |_| model.encode(&text, TextForm::Whole { special, parse_special })).await
-            }
-            TextForm::Open { special, parse_special } => {
-                self.tokenizing.run(move |_| model.encode(&text, TextForm::Open { special, parse_special })).await
-            }
-            TextForm::After(left) => {
-                let left = left.to_owned();
-                self.tokenizing.run(move |_| model.encode(&text, TextForm::After(&left))).await
-            }
-        }
+        self.tokenizing.tokenize(&self.find(version)?.text, text, form).await
     }
 
     async fn infill_prompt(
@@ -43,25 +27,11 @@ impl Tokens for LocalEngine {
         prefix: &str,
         suffix: &str,
     ) -> Result<Vec<u32>, EngineError> {
-        let model = self.find(version)?;
-        if prefix.len() + suffix.len() <= INLINE_BYTES {
-            return model.infill_prompt(prefix, suffix);
-        }
-        let (prefix, suffix) = (prefix.to_owned(), suffix.to_owned());
-        self.tokenizing.run(move |_| model.infill_prompt(&prefix, &suffix)).await
+        self.tokenizing.infill_prompt(&self.find(version)?.text, prefix, suffix).await
     }
 
     async fn detokenize(&self, version: Option<&ModelVersionId>, ids: &[u32]) -> Result<String, EngineError> {
-        let model = self.find(version)?;
-        let decode = move |ids: &[u32]| {
-            let decoded = model.tokenizer()?.decode(ids, false);
-            decoded.map_err(|e| EngineError::BadRequest { param: "tokens", message: e.to_string() })
-        };
-        if ids.len() <= INLINE_BYTES / 4 {
-            return decode(ids);
-        }
-        let ids = ids.to_owned();
-        self.tokenizing.run(move |_| decode(&ids)).await
+        self.tokenizing.detokenize(&self.find(version)?.text, ids).await
     }
 
     async fn token_pieces(
@@ -70,19 +40,7 @@ impl Tokens for LocalEngine {
         left: &[u32],
         tokens: &[TokenLogprob],
     ) -> Result<Vec<Vec<Piece>>, EngineError> {
-        let model = self.find(version)?;
-        let mut context = left.to_vec();
-        let one = |token: &TokenLogprob| {
-            // A model without a tokenizer still answers log-prob requests; the text of a token is then its id.
-            let piece = |id: u32| match &model.tokenizer {
-                Some(tokenizer) => tokenizer.piece(&context, id),
-                None => Piece::of(id.to_string()),
-            };
-            let listed = std::iter::once(token.id).chain(token.top.iter().map(|(id, _)| *id)).map(piece).collect();
-            context.push(token.id);
-            listed
-        };
-        Ok(tokens.iter().map(one).collect())
+        Ok(self.find(version)?.text.pieces(left, tokens))
     }
 
     async fn chat_prompt(
@@ -90,17 +48,7 @@ impl Tokens for LocalEngine {
         version: Option<&ModelVersionId>,
         messages: &[Message],
     ) -> Result<Vec<u32>, EngineError> {
-        let model = self.find(version)?;
-        let render = move |messages: &[Message]| {
-            let bad = |message: String| EngineError::BadRequest { param: "messages", message };
-            model.template()?.encode(messages, true, model.tokenizer()?).map_err(|e| bad(e.to_string()))
-        };
-        // Many short messages take long to render, too: each counts as at least 256 bytes.
-        if messages.iter().map(|m| m.content.len() + 256).sum::<usize>() <= INLINE_BYTES {
-            return render(messages);
-        }
-        let messages = messages.to_owned();
-        self.tokenizing.run(move |_| render(&messages)).await
+        self.tokenizing.chat(&self.find(version)?.text, messages).await
     }
 
     async fn conversation_prompt(
@@ -108,12 +56,7 @@ impl Tokens for LocalEngine {
         version: Option<&ModelVersionId>,
         conversation: &Conversation,
     ) -> Result<ChatPrompt, EngineError> {
-        let model = self.find(version)?;
-        if conversation.bytes() + 256 * conversation.turns.len() <= INLINE_BYTES {
-            return model.conversation(conversation);
-        }
-        let conversation = conversation.clone();
-        self.tokenizing.run(move |_| model.conversation(&conversation)).await
+        self.tokenizing.conversation(&self.find(version)?.text, conversation).await
     }
 }
 
@@ -165,6 +108,8 @@ impl Inspection for LocalEngine {
             );
             return Err(EngineError::BadRequest { param: "model", message });
         }
-        self.inspecting.run(move |_| attention::of_decoder(&model.decoder, model.tokenizer()?, &text, max_tokens)).await
+        self.inspecting
+            .run(move |_| attention::of_decoder(&model.decoder, model.text.tokenizer()?, &text, max_tokens))
+            .await
     }
 }

@@ -10,8 +10,10 @@ use backon::{BackoffBuilder, ExponentialBuilder};
 use reqwest::Response;
 use serde_json::Value;
 
+use super::address::Address;
 use super::breaker::{Breaker, Pass};
 use super::http::{self, Failure, Http};
+use super::tokens::verify::{Unverified, Verifier};
 use super::{DiscoverError, Discovered, UpstreamOptions, record_outcome, resting};
 use crate::domain::ModelVersionId;
 use crate::engine::EngineError;
@@ -31,6 +33,8 @@ pub struct Replica {
     running: AtomicUsize,
     /// The last check found the model there.
     healthy: AtomicBool,
+    /// Its token ids mean what they mean here, or are not used.
+    are_ids_known: AtomicBool,
     /// Takes no new requests, because a version is being loaded there.
     paused: AtomicBool,
     /// The versions that it serves, and those that it is to serve.
@@ -57,6 +61,18 @@ impl Replica {
         *self.assigned.lock().unwrap_or_else(PoisonError::into_inner) = versions;
     }
 
+    /// It is to serve this version, too, and does so if `holds`.
+    pub fn assign_also(&self, version: &ModelVersionId, holds: bool) {
+        let add = |versions: &mut Vec<ModelVersionId>| {
+            versions.retain(|known| known != version);
+            versions.push(version.clone());
+        };
+        add(&mut self.assigned.lock().unwrap_or_else(PoisonError::into_inner));
+        if holds {
+            add(&mut self.holds());
+        }
+    }
+
     pub fn pause(&self, paused: bool) {
         self.paused.store(paused, SeqCst);
     }
@@ -80,6 +96,8 @@ pub struct Fleet {
     pub replicas: Vec<Arc<Replica>>,
     /// Position of the replica that the next request tries first among equally busy ones.
     turn: AtomicUsize,
+    /// Checks the token ids of servers, where they are used.
+    verifier: Option<Verifier>,
     backoff: ExponentialBuilder,
 }
 
@@ -117,8 +135,8 @@ impl Seat {
 
 /// What one request asks a replica for.
 pub struct Calls<'a> {
-    /// Path and body of each call.
-    pub calls: &'a [(&'static str, Value)],
+    /// Address and body of each call.
+    pub calls: &'a [(Address, Value)],
     pub samples: usize,
     pub version: &'a ModelVersionId,
     /// The parameter that a refusal without one is about.
@@ -140,6 +158,7 @@ impl Fleet {
                 breaker: Arc::new(Breaker::new(options.breaker_failures, options.breaker_pause)),
                 running: AtomicUsize::new(0),
                 healthy: AtomicBool::new(true),
+                are_ids_known: AtomicBool::new(true),
                 paused: AtomicBool::new(false),
                 holds: Mutex::default(),
                 assigned: Mutex::default(),
@@ -155,7 +174,7 @@ impl Fleet {
         if replicas.is_empty() {
             return Err("no address is given".to_owned());
         }
-        Ok(Self { replicas, turn: AtomicUsize::new(0), backoff })
+        Ok(Self { replicas, turn: AtomicUsize::new(0), verifier: None, backoff })
     }
 
     /// The wanted model, or else the first of the first replica that answers.
@@ -184,7 +203,10 @@ impl Fleet {
     /// healthy first, and of them the least busy first.
     fn order(&self, version: &ModelVersionId) -> Vec<usize> {
         let (count, turn) = (self.replicas.len(), self.turn.fetch_add(1, Relaxed));
-        let takes = |i: &usize| !self.replicas[*i].paused.load(Relaxed) && self.replicas[*i].has(version);
+        let takes = |i: &usize| {
+            let replica = &self.replicas[*i];
+            !replica.paused.load(Relaxed) && replica.are_ids_known.load(Relaxed) && replica.has(version)
+        };
         let mut order: Vec<usize> = (0..count).map(|i| (turn.wrapping_add(i)) % count).filter(takes).collect();
         order.sort_by_key(|&i| {
             let replica = &self.replicas[i];
@@ -244,7 +266,7 @@ impl Fleet {
                 admitted[i] = None;
                 continue;
             }
-            let opening = request.calls.iter().map(|(path, body)| replica.http.open(path, body, request.blame));
+            let opening = request.calls.iter().map(|(at, body)| replica.http.open(*at, body, request.blame));
             match futures::future::try_join_all(opening).await {
                 Ok(responses) => {
                     if let Some((pass, _)) = admitted[i].take() {
@@ -281,13 +303,54 @@ impl Fleet {
         }
     }
 
+    /// Uses the token ids of the servers from now on. Servers that do not answer now get no requests before they have
+    /// been checked.
+    ///
+    /// # Errors
+    /// The first server whose ids cannot be used and why, or that none answers. Then the ids are not used.
+    pub async fn verify_tokens(&mut self, verifier: Verifier) -> Result<(), String> {
+        let checks = self.replicas.iter().map(|replica| verifier.verify(&replica.http));
+        let found = futures::future::join_all(checks).await;
+        for (replica, found) in self.replicas.iter().zip(&found) {
+            if let Err(Unverified::Differs(why)) = found {
+                return Err(format!("{}: {why}", replica.name));
+            }
+        }
+        if found.iter().all(Result::is_err) {
+            return Err("no server answers".to_owned());
+        }
+        for (replica, found) in self.replicas.iter().zip(&found) {
+            replica.are_ids_known.store(found.is_ok(), Relaxed);
+        }
+        self.verifier = Some(verifier);
+        Ok(())
+    }
+
+    /// Checks the token ids of a server that was away: another model may have been started there.
+    async fn verify_again(&self, replica: &Replica) {
+        let Some(verifier) = &self.verifier else { return };
+        let are_known = match verifier.verify(&replica.http).await {
+            Ok(()) => true,
+            Err(Unverified::Away(_)) => return,
+            Err(Unverified::Differs(why)) => {
+                tracing::warn!(replica = %replica.name, %why, "an upstream replica gets no requests");
+                false
+            }
+        };
+        replica.are_ids_known.store(are_known, Relaxed);
+    }
+
     /// Checks whether each replica lists `model`, within `limit`.
     pub async fn check(&self, model: &str, limit: Duration) {
         let checks = self.replicas.iter().map(|replica| async {
             let found = tokio::time::timeout(limit, replica.http.models()).await;
             let healthy = matches!(&found, Ok(Ok(listing)) if listing.data.iter().any(|m| m.id == model));
-            if replica.healthy.swap(healthy, Relaxed) != healthy {
+            let changed = replica.healthy.swap(healthy, Relaxed) != healthy;
+            if changed {
                 tracing::warn!(replica = %replica.name, healthy, "an upstream replica changed");
+            }
+            if healthy && (changed || !replica.are_ids_known.load(Relaxed)) {
+                self.verify_again(replica).await;
             }
             let up = if healthy { 1.0 } else { 0.0 };
             metrics::gauge!("instructd_upstream_replica_up", "replica" => replica.name.clone()).set(up);

@@ -8,6 +8,7 @@ use reqwest::{Client, Response, StatusCode};
 use serde_json::Value;
 
 use super::UpstreamOptions;
+use super::address::Address;
 use super::wire::{self, Listing};
 use crate::engine::EngineError;
 
@@ -52,15 +53,6 @@ impl Failure {
     fn over(self) -> Self {
         Self { elsewhere: true, ..self }
     }
-}
-
-/// Where a call that is no request for text goes.
-#[derive(Clone, Copy, Debug)]
-pub enum Address {
-    /// Below the base address, beside `completions`.
-    Api(&'static str),
-    /// Below the server's root: the base address without its `/v1`.
-    Root(&'static str),
 }
 
 /// The client of one upstream server.
@@ -116,10 +108,7 @@ impl Http {
     /// # Errors
     /// Why there is no answer within `limit`, or what the server says with a status that is not a success.
     pub async fn ask(&self, at: Address, body: Option<Value>, limit: Duration) -> Result<Value, String> {
-        let url = match at {
-            Address::Api(path) => format!("{}/{path}", self.base),
-            Address::Root(path) => format!("{}/{path}", self.base.strip_suffix("/v1").unwrap_or(&self.base)),
-        };
+        let url = self.url(at);
         let request = match &body {
             Some(body) => self.client.post(&url).json(body),
             None => self.client.get(&url),
@@ -151,9 +140,22 @@ impl Http {
         serde_json::from_slice(&body).map_err(|e| Failure::broken(format!("the list of models: {e}")))
     }
 
-    /// Begins a streamed answer.
-    pub async fn open(&self, path: &str, body: &Value, blame: &'static str) -> Result<Response, Failure> {
-        self.send(self.client.post(format!("{}/{path}", self.base)).json(body), blame).await
+    fn url(&self, at: Address) -> String {
+        match at {
+            Address::Api(path) => format!("{}/{path}", self.base),
+            Address::Root(path) => format!("{}/{path}", self.base.strip_suffix("/v1").unwrap_or(&self.base)),
+        }
+    }
+
+    /// Begins an answer.
+    pub async fn open(&self, at: Address, body: &Value, blame: &'static str) -> Result<Response, Failure> {
+        self.send(self.client.post(self.url(at)).json(body), blame).await
+    }
+
+    /// The whole answer as JSON.
+    pub async fn json(&self, answer: Response) -> Result<Value, Failure> {
+        let body = self.body(answer).await?;
+        serde_json::from_slice(&body).map_err(|e| Failure::broken(format!("the answer is not JSON: {e}")))
     }
 
     /// The next piece of a stream; `None` at its end.

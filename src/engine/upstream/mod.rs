@@ -1,13 +1,17 @@
-//! A generator that asks other OpenAI-compatible servers (vLLM, SGLang, llama.cpp, instructd): the model that they were
-//! started with, and versions that are loaded there ([`push`]). Token ids, log-probs and tokenizing are refused.
+//! A generator that asks other servers (vLLM, SGLang, llama.cpp, other OpenAI-compatible ones): the model that they were
+//! started with, and versions that are loaded there ([`push`]). It works on token ids where the servers report them and
+//! have the tokenizer of the local model ([`tokens`]), else on text.
 
+mod address;
 mod breaker;
 mod fleet;
+mod follow;
 mod http;
 pub mod push;
 mod rollout;
 mod sse;
 mod switch;
+pub mod tokens;
 pub mod wire;
 
 use std::path::Path;
@@ -16,19 +20,22 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, O
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use tokio::sync::mpsc::{self, UnboundedSender};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use self::breaker::Pass;
 use self::fleet::{Calls, Fleet, Opened, Seat};
-use self::http::{Failure, Http};
+use self::follow::Stream;
 use self::push::{Loader, PushOptions, Target};
 use self::switch::{Known, Switch};
-use self::wire::{Chunk, Kind, Usage};
+use self::tokens::verify::Verifier;
+use self::tokens::{LocalBase, TokenApi, TokenMode};
+use self::wire::Kind;
 use super::rewards::RewardModels;
+use super::tokenizing::Tokenizing;
 use super::{
-    EngineError, EngineStats, FinishReason, GenEvent, GenerateRequest, Generation, Generator, ModelFiles, RewardScorer,
-    ServedModel, TextPrompt,
+    EngineError, EngineStats, GenerateRequest, Generation, Generator, ModelFiles, RewardScorer, ServedModel,
+    TextPrompt, Tokens,
 };
 use crate::domain::{Message, ModelVersion, ModelVersionId, RewardScore, STAGE_UPSTREAM};
 use crate::model::adapters::peft;
@@ -55,6 +62,8 @@ pub struct UpstreamOptions {
     pub jitter_seed: u64,
     /// How versions of this server are loaded there; `None` = they are not.
     pub push: Option<PushOptions>,
+    /// The local model whose token ids the servers may have; `None` = completions are text only.
+    pub base: Option<LocalBase>,
     /// Where the files of versions are: reward models are scored here, policies are loaded at the upstream servers.
     pub files: Arc<dyn ModelFiles>,
 }
@@ -112,7 +121,11 @@ impl Upstream {
 
     /// Serves `version`, which stands for the upstream's `model`.
     pub async fn serve(self, version: ModelVersion, discovered: Discovered) -> Arc<UpstreamEngine> {
-        let Self { options, fleet } = self;
+        let Self { options, mut fleet } = self;
+        let mode = token_mode(&options, &mut fleet, &discovered.model).await;
+        if let Err(why) = &mode {
+            tracing::info!(%why, "completions of the upstream servers have no token ids");
+        }
         let target = Target {
             version: version.id.clone(),
             version_name: version.name.clone(),
@@ -120,7 +133,7 @@ impl Upstream {
             path: discovered.path.unwrap_or_default(),
             is_base: true,
         };
-        let served = Arc::new(ServedModel {
+        let served = ServedModel {
             version,
             vocab_size: 0,
             max_context: discovered.max_context.unwrap_or(usize::MAX),
@@ -130,10 +143,23 @@ impl Upstream {
             parameters: 0,
             has_chat_template: true,
             before_text: Vec::new(),
-        });
-        let base = Known { served, target };
+        };
+        let served = match mode.as_deref() {
+            Err(_) => served,
+            Ok(TokenMode { base, .. }) => ServedModel {
+                vocab_size: base.vocab_size,
+                max_context: served.max_context.min(base.max_context),
+                takes_text: false,
+                eos_ids: base.eos_ids.clone(),
+                has_chat_template: base.text.has_template(),
+                before_text: base.text.before_text(),
+                ..served
+            },
+        };
+        let base = Known { served: Arc::new(served), target };
         let switch = Arc::new(Switch::new(fleet, options.push.clone(), base.clone()).await);
-        if (options.urls.len() > 1 || options.push.is_some()) && !options.health_period.is_zero() {
+        let is_watched = options.urls.len() > 1 || options.push.is_some() || mode.is_ok();
+        if is_watched && !options.health_period.is_zero() {
             let watch = Switch::watch(Arc::downgrade(&switch), discovered.model, options.health_period);
             tokio::spawn(watch);
         }
@@ -146,11 +172,24 @@ impl Upstream {
                 stop: CancellationToken::new(),
             }),
             rewards: RewardModels::new(),
+            mode,
             base,
             draining: AtomicBool::new(false),
             options,
         })
     }
+}
+
+/// Finds out whether the token ids of the servers can be used.
+///
+/// # Errors
+/// Why they cannot.
+async fn token_mode(options: &UpstreamOptions, fleet: &mut Fleet, model: &str) -> Result<Arc<TokenMode>, String> {
+    let api = TokenApi::of(options.kind).ok_or("servers of this kind report no token ids (upstream.kind)")?;
+    let base = options.base.clone().ok_or("no local model is known with whose tokenizer theirs can be compared")?;
+    let verifier = Verifier { api, base: base.clone(), model: model.to_owned(), timeout: options.response_timeout };
+    fleet.verify_tokens(verifier).await?;
+    Ok(Arc::new(TokenMode { api, base, tokenizing: Tokenizing::new() }))
 }
 
 struct Shared {
@@ -166,6 +205,8 @@ struct Shared {
 pub struct UpstreamEngine {
     shared: Arc<Shared>,
     rewards: RewardModels,
+    /// How token ids are used, or why they are not.
+    mode: Result<Arc<TokenMode>, String>,
     /// The model that the servers were started with.
     base: Known,
     draining: AtomicBool,
@@ -181,24 +222,40 @@ impl Drop for Slot {
     }
 }
 
-/// One streamed answer: samples `first..first + n`.
-struct Stream {
-    response: reqwest::Response,
-    first: usize,
-    n: usize,
-}
-
-fn no_ids<T>(param: &'static str) -> Result<T, EngineError> {
-    let message = "this model is served by an upstream server: its token ids are not known here".to_owned();
-    Err(EngineError::BadRequest { param, message })
-}
-
 impl UpstreamEngine {
+    /// Why the token ids of the servers are not used; `None` if they are.
+    pub fn why_no_ids(&self) -> Option<&str> {
+        self.mode.as_ref().err().map(String::as_str)
+    }
+
+    /// Loads a version, without making it active, at every server that takes it: one server that is away does not
+    /// prevent it.
+    ///
+    /// # Errors
+    /// `Failed` with the reasons of all servers, if none takes it; `UnknownModel` where a server serves one version only.
+    pub async fn load_where_possible(&self, version: &ModelVersion) -> Result<(), EngineError> {
+        let (switch, known) = (self.shared.switch.clone(), self.known(version).await?);
+        completely(async move { switch.load_where_possible(known).await }).await
+    }
+
     fn find(&self, version: Option<&ModelVersionId>) -> Result<Known, EngineError> {
         match version {
             Some(id) => self.shared.switch.known(id).ok_or_else(|| EngineError::UnknownModel(id.to_string())),
             None => Ok(self.shared.switch.active()),
         }
+    }
+
+    /// The version that a request is for, and its place among the running samples.
+    fn admit(&self, request: &GenerateRequest) -> Result<(Known, Slot), EngineError> {
+        if self.draining.load(SeqCst) {
+            return Err(EngineError::Draining);
+        }
+        let known = self.find(request.version.as_ref())?;
+        let slot = Slot(self.shared.clone(), request.n);
+        if self.shared.running.fetch_add(request.n, SeqCst) + request.n > self.options.max_running {
+            return Err(EngineError::Overloaded { retry_after_s: 1 });
+        }
+        Ok((known, slot))
     }
 
     /// The version as the upstream servers are told of it.
@@ -287,99 +344,15 @@ fn record_outcome(pass: Pass, broken: bool) {
     if broken { pass.failed(Instant::now()) } else { pass.succeeded() }
 }
 
-impl Shared {
-    /// Forwards the streams' text until they end, the client leaves, or the deadline of the drain passes.
-    async fn follow(&self, streams: Vec<Stream>, seat: Seat, events: &UnboundedSender<GenEvent>) {
-        let following = streams.into_iter().map(|s| follow_one(seat.http(), s, &seat.pass, events));
-        let all = futures::future::try_join_all(following);
-        let ended = tokio::select! {
-            // Dropping the responses closes the connections: the upstream server sees its client leave.
-            () = events.closed() => return,
-            () = self.stop.cancelled() => {
-                events.send(GenEvent::Failed { error: EngineError::Draining }).ok();
-                return;
-            }
-            ended = all => ended,
-        };
-        seat.settle(ended.is_err());
-        let ended = ended.map_err(|failure| failure.error);
-        match ended {
-            Err(error) => drop(events.send(GenEvent::Failed { error })),
-            Ok(ends) => {
-                let (usages, finishes): (Vec<Option<Usage>>, Vec<_>) = ends.into_iter().unzip();
-                let usages: Vec<Usage> = usages.into_iter().flatten().collect();
-                if let Some(first) = usages.first() {
-                    // Samples that are requested one by one share their prompt.
-                    let prompt_tokens = first.prompt_tokens;
-                    let completion_tokens = usages.iter().map(|u| u.completion_tokens).sum::<usize>();
-                    self.prompt_tokens.fetch_add(prompt_tokens as u64, Relaxed);
-                    self.generated.fetch_add(completion_tokens as u64, Relaxed);
-                    events.send(GenEvent::Usage { prompt_tokens, completion_tokens }).ok();
-                }
-                for (index, reason) in finishes.into_iter().flatten() {
-                    events.send(GenEvent::Finish { index, reason }).ok();
-                }
-            }
-        }
-    }
-}
-
-/// Forwards the text of one stream as it arrives. Returns its token counts and the finish reason of each sample.
-async fn follow_one(
-    http: &Http,
-    stream: Stream,
-    pass: &Pass,
-    events: &UnboundedSender<GenEvent>,
-) -> Result<(Option<Usage>, Vec<(usize, FinishReason)>), Failure> {
-    let Stream { mut response, first, n } = stream;
-    let mut parser = sse::Events::default();
-    let mut finishes: Vec<Option<FinishReason>> = vec![None; n];
-    let mut usage = None;
-    'stream: while let Some(piece) = http.piece(&mut response).await? {
-        pass.answered();
-        for data in parser.push(&piece).map_err(Failure::broken)? {
-            if data == "[DONE]" {
-                break 'stream;
-            }
-            let chunk: Chunk = serde_json::from_str(&data).map_err(|e| Failure::broken(format!("a chunk: {e}")))?;
-            if let Some(error) = chunk.error.filter(|e| !e.is_null()) {
-                return Err(Failure::broken(format!("an error in the stream: {error}")));
-            }
-            usage = chunk.usage.or(usage);
-            for mut choice in chunk.choices {
-                let Some(finish) = finishes.get_mut(choice.index) else {
-                    return Err(Failure::broken(format!("choice {} of {n} requested ones", choice.index)));
-                };
-                let (index, text) = (first + choice.index, choice.take_text());
-                if !text.is_empty() {
-                    events.send(GenEvent::Delta { index, text, tokens: Vec::new() }).ok();
-                }
-                if let Some(reason) = &choice.finish_reason {
-                    *finish = Some(wire::finish(reason));
-                }
-            }
-        }
-    }
-    let ended: Option<Vec<FinishReason>> = finishes.into_iter().collect();
-    let ended = ended.ok_or_else(|| Failure::broken("the stream ended before its samples"))?;
-    Ok((usage, ended.into_iter().enumerate().map(|(i, reason)| (first + i, reason)).collect()))
-}
-
 #[async_trait]
 impl Generator for UpstreamEngine {
-    async fn generate(&self, _: GenerateRequest) -> Result<Generation, EngineError> {
-        no_ids("prompt")
+    async fn generate(&self, request: GenerateRequest) -> Result<Generation, EngineError> {
+        let (known, slot) = self.admit(&request)?;
+        self.generate_ids(request, known, slot).await
     }
 
     async fn generate_text(&self, request: GenerateRequest, prompt: TextPrompt) -> Result<Generation, EngineError> {
-        if self.draining.load(SeqCst) {
-            return Err(EngineError::Draining);
-        }
-        let known = self.find(request.version.as_ref())?;
-        let slot = Slot(self.shared.clone(), request.n);
-        if self.shared.running.fetch_add(request.n, SeqCst) + request.n > self.options.max_running {
-            return Err(EngineError::Overloaded { retry_after_s: 1 });
-        }
+        let (known, slot) = self.admit(&request)?;
         let (streams, seat) = self.open(&known, &request, &prompt).await?;
         let (sender, events) = mpsc::unbounded_channel();
         tokio::spawn(async move {
@@ -423,6 +396,10 @@ impl Generator for UpstreamEngine {
         if let Err(error) = released.await {
             tracing::warn!(%error, "a version is not released at the upstream servers");
         }
+    }
+
+    fn tokens(&self) -> Option<&dyn Tokens> {
+        self.mode.is_ok().then_some(self)
     }
 
     fn rewards(&self) -> Option<&dyn RewardScorer> {

@@ -6,7 +6,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::process::Command;
 
-use super::http::{Address, Http};
+use super::address::Address;
+use super::http::Http;
 use crate::domain::ModelVersionId;
 
 /// What the probe completes, with one token.

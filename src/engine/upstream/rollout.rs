@@ -33,6 +33,30 @@ impl Rollout<'_> {
         Ok(())
     }
 
+    /// Loads the version at every replica that takes it, beside the versions that it holds. The health check loads it at
+    /// the others when they are back.
+    ///
+    /// # Errors
+    /// What each replica says, if none takes it.
+    pub async fn add_where_possible(&self, target: &Target) -> Result<(), String> {
+        let (mut first, mut refusals) = (None, Vec::new());
+        for replica in &self.fleet.replicas {
+            let added = self.add_at(replica, target, &mut Vec::new(), &mut first).await;
+            replica.assign_also(&target.version, added.is_ok());
+            refusals.extend(added.err().map(|why| format!("{}: {why}", replica.name)));
+        }
+        if refusals.len() < self.fleet.replicas.len() {
+            for why in refusals {
+                tracing::warn!(%why, model.name = %target.version_name, "an upstream replica has not loaded a version");
+            }
+            return Ok(());
+        }
+        for replica in &self.fleet.replicas {
+            self.remove_at(replica, target).await;
+        }
+        Err(format!("no upstream server serves it: {}", refusals.join("; ")))
+    }
+
     async fn add_at<'r>(
         &self,
         replica: &'r Replica,

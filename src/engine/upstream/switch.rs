@@ -85,11 +85,29 @@ impl Switch {
             let active = self.active().target;
             rollout.replace(last, &active, &wanted.target).await.map_err(EngineError::Failed)?;
         }
+        self.remember(&wanted);
+        Ok(wanted.served)
+    }
+
+    /// Makes the version available at every replica that takes it. Only where versions stay beside each other.
+    ///
+    /// # Errors
+    /// `Failed` with the reasons of all replicas, if none takes it.
+    pub async fn load_where_possible(&self, wanted: Known) -> Result<(), EngineError> {
+        let push = self.push.as_ref().filter(|push| push.loader.keeps_others());
+        let Some(push) = push else { return Err(EngineError::UnknownModel(wanted.target.version_name)) };
+        let _one_at_a_time = self.changing.lock().await;
+        let rollout = Rollout { fleet: &self.fleet, push };
+        rollout.add_where_possible(&wanted.target).await.map_err(EngineError::Failed)?;
+        self.remember(&wanted);
+        Ok(())
+    }
+
+    fn remember(&self, wanted: &Known) {
         let mut versions = self.versions();
         if !versions.known.iter().any(|known| known.target.version == wanted.target.version) {
             versions.known.push(wanted.clone());
         }
-        Ok(wanted.served)
     }
 
     /// Makes a loaded version the active one. Where a replica serves one version at a time, they follow one after the

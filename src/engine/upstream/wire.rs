@@ -4,6 +4,7 @@
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use super::address::Address;
 use crate::engine::{
     Constraint, ConstraintKind, EngineError, FinishReason, GenerateRequest, SamplingParams, TextPrompt,
 };
@@ -47,11 +48,11 @@ impl Kind {
     }
 }
 
-fn refuse(param: &'static str) -> EngineError {
+pub fn refuse(param: &'static str) -> EngineError {
     EngineError::BadRequest { param, message: format!("{param} is not known to the upstream server of this model") }
 }
 
-/// The part after the base URL, and the body for `n` samples from sample `first` on.
+/// The address and the body for `n` samples from sample `first` on.
 ///
 /// # Errors
 /// `BadRequest` naming the parameter that cannot be passed on.
@@ -62,7 +63,7 @@ pub fn call(
     prompt: &TextPrompt,
     first: usize,
     n: usize,
-) -> Result<(&'static str, Value), EngineError> {
+) -> Result<(Address, Value), EngineError> {
     if request.params.logprobs.is_some() || request.prompt_logprobs.is_some() {
         return Err(EngineError::BadRequest {
             param: "logprobs",
@@ -74,11 +75,11 @@ pub fn call(
     let (path, limited) = match prompt {
         TextPrompt::Raw(text) => {
             body.insert("prompt".into(), text.as_str().into());
-            ("completions", true)
+            (Address::Api("completions"), true)
         }
         TextPrompt::Chat { messages, limited } => {
             body.insert("messages".into(), json!(messages));
-            ("chat/completions", *limited)
+            (Address::Api("chat/completions"), *limited)
         }
     };
     if limited {
@@ -98,7 +99,7 @@ pub fn call(
 }
 
 /// Only what differs from the default is sent: the fewer fields, the more servers understand.
-fn sampling(kind: Kind, params: &SamplingParams, body: &mut Map<String, Value>) -> Result<(), EngineError> {
+pub fn sampling(kind: Kind, params: &SamplingParams, body: &mut Map<String, Value>) -> Result<(), EngineError> {
     let default = SamplingParams::default();
     body.insert("temperature".into(), number(params.warpers.temperature));
     if params.warpers.top_p != default.warpers.top_p {
@@ -152,7 +153,7 @@ fn sampling(kind: Kind, params: &SamplingParams, body: &mut Map<String, Value>) 
 }
 
 /// The parameter that requests the form from this kind of server.
-fn form(kind: Kind, constraint: &Constraint) -> Result<(&'static str, Value), EngineError> {
+pub fn form(kind: Kind, constraint: &Constraint) -> Result<(&'static str, Value), EngineError> {
     let ours = matches!(kind, Kind::Vllm | Kind::Instructd);
     Ok(match &constraint.kind {
         ConstraintKind::JsonObject => ("response_format", json!({"type": "json_object"})),
@@ -285,7 +286,9 @@ impl Listed {
     /// Length of the context in tokens, where the server reports it.
     pub fn max_context(&self) -> Option<usize> {
         let inside = |v: &Option<Value>, key: &str| v.as_ref().and_then(|v| v[key].as_u64()).map(|n| n as usize);
-        let found = self.max_model_len.or_else(|| inside(&self.meta, "n_ctx_train"));
+        // llama.cpp divides its context among slots: `n_ctx` is that of one, `n_ctx_train` that of the model.
+        let found = self.max_model_len.or_else(|| inside(&self.meta, "n_ctx"));
+        let found = found.or_else(|| inside(&self.meta, "n_ctx_train"));
         found.or_else(|| inside(&self.instructd, "max_context")).filter(|n| *n > 0)
     }
 }

@@ -315,7 +315,8 @@ pub fn refuse_in(inside: &str, fields: &[(&str, &Option<Value>, &[&str])]) -> Ap
 /// Refuses fields that need token ids or log-probs, for models of an upstream server.
 pub fn needs_ids(field: &str, model: &ServedModel) -> ApiResult<()> {
     if model.takes_text {
-        let message = format!("{field} is not supported for this model: it is served by an upstream server");
+        let message =
+            format!("{field} is not supported for this model: the token ids of its upstream server are not used");
         return Err(ApiError::bad(field, message).code("unsupported_parameter"));
     }
     Ok(())

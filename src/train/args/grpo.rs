@@ -3,7 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use super::rl::{EnsembleReward, MissingEos, Numerics, REQUIRED, RewardSpec, RlCommon, SamplerCorrection, rl_args};
+use super::rl::{
+    EnsembleReward, MissingEos, Numerics, REQUIRED, RewardSpec, RlCommon, RolloutSource, SamplerCorrection, rl_args,
+};
 use super::{RecipeArgs, ensure, recipe_args};
 use crate::objective::grpo::{LossNormalization, RatioLevel, ScaleRewards, Surrogate};
 use crate::train::ArgsError;

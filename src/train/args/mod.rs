@@ -32,7 +32,9 @@ pub use preference::{DpoArgs, KtoArgs, OrpoArgs, SimpoArgs};
 pub use pretrain::{FinetuneArgs, MlmArgs, PretrainArgs, PromptTuningArgs};
 use reward_spec::helpful_and_harmless;
 pub use reward_spec::{JudgeBy, LengthUnit, RewardSpec, Term, named_judges};
-pub use rl::{CriticKind, EnsembleReward, MissingEos, Numerics, PpoArgs, ReinforceArgs, RlCommon, RlooArgs};
+pub use rl::{
+    CriticKind, EnsembleReward, MissingEos, Numerics, PpoArgs, ReinforceArgs, RlCommon, RlooArgs, RolloutSource,
+};
 pub use selected::{OnlineDpoArgs, RaftArgs};
 pub use supervised::{NormalizeOn, RewardArgs, SftArgs};
 pub use sweep::{Cell, SweepArgs, check, run_args, sweep_of};

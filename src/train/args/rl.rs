@@ -46,6 +46,18 @@ pub enum Numerics {
     Fast,
 }
 
+/// Who generates the responses of rounds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum RolloutSource {
+    /// The run itself.
+    #[default]
+    Local,
+    /// The servers of `[upstream]` in the configuration, which load the adapter of every round. Needs `lora`, servers
+    /// whose token ids are used, and `upstream.push = "vllm"`. Losses have importance weights (`sampler_correction`).
+    Upstream,
+}
+
 /// How the scores of an ensemble become one reward (arXiv 2310.02743). Combining several heads conservatively reduces
 /// the overoptimisation of the errors of a single one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
@@ -133,6 +145,12 @@ macro_rules! rl_args {
                 /// The weights with which responses are sampled: `exact`, those with which updates compute, or `fast`,
                 /// rounded to bfloat16, with a correction of the losses (`sampler_correction`).
                 numerics: Numerics = Numerics::Exact,
+                /// Who generates responses: `local`, this run, or `upstream`, the servers of `[upstream]`, to which the
+                /// adapter is pushed in every round.
+                rollouts: RolloutSource = RolloutSource::Local,
+                /// Number of updates by which the weights that generate a round may be older than those that learn from
+                /// it: 0, or 1 to generate the next round during an update. Above 0 only with `rollouts` upstream.
+                rollout_staleness: u64 = 0,
                 /// Importance weights of losses if the sampler's log-probs differ from the trainer's: the ratio of the
                 /// probabilities, per response or per token. Above the cap a weight becomes 0 (`…_mask`) or the cap
                 /// (`…_truncate`).
@@ -177,6 +195,8 @@ macro_rules! rl_args {
                     reward_weights: self.reward_weights.clone(),
                     ensemble_doubt: self.ensemble_doubt,
                     numerics: self.numerics,
+                    rollouts: self.rollouts,
+                    rollout_staleness: self.rollout_staleness,
                     sampler_correction: self.sampler_correction,
                     sampler_correction_cap: self.sampler_correction_cap,
                     sample_prompts: self.sample_prompts,
@@ -217,6 +237,8 @@ pub struct RlCommon {
     pub ensemble_reward: EnsembleReward,
     pub ensemble_doubt: f64,
     pub numerics: Numerics,
+    pub rollouts: RolloutSource,
+    pub rollout_staleness: u64,
     pub sampler_correction: SamplerCorrection,
     pub sampler_correction_cap: f64,
     pub sample_prompts: usize,
@@ -283,6 +305,7 @@ impl RlCommon {
         }
         check_judge(self, group)?;
         check_gold(self)?;
+        check_rollouts(self)?;
         let rewarded = self.gold_reward_model.is_some() || self.gold_reward.is_some();
         ensure(
             self.gold_comparisons.is_none() || !rewarded,
@@ -350,6 +373,24 @@ impl RlCommon {
 }
 
 /// Checks that the judges of the rewards are given, and that responses can be compared.
+fn check_rollouts(rl: &RlCommon) -> Result<(), ArgsError> {
+    if rl.rollouts == RolloutSource::Local {
+        return ensure(rl.rollout_staleness == 0, "rollout_staleness", "must be 0, except with rollouts upstream");
+    }
+    ensure(rl.rollout_staleness <= 1, "rollout_staleness", "must be 0 or 1")?;
+    ensure(rl.common.lora.is_some(), "rollouts", "upstream needs `lora`: only an adapter is pushed in every round")?;
+    ensure(
+        rl.temperature == 1.0,
+        "temperature",
+        "must be 1 with rollouts upstream: servers report log-probs without the temperature",
+    )?;
+    ensure(
+        rl.numerics == Numerics::Exact,
+        "numerics",
+        "fast is for rollouts local: with upstream the servers decide how they compute",
+    )
+}
+
 fn check_judge(args: &RlCommon, group: usize) -> Result<(), ArgsError> {
     let specs = || args.reward.iter().chain(&args.gold_reward);
     let asked = specs().any(RewardSpec::uses_judge_model);

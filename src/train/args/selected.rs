@@ -4,7 +4,9 @@
 use std::collections::BTreeMap;
 
 use super::preference::check_dpo_loss;
-use super::rl::{EnsembleReward, MissingEos, Numerics, REQUIRED, RewardSpec, RlCommon, SamplerCorrection, rl_args};
+use super::rl::{
+    EnsembleReward, MissingEos, Numerics, REQUIRED, RewardSpec, RlCommon, RolloutSource, SamplerCorrection, rl_args,
+};
 use super::{RecipeArgs, ensure, recipe_args};
 use crate::objective::dpo::DpoLoss;
 use crate::train::ArgsError;

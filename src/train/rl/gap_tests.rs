@@ -72,6 +72,7 @@ fn round(nudge: f64, exact_sampler: bool) -> (UpdateSummary, Vec<f64>, Vec<f64>)
         exact_sampler,
         group: 1,
         redraws: 0,
+        fleet: None,
         activations_for: None,
     };
     let watch = RoundMonitor { stop: &|| false, report: &|_, _| {} };

@@ -9,6 +9,8 @@ use crate::train::run::Run;
 
 /// Reports the metrics of a round.
 pub fn report(run: &mut Run<'_>, experience: &Experience, summary: &UpdateSummary, kl: f64, coef: f64) {
+    // The update has been counted already.
+    let round = run.step - 1;
     let rollout = &experience.rollout;
     let n = rollout.lengths.len() as f64;
     let mean = |values: &[f64]| moments(values).0;
@@ -51,6 +53,10 @@ pub fn report(run: &mut Run<'_>, experience: &Experience, summary: &UpdateSummar
             ("importance_weight_max", weights.greatest),
             ("importance_beyond_cap", weights.beyond),
         ]);
+    }
+    if rollout.is_generated_elsewhere {
+        let ages: Vec<f64> = rollout.versions.iter().map(|version| (round - version) as f64).collect();
+        values.push(("rollout_staleness", mean(&ages)));
     }
     values.extend(rollout.groups.map(|groups| groups.metrics()).into_iter().flatten());
     values.extend(experience.selection.iter().flat_map(|selection| selection.metrics(&rollout.scores)));

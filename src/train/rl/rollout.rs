@@ -8,6 +8,7 @@ use anyhow::Result;
 use candle_core::{Device, Tensor};
 
 use super::critic::Critic;
+use super::fleet::{Fleet, FleetResponses};
 use super::group_counts::GroupCounts;
 use super::rewards::Reward;
 use super::services::Completion;
@@ -42,6 +43,10 @@ pub struct Rollout {
     pub lengths: Vec<usize>,
     /// Whether the response ended with an end token.
     pub finished: Vec<bool>,
+    /// Number of updates of the weights that wrote each response.
+    pub versions: Vec<u64>,
+    /// Other servers wrote the responses.
+    pub is_generated_elsewhere: bool,
     /// Scores of the reward.
     pub raw_scores: Vec<f64>,
     /// With dynamic sampling, the responses before groups were replaced: the replaced ones would bias the mean reward.
@@ -96,6 +101,8 @@ pub struct SampledResponse {
     pub raw_score: f64,
     /// Score after the penalty for a missing end token.
     pub score: f64,
+    /// Number of updates of the weights that wrote it.
+    pub version: u64,
 }
 
 impl Rollout {
@@ -116,7 +123,8 @@ impl Rollout {
     ) -> (Self, Vec<f32>) {
         let mut rollout = Self { seconds, activations, ..Self::default() };
         let mut hidden = Vec::new();
-        for SampledResponse { prompt, sequence, text, sample, raw_score, score } in responses {
+        for SampledResponse { prompt, sequence, text, sample, raw_score, score, version } in responses {
+            rollout.versions.push(version);
             rollout.texts.push((prompt, text));
             rollout.lengths.push(sample.ids.len());
             rollout.finished.push(sample.finished);
@@ -163,6 +171,8 @@ pub struct Sampler<'a> {
     pub group: usize,
     /// Maximum number of attempts to replace groups without variance.
     pub redraws: u64,
+    /// The servers that generate the responses, if it is not this run.
+    pub fleet: Option<&'a Fleet>,
     /// The policy to update, if sampling may save activations for the first update.
     pub activations_for: Option<&'a Decoder>,
 }
@@ -195,6 +205,33 @@ impl Sampler<'_> {
         (iteration * n..(iteration + 1) * n).flat_map(|k| std::iter::repeat_n(pick(k), self.group)).collect()
     }
 
+    /// Lets the servers generate the responses of `iteration` while the round before it is trained on, if the run allows
+    /// it.
+    pub fn generate_ahead(&self, iteration: u64) -> Result<()> {
+        let Some(fleet) = self.fleet else { return Ok(()) };
+        fleet.generate_ahead(|| self.ids_of(&self.chosen(iteration)), self.gen_params(iteration, 0))
+    }
+
+    fn ids_of(&self, chosen: &[usize]) -> Vec<Vec<u32>> {
+        chosen.iter().map(|&i| self.prompts[i].ids.clone()).collect()
+    }
+
+    /// How responses are sampled. `attempt` is 0 for the first sampling of an iteration; every attempt has its own
+    /// random streams.
+    fn gen_params(&self, iteration: u64, attempt: u64) -> GenParams {
+        GenParams {
+            max_new_tokens: self.args.response_length,
+            // The distribution is not truncated, so that log-probs are those of the sampled distribution.
+            warpers: Warpers { temperature: self.args.temperature as f32, ..Warpers::default() },
+            eos_ids: self.texts.eos_ids().to_vec(),
+            seed: derive(self.args.common.seed, Stream::Rollout, iteration),
+            first_stream: attempt * self.args.rollout_batch_size as u64,
+            // Without an exact sampler, the trainer recomputes log-probs, entropies and states.
+            with_hidden: self.exact_sampler,
+            ..GenParams::default()
+        }
+    }
+
     /// Samples, scores and measures one round. `None` if a stop was requested.
     pub fn collect(
         &self,
@@ -205,8 +242,7 @@ impl Sampler<'_> {
     ) -> Result<Option<Rollout>> {
         let chosen = self.chosen(iteration);
         let mut watch = Stopwatch::start();
-        let prompts: Vec<Vec<u32>> = chosen.iter().map(|&i| self.prompts[i].ids.clone()).collect();
-        let mut activations = self.activations(&prompts);
+        let mut activations = self.activations(&self.ids_of(&chosen));
         let Some(mut responses) = self.draw(policy, &chosen, iteration, 0, activations.as_mut(), monitor)? else {
             return Ok(None);
         };
@@ -232,6 +268,7 @@ impl Sampler<'_> {
         }
         let (mut rollout, hidden) = Rollout::of(responses, activations, seconds);
         (rollout.first, rollout.groups) = (first, groups);
+        rollout.is_generated_elsewhere = self.fleet.is_some();
         (monitor.report)("reference", None);
         rollout.sampled = rollout.logprobs.clone();
         self.measure(&mut rollout, hidden, critic)?;
@@ -254,18 +291,7 @@ impl Sampler<'_> {
         activations: Option<&mut SampledActivations>,
         monitor: &RoundMonitor<'_>,
     ) -> Result<Option<Vec<SampledResponse>>> {
-        let prompts: Vec<Vec<u32>> = chosen.iter().map(|&i| self.prompts[i].ids.clone()).collect();
-        let params = GenParams {
-            max_new_tokens: self.args.response_length,
-            // The distribution is not truncated, so that log-probs are those of the sampled distribution.
-            warpers: Warpers { temperature: self.args.temperature as f32, ..Warpers::default() },
-            eos_ids: self.texts.eos_ids().to_vec(),
-            seed: derive(self.args.common.seed, Stream::Rollout, iteration),
-            first_stream: attempt * self.args.rollout_batch_size as u64,
-            // Without an exact sampler, the trainer recomputes log-probs, entropies and states.
-            with_hidden: self.exact_sampler,
-            ..GenParams::default()
-        };
+        let (prompts, params) = (self.ids_of(chosen), self.gen_params(iteration, attempt));
         let (steps, reported) = (Cell::new(0), Cell::new(Instant::now()));
         // Called before every token.
         let stop = || {
@@ -277,14 +303,20 @@ impl Sampler<'_> {
             }
             (monitor.stop)()
         };
-        let samples = generate_with_activations(policy, &prompts, &params, activations, &stop)?;
+        let (samples, version) = match self.fleet {
+            None => (generate_with_activations(policy, &prompts, &params, activations, &stop)?, iteration),
+            Some(fleet) => match fleet.responses(&prompts, &params, monitor.stop)? {
+                Some(FleetResponses { samples, version }) => (samples, version),
+                None => return Ok(None),
+            },
+        };
         if (monitor.stop)() {
             return Ok(None);
         }
         let mut responses = Vec::with_capacity(chosen.len());
         for ((ids, &prompt), sample) in prompts.iter().zip(chosen).zip(samples) {
             let (text, sequence) = (self.texts.text(ids, &sample.ids)?, Sequence::new(ids, &sample.ids));
-            responses.push(SampledResponse { prompt, sequence, text, sample, raw_score: 0.0, score: 0.0 });
+            responses.push(SampledResponse { prompt, sequence, text, sample, raw_score: 0.0, score: 0.0, version });
         }
         Ok(Some(responses))
     }

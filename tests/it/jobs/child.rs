@@ -51,6 +51,7 @@ fn child(recipe: &str, n: i64, stop: bool) -> (u8, Vec<Line>) {
         output_dir: dir.path().join("output"),
         resume: false,
         by_files: false,
+        rollouts: None,
         trainer: Vec::new(),
     };
     std::fs::write(dir.path().join("spec.json"), serde_json::to_string(&spec).unwrap()).unwrap();

@@ -3,6 +3,7 @@
 mod child;
 mod estimate;
 mod fake_ray;
+mod fleet;
 mod judges;
 mod judging;
 mod places;

@@ -1,7 +1,10 @@
 //! A `Reporter` that keeps what a recipe said, and can ask it to stop.
 
+use std::sync::Arc;
+
 use instructd::domain::{Metric, Progress};
 use instructd::train::Reporter;
+use instructd::train::remote::RemoteGenerator;
 use serde_json::Value;
 
 #[derive(Default)]
@@ -11,6 +14,8 @@ pub struct Recorder {
     pub progress: Vec<Progress>,
     /// Ask to stop once the run has reported this many finished steps.
     pub stop_after: Option<u64>,
+    /// Generates the rollouts of recipes that ask for it.
+    pub generator: Option<Arc<dyn RemoteGenerator>>,
 }
 
 impl Recorder {
@@ -39,6 +44,10 @@ impl Reporter for Recorder {
 
     fn event(&mut self, kind: &str, data: Value) {
         self.events.push((kind.to_owned(), data));
+    }
+
+    fn generator(&self, _: &str) -> anyhow::Result<Option<Arc<dyn RemoteGenerator>>> {
+        Ok(self.generator.clone())
     }
 
     fn should_stop(&self) -> bool {

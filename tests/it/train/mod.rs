@@ -12,6 +12,7 @@ mod family;
 mod fast;
 mod final_answer;
 mod fit;
+mod fleet;
 mod gradients;
 mod group;
 mod guards;
