@@ -1,7 +1,5 @@
 //! The state of the loop: counts, active versions, and the suggested next action.
 
-use std::time::{Duration, Instant};
-
 use serde::Serialize;
 
 use super::evidence::{self, Accuracy, Summary};
@@ -40,30 +38,9 @@ pub struct Standing {
     pub policy: Option<Summary>,
 }
 
-/// If counting the rows takes longer than this, the result is cached.
-const CHEAP: Duration = Duration::from_secs(1);
-/// A result is cached for this many times the time that it took, at most for `LONGEST`.
-const KEPT: u32 = 5;
-const LONGEST: Duration = Duration::from_secs(60);
-
-/// The last overview, when it was computed, and how long that took.
-#[derive(Debug, Default)]
-pub struct CachedOverview(tokio::sync::Mutex<Option<(Instant, Duration, Overview)>>);
-
 /// The state of the loop; up to a minute old when reading the database takes longer than a second.
 pub async fn overview(services: &Services) -> Result<Overview> {
-    // One caller reads; the others wait for its result.
-    let mut last = services.last_overview.0.lock().await;
-    if let Some((made, cost, overview)) = last.as_ref()
-        && *cost >= CHEAP
-        && made.elapsed() < (*cost * KEPT).min(LONGEST)
-    {
-        return Ok(overview.clone());
-    }
-    let begun = Instant::now();
-    let overview = read(services).await?;
-    *last = Some((Instant::now(), begun.elapsed(), overview.clone()));
-    Ok(overview)
+    services.last_overview.get(read(services)).await
 }
 
 async fn read(services: &Services) -> Result<Overview> {
@@ -157,12 +134,12 @@ pub async fn flow(services: &Services, days: i64) -> Result<Flow> {
     let first = today - days + 1;
     let found = services.store.judgments().throughput(first * DAY).await?;
     let of = |day| found.days.iter().find(|d| d.day == day).cloned();
-    let counts = services.store.counts().await?;
+    let counts = services.store.sets().queue_counts().await?;
     Ok(Flow {
         days: (first..=today).map(|day| of(day).unwrap_or(DayCount { day, judgments: 0, skips: 0 })).collect(),
         median_active_ms: found.median_active_ms,
-        sets_open: counts.sets_open,
-        sets_stuck: counts.sets_stuck,
+        sets_open: counts.open,
+        sets_stuck: counts.stuck,
         leases: counts.leases,
     })
 }

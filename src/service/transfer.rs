@@ -12,7 +12,7 @@ use super::{Result, ServiceError, Services, bad_input};
 use crate::data::parquet::Writer;
 use crate::data::{Comparison, Format, PromptInput, Record, Written, export};
 use crate::domain::*;
-use crate::jobs::materialise::Rankings;
+use crate::jobs::learned::Rankings;
 use crate::store::RankedFilter;
 
 /// Number of demonstrations in a page.

@@ -58,7 +58,9 @@ pub use evidence::{Activation, JobFilter, Meeting, SharedPrompt};
 pub use imports::{ImportLine, Imported, ImportedLine, ImportedRanking};
 pub use model_judgments::ToJudge;
 pub use names::{find_version, unknown_version};
-pub use privacy::{Amount, Cuts, ErasedPerson, Expiring, RequestCounts, learns_from_requests};
+pub use privacy::{
+    Amount, Candidate, Cuts, ErasedPerson, Expiring, Position, RequestCounts, Stretch, learns_from_requests,
+};
 pub use projects::{LabelerProject, ProjectCounts, ProjectQuota};
 pub use sql::Store;
 pub use submits::Question;
@@ -176,6 +178,17 @@ pub struct Counts {
     pub jobs_queued: i64,
     pub jobs_running: i64,
     pub feedback_events: i64,
+}
+
+/// Counts of the queue.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QueueCounts {
+    /// Open sets of the kind `normal`.
+    pub open: i64,
+    /// Open sets that every active labeler has judged or skipped.
+    pub stuck: i64,
+    /// Leases that were renewed within the last minutes.
+    pub leases: i64,
 }
 
 /// A setting that was changed while the server ran.
@@ -351,6 +364,15 @@ pub struct AuditFilter {
     pub target: Option<String>,
     pub since: Option<Micros>,
     pub until: Option<Micros>,
+}
+
+/// Selection of feedback events.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FeedbackFilter {
+    /// Only events at or before this time.
+    pub as_of: Option<Micros>,
+    /// Leave out events on completions of requests.
+    pub without_requests: bool,
 }
 
 /// A feedback event with the completion and prompt it is about.

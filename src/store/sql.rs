@@ -49,12 +49,10 @@ macro_rules! write {
 }
 
 async fn counts(conn: &mut Conn) -> Result<Counts> {
-    let now = conn.now().await?;
     let mut counts = Counts::default();
     for (field, sql) in [
         (&mut counts.prompts, "SELECT COUNT(*) AS n FROM prompts"),
         (&mut counts.completions, "SELECT COUNT(*) AS n FROM completions"),
-        (&mut counts.sets_open, "SELECT COUNT(*) AS n FROM comparison_sets WHERE status = 'open' AND kind = 'normal'"),
         (&mut counts.sets_done, "SELECT COUNT(*) AS n FROM comparison_sets WHERE status = 'done'"),
         (&mut counts.judgments, "SELECT COUNT(*) AS n FROM judgments WHERE supersedes_id IS NULL"),
         (&mut counts.demonstrations, "SELECT COUNT(*) AS n FROM demonstrations"),
@@ -69,9 +67,20 @@ async fn counts(conn: &mut Conn) -> Result<Counts> {
     ] {
         *field = conn.count(sql, vec![]).await?;
     }
-    counts.leases = leases::count_live(conn, now).await?;
-    counts.sets_stuck = leases::count_stuck(conn, now).await?;
+    let queue = queue_counts(conn).await?;
+    (counts.sets_open, counts.sets_stuck, counts.leases) = (queue.open, queue.stuck, queue.leases);
     Ok(counts)
+}
+
+/// Counts of open sets, by indexes that hold these alone.
+pub(super) async fn queue_counts(conn: &mut Conn) -> Result<QueueCounts> {
+    let now = conn.now().await?;
+    let sql = "SELECT COUNT(*) AS n FROM comparison_sets WHERE status = 'open' AND kind = 'normal'";
+    Ok(QueueCounts {
+        open: conn.count(sql, vec![]).await?,
+        stuck: leases::count_stuck(conn, now).await?,
+        leases: leases::count_live(conn, now).await?,
+    })
 }
 
 pub(super) use {read, write};

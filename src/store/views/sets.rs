@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use crate::domain::*;
-use crate::store::sql::{read, write};
+use crate::store::sql::{queue_counts, read, write};
 use crate::store::views::Sets;
 use crate::store::*;
 
@@ -130,6 +130,11 @@ impl Sets<'_> {
     /// current.
     pub async fn browse(self, filter: &SetFilter, page: Page, now: Micros) -> Result<(Vec<SetRow>, i64)> {
         read!(self.0, |c| browse::sets_page(c, filter, &page, now))
+    }
+
+    /// Counts of the queue.
+    pub async fn queue_counts(self) -> Result<QueueCounts> {
+        read!(self.0, |c| queue_counts(c))
     }
 
     /// The prompts of these sets; unknown ids are left out.

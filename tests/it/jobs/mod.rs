@@ -5,6 +5,7 @@ mod estimate;
 mod fake_ray;
 mod judges;
 mod judging;
+mod pages;
 mod places;
 mod queue;
 mod real;
