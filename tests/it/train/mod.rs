@@ -19,6 +19,7 @@ mod held;
 mod instructgpt;
 pub mod judge;
 mod kill;
+mod large_data;
 mod losses;
 mod on_device;
 mod optim;
