@@ -233,7 +233,29 @@ def schemas(data):
     return table([data["model"], ""], rows) + "\n\n" + source(data)
 
 
+def duration(row):
+    """A median in ms, or why there is none."""
+    if not row:
+        return ""
+    if "p50" not in row:
+        return row.get("message") or f"status {row.get('status')}"
+    ms = row["p50"]
+    return f"{ms / 1e3:.1f} s" if ms >= 1000 else f"{ms:.0f} ms"
+
+
+def volume(data):
+    """Latencies of requests on a large database, before and after a change."""
+    rows = []
+    for request in data["databases"][0]["after"]["ms"]:
+        parts = [d[part]["ms"].get(request) for d in data["databases"] for part in ("before", "after")]
+        rows.append([request, *map(duration, parts)])
+    head = ["request", *(f"{d['name']}, {part}" for d in data["databases"] for part in ("before", "after"))]
+    sizes = "; ".join(f"{d['name']}: {d['bytes'] / 1e9:.1f} GB" for d in data["databases"])
+    return table(head, rows) + f"\n\n{data['what']} ({sizes}); {data['build']}. " + source(data)
+
+
 TABLES = {
+    "volume": (volume, "volume"),
     "real-run": (real_run, "real-run"),
     "schemas": (schemas, "schemas"),
     "gpu": (gpu, "gpu"),

@@ -28,7 +28,9 @@ class Postgres:
             names = {u.pw_name: u for u in pwd.getpwall()}
             self.user = names.get("postgres") or names["nobody"]
             os.chown(directory, self.user.pw_uid, self.user.pw_gid)
-        self.run("initdb", "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "-D", f"{directory}/data")
+        if not os.path.exists(f"{directory}/data"):
+            self.run("initdb", "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "-D",
+                     f"{directory}/data")
         self.url = f"postgres://postgres@localhost/postgres?host={directory}"
 
     def ids(self):
@@ -54,6 +56,11 @@ class Postgres:
     def kill(self):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def stop(self):
+        """Ends the server with a checkpoint."""
+        self.process.send_signal(signal.SIGINT)
         self.process.wait()
 
     def rows(self, sql):

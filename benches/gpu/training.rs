@@ -45,8 +45,11 @@ fn pass(trainer: &mut DeviceTrainer, policy: &Trainable, sequences: &[Sequence])
 fn gradients(simulated: bool, element: Element, tolerance: f64) -> Result<String, String> {
     let policy = policy([96, 160, 2, 6, 2, 200])?;
     let long = if simulated { 70 } else { 300 };
-    let sequences: Vec<Sequence> =
-        [long, 3, 17].into_iter().enumerate().map(|(i, n)| Sequence { ids: prompt(n, 200, i), start: 1 }).collect();
+    let sequences: Vec<Sequence> = [long, 3, 17]
+        .into_iter()
+        .enumerate()
+        .map(|(i, n)| Sequence { ids: prompt(n, 200, i).into(), start: 1 })
+        .collect();
     let mut trainer = trainer(&policy, simulated, element)?;
     pass(&mut trainer, &policy, &sequences)?;
     let got = trainer.read(State::Gradients).map_err(|e| e.to_string())?;
@@ -88,7 +91,7 @@ fn speed(simulated: bool, element: Element) -> Result<String, String> {
     let policy = policy(shape)?;
     let mut trainer = trainer(&policy, simulated, element)?;
     let sequences: Vec<Sequence> =
-        (0..count).map(|i| Sequence { ids: prompt(length + 1, shape[5], i), start: 1 }).collect();
+        (0..count).map(|i| Sequence { ids: prompt(length + 1, shape[5], i).into(), start: 1 }).collect();
     let mut losses = Vec::new();
     let mut seconds = 0.0;
     // The first step compiles the kernels.

@@ -25,7 +25,8 @@ pub async fn run(args: Args) -> Result<()> {
     crate::service::live::refresh(&services).await?;
     let limits = services.live().config.retention.clone();
     let (now, data_dir) = (services.now(), &services.config.data_dir);
-    let found = retention::outlook(store.as_ref(), data_dir, &limits, now).await?;
+    let stored = retention::stored(store.as_ref(), data_dir).await?;
+    let found = retention::outlook(store.as_ref(), data_dir, &limits, now, stored).await?;
     if limits == crate::config::RetentionConfig::default() {
         println!("no limit is set (section [retention] of config.toml, or Settings on the admin page)");
     }

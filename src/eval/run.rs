@@ -156,17 +156,21 @@ fn reward(
     let loaded = model::load(path, &Device::Cpu)?;
     let (texts, model) = (Texts::new(&loaded)?, RewardModel::new(&loaded)?);
     let length = max_length.min(loaded.config.max_positions);
-    let mut sets = data::read_comparisons(comparisons)?;
-    sets.retain(|s| split.is_none_or(|side| s.side(heldout) == side));
     let (mut differences, mut lengths, mut fit) = (Vec::new(), Vec::new(), Fit::new(length));
-    for set in &sets {
-        let encoded = encode(set, &texts, length, &mut fit)?;
+    let mut sets = 0;
+    for set in data::read_comparisons(comparisons)? {
+        let set = set?;
+        if split.is_some_and(|side| set.side(heldout) != side) {
+            continue;
+        }
+        sets += 1;
+        let encoded = encode(&set, &texts, length, &mut fit)?;
         let pairs = encoded.pairs(0, 0.0);
         if pairs.is_empty() {
             fit.equal_sets += usize::from(encoded.equal_pairs() > 0);
             continue;
         }
-        let ids: Vec<Vec<u32>> = encoded.sequences.iter().map(|s| s.ids.clone()).collect();
+        let ids: Vec<Vec<u32>> = encoded.sequences.iter().map(|s| s.ids.to_vec()).collect();
         let tokens = |i: u32| encoded.sequences[i as usize].predicted() as f64;
         let scores = model.score(&ids, BATCH_TOKENS)?;
         for pair in pairs {
@@ -180,7 +184,7 @@ fn reward(
     match pair_metrics(&differences) {
         Some(metrics) => {
             let by_length = by_length(&differences, &lengths);
-            Ok(EvalResult::Reward { sets: sets.len(), metrics, by_length, fit: fit.json() })
+            Ok(EvalResult::Reward { sets, metrics, by_length, fit: fit.json() })
         }
         None => bail!("{} contains no pair with a preference{}", comparisons.display(), fit.reasons()),
     }
@@ -191,7 +195,7 @@ fn scores(path: &Path, completions: &Path, max_length: usize) -> Result<EvalResu
     let loaded = model::load(path, &Device::Cpu)?;
     let (texts, model) = (Texts::new(&loaded)?, RewardModel::new(&loaded)?);
     let length = max_length.min(loaded.config.max_positions);
-    let written = data::read_demonstrations(completions)?;
+    let written = data::read_demonstrations(completions)?.collect::<Result<Vec<_>, _>>()?;
     let pairs: Vec<_> = written.iter().map(|w| (&w.prompt, w.completion.as_str())).collect();
     let mut fit = Fit::new(length);
     for (prompt, completion) in &pairs {

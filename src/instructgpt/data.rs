@@ -7,74 +7,63 @@ use anyhow::{Context, Result, bail, ensure};
 use candle_core::Device;
 
 use super::Collect;
-use crate::data::{self, Comparison, PromptInput, PromptRecord, RankedText, Written};
+use crate::data::{self, Comparison, DataError, PromptInput, PromptRecord, RankedText, Written};
 use crate::generation::{GenParams, Warpers, generate};
 use crate::model::{self, Decoder, Purpose};
 use crate::prompt::Texts;
 
-fn write_lines<T: serde::Serialize>(path: &Path, lines: &[T]) -> Result<usize> {
+/// Writes records as they come; returns their number.
+fn write_lines<T: serde::Serialize>(
+    path: &Path,
+    lines: impl IntoIterator<Item = Result<T, DataError>>,
+) -> Result<usize> {
     let part = path.with_extension("jsonl.part");
     let mut file = std::io::BufWriter::new(std::fs::File::create(&part)?);
+    let mut written = 0;
     for line in lines {
-        serde_json::to_writer(&mut file, line)?;
+        serde_json::to_writer(&mut file, &line?)?;
         file.write_all(b"\n")?;
+        written += 1;
     }
     file.into_inner().map_err(std::io::IntoInnerError::into_error)?.sync_all()?;
     std::fs::rename(&part, path).with_context(|| format!("writing {}", path.display()))?;
-    Ok(lines.len())
+    Ok(written)
 }
 
 /// The given demonstrations, or the best completion of every training comparison (ties: the first).
 pub fn demonstrations(given: Option<&Path>, comparisons: Option<&Path>, out: &Path) -> Result<usize> {
     if let Some(path) = given {
-        return write_lines(out, &data::read_demonstrations(path)?);
+        return write_lines(out, data::read_demonstrations(path)?);
     }
     let Some(path) = comparisons else { bail!("there are neither demonstrations nor comparisons") };
-    let written: Vec<Written> = data::read_comparisons(path)?
-        .into_iter()
-        .filter_map(|set| {
-            let best = set.completions.iter().min_by_key(|c| c.tier)?.text.clone();
-            Some(Written {
-                prompt_id: set.prompt_id,
-                prompt: set.prompt,
-                completion: best,
-                corrects: None,
-                labeler: None,
-                project: None,
-            })
-        })
-        .filter(|w| !w.completion.trim().is_empty())
-        .collect();
-    ensure!(!written.is_empty(), "{} holds no completion to learn from", path.display());
-    write_lines(out, &written)
+    let best = |set: Comparison| {
+        let best = set.completions.iter().min_by_key(|c| c.tier)?.text.clone();
+        let (prompt_id, prompt) = (set.prompt_id, set.prompt);
+        let written = Written { prompt_id, prompt, completion: best, corrects: None, labeler: None, project: None };
+        (!written.completion.trim().is_empty()).then_some(written)
+    };
+    let written = write_lines(out, data::read_comparisons(path)?.filter_map(|set| set.map(best).transpose()))?;
+    ensure!(written > 0, "{} holds no completion to learn from", path.display());
+    Ok(written)
 }
 
 /// Reads people's rankings and writes them in instructd's format.
 pub fn copy_comparisons(given: &Path, out: &Path) -> Result<usize> {
-    write_lines(out, &data::read_comparisons(given)?)
+    write_lines(out, data::read_comparisons(given)?)
 }
 
 /// The given prompts, or each prompt of the comparisons once.
 pub fn prompts(given: Option<&Path>, comparisons: &Path, out: &Path) -> Result<usize> {
-    let records: Vec<PromptRecord> = match given {
-        Some(path) => data::read_prompts(path)?,
-        None => {
-            let mut seen = std::collections::BTreeSet::new();
-            data::read_comparisons(comparisons)?
-                .into_iter()
-                .filter(|set| seen.insert(data::content_hash(&set.prompt.messages())))
-                .map(|set| PromptRecord {
-                    prompt_id: set.prompt_id,
-                    prompt: set.prompt,
-                    answer: None,
-                    tags: Vec::new(),
-                    lang: None,
-                    project: None,
-                })
-                .collect()
-        }
+    if let Some(path) = given {
+        return write_lines(out, data::read_prompts(path)?);
+    }
+    let mut seen = std::collections::BTreeSet::new();
+    let mut new = |set: Comparison| {
+        let (prompt_id, prompt) = (set.prompt_id, set.prompt);
+        let record = PromptRecord { prompt_id, prompt, answer: None, tags: Vec::new(), lang: None, project: None };
+        seen.insert(data::content_hash(&record.prompt.messages())).then_some(record)
     };
-    write_lines(out, &records)
+    write_lines(out, data::read_comparisons(comparisons)?.filter_map(|set| set.map(&mut new).transpose()))
 }
 
 /// Completions of prompts by one model; `None` when a stop was requested.
@@ -114,7 +103,7 @@ pub fn collect(
     out: &Path,
     stop: &dyn Fn() -> bool,
 ) -> Result<Option<(usize, usize)>> {
-    let records = data::read_prompts(&collect.prompts)?;
+    let records = data::read_prompts(&collect.prompts)?.collect::<Result<Vec<_>, _>>()?;
     let repeated: Vec<PromptInput> =
         records.iter().flat_map(|r| std::iter::repeat_n(r.prompt.clone(), collect.samples)).collect();
     let params =
@@ -133,5 +122,5 @@ pub fn collect(
         sets.push(Comparison::new(record.prompt, completions));
     }
     ensure!(!sets.is_empty(), "the judge found no difference between any samples");
-    Ok(Some((write_lines(out, &sets)?, equal)))
+    Ok(Some((write_lines(out, sets.into_iter().map(Ok))?, equal)))
 }

@@ -25,7 +25,8 @@ pub fn measure(
     prompts: &Path,
     stop: &dyn Fn() -> bool,
 ) -> Result<Option<Value>> {
-    let known: Vec<PromptInput> = read_prompts(prompts)?.into_iter().map(|r| r.prompt).collect();
+    let known: Vec<PromptInput> =
+        read_prompts(prompts)?.map(|record| record.map(|r| r.prompt)).collect::<Result<_, _>>()?;
     // Prompts of the default held-out split come first, because the reward model was not trained on their rankings.
     let held = |p: &PromptInput| split_of(&content_hash(&p.messages()), 0.1) == Split::Heldout;
     let (mut chosen, rest): (Vec<_>, Vec<_>) = known.into_iter().partition(held);

@@ -6,9 +6,9 @@ use std::path::Path;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use super::materialise::{Rankings, learned_demonstrations, learned_prompts, learned_thumbs};
+use super::learned::{FeedbackPages, Rankings, learned_demonstrations, learned_prompts};
 use super::queue::{EnqueueError, JobArgs, LORA_ABOVE, resolve, takes};
-use crate::data::Thumbed;
+use crate::data::{Thumbed, thumbs};
 use crate::domain::{JobState, Message, ModelKind};
 use crate::model::{ModelConfig, describe, presets};
 use crate::store::{Page, Store, StoreError, find_version};
@@ -187,10 +187,12 @@ async fn data_size(store: &Store, recipe: &Recipe, args: &JobArgs) -> Result<Opt
         return Ok(Some(found.size()));
     }
     if takes(&schema, "feedback") {
-        let (all, _) = learned_thumbs(store, &args.filter).await?;
         let length = |t: &Thumbed| t.completion.chars().count() + of(&t.prompt.messages());
-        found.characters = all.iter().map(length).collect();
-        found.rows = all.len();
+        let mut pages = FeedbackPages::new(store, &args.filter, args.filter.as_of);
+        while let Some(page) = pages.next().await? {
+            found.characters.extend(thumbs(&page.records()).0.iter().map(length));
+        }
+        found.rows = found.characters.len();
         return Ok(Some(found.size()));
     }
     if takes(&schema, "prompts") {
@@ -202,10 +204,11 @@ async fn data_size(store: &Store, recipe: &Recipe, args: &JobArgs) -> Result<Opt
         return Ok(Some(found.size()));
     }
     if takes(&schema, "demonstrations") && !given("mixture") {
-        let all = learned_demonstrations(store, args.filter.without_requests).await?;
-        found.characters =
-            all.iter().map(|(p, completion)| completion.text.chars().count() + of(&p.messages)).collect();
-        found.rows = all.len();
+        let mut after = None;
+        while let Some(page) = learned_demonstrations(store, &mut after, args.filter.without_requests).await? {
+            found.characters.extend(page.iter().map(|(p, answer)| answer.text.chars().count() + of(&p.messages)));
+        }
+        found.rows = found.characters.len();
         return Ok(Some(found.size()));
     }
     Ok(None)

@@ -5,7 +5,8 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::materialise::{PrepareError, version, write_lines};
+use super::line_file::LineFile;
+use super::materialise::{PrepareError, version};
 use super::settings::SupervisorConfig;
 use crate::config::JudgeConfig;
 use crate::domain::*;
@@ -96,23 +97,23 @@ impl JudgeLabeler {
             without_requests,
             limit: parsed.max_sets as i64,
         };
-        let mut lines = Vec::new();
+        let mut file = LineFile::create(&path)?;
         for id in store.model_judgments().to_judge(&wanted).await? {
             let content = match store.sets().content(&id).await {
                 // It was removed in the meantime.
                 Err(StoreError::NotFound { .. }) => continue,
                 content => content?,
             };
-            lines.push(SetToRank {
+            file.push(&SetToRank {
                 set_id: id,
                 prompt: content.prompt.messages,
                 completions: content.completions.into_iter().map(|c| (c.id, c.text)).collect(),
-            });
+            })?;
         }
-        if lines.is_empty() {
+        if file.lines() == 0 {
             return Err(PrepareError::Job("there are no sets that this judge has not ranked by these criteria".into()));
         }
-        write_lines(&path, &lines)?;
+        file.finish(&path)?;
         Ok(())
     }
 

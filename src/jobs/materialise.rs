@@ -1,21 +1,18 @@
 //! Freezes a job's training data: rows of the store become JSONL files in the job's directory, and a dataset version
 //! records which judgments they hold. A job that is resumed reads the same files.
 
-use std::collections::HashMap;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use serde::Serialize;
 use serde_json::{Map, Value, json};
-use sha2::{Digest, Sha256};
 
+use super::learned::{FeedbackPages, Rankings, learned_demonstrations, learned_prompts};
+use super::line_file::LineFile;
 use super::queue::{JobArgs, file_names, leaves_out, needs_model, takes, wants};
 use crate::artifacts::{ArtifactError, Artifacts};
-use crate::data::from_feedback::{FeedbackRecord, preferences};
-use crate::data::{Comparison, PromptRecord, Thumbed, Written, pairs, thumbs};
+use crate::data::{PromptRecord, Written, pairs, thumbs};
 use crate::domain::files::write_atomically;
 use crate::domain::*;
-use crate::store::{FeedbackFact, PromptFilter, RankedFilter, Store, StoreError, find_version, learns_from_requests};
+use crate::store::{RankedFilter, Store, StoreError, find_version, learns_from_requests};
 use crate::train::Recipe;
 use crate::train::args::roles;
 
@@ -52,180 +49,24 @@ struct Frozen {
     n_pairs: i64,
 }
 
-/// Writes `lines` as a JSONL file atomically; returns its SHA-256.
-pub(super) fn write_lines<T: Serialize>(path: &Path, lines: &[T]) -> std::io::Result<String> {
-    let mut text = Vec::new();
-    for line in lines {
-        serde_json::to_writer(&mut text, line)?;
-        text.push(b'\n');
+impl Frozen {
+    /// A complete file of single texts.
+    fn of_lines(file: LineFile, path: PathBuf) -> Result<Self, PrepareError> {
+        let n_sets = file.lines();
+        Ok(Self { sha256: file.finish(&path)?, path, n_sets, n_pairs: 0 })
     }
-    write_atomically(path, &text)?;
-    Ok(hash::of_bytes(&text))
-}
-
-/// Number of judgments in a page.
-const PAGE: i64 = 500;
-
-/// The rankings that a filter finds, page by page: people's, then those of language models if the filter asks for them,
-/// and at the end those derived from applications' feedback if the filter asks for them (feedback has no labeler, so a
-/// filter by labeler excludes it). Judgments made while the pages are read are not included.
-pub struct Rankings<'a> {
-    store: &'a Store,
-    /// The filter, with the time up to which judgments count.
-    filter: RankedFilter,
-    /// The filter as it was given.
-    as_of: Option<Micros>,
-    with_labelers: bool,
-    /// Names of all projects but the first, where lines have them.
-    projects: HashMap<ProjectId, String>,
-    /// Only judgments that were made with knowledge of the authors or the expected answer, marked as such.
-    only_informed: bool,
-    after: Option<JudgmentId>,
-    /// Kinds of labelers that are still to be read, the next one first.
-    kinds: &'static [LabelerKind],
-    stage: Stage,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Stage {
-    Judgments,
-    Feedback,
-    Done,
-}
-
-impl<'a> Rankings<'a> {
-    /// Without an `as_of` in the filter everything stored now counts: judgments carry the clocks of the servers that
-    /// took them, which need not agree with the database's.
-    ///
-    /// # Errors
-    /// Errors of the store.
-    pub async fn new(store: &'a Store, filter: &RankedFilter) -> Result<Self, StoreError> {
-        let as_of = filter.as_of;
-        let mut filter = filter.clone();
-        if as_of.is_none() {
-            filter.as_of = Some(store.now().await?.max(store.judgments().latest().await?.unwrap_or(0)));
-        }
-        Ok(Self {
-            store,
-            as_of,
-            with_labelers: false,
-            projects: HashMap::new(),
-            only_informed: false,
-            after: None,
-            kinds: filter.labelers.kinds(),
-            filter,
-            stage: Stage::Judgments,
-        })
-    }
-
-    /// Adds the labeler's id and tags to each ranking, and the project's name unless it is the first.
-    ///
-    /// # Errors
-    /// Errors of the store.
-    pub async fn for_exchange(self) -> Result<Self, StoreError> {
-        let projects = project_names(self.store).await?;
-        Ok(Self { with_labelers: true, projects, ..self })
-    }
-
-    /// Only the rankings that labelers gave after they had seen the authors or the expected answer and that count
-    /// nowhere, marked by `knowledge`.
-    pub fn only_informed(self) -> Self {
-        let filter = RankedFilter { informed: true, feedback: false, ..self.filter };
-        Self { only_informed: true, filter, kinds: LabelersUsed::Human.kinds(), ..self }
-    }
-
-    /// The next page, which may be empty; `None` at the end.
-    ///
-    /// # Errors
-    /// Errors of the store.
-    pub async fn next(&mut self) -> Result<Option<Vec<Comparison>>, StoreError> {
-        match self.stage {
-            Stage::Judgments => {
-                let Some((kind, rest)) = self.kinds.split_first() else { return Ok(None) };
-                let page = self.store.judgments().ranked_page(&self.filter, *kind, self.after.as_ref(), PAGE);
-                let (sets, after) = page.await?;
-                let has_feedback = self.filter.feedback && self.filter.labeler_id.is_none();
-                if after.is_none() {
-                    self.kinds = rest;
-                }
-                if self.kinds.is_empty() {
-                    self.stage = if has_feedback { Stage::Feedback } else { Stage::Done };
-                }
-                self.after = after;
-                let mut found = Vec::with_capacity(sets.len());
-                for set in &sets {
-                    let line = if self.with_labelers { Comparison::signed(set) } else { Comparison::from_ranked(set) };
-                    let line = line.and_then(|line| line.ranked_as(self.filter.by_rating.as_ref()));
-                    let Some(comparison) = line else { continue };
-                    let knowledge = self.only_informed.then_some(set.knowledge);
-                    if self.only_informed
-                        && (set.knowledge == Knowledge::Blind
-                            || self.store.sets().settled_by(&set.set_id).await?.as_ref() == Some(&set.labeler_id))
-                    {
-                        continue;
-                    }
-                    let by_model = self.with_labelers && *kind == LabelerKind::Model;
-                    let labeler_kind = by_model.then_some(LabelerKind::Model);
-                    let project = self.projects.get(&set.project_id).cloned();
-                    found.push(Comparison { knowledge, labeler_kind, project, ..comparison });
-                }
-                Ok(Some(found))
-            }
-            Stage::Feedback => {
-                self.stage = Stage::Done;
-                self.of_feedback().await.map(Some)
-            }
-            Stage::Done => Ok(None),
-        }
-    }
-
-    async fn of_feedback(&self) -> Result<Vec<Comparison>, StoreError> {
-        let facts = self.store.feedback().facts(self.as_of, self.filter.without_requests).await?;
-        Ok(preferences(&feedback_records(&facts, &self.filter)))
-    }
-}
-
-/// Names of all projects but the first, as files that are exchanged between servers have them.
-///
-/// # Errors
-/// Errors of the store.
-pub async fn project_names(store: &Store) -> Result<HashMap<ProjectId, String>, StoreError> {
-    let all = store.projects().list().await?.into_iter();
-    Ok(all.filter(|p| !p.id.is_first()).map(|p| (p.id, p.name)).collect())
-}
-
-/// Feedback events on the prompts that the filter selects.
-fn feedback_records<'f>(facts: &'f [FeedbackFact], filter: &RankedFilter) -> Vec<FeedbackRecord<'f>> {
-    let fits = |p: &Prompt| {
-        filter.split.is_none_or(|s| s == p.split)
-            && filter.tag.as_ref().is_none_or(|t| p.tags.contains(t))
-            && filter.project.as_ref().is_none_or(|id| *id == p.project_id)
-    };
-    let record = |f: &'f FeedbackFact| FeedbackRecord {
-        prompt: &f.prompt,
-        completion_id: &f.completion.id,
-        text: &f.completion.text,
-        kind: &f.event.kind,
-        value: &f.event.value,
-        // An event without an actor counts as one of a different person.
-        actor: f.event.actor_hash.as_deref().unwrap_or(f.event.id.as_str()),
-    };
-    facts.iter().filter(|f| fits(&f.prompt)).map(record).collect()
-}
-
-/// Completions with a majority of thumbs, up or down, and the number of those without.
-///
-/// # Errors
-/// Errors of the store.
-pub(super) async fn learned_thumbs(store: &Store, filter: &RankedFilter) -> Result<(Vec<Thumbed>, usize), StoreError> {
-    let facts = store.feedback().facts(filter.as_of, filter.without_requests).await?;
-    Ok(thumbs(&feedback_records(&facts, filter)))
 }
 
 /// Thumbs on single completions, one line per completion.
 async fn feedback(store: &Store, filter: &RankedFilter, path: PathBuf) -> Result<Frozen, PrepareError> {
-    let (lines, undecided) = learned_thumbs(store, filter).await?;
-    if lines.is_empty() {
+    let mut file = LineFile::create(&path)?;
+    let (mut pages, mut undecided) = (FeedbackPages::new(store, filter, filter.as_of), 0);
+    while let Some(page) = pages.next().await? {
+        let (lines, without) = thumbs(&page.records());
+        undecided += without;
+        lines.iter().try_for_each(|line| file.push(line))?;
+    }
+    if file.lines() == 0 {
         let message = match undecided {
             0 => "there are no thumbs to learn from; send some with POST /v1/feedback first".to_owned(),
             n => format!("there are no thumbs to learn from: of {n} completions as many users like as dislike them"),
@@ -233,27 +74,20 @@ async fn feedback(store: &Store, filter: &RankedFilter, path: PathBuf) -> Result
         return Err(PrepareError::Job(message));
     }
     tracing::debug!(undecided, "completions without a majority of thumbs are left out");
-    let sha256 = write_lines(&path, &lines)?;
-    Ok(Frozen { path, sha256, n_sets: lines.len() as i64, n_pairs: 0 })
+    Frozen::of_lines(file, path)
 }
 
-/// Writes the rankings that the filter finds as a JSONL file atomically, a page at a time.
+/// The rankings that the filter finds.
 async fn comparisons(store: &Store, filter: &RankedFilter, path: PathBuf) -> Result<Frozen, PrepareError> {
-    let partial = path.with_extension("tmp");
-    let mut file = std::io::BufWriter::new(std::fs::File::create(&partial)?);
-    let (mut hash, mut n_sets, mut n_pairs) = (Sha256::new(), 0, 0);
+    let (mut file, mut n_pairs) = (LineFile::create(&path)?, 0);
     let mut pages = Rankings::new(store, filter).await?;
     while let Some(page) = pages.next().await? {
         for line in page {
-            let mut text = serde_json::to_vec(&line).map_err(std::io::Error::from)?;
-            text.push(b'\n');
-            hash.update(&text);
-            file.write_all(&text)?;
-            (n_sets, n_pairs) = (n_sets + 1, n_pairs + pairs(&line.completions).len() as i64);
+            file.push(&line)?;
+            n_pairs += pairs(&line.completions).len() as i64;
         }
     }
-    if n_sets == 0 {
-        std::fs::remove_file(&partial)?;
+    if file.lines() == 0 {
         return Err(PrepareError::Job(match filter.by_rating.as_ref() {
             None => "there are no rankings to learn from; rank some completions first".to_owned(),
             Some(by) => format!(
@@ -262,84 +96,47 @@ async fn comparisons(store: &Store, filter: &RankedFilter, path: PathBuf) -> Res
             ),
         }));
     }
-    file.into_inner().map_err(std::io::IntoInnerError::into_error)?.sync_all()?;
-    std::fs::rename(&partial, &path)?;
-    Ok(Frozen { path, sha256: hex::encode(hash.finalize()), n_sets, n_pairs })
+    Ok(Frozen { n_pairs, ..Frozen::of_lines(file, path)? })
 }
 
-/// Demonstrations that may be used for training. `without_requests` also leaves out ideal answers to requests.
-///
-/// # Errors
-/// Errors of the store.
-pub(super) async fn learned_demonstrations(
-    store: &Store,
-    without_requests: bool,
-) -> Result<Vec<(Prompt, Completion)>, StoreError> {
-    let mut all = store.demonstrations().all().await?;
-    if without_requests {
-        let ids: Vec<_> = all.iter().map(|(prompt, _)| prompt.id.clone()).collect();
-        let asked = store.prompts().of_requests(&ids).await?;
-        all.retain(|(prompt, _)| !asked.contains(&prompt.id));
-    }
-    Ok(all)
-}
-
-/// The next page of prompts that may be used for training, oldest first. Raw-text prompts of /v1/completions are not
-/// conversations and are left out.
-///
-/// # Errors
-/// Errors of the store.
-pub(super) async fn learned_prompts(
-    store: &Store,
-    after: &mut Option<String>,
-    without_requests: bool,
-) -> Result<Option<Vec<Prompt>>, StoreError> {
-    let filter =
-        PromptFilter { split: Some(Split::Train), with_sets: true, without_requests, ..PromptFilter::default() };
-    let mut page = store.prompts().select(&filter, after.as_deref(), 1000).await?;
-    let Some(last) = page.last() else { return Ok(None) };
-    *after = Some(last.id.to_string());
-    page.retain(|p| p.source != "completions");
-    Ok(Some(page))
-}
-
+/// Ideal answers of people.
 async fn demonstrations(store: &Store, without_requests: bool, path: PathBuf) -> Result<Frozen, PrepareError> {
-    let lines: Vec<Written> = learned_demonstrations(store, without_requests)
-        .await?
-        .into_iter()
-        .map(|(prompt, completion)| Written {
-            prompt_id: Some(prompt.id.to_string()),
-            prompt: prompt.messages.into(),
-            completion: completion.text,
-            corrects: None,
-            project: None,
-            labeler: None,
-        })
-        .collect();
-    if lines.is_empty() {
+    let (mut file, mut after) = (LineFile::create(&path)?, None);
+    while let Some(page) = learned_demonstrations(store, &mut after, without_requests).await? {
+        for (prompt, completion) in page {
+            file.push(&Written {
+                prompt_id: Some(prompt.id.to_string()),
+                prompt: prompt.messages.into(),
+                completion: completion.text,
+                corrects: None,
+                labeler: None,
+                project: None,
+            })?;
+        }
+    }
+    if file.lines() == 0 {
         return Err(PrepareError::Job("there are no demonstrations; write or import some first".into()));
     }
-    let sha256 = write_lines(&path, &lines)?;
-    Ok(Frozen { path, sha256, n_sets: lines.len() as i64, n_pairs: 0 })
+    Frozen::of_lines(file, path)
 }
 
 /// Prompts on the training side, oldest first.
 async fn prompts(store: &Store, without_requests: bool, path: PathBuf) -> Result<Frozen, PrepareError> {
-    let (mut lines, mut after) = (Vec::new(), None);
+    let (mut file, mut after) = (LineFile::create(&path)?, None);
     while let Some(page) = learned_prompts(store, &mut after, without_requests).await? {
-        lines.extend(page.into_iter().map(|p| {
+        for p in page {
             let prompt_id = Some(p.id.to_string());
-            PromptRecord {
+            file.push(&PromptRecord {
                 prompt_id,
                 prompt: p.messages.into(),
                 tags: p.tags,
                 lang: p.lang,
                 answer: p.answer,
                 project: None,
-            }
-        }));
+            })?;
+        }
     }
-    if lines.is_empty() {
+    if file.lines() == 0 {
         let asked = store.prompts().request_counts().await?.prompts;
         let message = match asked {
             n if without_requests && n > 0 => format!(
@@ -350,8 +147,7 @@ async fn prompts(store: &Store, without_requests: bool, path: PathBuf) -> Result
         };
         return Err(PrepareError::Job(message));
     }
-    let sha256 = write_lines(&path, &lines)?;
-    Ok(Frozen { path, sha256, n_sets: lines.len() as i64, n_pairs: 0 })
+    Frozen::of_lines(file, path)
 }
 
 /// Writes the stored data of one kind (`comparisons`, `demonstrations`, `feedback` or `prompts`) in the format that

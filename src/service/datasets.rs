@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 use super::{Result, ServiceError, Services, bad_input, uncancelled};
 use crate::data::{Comparison, Format, Record, export, pairs};
 use crate::domain::{DatasetId, DatasetVersion};
-use crate::jobs::materialise::Rankings;
+use crate::jobs::learned::Rankings;
 use crate::service::people::Actor;
 use crate::store::{RankedFilter, StoreError};
 

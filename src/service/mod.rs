@@ -8,6 +8,7 @@ pub mod batch_runner;
 pub mod batches;
 pub mod browse;
 pub mod budget;
+pub mod cached;
 pub mod catalogue;
 pub mod choices;
 mod clock;
@@ -117,7 +118,9 @@ pub struct Services {
     live: RwLock<Arc<live::Live>>,
     /// The error of the served version.
     model_fault: ModelFault,
-    pub last_overview: overview::CachedOverview,
+    pub last_overview: cached::Cached<overview::Overview>,
+    /// Amounts of stored records, for the page about retention.
+    pub stored_amounts: cached::Cached<retention::Amounts>,
     /// Progress of the removal of old records.
     pub retention: retention::Status,
     /// Bytes of stored responses since the last check.
@@ -150,7 +153,8 @@ impl Services {
             shutdown: CancellationToken::new(),
             engine: RwLock::new(None),
             model_fault: ModelFault::default(),
-            last_overview: overview::CachedOverview::default(),
+            last_overview: cached::Cached::default(),
+            stored_amounts: cached::Cached::default(),
             retention: retention::Status::default(),
             responses: responses::Stored::default(),
             oidc: oidc::Provider::default(),

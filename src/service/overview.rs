@@ -1,7 +1,5 @@
 //! The state of the loop: counts, active versions, and the suggested next action.
 
-use std::time::{Duration, Instant};
-
 use serde::Serialize;
 
 use super::evidence::{self, Accuracy, Summary};
@@ -44,16 +42,6 @@ pub struct Standing {
     pub policy: Option<Summary>,
 }
 
-/// If counting the rows takes longer than this, the result is cached.
-const CHEAP: Duration = Duration::from_secs(1);
-/// A result is cached for this many times the time that it took, at most for `LONGEST`.
-const KEPT: u32 = 5;
-const LONGEST: Duration = Duration::from_secs(60);
-
-/// The last overview, when it was computed, and how long that took.
-#[derive(Debug, Default)]
-pub struct CachedOverview(tokio::sync::Mutex<Option<(Instant, Duration, Overview)>>);
-
 /// The state of the loop; up to a minute old when reading the database takes longer than a second. The amounts of the
 /// named project are read anew.
 ///
@@ -64,22 +52,7 @@ pub async fn overview(services: &Services, project: Option<&str>) -> Result<Over
         Some(wanted) => Some(projects::counted(services, wanted).await?),
         None => None,
     };
-    Ok(Overview { project, ..of_all(services).await? })
-}
-
-async fn of_all(services: &Services) -> Result<Overview> {
-    // One caller reads; the others wait for its result.
-    let mut last = services.last_overview.0.lock().await;
-    if let Some((made, cost, overview)) = last.as_ref()
-        && *cost >= CHEAP
-        && made.elapsed() < (*cost * KEPT).min(LONGEST)
-    {
-        return Ok(overview.clone());
-    }
-    let begun = Instant::now();
-    let overview = read(services).await?;
-    *last = Some((Instant::now(), begun.elapsed(), overview.clone()));
-    Ok(overview)
+    Ok(Overview { project, ..services.last_overview.get(read(services)).await? })
 }
 
 async fn read(services: &Services) -> Result<Overview> {

@@ -1,6 +1,7 @@
 //! Retention: removes requests, feedback and files of ended jobs by age and by size. Data that a set, judgment,
 //! demonstration, dataset version or published model depends on is kept.
 
+use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -14,15 +15,17 @@ use crate::config::RetentionConfig;
 use crate::domain::time::{DAY, before};
 use crate::domain::{Micros, Signature};
 use crate::jobs::leftovers::{self, Leftover};
-use crate::store::{Amount, Cuts, Expiring, Store};
+use crate::store::{Amount, Candidate, Cuts, Expiring, Position, Store, Stretch};
 
 const MEGABYTE: i64 = 1_000_000;
 /// A time earlier than any record.
 const NEVER: Micros = -Micros::MAX;
 /// Interval between two removals.
 const EVERY: Duration = Duration::from_secs(3600);
-/// Records removed in one transaction, so that other writers can run in between.
+/// Records considered in one transaction that removes, so that other writers can run in between.
 const BATCH: i64 = 500;
+/// Records considered in one statement that only reads.
+const CONSIDERED: i64 = 5000;
 /// Actor of automatic removals in the audit trail.
 const ACTOR: &str = "retention";
 
@@ -112,9 +115,75 @@ async fn cut(store: &Store, what: Expiring, cuts: Cuts, now: Micros, days: u32, 
     let by_age = if days == 0 { NEVER } else { before(now, days, DAY) };
     let by_size = match mb {
         0 => None,
-        mb => store.privacy().size_cut(what, cuts, i64::from(mb) * MEGABYTE).await?,
+        mb => size_cut(store, what, cuts, i64::from(mb) * MEGABYTE).await?,
     };
     Ok(by_age.max(by_size.unwrap_or(NEVER)))
+}
+
+/// The cut by which removable records shrink to `most_bytes`; `None` when they are not more. Prompts and completions are
+/// one sum. Reads the newest records, until they exceed the limit.
+async fn size_cut(store: &Store, what: Expiring, cuts: Cuts, most_bytes: i64) -> Result<Option<Micros>> {
+    let (kinds, cuts): (&[Expiring], _) = match what {
+        Expiring::Feedback => (&[Expiring::Feedback], Cuts { feedback: Micros::MAX, requests: NEVER, ..cuts }),
+        _ => (&[Expiring::Completions, Expiring::Prompts], Cuts { requests: Micros::MAX, ..cuts }),
+    };
+    let mut newest = Vec::new();
+    for kind in kinds {
+        newest.push(NewestFirst { store, kind: *kind, cuts, page: VecDeque::new(), before: None, done: false });
+    }
+    let mut total = 0;
+    loop {
+        let mut next: Option<(Position, usize)> = None;
+        for (i, records) in newest.iter_mut().enumerate() {
+            if let Some(candidate) = records.peek().await?
+                && next.as_ref().is_none_or(|(position, _)| candidate.position > *position)
+            {
+                next = Some((candidate.position.clone(), i));
+            }
+        }
+        let Some(candidate) = next.and_then(|(_, i)| newest[i].page.pop_front()) else { return Ok(None) };
+        total += if candidate.goes { candidate.bytes } else { 0 };
+        if total > most_bytes {
+            return Ok(Some(candidate.position.created + 1));
+        }
+    }
+}
+
+/// The records of a kind that retention considers, newest first.
+struct NewestFirst<'s> {
+    store: &'s Store,
+    kind: Expiring,
+    cuts: Cuts,
+    page: VecDeque<Candidate>,
+    before: Option<Position>,
+    done: bool,
+}
+
+impl NewestFirst<'_> {
+    /// The next record, which is the first of the page.
+    async fn peek(&mut self) -> Result<Option<&Candidate>> {
+        if self.page.is_empty() && !self.done {
+            let stretch = Stretch::Before(self.before.as_ref());
+            let page = self.store.privacy().candidates(self.kind, self.cuts, stretch, CONSIDERED).await?;
+            self.done = (page.len() as i64) < CONSIDERED;
+            self.before = page.last().map(|candidate| candidate.position.clone());
+            self.page = page.into();
+        }
+        Ok(self.page.front())
+    }
+}
+
+/// The amount of removable records of a kind.
+async fn expiring(store: &Store, what: Expiring, cuts: Cuts) -> Result<Amount> {
+    let (mut all, mut after) = (Amount::default(), None);
+    loop {
+        let (amount, last) = store.privacy().expiring(what, cuts, after.as_ref(), CONSIDERED).await?;
+        all += amount;
+        after = last;
+        if after.is_none() {
+            return Ok(all);
+        }
+    }
 }
 
 async fn plan(store: &Store, data_dir: &Path, limits: &RetentionConfig, now: Micros) -> Result<RemovalPlan> {
@@ -139,22 +208,35 @@ fn files(jobs: &[Leftover]) -> Amount {
     Amount { records: jobs.len() as i64, bytes }
 }
 
-/// What is stored and what would be removed now. Removes nothing.
+/// The amounts of stored records. Reads all of them.
 ///
 /// # Errors
 /// What the store says; a job's directory that cannot be read.
-pub async fn outlook(store: &Store, data_dir: &Path, limits: &RetentionConfig, now: Micros) -> Result<Outlook> {
-    let RemovalPlan { cuts, jobs } = plan(store, data_dir, limits, now).await?;
-    let stored = Amounts {
+pub async fn stored(store: &Store, data_dir: &Path) -> Result<Amounts> {
+    Ok(Amounts {
         completions: store.privacy().stored(Expiring::Completions).await?,
         prompts: store.privacy().stored(Expiring::Prompts).await?,
         feedback_events: store.privacy().stored(Expiring::Feedback).await?,
         job_files: files(&leftovers::leftovers(store, data_dir).await?),
-    };
+    })
+}
+
+/// What is `stored` and what would be removed now. Removes nothing.
+///
+/// # Errors
+/// What the store says; a job's directory that cannot be read.
+pub async fn outlook(
+    store: &Store,
+    data_dir: &Path,
+    limits: &RetentionConfig,
+    now: Micros,
+    stored: Amounts,
+) -> Result<Outlook> {
+    let RemovalPlan { cuts, jobs } = plan(store, data_dir, limits, now).await?;
     let goes = Amounts {
-        completions: store.privacy().expiring(Expiring::Completions, cuts).await?,
-        prompts: store.privacy().expiring(Expiring::Prompts, cuts).await?,
-        feedback_events: store.privacy().expiring(Expiring::Feedback, cuts).await?,
+        completions: expiring(store, Expiring::Completions, cuts).await?,
+        prompts: expiring(store, Expiring::Prompts, cuts).await?,
+        feedback_events: expiring(store, Expiring::Feedback, cuts).await?,
         job_files: files(&jobs),
     };
     let until = |time: Micros| (time > NEVER).then_some(time);
@@ -208,17 +290,8 @@ async fn remove(store: &Store, data_dir: &Path, limits: &RetentionConfig, now: M
         (Expiring::Prompts, "prompts"),
     ] {
         status.change(|p| p.removing = Some(name));
-        loop {
-            let batch = store.privacy().expire(what, cuts, BATCH).await?;
-            if batch.records == 0 {
-                break;
-            }
-            status.change(|p| match what {
-                Expiring::Feedback => p.removed.feedback_events += batch,
-                Expiring::Completions => p.removed.completions += batch,
-                Expiring::Prompts => p.removed.prompts += batch,
-            });
-        }
+        // A record that refers to an older one may go, so that the older one goes in the next pass.
+        while remove_once(store, what, cuts, status).await? > 0 {}
     }
     status.change(|p| p.removing = Some("job_files"));
     for job in jobs {
@@ -228,6 +301,24 @@ async fn remove(store: &Store, data_dir: &Path, limits: &RetentionConfig, now: M
         }
     }
     Ok(())
+}
+
+/// Removes the removable records of a kind in one pass over them; returns their number.
+async fn remove_once(store: &Store, what: Expiring, cuts: Cuts, status: &Status) -> Result<i64> {
+    let (mut records, mut after) = (0, None);
+    loop {
+        let (batch, last) = store.privacy().expire(what, cuts, after, BATCH).await?;
+        records += batch.records;
+        status.change(|p| match what {
+            Expiring::Feedback => p.removed.feedback_events += batch,
+            Expiring::Completions => p.removed.completions += batch,
+            Expiring::Prompts => p.removed.prompts += batch,
+        });
+        after = last;
+        if after.is_none() {
+            return Ok(records);
+        }
+    }
 }
 
 /// The current limits, their effect, and the progress of a removal.
@@ -244,7 +335,9 @@ pub struct Retention {
 /// What the store says.
 pub async fn describe(services: &Services) -> Result<Retention> {
     let limits = services.live().config.retention.clone();
-    let outlook = outlook(services.store.as_ref(), &services.config.data_dir, &limits, services.now()).await?;
+    let (store, data_dir) = (services.store.as_ref(), &services.config.data_dir);
+    let stored = services.stored_amounts.get(stored(store, data_dir)).await?;
+    let outlook = outlook(store, data_dir, &limits, services.now(), stored).await?;
     Ok(Retention { limits, outlook, progress: services.retention.now() })
 }
 
@@ -270,7 +363,9 @@ pub fn start(services: &Arc<Services>, by: &Actor) -> Result<Progress> {
 async fn run(services: &Services, by: &Signature) {
     let limits = services.live().config.retention.clone();
     let (store, data_dir) = (services.store.as_ref(), &services.config.data_dir);
-    match apply(store, data_dir, &limits, services.now(), by, &services.retention).await {
+    let applied = apply(store, data_dir, &limits, services.now(), by, &services.retention).await;
+    services.stored_amounts.clear().await;
+    match applied {
         Ok(removed) if removed.is_empty() => {}
         Ok(removed) => tracing::info!(
             completions = removed.completions.records,

@@ -12,7 +12,7 @@ use super::{Result, ServiceError, Services, bad_input};
 use crate::data::parquet::Writer;
 use crate::data::{Comparison, Forest, Format, PromptInput, Record, Written, export};
 use crate::domain::*;
-use crate::jobs::materialise::{Rankings, project_names};
+use crate::jobs::learned::{Rankings, project_names};
 use crate::store::RankedFilter;
 
 /// Number of demonstrations in a page.

@@ -114,6 +114,13 @@ fn prompt_holds(conn: &Conn, n: usize) -> String {
     }
 }
 
+/// The conditions that apply, joined by AND. Those that do not would hide from the database which index fits, and their
+/// tables would be read in vain.
+fn conditions<const N: usize>(all: [(bool, &str); N]) -> String {
+    let applying = all.into_iter().filter(|(applies, _)| *applies).map(|(_, condition)| condition);
+    std::iter::once("1 = 1").chain(applying).collect::<Vec<_>>().join(" AND ")
+}
+
 async fn total(conn: &mut Conn, sql: String, args: Vec<Arg>) -> Result<i64> {
     conn.all_built(sql, args).await?.first().map_or(Ok(0), |row| row.int("n"))
 }
@@ -157,16 +164,17 @@ pub(super) async fn sets_page(
     page: &Page,
     now: Micros,
 ) -> Result<(Vec<SetRow>, i64)> {
-    let holds = prompt_holds(conn, 5);
-    let stuck = leases::STUCK;
-    let fits = format!(
-        "FROM comparison_sets s JOIN prompts p ON p.id = s.prompt_id
-         WHERE ($2 IS NULL OR s.status = $2) AND ($3 IS NULL OR s.kind = $3)
-           AND ($4 IS NULL OR s.selection_policy = $4) AND ($5 IS NULL OR {holds})
-           AND ($6 IS NULL OR EXISTS (SELECT 1 FROM judgments j WHERE j.set_id = s.id AND j.labeler_id = $6))
-           AND (NOT $7 OR {DISPUTED}) AND (NOT $8 OR ({stuck}))
-           AND ($9 IS NULL OR s.project_id = $9)"
-    );
+    let fits = conditions([
+        (filter.status.is_some(), "s.status = $2"),
+        (filter.kind.is_some(), "s.kind = $3"),
+        (filter.policy.is_some(), "s.selection_policy = $4"),
+        (filter.text.is_some(), &prompt_holds(conn, 5)),
+        (filter.labeler_id.is_some(), "EXISTS (SELECT 1 FROM judgments j WHERE j.set_id = s.id AND j.labeler_id = $6)"),
+        (filter.project.is_some(), "s.project_id = $7"),
+        (filter.disputed, DISPUTED),
+        (filter.stuck, &format!("({})", leases::STUCK)),
+    ]);
+    let prompts = "JOIN prompts p ON p.id = s.prompt_id";
     let given = || {
         args![
             now,
@@ -175,12 +183,12 @@ pub(super) async fn sets_page(
             filter.policy.as_deref(),
             filter.text.as_deref().map(pattern).as_deref(),
             filter.labeler_id.as_ref().map(LabelerId::as_str),
-            filter.disputed,
-            filter.stuck,
             filter.project.as_ref().map(ProjectId::as_str)
         ]
     };
-    let total = total(conn, format!("SELECT COUNT(*) AS n {fits}"), given()).await?;
+    let counted = if filter.text.is_some() { prompts } else { "" };
+    let sql = format!("SELECT COUNT(*) AS n FROM comparison_sets s {counted} WHERE {fits}");
+    let total = total(conn, sql, given()).await?;
     let mut paged = given();
     paged.extend(args![&page.after, page.limit]);
     let rows = conn
@@ -195,7 +203,8 @@ pub(super) async fn sets_page(
                             AND a.expires_at > $1) AS held,
                         (SELECT COUNT(*) FROM set_items i JOIN completions c ON c.id = i.completion_id
                             WHERE i.set_id = s.id AND c.finish_reason = 'length') AS cut_off
-                 {fits} AND ($10 IS NULL OR s.id < $10) ORDER BY s.id DESC LIMIT $11"
+                 FROM comparison_sets s {prompts}
+                 WHERE {fits} AND ($8 IS NULL OR s.id < $8) ORDER BY s.id DESC LIMIT $9"
             ),
             paged,
         )
@@ -251,14 +260,15 @@ pub(super) async fn judgments_page(
 ) -> Result<(Vec<JudgmentRow>, i64)> {
     let holds = prompt_holds(conn, 5);
     let like = if conn.is_postgres() { "ILIKE" } else { "LIKE" };
-    let fits = format!(
-        "FROM judgments j JOIN comparison_sets s ON s.id = j.set_id JOIN prompts p ON p.id = s.prompt_id
-           JOIN labelers l ON l.id = j.labeler_id
-         WHERE ($1 IS NULL OR j.labeler_id = $1) AND ($2 IS NULL OR j.set_id = $2) AND ($3 IS NULL OR s.kind = $3)
-           AND ($4 IS NULL OR j.outcome = $4)
-           AND ($5 IS NULL OR j.rationale {like} $5 ESCAPE '\\' OR {holds})
-           AND ($6 IS NULL OR s.project_id = $6) AND {LATEST}"
-    );
+    let fits = conditions([
+        (filter.labeler_id.is_some(), "j.labeler_id = $1"),
+        (filter.set_id.is_some(), "j.set_id = $2"),
+        (filter.kind.is_some(), "s.kind = $3"),
+        (filter.outcome.is_some(), "j.outcome = $4"),
+        (filter.text.is_some(), &format!("(j.rationale {like} $5 ESCAPE '\\' OR {holds})")),
+        (filter.project.is_some(), "s.project_id = $6"),
+    ]);
+    let (sets, prompts) = ("JOIN comparison_sets s ON s.id = j.set_id", "JOIN prompts p ON p.id = s.prompt_id");
     let given = || {
         args![
             filter.labeler_id.as_ref().map(LabelerId::as_str),
@@ -269,7 +279,19 @@ pub(super) async fn judgments_page(
             filter.project.as_ref().map(ProjectId::as_str)
         ]
     };
-    let total = total(conn, format!("SELECT COUNT(*) AS n {fits}"), given()).await?;
+    let joined = match filter {
+        JudgmentFilter { text: Some(_), .. } => format!("{sets} {prompts}"),
+        JudgmentFilter { kind: Some(_), .. } | JudgmentFilter { project: Some(_), .. } => sets.to_owned(),
+        _ => String::new(),
+    };
+    // A judgment and the one that supersedes it have one set and one labeler, so that a filter finds both or neither,
+    // unless it looks at what was said.
+    let (count, latest) = match filter.outcome.is_some() || filter.text.is_some() {
+        true => ("COUNT(*)", LATEST),
+        false => ("COUNT(*) - COUNT(j.supersedes_id)", "1 = 1"),
+    };
+    let sql = format!("SELECT {count} AS n FROM judgments j {joined} WHERE {fits} AND {latest}");
+    let total = total(conn, sql, given()).await?;
     let mut paged = given();
     paged.extend(args![&page.after, page.limit]);
     let rows = conn
@@ -277,7 +299,8 @@ pub(super) async fn judgments_page(
             format!(
                 "SELECT j.id, j.set_id, j.labeler_id, j.revision, j.outcome, j.strength, j.rationale, j.active_ms,
                         j.created, s.kind, l.name AS labeler, p.messages
-                 {fits} AND ($7 IS NULL OR j.id < $7) ORDER BY j.id DESC LIMIT $8"
+                 FROM judgments j {sets} {prompts} JOIN labelers l ON l.id = j.labeler_id
+                 WHERE {fits} AND {LATEST} AND ($7 IS NULL OR j.id < $7) ORDER BY j.id DESC LIMIT $8"
             ),
             paged,
         )

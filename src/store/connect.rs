@@ -2,26 +2,25 @@
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use sqlx::migrate::MigrateError;
+use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{ConnectOptions, Connection, SqlitePool};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, SqlitePool};
 use tokio::sync::{Mutex, watch};
 
-use super::postgres::PostgresDb;
+use super::postgres::{Address, PostgresDb, forget_statements};
 use super::rows::{BoxFuture, Conn, Held};
 use super::{Result, StoreError, migrations};
 
 /// Older versions can corrupt a WAL database when a checkpoint resets the log.
 const SQLITE_OLDEST: (u32, u32, u32) = (3, 51, 3);
 const SQLITE_READERS: u32 = 4;
-/// Interval of checks whether another process has activated a model.
-const SQLITE_POLL: Duration = Duration::from_millis(500);
+/// Interval of checks whether another process has activated a model, where none is told.
+const POLL: Duration = Duration::from_millis(500);
 /// Longer than the server's statement timeout, which gives a better error for a slow statement.
 const POSTGRES_ANSWER: Duration = Duration::from_secs(45);
 /// Longest wait for SQLite's one writer, which a long import may hold.
@@ -170,6 +169,22 @@ async fn migrate_postgres(options: &PgConnectOptions) -> Result<()> {
     done
 }
 
+/// The same in one transaction, which stays on one connection of the server. Another program may migrate through another
+/// connection of the pooler, so the lock ends with the transaction, too.
+async fn migrate_through_pooler(options: &PgConnectOptions) -> Result<()> {
+    let mut conn = options.connect().await?;
+    let mut transaction = conn.begin().await?;
+    let lock = format!("SELECT pg_advisory_xact_lock({})", super::locks::MIGRATIONS);
+    sqlx::raw_sql(AssertSqlSafe(lock)).execute(&mut *transaction).await?;
+    forget_statements(&mut transaction).await?;
+    let mut migrator = Migrator::with_migrations(migrations::POSTGRES.iter().cloned().collect());
+    migrator.set_locking(false).run(&mut *transaction).await.map_err(migrate_error)?;
+    forget_statements(&mut transaction).await?;
+    transaction.commit().await?;
+    conn.close().await?;
+    Ok(())
+}
+
 impl Db {
     /// Opens the database and applies missing migrations. Refuses a schema newer than this program.
     pub(super) async fn open(url: &str) -> Result<Self> {
@@ -193,9 +208,12 @@ impl Db {
                 Ok(Self::Sqlite { readers, writer, probe, sent: Arc::default() })
             }
             Target::Postgres => {
-                let options = PgConnectOptions::from_str(url)?.application_name("instructd");
-                migrate_postgres(&options).await?;
-                Ok(Self::Postgres(PostgresDb::open(options).await?))
+                let address = Address::parse(url)?;
+                match address.is_pooled {
+                    true => migrate_through_pooler(&address.options).await?,
+                    false => migrate_postgres(&address.options).await?,
+                }
+                Ok(Self::Postgres(PostgresDb::open(address).await?))
             }
         }
     }
@@ -212,17 +230,17 @@ impl Db {
         }
     }
 
-    /// Postgres sends notifications; for SQLite listeners are woken twice a second to check.
+    /// Postgres sends notifications; for SQLite and through a pooler, listeners are woken twice a second to check.
     pub(super) fn activations(&self) -> watch::Receiver<()> {
         let (notify, changed) = watch::channel(());
         match self {
-            Self::Postgres(db) => {
+            Self::Postgres(db) if !db.is_pooled => {
                 tokio::spawn(db.clone().listen(notify));
             }
-            Self::Sqlite { .. } => {
+            Self::Postgres(_) | Self::Sqlite { .. } => {
                 tokio::spawn(async move {
                     while !notify.is_closed() {
-                        tokio::time::sleep(SQLITE_POLL).await;
+                        tokio::time::sleep(POLL).await;
                         notify.send_replace(());
                     }
                 });
@@ -251,12 +269,14 @@ impl Db {
     }
 
     fn conn(&self, held: Held) -> Conn {
-        Conn::new(held, self.sent().clone())
+        let keeps_statements = !matches!(self, Self::Postgres(db) if db.is_pooled);
+        Conn::new(held, keeps_statements, self.sent().clone())
     }
 
     pub(super) async fn read(&self) -> Result<Conn> {
         Ok(self.conn(match self {
             Self::Sqlite { readers, .. } => Held::SqliteRead(readers.acquire().await?),
+            Self::Postgres(db) if db.is_pooled => Held::PostgresPooledRead(db.read_pooled().await?),
             Self::Postgres(db) => Held::PostgresRead(db.read().await?),
         }))
     }

@@ -13,3 +13,5 @@ pub(super) const BATCHES: i64 = 17_017;
 pub(super) const WEBHOOKS: i64 = 0xeb00c;
 /// Advisory lock of people's first sign-ins: two requests of one person must not make two people.
 pub(super) const IDENTITIES: i64 = 0x1de7;
+/// Advisory lock of migrations through a pooler.
+pub(super) const MIGRATIONS: i64 = 0x5c4e3a;

@@ -59,7 +59,9 @@ pub use imports::{ImportLine, Imported, ImportedLine, ImportedRanking};
 pub use leases::Queue;
 pub use model_judgments::ToJudge;
 pub use names::{find_version, unknown_version};
-pub use privacy::{Amount, Cuts, ErasedPerson, Expiring, RequestCounts, learns_from_requests};
+pub use privacy::{
+    Amount, Candidate, Cuts, ErasedPerson, Expiring, Position, RequestCounts, Stretch, learns_from_requests,
+};
 pub use projects::{LabelerProject, ProjectCounts, ProjectQuota};
 pub use sql::Store;
 pub use submits::Question;
@@ -362,6 +364,15 @@ pub struct AuditFilter {
     pub target: Option<String>,
     pub since: Option<Micros>,
     pub until: Option<Micros>,
+}
+
+/// Selection of feedback events.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FeedbackFilter {
+    /// Only events at or before this time.
+    pub as_of: Option<Micros>,
+    /// Leave out events on completions of requests.
+    pub without_requests: bool,
 }
 
 /// A feedback event with the completion and prompt it is about.

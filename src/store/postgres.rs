@@ -4,13 +4,14 @@
 use std::future::Future;
 use std::ops::{Deref, DerefMut};
 use std::pin::pin;
+use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgListener, PgPoolOptions};
-use sqlx::{ConnectOptions, Connection, PgPool, Postgres, Transaction};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgPool, Postgres, Transaction};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::{Result, StoreError};
@@ -33,6 +34,57 @@ const BETWEEN_TRIALS: Duration = Duration::from_millis(250);
 /// The notification channel of activations of models.
 pub(super) const ACTIVATIONS: &str = "instructd_activations";
 
+/// Parameter of the URL that says that a pooler is in between.
+const POOLER: &str = "pooler";
+/// Settings of a session. Compiling statements costs more than it saves: those that read much read it from disk.
+const SETTINGS: [(&str, &str); 4] = [
+    ("statement_timeout", "30s"),
+    ("lock_timeout", "5s"),
+    ("idle_in_transaction_session_timeout", "30s"),
+    ("jit", "off"),
+];
+
+/// Where a database is, and what is on the way.
+#[derive(Clone)]
+pub(super) struct Address {
+    pub options: PgConnectOptions,
+    /// A pooler may send each transaction over another connection of the server (PgBouncer's `pool_mode = transaction`).
+    /// Nothing that belongs to a session is used then: no named statements, no notifications, no settings and no locks
+    /// beyond a transaction.
+    pub is_pooled: bool,
+}
+
+impl Address {
+    /// The address of a `postgres://` URL. `pooler=transaction` among its parameters means a pooler.
+    pub fn parse(url: &str) -> Result<Self> {
+        let (place, parameters) = url.split_once('?').unwrap_or((url, ""));
+        let (mut is_pooled, mut rest) = (false, Vec::new());
+        for parameter in parameters.split('&').filter(|parameter| !parameter.is_empty()) {
+            match parameter.split_once('=') {
+                Some((POOLER, "transaction")) => is_pooled = true,
+                Some((POOLER, mode)) => {
+                    let message = format!("the database URL's pooler must be \"transaction\", not {mode:?}");
+                    return Err(StoreError::Internal(message));
+                }
+                _ => rest.push(parameter),
+            }
+        }
+        let separator = if rest.is_empty() { "" } else { "?" };
+        let options = PgConnectOptions::from_str(&format!("{place}{separator}{}", rest.join("&")))?;
+        let options = options.application_name("instructd");
+        // A pooler refuses start-up parameters that it does not know.
+        let options = if is_pooled { options.statement_cache_capacity(0).extra_float_digits(None) } else { options };
+        Ok(Self { options, is_pooled })
+    }
+}
+
+/// Removes named statements from a connection of a pooler: the driver names its own from 1, and they stay on the
+/// server's connection, which others use later.
+pub(super) async fn forget_statements(conn: &mut PgConnection) -> Result<()> {
+    sqlx::raw_sql("DEALLOCATE ALL").execute(conn).await?;
+    Ok(())
+}
+
 /// One database, through any number of outages.
 pub(super) struct PostgresDb {
     /// Replaced after an outage, because old connections may hang for minutes.
@@ -40,6 +92,8 @@ pub(super) struct PostgresDb {
     /// One permit for each read, given in the order in which they came.
     readers: Arc<Semaphore>,
     options: PgConnectOptions,
+    /// Whether transactions may go over different connections of the server.
+    pub(super) is_pooled: bool,
     /// Set while trial connections fail: callers get an error at once.
     away: AtomicBool,
     /// Whether a trial is running.
@@ -121,6 +175,12 @@ impl DerefMut for Reader {
     }
 }
 
+/// A transaction for reads.
+pub(super) struct PooledReader {
+    pub(super) transaction: Transaction<'static, Postgres>,
+    _permit: OwnedSemaphorePermit,
+}
+
 impl Pools {
     fn new(options: &PgConnectOptions) -> Self {
         let pool = |connections| {
@@ -150,23 +210,24 @@ impl Pools {
 }
 
 impl PostgresDb {
-    pub(super) async fn open(options: PgConnectOptions) -> Result<Arc<Self>> {
-        let options = options.options([
-            ("statement_timeout", "30s"),
-            ("lock_timeout", "5s"),
-            ("idle_in_transaction_session_timeout", "30s"),
-        ]);
+    pub(super) async fn open(address: Address) -> Result<Arc<Self>> {
+        let Address { options, is_pooled } = address;
+        let options = if is_pooled { options } else { options.options(SETTINGS) };
         let db = Arc::new(Self {
             pools: RwLock::new(Pools::new(&options)),
             readers: Arc::new(Semaphore::new(READS as usize)),
             options,
+            is_pooled,
             away: AtomicBool::new(false),
             trying: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             sent: Arc::default(),
         });
         // An unreachable server is an error at the start.
-        db.read().await?.keep();
+        match is_pooled {
+            true => drop(db.read_pooled().await?),
+            false => db.read().await?.keep(),
+        }
         Ok(db)
     }
 
@@ -183,6 +244,24 @@ impl PostgresDb {
             None => self.watched(reads.acquire()).await?,
         };
         Ok(Reader { conn, spares, _permit: permit })
+    }
+
+    /// A transaction for reads through a pooler, which is rolled back when it is dropped.
+    pub(super) async fn read_pooled(self: &Arc<Self>) -> Result<PooledReader> {
+        let permit = self.turn().await?;
+        let pool = self.current().reads;
+        Ok(PooledReader { transaction: self.watched(self.begin_in(&pool)).await?, _permit: permit })
+    }
+
+    async fn begin_in(&self, pool: &PgPool) -> sqlx::Result<Transaction<'static, Postgres>> {
+        match self.is_pooled {
+            true => {
+                let settings = SETTINGS.map(|(name, value)| format!("SET LOCAL {name} = '{value}'"));
+                let begin = format!("BEGIN; {}", settings.join("; "));
+                pool.begin_with(AssertSqlSafe(begin)).await
+            }
+            false => pool.begin().await,
+        }
     }
 
     /// Waits while other reads have all connections and the server answers.
@@ -208,13 +287,13 @@ impl PostgresDb {
 
     pub(super) async fn begin(self: &Arc<Self>) -> Result<Transaction<'static, Postgres>> {
         let pool = self.current().writes;
-        self.watched(pool.begin()).await
+        self.watched(self.begin_in(&pool)).await
     }
 
     /// A transaction for a group of labelers' writes.
     pub(super) async fn begin_placing(self: &Arc<Self>) -> Result<Transaction<'static, Postgres>> {
         let pool = self.current().groups;
-        self.watched(pool.begin()).await
+        self.watched(self.begin_in(&pool)).await
     }
 
     fn refuse_if_away(&self) -> Result<()> {

@@ -113,29 +113,141 @@ fn removable_prompt(cuts: &Cuts) -> String {
     )
 }
 
-/// `SELECT id, created, bytes` of all removable records of a kind.
-pub(super) fn going(what: Expiring, cuts: &Cuts) -> String {
-    let cut = cuts.requests;
-    match what {
-        Expiring::Feedback => format!(
-            "SELECT f.id, f.created, octet_length(CAST(f.value AS TEXT)) AS bytes FROM feedback_events f
-             WHERE (f.created < {} AND f.created > {})
-                OR EXISTS (SELECT 1 FROM completions c WHERE c.id = f.completion_id AND c.created < {cut} AND {})",
-            cuts.feedback,
-            cuts.kept_feedback,
-            removable(cuts)
-        ),
-        Expiring::Completions => format!(
-            "SELECT c.id, c.created, octet_length(c.text) + octet_length(c.token_ids) + octet_length(c.logprobs) AS bytes
-             FROM completions c WHERE c.created < {cut} AND {}",
-            removable(cuts)
-        ),
-        Expiring::Prompts => format!(
-            "SELECT p.id, p.created, octet_length(CAST(p.messages AS TEXT)) AS bytes FROM prompts p
-             WHERE p.created < {cut} AND {}",
-            removable_prompt(cuts)
-        ),
+/// A record's place among those of its kind, by time.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Position {
+    pub created: Micros,
+    pub id: String,
+}
+
+/// A record that retention considers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Candidate {
+    pub position: Position,
+    pub bytes: i64,
+    /// Whether it is removable.
+    pub goes: bool,
+}
+
+/// Part of the records of a kind, in the order of time.
+#[derive(Clone, Copy, Debug)]
+pub enum Stretch<'a> {
+    /// The oldest records after a position.
+    After(Option<&'a Position>),
+    /// The newest records before a position, newest first.
+    Before(Option<&'a Position>),
+}
+
+/// What retention considers, and what of it is removable. Only the records of a stretch are compared with the tables
+/// that refer to them, so a statement takes equally long however large the tables are.
+struct Considered {
+    table: &'static str,
+    /// Alias of the table.
+    alias: &'static str,
+    /// Condition of the candidates. An index by `created` has it, too.
+    candidate: String,
+    bytes: &'static str,
+    goes: String,
+}
+
+impl Considered {
+    fn of(what: Expiring, cuts: &Cuts) -> Self {
+        let cut = cuts.requests;
+        match what {
+            Expiring::Feedback => Self {
+                table: "feedback_events",
+                alias: "f",
+                // Feedback on a completion that is removed may be newer than the cuts.
+                candidate: format!("(f.created < {} OR {cut} > {})", cuts.feedback, -Micros::MAX),
+                bytes: "octet_length(CAST(f.value AS TEXT))",
+                goes: format!(
+                    "(f.created < {} AND f.created > {})
+                     OR EXISTS (SELECT 1 FROM completions c WHERE c.id = f.completion_id AND c.created < {cut} AND {})",
+                    cuts.feedback,
+                    cuts.kept_feedback,
+                    removable(cuts)
+                ),
+            },
+            Expiring::Completions => Self {
+                table: "completions",
+                alias: "c",
+                candidate: format!("c.served IS NOT NULL AND c.created < {cut}"),
+                bytes: "octet_length(c.text) + octet_length(c.token_ids) + octet_length(c.logprobs)",
+                goes: removable(cuts),
+            },
+            Expiring::Prompts => Self {
+                table: "prompts",
+                alias: "p",
+                candidate: format!(concat!(asked!("p"), " AND p.created < {}"), cut),
+                bytes: "octet_length(CAST(p.messages AS TEXT))",
+                goes: removable_prompt(cuts),
+            },
+        }
     }
+
+    /// `SELECT id, created, bytes, goes` of a stretch, with a position as `$1` and `$2` and a limit as `$3`.
+    fn select(&self, is_forwards: bool) -> String {
+        let Self { table, alias, candidate, bytes, goes } = self;
+        let (sign, order, end, last) = match is_forwards {
+            true => (">", "ASC", -Micros::MAX, "''"),
+            false => ("<", "DESC", Micros::MAX, "'~'"),
+        };
+        format!(
+            "SELECT {alias}.id, {alias}.created, CAST({bytes} AS BIGINT) AS bytes,
+                    CAST(CASE WHEN {goes} THEN 1 ELSE 0 END AS BIGINT) AS goes
+             FROM (SELECT {alias}.* FROM {table} {alias}
+                   WHERE {candidate} AND ({alias}.created, {alias}.id) {sign} (COALESCE($1, {end}), COALESCE($2, {last}))
+                   ORDER BY {alias}.created {order}, {alias}.id {order} LIMIT $3) {alias}
+             ORDER BY {alias}.created {order}, {alias}.id {order}"
+        )
+    }
+}
+
+/// At most `limit` records of a kind in a stretch.
+pub(super) async fn candidates(
+    conn: &mut Conn,
+    what: Expiring,
+    cuts: &Cuts,
+    stretch: Stretch<'_>,
+    limit: i64,
+) -> Result<Vec<Candidate>> {
+    let (position, is_forwards) = match stretch {
+        Stretch::After(position) => (position, true),
+        Stretch::Before(position) => (position, false),
+    };
+    let args = args![position.map(|p| p.created), position.map(|p| p.id.as_str()), limit];
+    let rows = conn.all_built(Considered::of(what, cuts).select(is_forwards), args).await?;
+    rows.iter()
+        .map(|row| {
+            let position = Position { created: row.int("created")?, id: row.text("id")? };
+            Ok(Candidate { position, bytes: row.int("bytes")?, goes: row.int("goes")? != 0 })
+        })
+        .collect()
+}
+
+/// The removable records among the next `limit` after a position, and the position to continue after; `None` at the end.
+pub(super) async fn expiring(
+    conn: &mut Conn,
+    what: Expiring,
+    cuts: &Cuts,
+    after: Option<&Position>,
+    limit: i64,
+) -> Result<(Amount, Option<Position>)> {
+    let stretch = Considered::of(what, cuts).select(true);
+    let sql = format!(
+        "WITH t AS ({stretch}) SELECT CAST(COALESCE(SUM(goes), 0) AS BIGINT) AS records,
+             CAST(COALESCE(SUM(CASE goes WHEN 1 THEN bytes ELSE 0 END), 0) AS BIGINT) AS bytes,
+             CAST(COUNT(*) AS BIGINT) AS n, MAX(created) AS created,
+             (SELECT MAX(id) FROM t WHERE created = (SELECT MAX(created) FROM t)) AS id
+         FROM t"
+    );
+    let rows = conn.all_built(sql, args![after.map(|p| p.created), after.map(|p| p.id.as_str()), limit]).await?;
+    let going = amount(rows.first())?;
+    let Some(row) = rows.first().filter(|_| rows.len() == 1) else { return Ok((going, None)) };
+    let (created, id) = (row.opt_int("created")?, row.opt_text("id")?);
+    let is_full = row.int("n")? >= limit;
+    let last = created.zip(id).filter(|_| is_full).map(|(created, id)| Position { created, id });
+    Ok((going, last))
 }
 
 fn amount(row: Option<&Row>) -> Result<Amount> {
@@ -163,51 +275,33 @@ pub(super) async fn stored(conn: &mut Conn, what: Expiring) -> Result<Amount> {
     sum(conn, rows.to_owned()).await
 }
 
-pub(super) async fn size_cut(conn: &mut Conn, what: Expiring, cuts: &Cuts, most_bytes: i64) -> Result<Option<Micros>> {
-    let rows = match what {
-        Expiring::Feedback => going(what, &Cuts { feedback: Micros::MAX, requests: Micros::MIN, ..*cuts }),
-        _ => {
-            let all = Cuts { requests: Micros::MAX, ..*cuts };
-            format!("{} UNION ALL {}", going(Expiring::Completions, &all), going(Expiring::Prompts, &all))
-        }
-    };
-    // The newest record with which the sum, from the newest on, exceeds the limit.
-    let sql = format!(
-        "SELECT CAST(MAX(created) AS BIGINT) AS newest
-         FROM (SELECT created, SUM(bytes) OVER (ORDER BY created DESC, id DESC ROWS UNBOUNDED PRECEDING) AS total
-               FROM ({rows}) AS t) AS summed WHERE total > $1"
-    );
-    let found = conn.all_built(sql, args![most_bytes]).await?;
-    let newest = found.first().map(|row| row.opt_int("newest")).transpose()?.flatten();
-    Ok(newest.map(|created| created + 1))
-}
-
-/// Removes a batch, feedback on a completion before the completion.
-pub(super) async fn expire(conn: &mut Conn, what: Expiring, cuts: &Cuts, limit: i64) -> Result<Amount> {
-    let table = match what {
-        Expiring::Feedback => "feedback_events",
-        Expiring::Completions => "completions",
-        Expiring::Prompts => "prompts",
-    };
-    let sql = format!(
-        "SELECT id, CAST(bytes AS BIGINT) AS bytes FROM ({}) AS t ORDER BY created, id LIMIT $1",
-        going(what, cuts)
-    );
+/// Removes what is removable among the next `limit` records after a position, feedback on a completion before the
+/// completion. Returns the position to continue after; `None` at the end.
+pub(super) async fn expire(
+    conn: &mut Conn,
+    what: Expiring,
+    cuts: &Cuts,
+    after: Option<&Position>,
+    limit: i64,
+) -> Result<(Amount, Option<Position>)> {
+    let table = Considered::of(what, cuts).table;
+    let found = candidates(conn, what, cuts, Stretch::After(after), limit).await?;
+    let going: Vec<&Candidate> = found.iter().filter(|candidate| candidate.goes).collect();
     let mut removed = Amount::default();
-    for chunk in conn.all_built(sql, args![limit]).await?.chunks(500) {
-        let ids = chunk.iter().map(|row| row.text("id")).collect::<Result<Vec<_>>>()?;
-        for row in chunk {
-            removed += Amount { records: 1, bytes: row.int("bytes")? };
+    for chunk in going.chunks(500) {
+        for candidate in chunk {
+            removed += Amount { records: 1, bytes: candidate.bytes };
         }
-        let list = placeholders(1, ids.len());
-        let named = || ids.iter().map(Arg::from).collect::<Vec<_>>();
+        let list = placeholders(1, chunk.len());
+        let named = || chunk.iter().map(|candidate| Arg::from(&candidate.position.id)).collect::<Vec<_>>();
         if what == Expiring::Completions {
             let sql = format!("DELETE FROM feedback_events WHERE completion_id IN ({list}) RETURNING id");
             conn.all_built(sql, named()).await?;
         }
         conn.all_built(format!("DELETE FROM {table} WHERE id IN ({list}) RETURNING id"), named()).await?;
     }
-    Ok(removed)
+    let is_full = found.len() as i64 >= limit;
+    Ok((removed, found.into_iter().last().filter(|_| is_full).map(|candidate| candidate.position)))
 }
 
 pub(super) async fn put_answers(

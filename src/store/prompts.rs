@@ -1,8 +1,10 @@
 //! Prompts, completions, demonstrations and feedback.
 
+use std::collections::{BTreeSet, HashMap};
+
 use super::privacy::{self, asked};
-use super::rows::{Conn, PAGE_BYTES, Row, args, json, not_found};
-use super::{FeedbackFact, Page, Result, StoreError, keys};
+use super::rows::{Arg, Conn, PAGE_BYTES, Row, args, json, not_found, placeholders};
+use super::{FeedbackFact, FeedbackFilter, Page, Result, StoreError, keys};
 use crate::domain::*;
 
 // ---------------------------------------------------------------- prompts
@@ -221,31 +223,6 @@ pub(super) async fn add_demonstration(
     })
 }
 
-pub(super) async fn demonstrations(conn: &mut Conn) -> Result<Vec<(Prompt, Completion)>> {
-    let prompts = conn
-        .all(
-            "SELECT p.* FROM demonstrations d JOIN prompts p ON p.id = d.prompt_id
-             ORDER BY d.created, d.completion_id",
-            vec![],
-        )
-        .await?;
-    let completions = conn
-        .all(
-            "SELECT c.* FROM demonstrations d JOIN completions c ON c.id = d.completion_id
-             ORDER BY d.created, d.completion_id",
-            vec![],
-        )
-        .await?;
-    let prompts: std::collections::HashMap<PromptId, Prompt> =
-        prompts.iter().map(prompt).map(|p| p.map(|p| (p.id.clone(), p))).collect::<Result<_>>()?;
-    // A demonstration that was stored between the two reads has no prompt here yet and is left for the next call.
-    completions
-        .iter()
-        .map(completion)
-        .filter_map(|c| c.map(|c| prompts.get(&c.prompt_id).map(|p| (p.clone(), c))).transpose())
-        .collect()
-}
-
 /// At most `limit` demonstrations after one, oldest first.
 pub(super) async fn demonstration_page(
     conn: &mut Conn,
@@ -255,22 +232,28 @@ pub(super) async fn demonstration_page(
     let rows = conn
         .all(
             "SELECT prompt_id, completion_id, labeler_id, created FROM demonstrations
-             WHERE $1 IS NULL OR created > $1 OR (created = $1 AND completion_id > $2)
+             WHERE (created, completion_id) > (COALESCE($1, -9223372036854775807), COALESCE($2, ''))
              ORDER BY created, completion_id LIMIT $3",
             args![after.map(|d| d.created), after.map(|d| d.completion_id.as_str()), limit],
         )
         .await?;
+    let ids = |column: &str| rows.iter().map(|row| row.text(column)).collect::<Result<BTreeSet<_>>>();
+    let prompts = named(conn, "prompts", ids("prompt_id")?, prompt).await?;
+    let completions = named(conn, "completions", ids("completion_id")?, completion).await?;
     let mut page = Vec::with_capacity(rows.len());
     for row in &rows {
+        let (prompt_id, completion_id) = (row.text("prompt_id")?, row.text("completion_id")?);
+        // A demonstration that is erased meanwhile has lost its texts.
+        let (Some(prompt), Some(completion)) = (prompts.get(&prompt_id), completions.get(&completion_id)) else {
+            continue;
+        };
         let demonstration = Demonstration {
-            prompt_id: row.text("prompt_id")?.into(),
-            completion_id: row.text("completion_id")?.into(),
+            prompt_id: prompt_id.into(),
+            completion_id: completion_id.into(),
             labeler_id: row.opt_text("labeler_id")?.map(Into::into),
             created: row.int("created")?,
         };
-        let prompt = get(conn, &demonstration.prompt_id).await?;
-        let completion = get_completion(conn, &demonstration.completion_id).await?;
-        page.push((demonstration, prompt, completion));
+        page.push((demonstration, prompt.clone(), completion.clone()));
     }
     Ok(page)
 }
@@ -292,6 +275,27 @@ pub(super) async fn corrections(conn: &mut Conn, set: &SetId) -> Result<Vec<(Lab
     rows.iter().map(|row| Ok((row.text("corrected_by")?.into(), completion(row)?))).collect()
 }
 
+/// Number of ids in one statement.
+const IDS: usize = 500;
+
+/// The rows of a table with these ids, by id.
+async fn named<T>(
+    conn: &mut Conn,
+    table: &'static str,
+    ids: BTreeSet<String>,
+    read: fn(&Row) -> Result<T>,
+) -> Result<HashMap<String, T>> {
+    let ids: Vec<String> = ids.into_iter().collect();
+    let mut found = HashMap::with_capacity(ids.len());
+    for chunk in ids.chunks(IDS) {
+        let sql = format!("SELECT * FROM {table} WHERE id IN ({})", placeholders(1, chunk.len()));
+        for row in &conn.all_built(sql, chunk.iter().map(Arg::from).collect()).await? {
+            found.insert(row.text("id")?, read(row)?);
+        }
+    }
+    Ok(found)
+}
+
 // ---------------------------------------------------------------- feedback
 
 pub(super) fn feedback(row: &Row) -> Result<FeedbackEvent> {
@@ -308,11 +312,20 @@ pub(super) fn feedback(row: &Row) -> Result<FeedbackEvent> {
 
 /// A known idempotency key returns the event stored under it.
 pub(super) async fn put_feedback(conn: &mut Conn, e: &FeedbackEvent) -> Result<FeedbackEvent> {
-    get_completion(conn, &e.completion_id).await?;
+    let completion = get_completion(conn, &e.completion_id).await?;
     conn.run(
-        "INSERT INTO feedback_events (id, completion_id, kind, value, actor_hash, idempotency_key, created)
-         VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (idempotency_key) DO NOTHING",
-        args![e.id.as_str(), e.completion_id.as_str(), &e.kind, &e.value, &e.actor_hash, &e.idempotency_key, e.created],
+        "INSERT INTO feedback_events (id, completion_id, kind, value, actor_hash, idempotency_key, created, prompt_id)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (idempotency_key) DO NOTHING",
+        args![
+            e.id.as_str(),
+            e.completion_id.as_str(),
+            &e.kind,
+            &e.value,
+            &e.actor_hash,
+            &e.idempotency_key,
+            e.created,
+            completion.prompt_id.as_str()
+        ],
     )
     .await?;
     let row = conn.one("SELECT * FROM feedback_events WHERE idempotency_key = $1", args![&e.idempotency_key]).await?;
@@ -334,29 +347,49 @@ pub(super) async fn list_feedback(conn: &mut Conn, page: &Page) -> Result<Vec<Fe
     .collect()
 }
 
-pub(super) async fn feedback_facts(
+/// The events on at most `prompts` prompts with ids after `after`, with their completions and prompts: by prompt, oldest
+/// first; and the id to continue after, `None` at the end.
+pub(super) async fn feedback_page(
     conn: &mut Conn,
-    as_of: Option<Micros>,
-    without_requests: bool,
-) -> Result<Vec<FeedbackFact>> {
+    which: &FeedbackFilter,
+    after: Option<&PromptId>,
+    prompts: i64,
+) -> Result<(Vec<FeedbackFact>, Option<PromptId>)> {
+    let after = after.map(PromptId::as_str);
+    let last = conn
+        .one(
+            "SELECT COUNT(*) AS n, MAX(prompt_id) AS last FROM (SELECT DISTINCT prompt_id FROM feedback_events
+                 WHERE prompt_id > COALESCE($1, '') ORDER BY prompt_id LIMIT $2) t",
+            args![after, prompts],
+        )
+        .await?;
+    let Some(row) = last else { return Ok((Vec::new(), None)) };
+    let Some(last) = row.opt_text("last")? else { return Ok((Vec::new(), None)) };
+    let is_full = row.int("n")? >= prompts;
     let rows = conn
         .all(
             "SELECT f.* FROM feedback_events f
-             WHERE ($1 IS NULL OR f.created <= $1)
+             WHERE f.prompt_id > COALESCE($3, '') AND f.prompt_id <= $4 AND ($1 IS NULL OR f.created <= $1)
                AND (NOT $2 OR EXISTS (SELECT 1 FROM completions c JOIN prompts p ON p.id = c.prompt_id
                    WHERE c.id = f.completion_id AND c.served IS NULL
                      AND NOT (p.source IN ('chat', 'completions')
                          AND (p.submitted IS NULL OR p.submitted > COALESCE($1, 9223372036854775807)))))
-             ORDER BY f.created, f.id",
-            args![as_of, without_requests],
+             ORDER BY f.prompt_id, f.created, f.id",
+            args![which.as_of, which.without_requests, after, last.as_str()],
         )
         .await?;
+    let ids = |column: &str| rows.iter().map(|row| row.text(column)).collect::<Result<BTreeSet<_>>>();
+    let texts = named(conn, "prompts", ids("prompt_id")?, prompt).await?;
+    let completions = named(conn, "completions", ids("completion_id")?, completion).await?;
     let mut facts = Vec::with_capacity(rows.len());
     for row in &rows {
         let event = feedback(row)?;
-        let completion = get_completion(conn, &event.completion_id).await?;
-        let prompt = get(conn, &completion.prompt_id).await?;
-        facts.push(FeedbackFact { event, completion, prompt });
+        // A completion that retention removes meanwhile takes its feedback with it.
+        if let (Some(completion), Some(prompt)) =
+            (completions.get(event.completion_id.as_str()), texts.get(&row.text("prompt_id")?))
+        {
+            facts.push(FeedbackFact { event, completion: completion.clone(), prompt: prompt.clone() });
+        }
     }
-    Ok(facts)
+    Ok((facts, is_full.then(|| last.into())))
 }

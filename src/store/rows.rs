@@ -13,7 +13,7 @@ use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 use sqlx::{AssertSqlSafe, Postgres, Row as _, SqlSafeStr, SqlStr, Sqlite, Transaction};
 
-use super::postgres::Reader;
+use super::postgres::{PooledReader, Reader};
 use super::{Result, StoreError};
 use crate::domain::Micros;
 
@@ -79,12 +79,15 @@ pub(super) enum Held {
     SqliteRead(PoolConnection<Sqlite>),
     SqliteWrite(Transaction<'static, Sqlite>),
     PostgresRead(Reader),
+    PostgresPooledRead(PooledReader),
     PostgresWrite(Transaction<'static, Postgres>),
 }
 
 /// A connection with a record of the statements sent over it.
 pub(super) struct Conn {
     held: Held,
+    /// Whether the server keeps prepared statements for this connection.
+    keeps_statements: bool,
     /// Number of statements sent by all connections of the store, without those that begin and end transactions or take
     /// locks.
     sent: Arc<AtomicU64>,
@@ -124,8 +127,13 @@ macro_rules! sqlite_query {
 }
 
 macro_rules! postgres_query {
-    ($sql:expr, $args:expr) => {
-        bind_all!(sqlx::query::<Postgres>($sql), $args, |v: Value| sqlx::types::Json(without_nul_in(v)), without_nul)
+    ($sql:expr, $args:expr, $keeps:expr) => {
+        bind_all!(
+            sqlx::query::<Postgres>($sql).persistent($keeps),
+            $args,
+            |v: Value| sqlx::types::Json(without_nul_in(v)),
+            without_nul
+        )
     };
 }
 
@@ -144,8 +152,8 @@ pub(super) fn without_nul_in(value: Value) -> Value {
 }
 
 impl Conn {
-    pub(super) fn new(held: Held, sent: Arc<AtomicU64>) -> Self {
-        Self { held, sent, wrote: false, refused: false }
+    pub(super) fn new(held: Held, keeps_statements: bool, sent: Arc<AtomicU64>) -> Self {
+        Self { held, keeps_statements, sent, wrote: false, refused: false }
     }
 
     fn link(&mut self) -> Link<'_> {
@@ -153,12 +161,13 @@ impl Conn {
             Held::SqliteRead(c) => Link::Sqlite(c),
             Held::SqliteWrite(c) => Link::Sqlite(c),
             Held::PostgresRead(c) => Link::Postgres(c),
+            Held::PostgresPooledRead(c) => Link::Postgres(&mut c.transaction),
             Held::PostgresWrite(c) => Link::Postgres(c),
         }
     }
 
     pub(super) fn is_postgres(&self) -> bool {
-        matches!(self.held, Held::PostgresRead(_) | Held::PostgresWrite(_))
+        matches!(self.held, Held::PostgresRead(_) | Held::PostgresPooledRead(_) | Held::PostgresWrite(_))
     }
 
     /// Resets the record that [`Conn::may_be_dirty`] reads.
@@ -179,9 +188,10 @@ impl Conn {
     /// Runs a statement; returns how many rows it touched.
     pub(super) async fn run(&mut self, sql: &'static str, args: Vec<Arg>) -> Result<u64> {
         self.note(sql);
+        let keeps = self.keeps_statements;
         let done = match self.link() {
             Link::Sqlite(c) => sqlite_query!(sql, args).execute(c).await.map(|done| done.rows_affected()),
-            Link::Postgres(c) => postgres_query!(sql, args).execute(c).await.map(|done| done.rows_affected()),
+            Link::Postgres(c) => postgres_query!(sql, args, keeps).execute(c).await.map(|done| done.rows_affected()),
         };
         self.refused |= done.is_err();
         Ok(done?)
@@ -198,13 +208,15 @@ impl Conn {
 
     async fn all_of(&mut self, sql: SqlStr, args: Vec<Arg>) -> Result<Vec<Row>> {
         self.note(sql.as_str());
+        let keeps = self.keeps_statements;
         let rows: sqlx::Result<Vec<Row>> = match self.link() {
             Link::Sqlite(c) => {
                 sqlite_query!(sql, args).fetch_all(c).await.map(|rows| rows.into_iter().map(Row::Sqlite).collect())
             }
-            Link::Postgres(c) => {
-                postgres_query!(sql, args).fetch_all(c).await.map(|rows| rows.into_iter().map(Row::Postgres).collect())
-            }
+            Link::Postgres(c) => postgres_query!(sql, args, keeps)
+                .fetch_all(c)
+                .await
+                .map(|rows| rows.into_iter().map(Row::Postgres).collect()),
         };
         self.refused |= rows.is_err();
         Ok(rows?)
@@ -218,6 +230,7 @@ impl Conn {
         mut take: impl FnMut(&Row) -> Result<bool> + Send,
     ) -> Result<()> {
         let sql = sql.into_sql_str();
+        let keeps = self.keeps_statements;
         match self.link() {
             Link::Sqlite(c) => {
                 let mut rows = sqlite_query!(sql, args).fetch(c);
@@ -228,7 +241,7 @@ impl Conn {
                 }
             }
             Link::Postgres(c) => {
-                let mut rows = postgres_query!(sql, args).fetch(c);
+                let mut rows = postgres_query!(sql, args, keeps).fetch(c);
                 while let Some(row) = rows.try_next().await? {
                     if !take(&Row::Postgres(row))? {
                         break;
@@ -272,8 +285,9 @@ impl Conn {
     /// Takes a lock until the transaction ends. SQLite has only one writer; Postgres takes an advisory lock, because
     /// row locks do not cover counts over other rows (the taken places of a set).
     pub(super) async fn serialize(&mut self, lock: i64) -> Result<()> {
+        let keeps = self.keeps_statements;
         if let Link::Postgres(c) = self.link() {
-            let locked = postgres_query!("SELECT pg_advisory_xact_lock($1)", args![lock]).execute(c).await;
+            let locked = postgres_query!("SELECT pg_advisory_xact_lock($1)", args![lock], keeps).execute(c).await;
             self.refused |= locked.is_err();
             locked?;
         }
@@ -284,7 +298,7 @@ impl Conn {
         match self.held {
             Held::SqliteWrite(tx) => tx.commit().await?,
             Held::PostgresWrite(tx) => tx.commit().await?,
-            Held::SqliteRead(_) | Held::PostgresRead(_) => {}
+            Held::SqliteRead(_) | Held::PostgresRead(_) | Held::PostgresPooledRead(_) => {}
         }
         Ok(())
     }
@@ -293,7 +307,7 @@ impl Conn {
         match self.held {
             Held::SqliteWrite(tx) => tx.rollback().await?,
             Held::PostgresWrite(tx) => tx.rollback().await?,
-            Held::SqliteRead(_) | Held::PostgresRead(_) => {}
+            Held::SqliteRead(_) | Held::PostgresRead(_) | Held::PostgresPooledRead(_) => {}
         }
         Ok(())
     }

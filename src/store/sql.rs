@@ -49,7 +49,6 @@ macro_rules! write {
 }
 
 async fn counts(conn: &mut Conn) -> Result<Counts> {
-    let now = conn.now().await?;
     let mut counts = Counts::default();
     for (field, sql) in [
         (&mut counts.prompts, "SELECT COUNT(*) AS n FROM prompts"),
@@ -68,6 +67,7 @@ async fn counts(conn: &mut Conn) -> Result<Counts> {
     ] {
         *field = conn.count(sql, vec![]).await?;
     }
+    let now = conn.now().await?;
     let queue = leases::queue(conn, now, None).await?;
     (counts.sets_open, counts.sets_stuck, counts.leases) = (queue.sets_open, queue.sets_stuck, queue.leases);
     Ok(counts)

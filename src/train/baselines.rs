@@ -106,7 +106,7 @@ impl Baselines {
 
 /// Adagrad over the pairs in their order, with a bias towards 0: the optimum hardly depends on the order.
 fn fit_words(train: &[RankedSequences]) -> Vec<f64> {
-    let ids = train.iter().flat_map(|set| &set.sequences).flat_map(|sequence| &sequence.ids);
+    let ids = train.iter().flat_map(|set| &set.sequences).flat_map(|sequence| sequence.ids.iter());
     let size = ids.max().map_or(0, |id| *id as usize + 1);
     let mut pairs: Vec<(Vec<(u32, f64)>, f64)> = Vec::new();
     for set in train {
@@ -165,12 +165,10 @@ fn beside(name: &str, pairs: &[HeldoutPair], ahead: impl Fn(&HeldoutPair) -> f64
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::PromptInput;
 
     /// A set of two responses, the first preferred.
     fn pair(preferred: &[u32], other: &[u32]) -> RankedSequences {
         RankedSequences {
-            prompt: PromptInput::Text("q".into()),
             sequences: [preferred, other].map(|response| Sequence::new(&[1, 2], response)).into(),
             tiers: vec![0, 1],
             strength: 0.0,

@@ -187,7 +187,8 @@ impl Feedback {
             let Some((ids, start)) = answers.sequences.pop() else { continue };
             let side = one.side(heldout_fraction);
             report.note_answer(&one.prompt, &one.completion, ids.len() - start, side);
-            if side == Split::Train { &mut train } else { &mut heldout }.push((one, Sequence { ids, start }));
+            if side == Split::Train { &mut train } else { &mut heldout }
+                .push((one, Sequence { ids: ids.into(), start }));
         }
         let prompts = heldout.iter().chain(&train).map(|(one, _)| one.prompt.clone()).collect();
         let (train, heldout) = (mismatched(train, texts, max_length)?, mismatched(heldout, texts, max_length)?);
@@ -213,7 +214,7 @@ fn mismatched(side: Vec<(&Thumbed, Sequence)>, texts: &Texts, max_length: usize)
         items.push(FeedbackExample {
             sequence: sequence.clone(),
             liked: one.label,
-            mismatched: Sequence { ids, start },
+            mismatched: Sequence { ids: ids.into(), start },
             reference: 0.0,
             mismatched_reference: 0.0,
         });

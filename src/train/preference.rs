@@ -2,6 +2,7 @@
 //! and `orpo` without a reference. All learn from the pairs of ranked sets.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use anyhow::{Result, bail};
 use candle_core::Tensor;
@@ -14,6 +15,7 @@ use super::run::{Run, TrainPlan, file_hash, load_base, report_phase};
 use super::samples::Samples;
 use super::sft::backbone_and_output;
 use super::step::{PredictionBatch, Sequence, micro_batches};
+use super::token_file::TokenFile;
 use super::trainable::Trainable;
 use super::{Reporter, TrainOutcome};
 use crate::model::Decoder;
@@ -104,7 +106,8 @@ fn train<A: RecipeArgs>(
         super::ranked::lengths(data_args.comparisons, &texts)
     })?;
     let max_length = length.tokens;
-    let data = Rankings::read(data_args.comparisons, &texts, max_length, data_args.heldout_fraction, &[])?;
+    let tokens = TokenFile::new(Path::new(&common.output_dir));
+    let mut data = Rankings::read(data_args.comparisons, &texts, max_length, data_args.heldout_fraction, &[], tokens)?;
     let objective = objective(&data)?;
 
     let policy = Trainable::<Decoder>::for_run(&loaded.config, backbone_and_output(&loaded), &common)?
@@ -137,8 +140,7 @@ fn train<A: RecipeArgs>(
     loaded.weights.clear();
     run.resume::<()>(&policy.params)?;
     let mut learner = Learner::new(&run, &policy)?;
-    let prompts = data.heldout.iter().chain(&data.train).map(|s| s.prompt.clone()).collect();
-    let samples = Samples::new(&texts, prompts, run.common.seed);
+    let samples = Samples::new(&texts, std::mem::take(&mut data.prompts), run.common.seed);
     let smoothing = match objective {
         Objective::Dpo(dpo::Settings { label_smoothing, .. })
         | Objective::Simpo(simpo::Settings { label_smoothing, .. }) => Some(label_smoothing).filter(|e| *e > 0.0),

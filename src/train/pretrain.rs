@@ -85,7 +85,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
             .flat_map(|b| corpus.train.block(b, length))
             // A single token predicts nothing.
             .filter(|piece| piece.len() > 1)
-            .map(|piece| Sequence { ids: piece.to_vec(), start: 1 })
+            .map(|piece| Sequence { ids: piece.to_vec().into(), start: 1 })
             .collect();
         let total: usize = batch.iter().map(Sequence::predicted).sum();
         let mut stats = Stats::default();
@@ -276,7 +276,7 @@ fn validate(
     logprobs: impl FnMut(&PredictionBatch) -> Result<Tensor>,
 ) -> Result<Option<Heldout>> {
     let windows: Vec<Sequence> =
-        heldout.windows(length).into_iter().map(|w| Sequence { ids: w.to_vec(), start: 1 }).collect();
+        heldout.windows(length).into_iter().map(|w| Sequence { ids: w.to_vec().into(), start: 1 }).collect();
     let predicted: usize = windows.iter().map(Sequence::predicted).sum();
     let Some(loss) = super::sft::nats_per_token(&windows, max_tokens, logprobs)? else { return Ok(None) };
     let bits = loss * predicted as f64 / std::f64::consts::LN_2;

@@ -15,6 +15,7 @@ use super::optim::Params;
 use super::run::{Run, TrainPlan, device, file_hash, report_phase};
 use super::sft::{Demonstrations, backbone_and_output, groups};
 use super::step::{Accumulator, PredictionBatch, Sequence, micro_batches};
+use super::token_file::TokenFile;
 use super::{Reporter, TrainOutcome, rng};
 use crate::data::corpus::TextFiles;
 use crate::data::dedup::Dedup;
@@ -44,7 +45,8 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let given = common.max_length.map(|n| n - args.n_tokens);
     let length = super::fit::length(given, positions, || super::sft::lengths_of_file(&args.demonstrations, &texts))?;
     let max_length = length.tokens;
-    let data = Demonstrations::read(&args.demonstrations, &texts, max_length, args.heldout_fraction)?;
+    let tokens = TokenFile::new(Path::new(&common.output_dir));
+    let data = Demonstrations::read(&args.demonstrations, &texts, max_length, args.heldout_fraction, tokens)?;
     let choices = Choices::read(&args.demonstrations, &texts, max_length, args.heldout_fraction)?;
     if data.train.is_empty() {
         let (heldout, reasons) = (data.heldout.len(), data.fit.reasons());
@@ -146,14 +148,21 @@ impl Choices {
     const MAX: usize = 20;
 
     fn read(path: &str, texts: &Texts, max_length: usize, heldout_fraction: f64) -> Result<Self> {
-        let all = read_demonstrations(Path::new(path)).context("demonstrations")?;
-        let answers: Vec<&str> =
-            all.iter().map(|w| w.completion.as_str()).collect::<BTreeSet<_>>().into_iter().collect();
+        let read = || read_demonstrations(Path::new(path)).context("demonstrations");
+        let mut answers = BTreeSet::new();
+        for written in read()? {
+            answers.insert(written.context("demonstrations")?.completion);
+            if answers.len() > Self::MAX {
+                break;
+            }
+        }
+        let answers: Vec<&str> = answers.iter().map(String::as_str).collect();
         let mut cases = Vec::new();
         if !(2..=Self::MAX).contains(&answers.len()) {
             return Ok(Self { cases });
         }
-        for written in &all {
+        for written in read()? {
+            let written = written.context("demonstrations")?;
             if split_of(&content_hash(&written.prompt.messages()), heldout_fraction) == Split::Train {
                 continue;
             }
@@ -163,7 +172,10 @@ impl Choices {
                 // Also left out of the held-out demonstrations, and counted there.
                 continue;
             }
-            cases.push((encoded.sequences.into_iter().map(|(ids, start)| Sequence { ids, start }).collect(), right));
+            cases.push((
+                encoded.sequences.into_iter().map(|(ids, start)| Sequence { ids: ids.into(), start }).collect(),
+                right,
+            ));
         }
         Ok(Self { cases })
     }
@@ -203,7 +215,7 @@ impl Choices {
 
 /// Log-probs of the predicted tokens of `group`, with the soft prompt before each sequence.
 fn logprobs(decoder: &Decoder, soft: &Tensor, group: &[&Sequence]) -> Result<Tensor> {
-    let ids: Vec<&[u32]> = group.iter().map(|s| s.ids.as_slice()).collect();
+    let ids: Vec<&[u32]> = group.iter().map(|s| &*s.ids).collect();
     let (batch, n) = (PackedBatch::new(&ids), soft.dim(0)?);
     let hidden = decoder.forward_soft(soft, &batch)?;
     let (mut rows, mut targets) = (Vec::new(), Vec::new());
@@ -239,7 +251,7 @@ fn unlabelled(args: &PromptTuningArgs, loaded: &Loaded, max_length: usize) -> Re
     let corpus = files.read(tokenizer, None, None).context("pretrain_texts")?;
     // The soft prompt predicts the first token.
     let blocks = (0..corpus.train.n_blocks(max_length)).flat_map(|b| corpus.train.block(b, max_length));
-    Ok(blocks.map(|ids| Sequence { ids: ids.to_vec(), start: 0 }).collect())
+    Ok(blocks.map(|ids| Sequence { ids: ids.to_vec().into(), start: 0 }).collect())
 }
 
 /// The initial vectors: the embeddings of the given words, or of random ordinary tokens.

@@ -5,10 +5,13 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
+use sha2::{Digest, Sha256};
 
 use super::data_report::DataReport;
 use super::fit::Fit;
+use super::samples::SamplePrompts;
 use super::step::Sequence;
+use super::token_file::TokenFile;
 use crate::data::{Comparison, PromptInput, read_comparisons};
 use crate::domain::{ByRating, Split, Strength};
 use crate::objective::reward::{Pair, pairs_of_set};
@@ -16,7 +19,6 @@ use crate::prompt::Texts;
 
 /// One judgment: completions of a prompt with their tiers.
 pub struct RankedSequences {
-    pub prompt: PromptInput,
     pub sequences: Vec<Sequence>,
     pub tiers: Vec<i64>,
     /// Strength of the preference from 0 to 1; 0 if it was not given.
@@ -75,6 +77,8 @@ impl RankedSequences {
 pub struct Rankings {
     pub train: Vec<RankedSequences>,
     pub heldout: Vec<RankedSequences>,
+    /// Prompts for samples, held-out ones first.
+    pub prompts: Vec<PromptInput>,
     /// Number of sets in which all completions tie. They are left out.
     pub ties: usize,
     /// Counts of what did not fit.
@@ -86,16 +90,21 @@ pub struct Rankings {
     pub report: DataReport,
 }
 
-/// Tiers by completion text, of every judgment of one prompt's completions.
-type Judgments = BTreeMap<(String, Vec<String>), Vec<Vec<i64>>>;
+/// Tiers of every judgment of the same completions of a prompt, in the order of their texts; by the SHA-256 of prompt and
+/// texts.
+type Judgments = BTreeMap<[u8; 32], Vec<Vec<i64>>>;
 
-/// Adds the tiers of a set under its prompt and sorted completion texts.
+/// Adds the tiers of a set.
 fn note(judgments: &mut Judgments, comparison: &Comparison) {
-    let mut items: Vec<(String, i64)> = comparison.completions.iter().map(|c| (c.text.clone(), c.tier)).collect();
-    items.sort();
-    let (texts, tiers) = items.into_iter().unzip();
-    let prompt = crate::data::content_hash(&comparison.prompt.messages());
-    judgments.entry((prompt, texts)).or_default().push(tiers);
+    let mut items: Vec<(&str, i64)> = comparison.completions.iter().map(|c| (c.text.as_str(), c.tier)).collect();
+    items.sort_unstable();
+    let mut hash = Sha256::new_with_prefix(crate::data::content_hash(&comparison.prompt.messages()));
+    for (text, _) in &items {
+        hash.update((text.len() as u64).to_le_bytes());
+        hash.update(text);
+    }
+    let tiers = items.into_iter().map(|(_, tier)| tier).collect();
+    judgments.entry(hash.finalize().into()).or_default().push(tiers);
 }
 
 fn agreement(judgments: &Judgments) -> Option<f64> {
@@ -124,12 +133,21 @@ impl Rankings {
     /// Reads a file of rankings, with the ratings by which `by` asks to rank the completions, too.
     ///
     /// # Errors
-    /// If a line is invalid, or nothing is left to train on.
-    pub fn read(path: &str, texts: &Texts, max_length: usize, heldout_fraction: f64, by: &[ByRating]) -> Result<Self> {
+    /// If a line is invalid, nothing is left to train on, or `tokens` cannot be written.
+    pub fn read(
+        path: &str,
+        texts: &Texts,
+        max_length: usize,
+        heldout_fraction: f64,
+        by: &[ByRating],
+        mut tokens: TokenFile,
+    ) -> Result<Self> {
         let fit = Fit::new(max_length);
+        let mut prompts = SamplePrompts::default();
         let mut found = Self {
             train: Vec::new(),
             heldout: Vec::new(),
+            prompts: Vec::new(),
             ties: 0,
             fit,
             agreement: None,
@@ -137,22 +155,25 @@ impl Rankings {
         };
         let mut judgments = Judgments::new();
         for comparison in read_comparisons(Path::new(path)).context("comparisons")? {
+            let comparison = comparison.context("comparisons")?;
             let mut set = encode(&comparison, texts, max_length, &mut found.fit)?;
             set.rated = by.iter().map(|by| comparison.tiers_by(by)).collect();
             note(&mut judgments, &comparison);
-            let (side, tokens) = (comparison.side(heldout_fraction), set.sequences.iter().map(Sequence::predicted));
-            found.report.note_ranking(&comparison, &tokens.collect::<Vec<_>>(), side);
+            let (side, lengths) = (comparison.side(heldout_fraction), set.sequences.iter().map(Sequence::predicted));
+            found.report.note_ranking(&comparison, &lengths.collect::<Vec<_>>(), side);
             if !set.teaches() {
                 match set.tiers.iter().all(|tier| *tier == set.tiers[0]) {
                     true => found.ties += 1,
                     false => found.fit.equal_sets += 1,
                 }
-            } else if side == Split::Train {
-                found.train.push(set);
-            } else {
-                found.heldout.push(set);
+                continue;
             }
+            set.sequences.iter_mut().try_for_each(|sequence| tokens.keep(&mut sequence.ids))?;
+            prompts.note(&comparison.prompt, side);
+            if side == Split::Train { &mut found.train } else { &mut found.heldout }.push(set);
         }
+        tokens.finish()?;
+        found.prompts = prompts.all();
         if found.train.is_empty() {
             let (ties, heldout) = (found.ties, found.heldout.len());
             let reasons = found.fit.reasons();
@@ -167,6 +188,7 @@ impl Rankings {
 pub fn lengths(path: &str, texts: &Texts) -> Result<Vec<usize>> {
     let mut lengths = Vec::new();
     for comparison in read_comparisons(Path::new(path)).context("comparisons")? {
+        let comparison = comparison.context("comparisons")?;
         let completions: Vec<&str> = comparison.completions.iter().map(|c| c.text.as_str()).collect();
         let answers = texts.answers(&comparison.prompt, &completions, usize::MAX)?;
         lengths.extend(answers.sequences.iter().map(|(ids, _)| ids.len()));
@@ -189,8 +211,7 @@ pub fn encode(comparison: &Comparison, texts: &Texts, max_length: usize, fit: &m
     fit.note_prompt(answers.prompt_cut);
     fit.note_answers(&answers.cut);
     let set = RankedSequences {
-        prompt: comparison.prompt.clone(),
-        sequences: answers.sequences.into_iter().map(|(ids, start)| Sequence { ids, start }).collect(),
+        sequences: answers.sequences.into_iter().map(|(ids, start)| Sequence { ids: ids.into(), start }).collect(),
         tiers: comparison.completions.iter().map(|c| c.tier).collect(),
         strength: match comparison.strength {
             Some(Strength::Significantly) => 1.0,

@@ -18,6 +18,7 @@ use super::reward_heads::{RewardTrainer, WeightedSet, by_scale, head_shares, sca
 use super::run::{Run, TrainPlan, device, file_hash, load_base, report_phase};
 use super::sft::Demonstrations;
 use super::step::{Accumulator, Sequence};
+use super::token_file::TokenFile;
 use super::trainable::{Trainable, normal_init};
 use super::{Reporter, TrainOutcome};
 use crate::data::read_comparisons;
@@ -41,7 +42,8 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let max_length = length.tokens;
     let parts = parts(&args);
     let by = by_dimension(&args)?;
-    let data = Rankings::read(&args.comparisons, &texts, max_length, args.heldout_fraction, &by)?;
+    let tokens = TokenFile::new(Path::new(&common.output_dir));
+    let data = Rankings::read(&args.comparisons, &texts, max_length, args.heldout_fraction, &by, tokens)?;
     for (index, by) in by.iter().enumerate() {
         if data.train.iter().all(|set| set.pairs_by(index, 0).is_empty()) {
             let (dimension, rubric) = (&by.dimension, &by.rubric);
@@ -219,9 +221,13 @@ fn by_dimension(args: &RewardArgs) -> Result<Vec<ByRating>> {
     let rubric = match &args.rubric {
         Some(rubric) => rubric.clone(),
         None => {
-            let lines = read_comparisons(Path::new(&args.comparisons)).context("comparisons")?;
-            let rated = lines.into_iter().filter(|line| line.completions.iter().any(|c| !c.ratings.is_empty()));
-            let found: BTreeSet<String> = rated.filter_map(|line| line.rubric).collect();
+            let mut found = BTreeSet::new();
+            for line in read_comparisons(Path::new(&args.comparisons)).context("comparisons")? {
+                let line = line.context("comparisons")?;
+                if line.completions.iter().any(|c| !c.ratings.is_empty()) {
+                    found.extend(line.rubric);
+                }
+            }
             match found.len() {
                 0 => bail!("dimensions: no comparison has ratings by a rubric"),
                 1 => found.into_iter().next().unwrap_or_default(),
@@ -252,8 +258,9 @@ fn reference(args: &RewardArgs, texts: &Texts, max_length: usize) -> Result<Refe
     else {
         return Ok((None, None, Fit::default()));
     };
+    let tokens = TokenFile::new(Path::new(&args.output_dir));
     let Demonstrations { train: mut found, fit, .. } =
-        Demonstrations::read(path, texts, max_length, 0.0).context("reference_demonstrations")?;
+        Demonstrations::read(path, texts, max_length, 0.0, tokens).context("reference_demonstrations")?;
     if found.len() < 2 {
         bail!("reference_demonstrations: a mean and a variance need at least two, there are {}", found.len());
     }

@@ -64,7 +64,7 @@ impl RewardTrainer<'_> {
         total_sets: &[f64],
         sum: &mut Accumulator,
     ) -> Result<Stats> {
-        let ids: Vec<&[u32]> = group.iter().flat_map(|i| &i.set.sequences).map(|s| s.ids.as_slice()).collect();
+        let ids: Vec<&[u32]> = group.iter().flat_map(|i| &i.set.sequences).map(|s| &*s.ids).collect();
         let lengths: Vec<usize> = ids.iter().map(|ids| ids.len()).collect();
         let parts = micro_batches(&lengths, self.max_tokens);
         if parts.len() == 1 {
@@ -171,7 +171,7 @@ impl RewardTrainer<'_> {
         let lengths: Vec<usize> = sequences.iter().map(|s| s.ids.len()).collect();
         let mut all = vec![Vec::new(); sequences.len()];
         for part in micro_batches(&lengths, self.max_tokens) {
-            let ids: Vec<&[u32]> = part.iter().map(|&i| sequences[i].ids.as_slice()).collect();
+            let ids: Vec<&[u32]> = part.iter().map(|&i| &*sequences[i].ids).collect();
             let some = self.numbers(trunk, &ids)?;
             part.iter().zip(some).for_each(|(&i, scores)| all[i] = scores);
         }

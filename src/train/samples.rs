@@ -6,6 +6,7 @@ use serde_json::json;
 use super::rng::{Stream, derive};
 use super::run::Run;
 use crate::data::PromptInput;
+use crate::domain::Split;
 use crate::generation::{GenParams, generate};
 use crate::model::Decoder;
 use crate::prompt::Texts;
@@ -18,6 +19,36 @@ pub struct Samples<'t> {
     texts: &'t Texts,
     prompts: Vec<PromptInput>,
     seed: u64,
+}
+
+/// The first prompts of each side of the split.
+#[derive(Default)]
+pub struct SamplePrompts {
+    train: Vec<PromptInput>,
+    heldout: Vec<PromptInput>,
+}
+
+impl SamplePrompts {
+    pub fn note(&mut self, prompt: &PromptInput, side: Split) {
+        let prompts = if side == Split::Train { &mut self.train } else { &mut self.heldout };
+        if prompts.len() < PROMPTS {
+            prompts.push(prompt.clone());
+        }
+    }
+
+    /// As [`SamplePrompts::note`], unless the prompt is the one before.
+    pub fn note_other(&mut self, prompt: &PromptInput, side: Split) {
+        let prompts = if side == Split::Train { &self.train } else { &self.heldout };
+        if prompts.last() != Some(prompt) {
+            self.note(prompt, side);
+        }
+    }
+
+    /// The noted prompts, held-out ones first.
+    pub fn all(mut self) -> Vec<PromptInput> {
+        self.heldout.append(&mut self.train);
+        self.heldout
+    }
 }
 
 /// Scores one completion of a prompt.

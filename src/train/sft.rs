@@ -12,11 +12,12 @@ use super::data_report::DataReport;
 use super::fit::{self, Fit};
 use super::on_device::{Learner, loading_device};
 use super::run::{Run, TrainPlan, file_hash, load_base, report_phase};
-use super::samples::Samples;
+use super::samples::{SamplePrompts, Samples};
 use super::step::{PredictionBatch, Sequence, micro_batches};
+use super::token_file::TokenFile;
 use super::trainable::Trainable;
 use super::{Reporter, TrainOutcome, rng};
-use crate::data::{PromptInput, Written, content_hash, mixture, read_demonstrations, split_of};
+use crate::data::{DataError, PromptInput, Written, content_hash, mixture, read_demonstrations, split_of};
 use crate::domain::{Split, hash};
 use crate::model::{self, Decoder};
 use crate::objective::{Stats, causal_lm};
@@ -29,16 +30,20 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let mut loaded = load_base(&common, &loading_device(&common)?)?;
     report_phase(reporter, "preparing");
     let texts = Texts::new(&loaded)?.with_reasoning(args.reasoning);
-    let (written, file) = match &args.mixture {
-        None => (read_demonstrations(Path::new(&args.demonstrations)).context("demonstrations")?, &args.demonstrations),
-        Some(mixture) => (read_mixture(mixture, common.seed)?, mixture),
+    let source = match &args.mixture {
+        None => Source::File(&args.demonstrations),
+        Some(mixture) => Source::Mixture(read_mixture(mixture, common.seed)?),
     };
-    // The hash of the rows, because a mixture names other files.
-    let sha256 = hash::of_bytes(serde_json::to_vec(&written)?);
-    let data_hash = if args.mixture.is_some() { sha256 } else { file_hash(file)? };
-    let length = fit::length(common.max_length, loaded.config.max_positions, || lengths(&written, &texts))?;
+    let data_hash = source.hash()?;
+    let length = fit::length(common.max_length, loaded.config.max_positions, || source.lengths(&texts))?;
     let max_length = length.tokens;
-    let data = Demonstrations::new(written, &texts, max_length, args.heldout_fraction)?;
+    let tokens = TokenFile::new(Path::new(&common.output_dir));
+    let data = match source {
+        Source::File(path) => Demonstrations::read(path, &texts, max_length, args.heldout_fraction, tokens)?,
+        Source::Mixture(rows) => {
+            Demonstrations::new(rows.into_iter().map(Ok), &texts, max_length, args.heldout_fraction, tokens)?
+        }
+    };
     if data.train.is_empty() {
         let (heldout, reasons) = (data.heldout.len(), data.fit.reasons());
         bail!("demonstrations: none is left to train on ({heldout} are held out{reasons})");
@@ -102,19 +107,41 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     Ok(TrainOutcome::Done { model_dir: run.common.output_dir.clone(), metrics })
 }
 
-/// Lengths in tokens of prompts with their answers, without truncation.
-pub(super) fn lengths(written: &[Written], texts: &Texts) -> Result<Vec<usize>> {
-    let mut lengths = Vec::with_capacity(written.len());
-    for written in written {
-        let answers = texts.answers(&written.prompt, &[&written.completion], usize::MAX)?;
-        lengths.extend(answers.sequences.iter().map(|(ids, _)| ids.len()));
+/// Where demonstrations come from.
+enum Source<'a> {
+    /// A file, which is read record by record.
+    File(&'a str),
+    /// The rows that were drawn from the tasks of a mixture.
+    Mixture(Vec<Written>),
+}
+
+impl Source<'_> {
+    /// The hash of the file; of the rows of a mixture, because it names other files.
+    fn hash(&self) -> Result<String> {
+        match self {
+            Self::File(path) => file_hash(path),
+            Self::Mixture(rows) => Ok(hash::of_bytes(serde_json::to_vec(rows)?)),
+        }
     }
-    Ok(lengths)
+
+    fn lengths(&self, texts: &Texts) -> Result<Vec<usize>> {
+        match self {
+            Self::File(path) => lengths_of_file(path, texts),
+            Self::Mixture(rows) => rows.iter().map(|written| length(written, texts)).collect(),
+        }
+    }
+}
+
+/// Length in tokens of a prompt with its answer, without truncation.
+fn length(written: &Written, texts: &Texts) -> Result<usize> {
+    let answers = texts.answers(&written.prompt, &[&written.completion], usize::MAX)?;
+    Ok(answers.sequences.iter().map(|(ids, _)| ids.len()).sum())
 }
 
 /// Lengths in tokens of the prompts with their answers in a file of demonstrations, without truncation.
 pub(super) fn lengths_of_file(path: &str, texts: &Texts) -> Result<Vec<usize>> {
-    lengths(&read_demonstrations(Path::new(path)).context("demonstrations")?, texts)
+    let all = read_demonstrations(Path::new(path)).context("demonstrations")?;
+    all.map(|written| length(&written.context("demonstrations")?, texts)).collect()
 }
 
 /// Demonstrations as sequences of which the response is predicted.
@@ -130,17 +157,30 @@ pub(super) struct Demonstrations {
 }
 
 impl Demonstrations {
-    pub(super) fn read(path: &str, texts: &Texts, max_length: usize, heldout_fraction: f64) -> Result<Self> {
+    pub(super) fn read(
+        path: &str,
+        texts: &Texts,
+        max_length: usize,
+        heldout_fraction: f64,
+        tokens: TokenFile,
+    ) -> Result<Self> {
         let written = read_demonstrations(Path::new(path)).context("demonstrations")?;
-        Self::new(written, texts, max_length, heldout_fraction)
+        Self::new(written, texts, max_length, heldout_fraction, tokens)
     }
 
-    fn new(written: Vec<Written>, texts: &Texts, max_length: usize, heldout_fraction: f64) -> Result<Self> {
+    fn new(
+        written: impl Iterator<Item = Result<Written, DataError>>,
+        texts: &Texts,
+        max_length: usize,
+        heldout_fraction: f64,
+        mut tokens: TokenFile,
+    ) -> Result<Self> {
         let fit = Fit::new(max_length);
         let (train, heldout, prompts, report) = (Vec::new(), Vec::new(), Vec::new(), DataReport::default());
         let mut found = Self { train, heldout, prompts, fit, report };
-        let mut train_prompts = Vec::new();
+        let mut prompts = SamplePrompts::default();
         for written in written {
+            let written = written.context("demonstrations")?;
             found.fit.answers += 1;
             if texts.is_only_reasoning(&written.completion) {
                 found.fit.answers_only_reasoning += 1;
@@ -153,22 +193,16 @@ impl Demonstrations {
             }
             found.fit.note_prompt(answers.prompt_cut);
             let Some((ids, start)) = answers.sequences.pop() else { continue };
-            let sequence = Sequence { ids, start };
+            let mut sequence = Sequence { ids: ids.into(), start };
             // By prompt, so that all answers to a prompt are on the same side of the split.
             let side = split_of(&content_hash(&written.prompt.messages()), heldout_fraction);
             found.report.note_answer(&written.prompt, &written.completion, sequence.predicted(), side);
-            match side {
-                Split::Train => {
-                    found.train.push(sequence);
-                    train_prompts.push(written.prompt);
-                }
-                Split::Heldout => {
-                    found.heldout.push(sequence);
-                    found.prompts.push(written.prompt);
-                }
-            }
+            tokens.keep(&mut sequence.ids)?;
+            prompts.note_other(&written.prompt, side);
+            if side == Split::Train { &mut found.train } else { &mut found.heldout }.push(sequence);
         }
-        found.prompts.extend(train_prompts);
+        tokens.finish()?;
+        found.prompts = prompts.all();
         found.prompts.dedup();
         Ok(found)
     }

@@ -8,6 +8,7 @@ use candle_core::{Result, Tensor};
 
 use super::meter::Stopwatch;
 use super::optim::{Grads, OptimizerInBackward, Params};
+use super::token_file::TokenIds;
 use crate::model::{Decoder, PackedBatch};
 use crate::ops::token_logprobs::TokenLogprobs;
 use crate::ops::{grad, pool};
@@ -94,14 +95,14 @@ impl Accumulator {
 /// A sequence of tokens of which those from `start` on are predicted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sequence {
-    pub ids: Vec<u32>,
+    pub ids: TokenIds,
     /// Index of the first predicted token; at least 1.
     pub start: usize,
 }
 
 impl Sequence {
     pub fn new(prompt: &[u32], response: &[u32]) -> Self {
-        Self { ids: [prompt, response].concat(), start: prompt.len() }
+        Self { ids: [prompt, response].concat().into(), start: prompt.len() }
     }
 
     /// Number of predicted tokens.

@@ -1,10 +1,9 @@
 //! Dumps of a Postgres database.
 
 use std::path::Path;
-use std::str::FromStr;
 
 use futures::TryStreamExt;
-use sqlx::postgres::{PgConnectOptions, PgConnection, PgRow};
+use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Row, SqlSafeStr, SqlStr};
 
 use super::cells::{Cell, Kind};
@@ -12,11 +11,8 @@ use super::{Column, Comparison, Dump, Reader, Table, Writer, matched, ordered, q
 use crate::store::Result;
 use crate::store::connect::migrate_error;
 use crate::store::migrations;
+use crate::store::postgres::{Address, forget_statements};
 use crate::store::rows::without_nul;
-
-async fn connect(url: &str) -> Result<PgConnection> {
-    Ok(PgConnectOptions::from_str(url)?.application_name("instructd").connect().await?)
-}
 
 async fn tables(conn: &mut PgConnection) -> Result<Vec<Table>> {
     let names: Vec<String> = sqlx::query_scalar(
@@ -116,9 +112,13 @@ fn cells(table: &Table, row: &PgRow) -> Result<Vec<Cell>> {
 }
 
 pub(super) async fn export(url: &str, dir: &Path) -> Result<Dump> {
-    let mut conn = connect(url).await?;
+    let Address { options, is_pooled } = Address::parse(url)?;
+    let mut conn = options.connect().await?;
     // One snapshot for all tables; others can write meanwhile.
     let mut tx = conn.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
+    if is_pooled {
+        forget_statements(&mut tx).await?;
+    }
     let schema: i64 =
         sqlx::query_scalar("SELECT MAX(version) FROM _sqlx_migrations WHERE success").fetch_one(&mut *tx).await?;
     let mut dumped = Vec::new();
@@ -132,13 +132,20 @@ pub(super) async fn export(url: &str, dir: &Path) -> Result<Dump> {
         }
         dumped.push(out.end(&table.name)?);
     }
+    if is_pooled {
+        forget_statements(&mut tx).await?;
+    }
     tx.commit().await?;
     conn.close().await?;
     Ok(Dump { backend: "postgres".into(), schema, tables: dumped })
 }
 
 pub(super) async fn import(url: &str, dir: &Path, dump: &Dump) -> Result<()> {
-    let mut conn = connect(url).await?;
+    let Address { options, is_pooled } = Address::parse(url)?;
+    if is_pooled {
+        return refused("a dump is imported without a pooler; give the address of the PostgreSQL server itself");
+    }
+    let mut conn = options.connect().await?;
     let there: i64 =
         sqlx::query_scalar("SELECT COUNT(*) FROM information_schema.tables WHERE table_schema = current_schema()")
             .fetch_one(&mut conn)

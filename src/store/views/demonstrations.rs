@@ -17,12 +17,7 @@ impl Demonstrations<'_> {
         write!(self.0, |tx| prompts::put_demonstration(tx, &prompt, completion, labeler.as_ref(), now))
     }
 
-    /// All demonstrations with their prompts, oldest first.
-    pub async fn all(self) -> Result<Vec<(Prompt, Completion)>> {
-        read!(self.0, |c| prompts::demonstrations(c))
-    }
-
-    /// Demonstrations with their prompts and labelers, at most `limit` after (created, completion), oldest first.
+    /// Demonstrations with their prompts, at most `limit` after `after`, oldest first.
     pub async fn page(
         self,
         after: Option<&Demonstration>,

@@ -16,9 +16,14 @@ impl Feedback<'_> {
         read!(self.0, |c| prompts::list_feedback(c, &page))
     }
 
-    /// Every event up to `as_of` with its completion and prompt, oldest first; optionally without those on completions
-    /// of requests.
-    pub async fn facts(self, as_of: Option<Micros>, without_requests: bool) -> Result<Vec<FeedbackFact>> {
-        read!(self.0, |c| prompts::feedback_facts(c, as_of, without_requests))
+    /// The selected events on the next prompts after `after`, at most `prompts` of them, with their completions and
+    /// prompts: by prompt, oldest first. Also the prompt to continue after; `None` at the end.
+    pub async fn page(
+        self,
+        which: &FeedbackFilter,
+        after: Option<&PromptId>,
+        prompts: i64,
+    ) -> Result<(Vec<FeedbackFact>, Option<PromptId>)> {
+        read!(self.0, |c| prompts::feedback_page(c, which, after, prompts))
     }
 }

@@ -34,20 +34,39 @@ impl Privacy<'_> {
         read!(self.0, |c| privacy::stored(c, what))
     }
 
-    /// Amount of removable records.
-    pub async fn expiring(self, what: Expiring, cuts: Cuts) -> Result<Amount> {
-        read!(self.0, |c| privacy::sum(c, privacy::going(what, &cuts)))
+    /// Of the next `limit` records after a position, the removable ones; and the position to continue after, `None` at
+    /// the end.
+    pub async fn expiring(
+        self,
+        what: Expiring,
+        cuts: Cuts,
+        after: Option<&Position>,
+        limit: i64,
+    ) -> Result<(Amount, Option<Position>)> {
+        read!(self.0, |c| privacy::expiring(c, what, &cuts, after, limit))
     }
 
-    /// The cut by which removable records shrink to `most_bytes`; `None` when they are not more. `Prompts` and
-    /// `Completions` are one sum.
-    pub async fn size_cut(self, what: Expiring, cuts: Cuts, most_bytes: i64) -> Result<Option<Micros>> {
-        read!(self.0, |c| privacy::size_cut(c, what, &cuts, most_bytes))
+    /// At most `limit` records of a stretch that retention considers.
+    pub async fn candidates(
+        self,
+        what: Expiring,
+        cuts: Cuts,
+        stretch: Stretch<'_>,
+        limit: i64,
+    ) -> Result<Vec<Candidate>> {
+        read!(self.0, |c| privacy::candidates(c, what, &cuts, stretch, limit))
     }
 
-    /// Removes at most `limit` removable records, oldest first, in one transaction; returns the removed amount.
-    pub async fn expire(self, what: Expiring, cuts: Cuts, limit: i64) -> Result<Amount> {
-        write!(self.0, |tx| async move { privacy::expire(tx, what, &cuts, limit).await })
+    /// Removes, in one transaction, the removable records among the next `limit` after a position, oldest first; returns
+    /// their amount, and the position to continue after, `None` at the end.
+    pub async fn expire(
+        self,
+        what: Expiring,
+        cuts: Cuts,
+        after: Option<Position>,
+        limit: i64,
+    ) -> Result<(Amount, Option<Position>)> {
+        write!(self.0, |tx| async move { privacy::expire(tx, what, &cuts, after.as_ref(), limit).await })
     }
 
     /// People whose data was erased, in order of time.

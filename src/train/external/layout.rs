@@ -83,6 +83,7 @@ fn write(args: &ExternalArgs, kind: DataKind, dir: &Path) -> Result<Value> {
                 sides.push((side.as_str(), TableWriter::new(&stem(side.as_str()), &names, &[])?));
             }
             for set in read_comparisons(file)? {
+                let set = set?;
                 let side = set.side(HELDOUT).as_str();
                 for pair in pairs(&set.completions) {
                     let text = |i: usize| set.completions.get(i).map_or_else(Vec::new, |c| answer(&c.text));
@@ -96,6 +97,7 @@ fn write(args: &ExternalArgs, kind: DataKind, dir: &Path) -> Result<Value> {
         DataKind::Demonstrations => {
             let mut writer = TableWriter::new(&stem("train"), &["prompt", "completion"], &[])?;
             for written in read_demonstrations(file)? {
+                let written = written?;
                 writer.put(vec![written.prompt.messages(), answer(&written.completion)], Vec::new())?;
             }
             sides.push(("train", writer));
@@ -103,6 +105,7 @@ fn write(args: &ExternalArgs, kind: DataKind, dir: &Path) -> Result<Value> {
         DataKind::Prompts => {
             let mut writer = TableWriter::new(&stem("train"), &["prompt"], &["answer"])?;
             for prompt in read_prompts(file)? {
+                let prompt = prompt?;
                 writer.put(vec![prompt.prompt.messages()], vec![prompt.answer])?;
             }
             sides.push(("train", writer));

@@ -91,16 +91,20 @@ fn same_shapes(base: &Weights, weights: &Weights) -> Result<()> {
 /// out.
 fn prompts(args: &ExternalArgs) -> Result<(Vec<PromptInput>, bool)> {
     if let Some(file) = args.file(DataKind::Comparisons) {
-        let sets = read_comparisons(Path::new(file))?;
-        let (heldout, train): (Vec<_>, Vec<_>) = sets.into_iter().partition(|set| set.side(0.1) == Split::Heldout);
-        let of = |sets: Vec<crate::data::Comparison>| sets.into_iter().map(|set| set.prompt).collect::<Vec<_>>();
-        return Ok(if heldout.is_empty() { (of(train), false) } else { (of(heldout), true) });
+        let (mut heldout, mut train) = (Vec::new(), Vec::new());
+        for set in read_comparisons(Path::new(file))? {
+            let set = set?;
+            if set.side(0.1) == Split::Heldout { heldout.push(set.prompt) } else { train.push(set.prompt) }
+        }
+        return Ok(if heldout.is_empty() { (train, false) } else { (heldout, true) });
     }
     if let Some(file) = args.file(DataKind::Prompts) {
-        return Ok((read_prompts(Path::new(file))?.into_iter().map(|p| p.prompt).collect(), false));
+        let prompts = read_prompts(Path::new(file))?.map(|record| record.map(|r| r.prompt));
+        return Ok((prompts.collect::<Result<_, _>>()?, false));
     }
     let file = args.file(DataKind::Demonstrations).context("there is no data to measure on")?;
-    Ok((read_demonstrations(Path::new(file))?.into_iter().map(|d| d.prompt).collect(), false))
+    let prompts = read_demonstrations(Path::new(file))?.map(|written| written.map(|w| w.prompt));
+    Ok((prompts.collect::<Result<_, _>>()?, false))
 }
 
 fn on(weights: &Weights, device: &Device) -> Result<Weights> {

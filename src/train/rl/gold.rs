@@ -58,6 +58,7 @@ impl Gold {
             Some(path) => {
                 let (mut sets, mut fit) = (Vec::new(), Fit::new(max_length));
                 for comparison in read_comparisons(Path::new(path)).context("gold_comparisons")? {
+                    let comparison = comparison.context("gold_comparisons")?;
                     sets.push(encode(&comparison, texts, max_length, &mut fit)?);
                 }
                 sets.retain(|set| !set.pairs(0, 0.0).is_empty());

@@ -110,7 +110,7 @@ pub fn left_out(names: &[String], rest: usize) -> String {
 pub fn lengths(rl: &RlCommon, texts: &Texts) -> Result<Vec<usize>> {
     let mut lengths = Vec::new();
     for record in read_prompts(Path::new(&rl.prompts)).context("prompts")? {
-        lengths.push(texts.prompt(&record.prompt)?.len() + rl.response_length);
+        lengths.push(texts.prompt(&record.context("prompts")?.prompt)?.len() + rl.response_length);
     }
     Ok(lengths)
 }
@@ -122,7 +122,8 @@ pub fn prompts(rl: &RlCommon, texts: &Texts, max_length: usize) -> Result<(Vec<P
         bail!("response_length: {} tokens leave no room for a prompt in {max_length}", rl.response_length)
     };
     let (mut prompts, mut fit) = (Vec::new(), Fit::new(max_length));
-    for (i, record) in read_prompts(Path::new(&rl.prompts)).context("prompts")?.into_iter().enumerate() {
+    for (i, record) in read_prompts(Path::new(&rl.prompts)).context("prompts")?.enumerate() {
+        let record = record.context("prompts")?;
         let ids = texts.prompt(&record.prompt)?;
         fit.note_prompt(ids.len() > room);
         let ids = ids[ids.len().saturating_sub(room)..].to_vec();

@@ -23,6 +23,8 @@ mod selection;
 mod services;
 mod update;
 
+use std::path::Path;
+
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -51,6 +53,7 @@ use super::optim::Params;
 use super::run::{Run, TrainPlan, device, file_hash, load_base, report_phase};
 use super::samples::{Samples, ScoreOne};
 use super::sft::{Demonstrations, backbone_and_output, lengths_of_file};
+use super::token_file::TokenFile;
 use super::trainable::{Trainable, copies, with_prefix};
 use super::{Reporter, TrainOutcome};
 use crate::data::PromptInput;
@@ -430,7 +433,8 @@ fn ptx(algorithm: &Algorithm, texts: &Texts, max_length: Option<usize>, position
         Algorithm::Ppo(args) if args.ptx_coef > 0.0 => {
             let Some(path) = &args.ptx_demonstrations else { bail!("ptx_demonstrations: is required") };
             let length = fit::length(max_length, positions, || lengths_of_file(path, texts))?;
-            let data = Demonstrations::read(path, texts, length.tokens, 0.0).context("ptx_demonstrations")?;
+            let tokens = TokenFile::new(Path::new(&args.output_dir));
+            let data = Demonstrations::read(path, texts, length.tokens, 0.0, tokens).context("ptx_demonstrations")?;
             if data.train.is_empty() {
                 bail!("ptx_demonstrations: none is left to learn from{}", data.fit.reasons());
             }

@@ -6,6 +6,7 @@ mod fake_ray;
 mod fleet;
 mod judges;
 mod judging;
+mod pages;
 mod places;
 mod queue;
 mod real;

@@ -121,7 +121,7 @@ async fn a_good_run_publishes_a_version() {
 
     // What it learned from is frozen and on record.
     let file = world.job_dir(&job.id).join("comparisons.jsonl");
-    let lines = instructd::data::read_comparisons(&file).unwrap();
+    let lines: Vec<_> = instructd::data::read_comparisons(&file).unwrap().map(Result::unwrap).collect();
     let sides: std::collections::BTreeSet<_> = lines.iter().map(|l| l.split.unwrap()).collect();
     assert_eq!(sides.into_iter().collect::<Vec<_>>(), Split::ALL);
     assert_eq!((lines[0].completions[0].text.as_str(), lines[0].completions[2].tier), ("good", 2));

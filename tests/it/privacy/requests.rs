@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use instructd::domain::*;
-use instructd::jobs::materialise::Rankings;
+use instructd::jobs::learned::Rankings;
 use instructd::store::{PromptFilter, RankedFilter, Store};
 use serde_json::{Value, json};
 

@@ -59,7 +59,8 @@ async fn dataset(store: &Store, filter: Value, days: i64) {
 }
 
 async fn look(store: &Store, limits: &RetentionConfig) -> Outlook {
-    retention::outlook(store, Path::new("/nowhere"), limits, T0).await.unwrap()
+    let stored = retention::stored(store, Path::new("/nowhere")).await.unwrap();
+    retention::outlook(store, Path::new("/nowhere"), limits, T0, stored).await.unwrap()
 }
 
 async fn run(store: &Store, limits: &RetentionConfig) -> Amounts {
@@ -123,7 +124,7 @@ async fn age_removes_unreferenced_records(store: Arc<Store>) {
         store.prompts().get(id).await.unwrap();
     }
     assert_eq!(store.judgments().get(&judgment.id).await.unwrap().items.len(), 2);
-    assert_eq!(store.demonstrations().all().await.unwrap().len(), 1);
+    assert_eq!(store.demonstrations().page(None, 9).await.unwrap().len(), 1);
     assert_eq!(store.feedback().list(fixture::page(10)).await.unwrap().len(), 1, "feedback goes with its answer only");
     assert!(run(store, &limits).await.is_empty(), "a second run finds nothing");
 
@@ -245,7 +246,8 @@ async fn files_of_ended_jobs_go(store: Arc<Store>) {
     };
     let now = store.now().await.unwrap();
     assert_eq!(apply(&days, now + 29 * DAY).await.records, 0, "not old enough");
-    let found = retention::outlook(store, data.path(), &days, now + 31 * DAY).await.unwrap();
+    let stored = retention::stored(store, data.path()).await.unwrap();
+    let found = retention::outlook(store, data.path(), &days, now + 31 * DAY, stored).await.unwrap();
     assert_eq!((found.goes.job_files.records, found.stored.job_files.records), (2, 2));
     assert!(dir(&failed).exists(), "looking removes nothing");
     assert_eq!(apply(&days, now + 31 * DAY).await, found.goes.job_files);

@@ -1,5 +1,5 @@
 //! Fresh, empty stores to test: SQLite in a temporary directory, Postgres in a private server that this
-//! process starts once. Without a Postgres installation its tests print a line and pass, unless
+//! process starts once, and the same server behind PgBouncer. Without a Postgres installation its tests print a line and pass, unless
 //! INSTRUCTD_REQUIRE_POSTGRES=1.
 
 use std::path::{Path, PathBuf};
@@ -57,6 +57,59 @@ pub async fn postgres() -> Option<Fresh> {
     Some(Fresh { store: store::connect(&url).await.unwrap(), url, _dir: None })
 }
 
+/// A store through PgBouncer, which gives each transaction one of three connections. Without an installation its tests
+/// print a line and pass.
+pub async fn pooler() -> Option<Fresh> {
+    let url = pooler_without_schema().await?;
+    Some(Fresh { store: store::connect(&url).await.unwrap(), url, _dir: None })
+}
+
+/// The URL of a new, empty database, through PgBouncer.
+pub async fn pooler_without_schema() -> Option<String> {
+    let direct = postgres_without_schema().await?;
+    if tokio::task::spawn_blocking(bouncer).await.unwrap().is_none() {
+        println!("SKIPPED: PgBouncer is not installed");
+        return None;
+    }
+    Some(direct.replace("@localhost/", &format!("@localhost:{BOUNCER_PORT}/")) + "&pooler=transaction")
+}
+
+/// The URL without PgBouncer.
+pub fn direct(url: &str) -> String {
+    url.replace(&format!("@localhost:{BOUNCER_PORT}/"), "@localhost/").replace("&pooler=transaction", "")
+}
+
+/// Number in the name of PgBouncer's socket, which is in the directory of the server's.
+const BOUNCER_PORT: u32 = 6432;
+
+/// Starts PgBouncer once.
+fn bouncer() -> Option<()> {
+    static STARTED: OnceLock<Option<()>> = OnceLock::new();
+    *STARTED.get_or_init(|| {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let places = std::env::split_paths(&path).chain([PathBuf::from("/usr/sbin")]);
+        let program = places.map(|dir| dir.join("pgbouncer")).find(|program| program.is_file())?;
+        let dir = &server()?.dir;
+        let (config, at) = (dir.join("pgbouncer.ini"), dir.display());
+        let text = format!(
+            "[databases]\n* = host={at} user=postgres\n[pgbouncer]\nlisten_addr =\nunix_socket_dir = {at}\n\
+             listen_port = {BOUNCER_PORT}\nauth_type = any\npool_mode = transaction\ndefault_pool_size = 3\n\
+             max_client_conn = 2000\nserver_idle_timeout = 5\nlogfile = {at}/pgbouncer.log\n"
+        );
+        std::fs::write(&config, text).unwrap();
+        let ids = unprivileged();
+        let mut started = command(&program, ids).arg("-q").arg(&config).stderr(Stdio::null()).spawn().unwrap();
+        let socket = dir.join(format!(".s.PGSQL.{BOUNCER_PORT}"));
+        while !socket.exists() {
+            let log = || std::fs::read_to_string(dir.join("pgbouncer.log")).unwrap_or_default();
+            assert!(started.try_wait().unwrap().is_none(), "PgBouncer ended: {}", log());
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+        *BOUNCER.lock().unwrap() = Some(started);
+        Some(())
+    })
+}
+
 /// The URL of a new, empty database.
 pub async fn postgres_without_schema() -> Option<String> {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
@@ -86,6 +139,7 @@ struct Server {
 }
 
 static CHILD: Mutex<Option<(Child, PathBuf)>> = Mutex::new(None);
+static BOUNCER: Mutex<Option<Child>> = Mutex::new(None);
 
 /// The directory that holds `initdb`, newest version first.
 fn installation() -> Option<PathBuf> {
@@ -167,6 +221,12 @@ fn start(bin: PathBuf) -> Server {
 
 /// Runs when the test process exits: the server goes, and its files with it.
 extern "C" fn stop() {
+    if let Ok(mut child) = BOUNCER.lock()
+        && let Some(mut child) = child.take()
+    {
+        let _ = child.kill();
+        let _ = child.wait();
+    }
     if let Ok(mut child) = CHILD.lock()
         && let Some((mut child, dir)) = child.take()
     {

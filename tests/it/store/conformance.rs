@@ -14,6 +14,7 @@ macro_rules! conformance {
     ($($case:ident),* $(,)?) => {
         mod on_sqlite { $($crate::store::conformance::conformance!(@ $case sqlite);)* }
         mod on_postgres { $($crate::store::conformance::conformance!(@ $case postgres);)* }
+        mod through_a_pooler { $($crate::store::conformance::conformance!(@ $case pooler);)* }
     };
     (@ $case:ident $backend:ident) => {
         #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

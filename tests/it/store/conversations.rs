@@ -134,9 +134,9 @@ async fn corrections_are_demonstrations_of_an_edit(store: Arc<Store>) {
     given.corrections = vec![edit(0, "better a \u{1F600}"), edit(1, "better b\n")];
     store.judgments().submit(given.clone()).await.unwrap();
     store.judgments().submit(given.clone()).await.unwrap();
-    let all = store.demonstrations().all().await.unwrap();
+    let all = store.demonstrations().page(None, 9).await.unwrap();
     let facts = |c: &Completion| (c.text.clone(), c.id.clone(), c.origin, c.parent_completion_id.clone());
-    let mut found: Vec<_> = all.iter().map(|(_, c)| facts(c)).collect();
+    let mut found: Vec<_> = all.iter().map(|(_, _, c)| facts(c)).collect();
     let mut expected: Vec<_> = given.ideal_answer.iter().chain(&given.corrections).map(facts).collect();
     found.sort_by(|a, b| a.0.cmp(&b.0));
     expected.sort_by(|a, b| a.0.cmp(&b.0));

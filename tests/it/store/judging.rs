@@ -28,7 +28,7 @@ async fn judgments_replay_and_revise(store: Arc<Store>) {
     let stored = store.judgments().submit(first.clone()).await.unwrap();
     assert_eq!((&stored.judgment, stored.replayed), (&first.judgment, false));
     assert_eq!(store.judgments().get(&first.judgment.id).await.unwrap(), first.judgment);
-    assert_eq!(store.demonstrations().all().await.unwrap()[0].1.text, "better than all");
+    assert_eq!(store.demonstrations().page(None, 9).await.unwrap()[0].2.text, "better than all");
     assert_eq!(store.leases().get(&held.id).await.unwrap().state, AssignmentState::Submitted);
 
     // A retry with another body under the same key: the stored one, unchanged.
@@ -232,7 +232,8 @@ async fn demonstrations_and_feedback_are_idempotent(store: Arc<Store>) {
     (again.id, p2.id) = (CompletionId::new(), PromptId::new());
     again.prompt_id = p2.id.clone();
     assert_eq!(store.demonstrations().put(p2, again, None, T0 + 9).await.unwrap(), first);
-    assert_eq!(store.demonstrations().all().await.unwrap(), vec![(prompt, answer.clone())]);
+    let all = store.demonstrations().page(None, 9).await.unwrap();
+    assert_eq!(all, vec![(first, prompt, answer.clone())]);
 
     let event = FeedbackEvent {
         id: FeedbackId::new(),

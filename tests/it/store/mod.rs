@@ -13,6 +13,7 @@ pub mod integrity;
 mod judging;
 mod labeling;
 mod model_judgments;
+mod pooler;
 mod postgres;
 mod projects;
 mod queue;

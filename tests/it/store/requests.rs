@@ -10,7 +10,14 @@ use serde_json::json;
 use super::conformance::{conformance, is_not_found};
 use super::fixture::*;
 
-conformance!(requests_are_known, old_requests_go, erasures_and_backups_are_listed, a_turn_is_read, sign_in_is_read,);
+conformance!(
+    requests_are_known,
+    old_requests_go,
+    erasures_and_backups_are_listed,
+    feedback_comes_in_pages_of_whole_prompts,
+    a_turn_is_read,
+    sign_in_is_read,
+);
 
 /// A prompt of a request with one answer.
 async fn request(store: &Store, text: &str, created: Micros) -> (PromptId, CompletionId) {
@@ -45,11 +52,15 @@ async fn requests_are_known(store: Arc<Store>) {
     assert_eq!(store.completions().served(&asked).await.unwrap().into_iter().collect::<Vec<_>>(), [answer]);
     assert!(store.completions().served(&set.prompt_id).await.unwrap().is_empty());
     let facts = async |as_of, without| {
-        let facts = store.feedback().facts(as_of, without).await.unwrap();
-        facts.into_iter().map(|f| (f.event.id, f.prompt.id)).collect::<Vec<_>>()
+        let which = FeedbackFilter { as_of, without_requests: without };
+        let (facts, after) = store.feedback().page(&which, None, 9).await.unwrap();
+        assert_eq!(after, None);
+        facts.into_iter().map(|f| (f.prompt.id, f.event.id)).collect::<Vec<_>>()
     };
-    let (mine, other) = ((ours.id, set.prompt_id.clone()), (theirs.id, asked.clone()));
-    assert_eq!(facts(None, false).await, [mine.clone(), other]);
+    let (mine, other) = ((set.prompt_id.clone(), ours.id), (asked.clone(), theirs.id));
+    let mut both_events = [mine.clone(), other];
+    both_events.sort();
+    assert_eq!(facts(None, false).await, both_events);
     assert_eq!(facts(Some(T0), false).await, std::slice::from_ref(&mine));
     assert_eq!(facts(None, true).await, [mine]);
 
@@ -63,6 +74,39 @@ async fn requests_are_known(store: Arc<Store>) {
     assert_eq!(store.prompts().request_counts().await.unwrap().prompts, 0);
 }
 
+async fn feedback_comes_in_pages_of_whole_prompts(store: Arc<Store>) {
+    let mut expected = Vec::new();
+    for text in ["first", "second", "third", "fourth", "fifth"] {
+        let (prompt, answer) = request(&store, text, T0).await;
+        for (key, created) in [("later", T0 + 2), ("earlier", T0 + 1), ("last", T0 + 3)] {
+            let event = thumb(&store, &answer, &format!("{key} on {text}"), created).await;
+            expected.push((prompt.clone(), created, event.id));
+        }
+    }
+    expected.sort();
+    let pages = async |which: FeedbackFilter, prompts| {
+        let (mut found, mut sizes, mut after) = (Vec::new(), Vec::new(), None);
+        loop {
+            let (page, next) = store.feedback().page(&which, after.as_ref(), prompts).await.unwrap();
+            sizes.push(page.len());
+            found.extend(page.into_iter().map(|f| (f.prompt.id, f.event.created, f.event.id)));
+            after = next;
+            if after.is_none() {
+                return (found, sizes);
+            }
+        }
+    };
+    assert_eq!(pages(FeedbackFilter::default(), 2).await, (expected.clone(), vec![6, 6, 3]));
+    // The end of a full last page is found by an empty one.
+    assert_eq!(pages(FeedbackFilter::default(), 5).await, (expected.clone(), vec![15, 0]));
+    // Pages without an event that is selected are not the end.
+    let none = FeedbackFilter { as_of: Some(T0), ..FeedbackFilter::default() };
+    assert_eq!(pages(none, 2).await, (vec![], vec![0, 0, 0]));
+    let early = FeedbackFilter { as_of: Some(T0 + 1), ..FeedbackFilter::default() };
+    expected.retain(|(_, created, _)| *created == T0 + 1);
+    assert_eq!(pages(early, 2).await, (expected, vec![2, 2, 1]));
+}
+
 async fn old_requests_go(store: Arc<Store>) {
     let (old, old_answer) = request(&store, "old", T0).await;
     let (new, _) = request(&store, "new", T0 + 10).await;
@@ -70,8 +114,10 @@ async fn old_requests_go(store: Arc<Store>) {
     let kept = stored_set(&store, "kept", &["a", "b"], 1).await;
     let cuts = Cuts { feedback: T0, requests: T0 + 5, kept_feedback: Micros::MIN, kept_prompts: Micros::MIN };
     let records = async |what| {
-        let (stored, going) =
-            (store.privacy().stored(what).await.unwrap(), store.privacy().expiring(what, cuts).await.unwrap());
+        let (stored, going) = (
+            store.privacy().stored(what).await.unwrap(),
+            store.privacy().expiring(what, cuts, None, 10).await.unwrap().0,
+        );
         assert!(stored.bytes >= going.bytes && (going.records == 0) == (going.bytes == 0), "{stored:?} {going:?}");
         (stored.records, going.records)
     };
@@ -79,18 +125,32 @@ async fn old_requests_go(store: Arc<Store>) {
     assert_eq!(records(Expiring::Completions).await, (2, 1));
     assert_eq!(records(Expiring::Prompts).await, (2, 1));
 
-    // By size: everything fits, or the older half goes, or all of it.
-    let all = store.privacy().stored(Expiring::Completions).await.unwrap().bytes
-        + store.privacy().stored(Expiring::Prompts).await.unwrap().bytes;
-    let no_cut = Cuts { requests: Micros::MIN, ..cuts };
-    let cut = async |most| store.privacy().size_cut(Expiring::Completions, no_cut, most).await.unwrap();
-    assert_eq!(cut(all).await, None);
-    assert_eq!(cut(all - 1).await, Some(T0 + 1));
-    assert_eq!(cut(0).await, Some(T0 + 11));
+    // In stretches of one, forwards and backwards, with what is kept between them.
+    for what in [Expiring::Feedback, Expiring::Completions, Expiring::Prompts] {
+        let (mut counted, mut after) = (0, None);
+        loop {
+            let (amount, last) = store.privacy().expiring(what, cuts, after.as_ref(), 1).await.unwrap();
+            counted += amount.records;
+            after = last;
+            if after.is_none() {
+                break;
+            }
+        }
+        assert_eq!(counted, 1, "{what:?}");
+        let all = Cuts { requests: Micros::MAX, ..cuts };
+        let oldest = store.privacy().candidates(what, all, Stretch::After(None), 10).await.unwrap();
+        let mut newest = store.privacy().candidates(what, all, Stretch::Before(None), 10).await.unwrap();
+        let middle = oldest.first().map(|candidate| candidate.position.clone());
+        let rest = store.privacy().candidates(what, all, Stretch::After(middle.as_ref()), 10).await.unwrap();
+        assert_eq!(rest, oldest[1..], "{what:?}");
+        assert!(oldest.is_sorted_by(|a, b| a.position < b.position));
+        newest.reverse();
+        assert_eq!(newest, oldest, "{what:?}");
+    }
 
     for (what, gone) in [(Expiring::Feedback, 1), (Expiring::Completions, 1), (Expiring::Prompts, 1)] {
-        assert_eq!(store.privacy().expire(what, cuts, 10).await.unwrap().records, gone, "{what:?}");
-        assert_eq!(store.privacy().expire(what, cuts, 10).await.unwrap(), Amount::default(), "{what:?}");
+        assert_eq!(store.privacy().expire(what, cuts, None, 10).await.unwrap().0.records, gone, "{what:?}");
+        assert_eq!(store.privacy().expire(what, cuts, None, 10).await.unwrap(), (Amount::default(), None), "{what:?}");
     }
     is_not_found(store.completions().get(&old_answer).await);
     is_not_found(store.prompts().get(&old).await);

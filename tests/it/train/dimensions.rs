@@ -54,7 +54,7 @@ fn scored(world: &World, file: &str) -> (Vec<RewardScore>, Vec<bool>) {
     let loaded = load(Path::new(&world.path("rm")), &Device::Cpu).unwrap();
     let (model, texts) = (RewardModel::new(&loaded).unwrap(), Texts::new(&loaded).unwrap());
     let (mut ids, mut harmful) = (Vec::new(), Vec::new());
-    for set in read_comparisons(Path::new(file)).unwrap() {
+    for set in read_comparisons(Path::new(file)).unwrap().map(Result::unwrap) {
         for completion in &set.completions {
             ids.push(texts.conversation(&set.prompt, &completion.text, 64).unwrap().0);
             harmful.push(serde_json::to_value(&completion.ratings).unwrap()["harmful"] == true);

@@ -20,6 +20,7 @@ mod held;
 mod instructgpt;
 pub mod judge;
 mod kill;
+mod large_data;
 mod length_control;
 mod losses;
 mod on_device;

@@ -60,7 +60,7 @@ fn scored(world: &World, dir: &str, file: &str) -> Vec<instructd::domain::Reward
     let loaded = open(&world.path(dir));
     let (model, texts) = (RewardModel::new(&loaded).unwrap(), Texts::new(&loaded).unwrap());
     let mut ids = Vec::new();
-    for set in instructd::data::read_comparisons(Path::new(file)).unwrap() {
+    for set in instructd::data::read_comparisons(Path::new(file)).unwrap().map(Result::unwrap) {
         ids.extend(set.completions.iter().map(|c| texts.conversation(&set.prompt, &c.text, 64).unwrap().0));
     }
     model.scores(&ids, 500).unwrap()
@@ -149,8 +149,8 @@ fn scores_are_normalised_on_demonstrations_when_asked() {
     train("reward", &args);
     let loaded = open(&world.path("rm"));
     let (model, texts) = (RewardModel::new(&loaded).unwrap(), Texts::new(&loaded).unwrap());
-    let written = instructd::data::read_demonstrations(Path::new(&demonstrations)).unwrap();
-    let ids: Vec<_> = written.iter().map(|w| texts.conversation(&w.prompt, &w.completion, 64).unwrap().0).collect();
+    let written = instructd::data::read_demonstrations(Path::new(&demonstrations)).unwrap().map(Result::unwrap);
+    let ids: Vec<_> = written.map(|w| texts.conversation(&w.prompt, &w.completion, 64).unwrap().0).collect();
     let (mean, variance) = moments(&model.score(&ids, 500).unwrap());
     assert!(mean.abs() < 1e-4 && (variance - 1.0).abs() < 1e-3, "mean {mean}, variance {variance}");
 }

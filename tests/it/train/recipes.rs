@@ -284,7 +284,8 @@ fn saved_scores_are_normalised_and_a_separate_critic_starts_from_them() {
     let loaded = load(Path::new(&world.path("rm")), &Device::Cpu).unwrap();
     let (model, texts) = (RewardModel::new(&loaded).unwrap(), Texts::new(&loaded).unwrap());
     let mut conversations = Vec::new();
-    for set in instructd::data::read_comparisons(Path::new(&world.path("comparisons.jsonl"))).unwrap() {
+    let sets = instructd::data::read_comparisons(Path::new(&world.path("comparisons.jsonl"))).unwrap();
+    for set in sets.map(Result::unwrap) {
         for completion in &set.completions {
             conversations.push(texts.conversation(&set.prompt, &completion.text, 64).unwrap().0);
         }

@@ -107,7 +107,7 @@ fn mutation_pad_equal_to_eos_would_hide_the_end() {
     assert_eq!(loaded.config.eos_ids, [pad]);
     let texts = Texts::new(&loaded).unwrap();
     let (ids, start) = texts.conversation(&instructd::data::PromptInput::Text("t5 t6".into()), "t7 t8", 32).unwrap();
-    let picked = PredictionBatch::new(&[&Sequence { ids, start }]);
+    let picked = PredictionBatch::new(&[&Sequence { ids: ids.into(), start }]);
     assert_eq!(picked.targets, [7, 8, pad], "the end token is a target");
 
     // The gradient at the end token's row: there with us, gone with the padding mask of `target != pad`.
