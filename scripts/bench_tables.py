@@ -73,34 +73,6 @@ def learning(data):
     return table(head, rows) + "\n\n" + source(data)
 
 
-def reward_models(data):
-    """One row for each data set and setting: accuracies by seed, and what the baselines reach on the same pairs."""
-    groups = {}
-    for run in data["runs"]:
-        groups.setdefault((run["data"], run["length_control"]), []).append(run)
-    rows = []
-    for (name, control), runs in groups.items():
-        share = lambda part: f"{mean([r['by_length'][part]['accuracy'] for r in runs]):.2f}"
-        gains = []
-        for i in range(2):
-            of = [r["baselines"][i] for r in runs]
-            first = of[0]
-            gains.append(f"{first['name']} {mean([b['accuracy'] for b in of]):.3f} ({mean([b['gain'] for b in of]):+.3f})")
-        rows.append(
-            [
-                name + (", `length_control`" if control else ""),
-                ", ".join(f"{r['accuracy']:.3f}" for r in runs),
-                share("longer"),
-                share("shorter"),
-                *gains,
-                ", ".join(str(r["pairs"]) for r in runs),
-            ]
-        )
-    head = ["rankings", "held-out accuracy, by seed", "longer preferred", "shorter preferred"]
-    head += ["length alone (the model's gain)", "bag of words (the model's gain)", "held-out pairs"]
-    return table(head, rows) + "\n\n" + source(data)
-
-
 def default_model(data):
     rows = [
         [
@@ -268,7 +240,6 @@ TABLES = {
     "serving-transformers": (serving, "serving-transformers"),
     "ppo-iteration": (ppo, "ppo-iteration"),
     "learning": (learning, "learning"),
-    "reward-models": (reward_models, "reward-models"),
     "qlora": (qlora, "qlora"),
     "serving-memory": (serving_memory, "serving-memory"),
     "default-model": (default_model, "default-model"),

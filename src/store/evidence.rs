@@ -141,21 +141,32 @@ pub(super) async fn shared_prompts(
     .collect()
 }
 
+/// The set `s` has a completion of the version `$1`. PostgreSQL would otherwise join all completions of the version with
+/// all items of sets; the limit keeps it at the sets' own items, of which the first is often enough.
+macro_rules! has_completion_of {
+    () => {
+        "EXISTS (SELECT 1 FROM set_items i WHERE i.set_id = s.id
+             AND (SELECT c.model_version_id FROM completions c WHERE c.id = i.completion_id) = $1 LIMIT 1 OFFSET 0)"
+    };
+}
+
 pub(super) async fn sets_of_version(conn: &mut Conn, id: &ModelVersionId) -> Result<(i64, i64)> {
     let sets = conn
         .count(
-            "SELECT COUNT(*) AS n FROM comparison_sets s WHERE s.kind = 'normal' AND s.status <> 'retired'
-               AND EXISTS (SELECT 1 FROM set_items i JOIN completions c ON c.id = i.completion_id
-                           WHERE i.set_id = s.id AND c.model_version_id = $1)",
+            concat!(
+                "SELECT COUNT(*) AS n FROM comparison_sets s WHERE s.kind = 'normal' AND s.status <> 'retired' AND ",
+                has_completion_of!()
+            ),
             args![id.as_str()],
         )
         .await?;
     let rankings = conn
         .count(
-            "SELECT COUNT(*) AS n FROM judgments j JOIN comparison_sets s ON s.id = j.set_id
-             WHERE s.kind = 'normal' AND j.outcome = 'ranked' AND j.supersedes_id IS NULL
-               AND EXISTS (SELECT 1 FROM set_items i JOIN completions c ON c.id = i.completion_id
-                           WHERE i.set_id = s.id AND c.model_version_id = $1)",
+            concat!(
+                "SELECT COUNT(*) AS n FROM judgments j JOIN comparison_sets s ON s.id = j.set_id
+                 WHERE s.kind = 'normal' AND j.outcome = 'ranked' AND j.supersedes_id IS NULL AND ",
+                has_completion_of!()
+            ),
             args![id.as_str()],
         )
         .await?;

@@ -168,8 +168,8 @@ pub async fn review(
     let mut judgments = Vec::new();
     for (judgment, labeler) in disputed.judgments {
         let of = |id: &CompletionId| {
-            let by = disputed.corrections.iter().filter(|(author, _)| *author == labeler.id);
-            by.filter(|(_, text)| text.parent_completion_id.as_ref() == Some(id)).next_back()
+            let corrects = |text: &Completion| text.parent_completion_id.as_ref() == Some(id);
+            disputed.corrections.iter().rfind(|(author, text)| *author == labeler.id && corrects(text))
         };
         let correction = |id: &CompletionId| {
             of(id).map(|(_, text)| CorrectedText { completion_id: id.clone(), text: text.text.clone() })

@@ -270,7 +270,7 @@ async fn figures_are_read_for_one_project(store: Arc<Store>) {
         let filter = JudgedFilter { project: Some(project.clone()), ..JudgedFilter::default() };
         let mut judged = Vec::new();
         store.sets().each_judged(&filter, |judgment| judged.push(judgment.set_id)).await.unwrap();
-        assert_eq!(judged, [set.id.clone()]);
+        assert_eq!(judged, std::slice::from_ref(&set.id));
         let throughput = store.judgments().throughput(0, Some(project)).await.unwrap();
         assert_eq!(throughput.days.iter().map(|day| day.judgments).sum::<i64>(), 1);
         assert_eq!(throughput.median_active_ms, Some(active_ms));
