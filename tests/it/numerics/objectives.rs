@@ -170,8 +170,13 @@ fn a_set_of_ties_has_no_pair_and_a_margin_raises_the_loss() {
     let (tied, stats) = reward::loss(&scores, &[], 1.0, None).unwrap();
     assert_eq!(scalar(&tied), 0.0);
     assert_eq!(stats.mean("accuracy"), None);
-    let (loss, _) = reward::loss(&scores, &reward::pairs_of_set(&[0, 1], 0, 1.0), 1.0, None).unwrap();
+    let pairs = reward::pairs_of_set(&[0, 1], 0, 1.0);
+    let (loss, _) = reward::loss(&scores, &pairs, 1.0, None).unwrap();
     close(scalar(&loss), (1.0f64 + (-(0.5 - 1.0f64)).exp()).ln());
+    // What is known beside the scores adds to the log-odds, and not to what the statistics say of the scores.
+    let (loss, stats) = reward::loss(&scores, &pairs, 1.0, Some(&tensor(&[2.5]))).unwrap();
+    close(scalar(&loss), (1.0f64 + (-(0.5 - 1.0 + 2.5f64)).exp()).ln());
+    close(stats.mean("margin").unwrap(), 0.5);
 }
 
 #[test]

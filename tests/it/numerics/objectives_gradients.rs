@@ -67,7 +67,11 @@ fn ppo_at_ratio_one_is_the_plain_policy_gradient() {
 #[test]
 fn reward_dpo_and_ipo() {
     let pairs = reward::pairs_of_set(&[0, 0, 1, 2], 0, 0.3);
-    check(&[0.5, -1.1, 0.4, 0.45], |x| Ok(reward::loss(x, &pairs, 2.0, None)?.0));
+    let scores = [0.5, -1.1, 0.4, 0.45];
+    check(&scores, |x| Ok(reward::loss(x, &pairs, 2.0, None)?.0));
+    let known: Vec<f64> = (0..pairs.len()).map(|i| 0.3 * i as f64 - 0.5).collect();
+    check(&scores, |x| Ok(reward::loss(x, &pairs, 2.0, Some(&tensor(&known)))?.0));
+    check(&known, |x| Ok(reward::loss(&tensor(&scores), &pairs, 2.0, Some(x))?.0));
     let (a, b, c) = (tensor(&[-4.0, -3.0]), tensor(&[-5.0, -2.5]), tensor(&[-4.4, -2.0]));
     let weights = tensor(&[1.0, 0.5]);
     for kind in [dpo::DpoLoss::Sigmoid, dpo::DpoLoss::Ipo] {
