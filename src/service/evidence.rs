@@ -12,6 +12,7 @@ use crate::domain::{Metric, Micros, ModelKind, ModelState, ModelVersion, ModelVe
 use crate::eval::quality::Figure;
 use crate::eval::quality::statistics::share;
 use crate::store::Meeting;
+use crate::train::Baseline;
 
 /// Accuracy of random choice on pairs.
 pub const CHANCE: f64 = 0.5;
@@ -50,19 +51,6 @@ impl Accuracy {
     pub fn beats_chance(&self) -> bool {
         self.figure.low.is_some_and(|low| low > self.chance)
     }
-}
-
-/// What a reward model is compared with on its held-out pairs.
-#[derive(Clone, Debug, PartialEq, Serialize, serde::Deserialize, schemars::JsonSchema)]
-pub struct Baseline {
-    /// `longer` or `shorter`: a preference for the longer or shorter answer; `words`: a bag of words.
-    pub name: String,
-    /// Share of pairs that it orders as people did.
-    pub accuracy: f64,
-    /// The model's accuracy minus the baseline's, with its 95 % interval.
-    pub gain: f64,
-    pub low: f64,
-    pub high: f64,
 }
 
 /// The baselines of a reward model's training; none for models of earlier versions of the program.

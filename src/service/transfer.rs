@@ -79,10 +79,7 @@ pub async fn write_out(services: &Arc<Services>, format: Format, selection: Sele
     let mut left_out = 0;
     let mut trees = (format == Format::Oasst).then(Forest::default);
     if format != Format::Comparisons {
-        let mut pages = Rankings::new(services.store.as_ref(), &filter).await?;
-        if trees.is_some() && sha256.is_none() {
-            pages = pages.for_exchange().await?;
-        }
+        let mut pages = pages(services, format, &filter, sha256.is_some()).await?;
         while let Some(page) = pages.next().await? {
             left_out += page.iter().filter(|c| !fits(format, c)).count();
             page.iter().for_each(|c| trees.iter_mut().for_each(|trees| trees.expect(c)));
@@ -113,6 +110,21 @@ async fn give(send: &Pieces, bytes: Vec<u8>) -> bool {
     bytes.is_empty() || send.send(Ok(bytes.into())).await.is_ok()
 }
 
+/// The rankings of a file. Those of a dataset version are exactly those of its hash, without names of people; otherwise our
+/// own format has labelers and projects, and trees are joined by labeler.
+async fn pages<'a>(
+    services: &'a Services,
+    format: Format,
+    filter: &RankedFilter,
+    is_version: bool,
+) -> Result<Rankings<'a>> {
+    let pages = Rankings::new(services.store.as_ref(), filter).await?;
+    match format {
+        Format::Comparisons | Format::Oasst if !is_version => Ok(pages.for_exchange().await?),
+        _ => Ok(pages),
+    }
+}
+
 /// A file of rankings that is being written.
 struct RankingsFile {
     format: Format,
@@ -126,12 +138,8 @@ struct RankingsFile {
 impl RankingsFile {
     async fn write(mut self, services: &Services, send: &Pieces) -> Result<()> {
         let parquet = |e: parquet::errors::ParquetError| ServiceError::Internal(format!("Parquet: {e}"));
-        let mut pages = Rankings::new(services.store.as_ref(), &self.filter).await?;
-        // A version's lines are exactly those of its hash, without names of people.
+        let mut pages = pages(services, self.format, &self.filter, self.sha256.is_some()).await?;
         let is_ours = self.sha256.is_none() && self.format == Format::Comparisons;
-        if is_ours || (self.sha256.is_none() && self.trees.is_some()) {
-            pages = pages.for_exchange().await?;
-        }
         let mut digest = VersionDigest::default();
         let mut writer = match self.format {
             Format::Parquet => Some(Writer::new().map_err(parquet)?),

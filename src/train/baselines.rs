@@ -19,17 +19,17 @@ const RIDGE: f64 = 1e-3;
 /// The fitted baselines.
 pub struct Baselines {
     /// Log-odds of being preferred per doubling of the number of tokens.
-    pub per_doubling: f64,
+    per_doubling: f64,
     /// Weight of each token's ln(1 + count), by token id.
     words: Vec<f64>,
 }
 
-/// A baseline on held-out pairs, beside the model on the same pairs.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// What a reward model is compared with on its held-out pairs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Baseline {
-    /// `longer`, `shorter` or `words`.
+    /// `longer` or `shorter`: a preference for the longer or shorter answer; `words`: a bag of words.
     pub name: String,
-    /// Share of pairs that the baseline orders as people did; no order counts half.
+    /// Share of pairs that it orders as people did; no order counts half.
     pub accuracy: f64,
     /// The model's accuracy minus the baseline's, with its 95 % interval; the pairs of a set are not independent.
     pub gain: f64,

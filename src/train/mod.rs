@@ -41,6 +41,7 @@ pub mod token_file;
 pub mod trainable;
 pub mod trl_names;
 
+pub use baselines::Baseline;
 pub use rl::{check_rule, score_texts};
 
 use serde::{Deserialize, Serialize};

@@ -272,9 +272,9 @@ export type AuthoredCompletion = {
 export type Baseline = {
   /** `longer` or `shorter`: a preference for the longer or shorter answer; `words`: a bag of words. */
   name: string;
-  /** Share of pairs that it orders as people did. */
+  /** Share of pairs that it orders as people did; no order counts half. */
   accuracy: number;
-  /** The model's accuracy minus the baseline's, with its 95 % interval. */
+  /** The model's accuracy minus the baseline's, with its 95 % interval; the pairs of a set are not independent. */
   gain: number;
   low: number;
   high: number;

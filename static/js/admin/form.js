@@ -93,7 +93,7 @@ function makeField(path, name, raw, defs, context) {
   const error = h('p', { class: 'form-error', id: `${id}-error` });
   const describe = `${id}-help ${id}-error`;
   const models = context.models?.(name, s);
-  const weights = s.type === 'object' && s.additionalProperties?.type === 'number' ? context.weights?.(name) : null;
+  const weights = s.type === 'object' && s.additionalProperties?.type === 'number' ? context.weights : null;
   const note =
     models || s.default === undefined || s.default === null || s.default === '' || typeof s.default === 'object' || s.type === 'boolean'
       ? ''
@@ -320,11 +320,11 @@ function makeField(path, name, raw, defs, context) {
  * `schema` → `{el, read(), showError(param, message)}`. `first` names the fields shown at once, the rest folds
  * away; `hidden` are left out; `models(name, schema)` gives `{options, selected, empty}` of a model field or null,
  * where `empty` names the choice of no model (null: one must be chosen); `presets` are shown instead of defaults, by
- * path; `kind` is the recipe, whose fields may have words of their own. `weights(name)` gives the keys of a field of weights
- * with their names.
+ * path; `kind` is the recipe, whose fields may have words of their own. `weights` are the keys of fields of weights, with their
+ * names.
  * @param {any} schema
  * @param {{kind?: string, first?: string[], hidden?: string[], models?: (name: string, schema: any) => any,
- *   weights?: (name: string) => {key: string, text: string}[], presets?: Record<string, any>}} [options]
+ *   weights?: {key: string, text: string}[], presets?: Record<string, any>}} [options]
  */
 export function schemaForm(schema, { kind = '', first = [], hidden = [], models, weights, presets = {} } = {}) {
   const defs = schema.$defs ?? schema.definitions ?? {};

@@ -207,7 +207,7 @@ export async function newJobView(el, { id, signal }) {
     kind: recipe.name,
     first: rubrics.weights.length ? [...FIRST, 'dimensions', 'rubric'] : FIRST,
     hidden: HIDDEN,
-    weights: () => rubrics.weights,
+    weights: rubrics.weights,
     presets: presets(recipe),
     models: (name) =>
       name === 'rubric' && rubrics.options.length

@@ -5,7 +5,7 @@ import { percent } from '../figures.js';
 import { t, when } from '../i18n.js';
 import { letter } from '../label/ballot.js';
 import { trackedText } from '../label/correct.js';
-import { foldable, isLong } from '../label/long.js';
+import { foldable } from '../label/long.js';
 import { quote } from '../label/marks.js';
 import { errorText } from '../plain.js';
 import { recipeName } from './jobs.js';
@@ -35,13 +35,6 @@ function placesForm(completions, given) {
       return completions.map((c, i) => ({ completion_id: c.id, tier: used.indexOf(Number(selects[i].value)) }));
     },
   };
-}
-
-/** An answer's text; a long one is folded. */
-function readable(completion, i) {
-  const rendered = userText(completion);
-  if (!isLong(completion.text)) return rendered;
-  return foldable(rendered, { x: letter(i), length: completion.text.length, isOpen: false, change: () => {} });
 }
 
 /** The runs that learned from the set's judgments, with whose of them; nothing while there are none. */
@@ -188,7 +181,7 @@ export async function reviewView(el, { id, signal, who }) {
             h('span', { class: 'sub mono', dir: 'auto', text: c.author }),
             c.finish_reason === 'length' ? h('span', { class: 'tag warn', text: t('review.cut_off') }) : null,
           ),
-          readable(c, i),
+          foldable(userText(c), { x: letter(i), text: c.text, isOpen: false, change: () => {} }),
         ),
       ),
     ),

@@ -106,7 +106,7 @@ export function createActions({ state, clock, main, send, undo, advance }) {
     /** Opens the answer at this place, or the one at hand, to be corrected. */
     correct(place) {
       const { work } = state;
-      work.correct(place ?? work.cursor, () => focusPage());
+      work.correct(place ?? work.cursor, focusPage);
     },
     /** The corrected text of an answer; an undefined one takes it back. */
     corrected({ id, text }) {

@@ -10,7 +10,7 @@ const MAP_FROM = 4;
 const MAP_PARTS = 40;
 const PART_WORDS = 60;
 
-/** Whether a text is folded at first. */
+/** Whether a text is long. */
 export const isLong = (text) => text.length > LONG_TEXT || text.split('\n', LONG_LINES + 1).length > LONG_LINES;
 
 /** The parts of a rendered text by which one finds the way: its headings, or its blocks where it has fewer than three. */
@@ -32,19 +32,20 @@ function nameOf(part) {
 }
 
 /**
- * A rendered text that can be folded. A map of its parts stands before it; a part of the map unfolds the text and shows
+ * A rendered text, which can be folded if it is long. A map of its parts stands before it; a part of the map unfolds the text and shows
  * the part. `isOpen` is how it begins, `change(isOpen)` is told when the reader folds or unfolds it.
  * @param {HTMLElement} rendered
- * @param {{x: string, length: number, isOpen: boolean, change: (isOpen: boolean) => void}} options
+ * @param {{x: string, text: string, isOpen: boolean, change: (isOpen: boolean) => void}} options
  */
-export function foldable(rendered, { x, length, isOpen, change }) {
+export function foldable(rendered, { x, text: source, isOpen, change }) {
+  if (!isLong(source)) return rendered;
   const text = h('div', { class: 'long-text' }, rendered);
   const button = h('button', { type: 'button', class: 'long-toggle' });
   const el = h('div', { class: 'long' });
   const set = (open) => {
     el.classList.toggle('folded', !open);
     button.setAttribute('aria-expanded', String(open));
-    button.textContent = open ? t('long.fold', { x }) : t('long.unfold', { x, n: num(length) });
+    button.textContent = open ? t('long.fold', { x }) : t('long.unfold', { x, n: num(source.length) });
   };
   const turn = (open) => {
     set(open);

@@ -275,11 +275,10 @@ export class Work {
 
   /** A long answer, folded until the labeler unfolds it. The view of differences shows all of them. */
   #folded(i, rendered) {
-    const { text } = this.cards[i].completion;
-    if (this.options.diff || !isLong(text)) return rendered;
+    if (this.options.diff) return rendered;
     return foldable(rendered, {
       x: letter(i),
-      length: text.length,
+      text: this.cards[i].completion.text,
       isOpen: this.unfolded.has(i),
       change: (isOpen) => (isOpen ? this.unfolded.add(i) : this.unfolded.delete(i)),
     });

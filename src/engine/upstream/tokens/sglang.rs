@@ -59,16 +59,20 @@ fn part(answer: &Value, place: usize, vocab: usize, top: usize, seen: &[usize]) 
         n if n + seen == total => 0,
         n => return Err(format!("{n} log-probs for {total} tokens, of which {seen} were sent before")),
     };
-    let one = |(i, entry): (usize, &Value)| {
-        let alternatives = match meta["output_top_logprobs"][i].as_array() {
-            Some(listed) => listed.iter().map(|entry| token(&entry[1], &entry[0], vocab)).collect(),
-            None if top == 0 => Ok(Vec::new()),
-            None => Err("a token has no alternatives".to_owned()),
-        };
-        Ok(with_top(token(&entry[1], &entry[0], vocab)?, alternatives?, top))
-    };
+    let one = |(i, entry): (usize, &Value)| reported(entry, &meta["output_top_logprobs"][i], vocab, top, "a token");
     let tokens = values.iter().enumerate().skip(skipped).map(one).collect::<Result<Vec<_>, String>>()?;
     Ok(Part { index, tokens, finish })
+}
+
+/// A token with its `top` alternatives. `entry` and the entries of `listed` are a log-prob, an id and perhaps a text; `what`
+/// names the token in an error.
+fn reported(entry: &Value, listed: &Value, vocab: usize, top: usize, what: &str) -> Result<TokenLogprob, String> {
+    let alternatives = match listed.as_array() {
+        Some(listed) => listed.iter().map(|entry| token(&entry[1], &entry[0], vocab)).collect(),
+        None if top == 0 => Ok(Vec::new()),
+        None => Err(format!("{what} has no alternatives")),
+    };
+    Ok(with_top(token(&entry[1], &entry[0], vocab)?, alternatives?, top))
 }
 
 /// Address and body of the request for the log-probs of a prompt from `from` on.
@@ -102,12 +106,7 @@ pub(super) fn read_prompt(
         if at == 0 {
             return Ok(TokenLogprob { id: ids[0], logprob: None, top: Vec::new() });
         }
-        let alternatives = match meta["input_top_logprobs"][i].as_array() {
-            Some(listed) => listed.iter().map(|entry| token(&entry[1], &entry[0], vocab)).collect(),
-            None if top == 0 => Ok(Vec::new()),
-            None => Err(format!("token {at} of the prompt has no alternatives")),
-        };
-        Ok(with_top(token(&entry[1], &entry[0], vocab)?, alternatives?, top))
+        reported(entry, &meta["input_top_logprobs"][i], vocab, top, &format!("token {at} of the prompt"))
     };
     (from..ids.len()).zip(skipped..values.len()).map(one).collect()
 }
