@@ -194,7 +194,7 @@ pub struct JobsConfig {
     pub slots: usize,
     /// A job whose lease is not extended for this many seconds is taken over.
     pub lease_seconds: i64,
-    /// Number of crashes after which a job fails.
+    /// Number of crashes and lost leases without a new checkpoint after which a job fails.
     pub max_crashes: i64,
     /// Compute threads of a training job; 0 = one per physical core.
     pub threads: usize,

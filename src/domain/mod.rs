@@ -408,7 +408,7 @@ pub struct Job {
     pub unique_key: Option<String>,
     pub priority: i64,
     pub attempt: i64,
-    pub max_attempts: i64,
+    /// Crashes and lost leases since the last new checkpoint.
     pub crash_count: i64,
     pub lease_owner: Option<String>,
     pub lease_expires: Option<Micros>,

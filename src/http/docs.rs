@@ -303,6 +303,6 @@ mod tests {
     fn backticks_become_code() {
         assert_eq!(prose("as `n < 3`, or `a`"), "as <code>n &lt; 3</code>, or <code>a</code>");
         assert_eq!(prose("one ` alone"), "one  alone");
-        assert_eq!(name("max_attempts"), "max_<wbr>attempts");
+        assert_eq!(name("crash_count"), "crash_<wbr>count");
     }
 }

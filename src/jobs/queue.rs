@@ -357,7 +357,6 @@ pub async fn enqueue(store: &Store, recipes: &[Recipe], request: Request) -> Res
         unique_key: request.unique_key,
         priority: request.priority,
         attempt: 0,
-        max_attempts: 10,
         crash_count: 0,
         lease_owner: None,
         lease_expires: None,

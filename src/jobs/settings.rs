@@ -16,6 +16,7 @@ pub struct SupervisorConfig {
     /// Number of jobs that run at the same time.
     pub slots: usize,
     pub lease_seconds: i64,
+    /// A job fails after so many crashes and lost leases without a new checkpoint.
     pub max_crashes: i64,
     /// Compute threads of a child (`RAYON_NUM_THREADS`); 0 = the child chooses.
     pub threads: usize,

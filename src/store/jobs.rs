@@ -15,7 +15,6 @@ fn job(row: &Row) -> Result<Job> {
         unique_key: row.opt_text("unique_key")?,
         priority: row.int("priority")?,
         attempt: row.int("attempt")?,
-        max_attempts: row.int("max_attempts")?,
         crash_count: row.int("crash_count")?,
         lease_owner: row.opt_text("lease_owner")?,
         lease_expires: row.opt_int("lease_expires")?,
@@ -51,16 +50,15 @@ fn keyed(key: &Option<String>) -> impl Fn(StoreError) -> StoreError + '_ {
 
 pub(super) async fn enqueue(conn: &mut Conn, j: &Job) -> Result<Job> {
     conn.run(
-        "INSERT INTO jobs (id, kind, args, state, unique_key, priority, attempt, max_attempts, crash_count,
-             cancel_requested, checkpoint_uri, external_ref, created, name, note, tags, created_by)
-         VALUES ($1, $2, $3, 'queued', $4, $5, 0, $6, 0, $7, $8, $9, $10, $11, $12, $13, $14)",
+        "INSERT INTO jobs (id, kind, args, state, unique_key, priority, attempt, crash_count, cancel_requested,
+             checkpoint_uri, external_ref, created, name, note, tags, created_by)
+         VALUES ($1, $2, $3, 'queued', $4, $5, 0, 0, $6, $7, $8, $9, $10, $11, $12, $13)",
         args![
             j.id.as_str(),
             &j.kind,
             &j.args,
             &j.unique_key,
             j.priority,
-            j.max_attempts,
             false,
             &j.checkpoint_uri,
             &j.external_ref,
@@ -210,15 +208,12 @@ pub(super) async fn claim(
                 continue;
             }
             if crashes >= max_crashes {
-                let error = format!("the job was given up: its worker crashed or was lost {crashes} times");
+                let error = format!(
+                    "the job was given up: its worker crashed or was lost {crashes} times without a new checkpoint"
+                );
                 finish_unfenced(conn, &found.id, JobState::Failed, crashes, Some(&error)).await?;
                 continue;
             }
-        }
-        if found.attempt >= found.max_attempts {
-            let error = format!("the job was given up after {} attempts", found.attempt);
-            finish_unfenced(conn, &found.id, JobState::Failed, crashes, Some(&error)).await?;
-            continue;
         }
         conn.run(
             "UPDATE jobs SET state = 'running', attempt = attempt + 1, crash_count = $2, lease_owner = $3,
@@ -269,8 +264,14 @@ pub(super) async fn checkpoint(conn: &mut Conn, fence: &Fence, uri: &str) -> Res
     set_checkpoint(conn, &fence.job_id, uri).await
 }
 
+/// A further checkpoint is progress, after which crashes count anew: a long job may lose many machines.
 async fn set_checkpoint(conn: &mut Conn, id: &JobId, uri: &str) -> Result<()> {
-    conn.run("UPDATE jobs SET checkpoint_uri = $2 WHERE id = $1", args![id.as_str(), uri]).await?;
+    conn.run(
+        "UPDATE jobs SET crash_count = CASE WHEN checkpoint_uri = $2 THEN crash_count ELSE 0 END, checkpoint_uri = $2
+         WHERE id = $1",
+        args![id.as_str(), uri],
+    )
+    .await?;
     Ok(())
 }
 
@@ -330,7 +331,8 @@ pub(super) async fn requeue(conn: &mut Conn, fence: &Fence, crash: Option<&str>,
     if let Some(error) = crash
         && crashes >= max_crashes
     {
-        let error = format!("the job was given up after {crashes} crashes; the last one: {error}");
+        let error =
+            format!("the job was given up after {crashes} crashes without a new checkpoint; the last one: {error}");
         finish_unfenced(conn, &held.id, JobState::Failed, crashes, Some(&error)).await?;
         return Ok(JobState::Failed);
     }
@@ -367,8 +369,7 @@ pub(super) async fn resume(conn: &mut Conn, id: &JobId) -> Result<Job> {
         )));
     }
     conn.run(
-        "UPDATE jobs SET state = 'queued', crash_count = 0, cancel_requested = $2, error = NULL, finished = NULL,
-             max_attempts = CASE WHEN attempt >= max_attempts THEN attempt + 1 ELSE max_attempts END
+        "UPDATE jobs SET state = 'queued', crash_count = 0, cancel_requested = $2, error = NULL, finished = NULL
          WHERE id = $1",
         args![id.as_str(), false],
     )

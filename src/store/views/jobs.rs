@@ -57,7 +57,7 @@ impl Jobs<'_> {
         write!(self.0, fence = fence.clone(), external_ref = external_ref.map(str::to_owned) => |tx| jobs::place(tx, &fence, external_ref.as_deref()))
     }
 
-    /// Stores where the last checkpoint is. `LeaseLost` when the fence does not hold.
+    /// Stores where the last checkpoint is; one other than before sets `crash_count` to 0. `LeaseLost` when the fence does not hold.
     pub async fn checkpoint(self, fence: &Fence, checkpoint_uri: &str) -> Result<()> {
         write!(self.0, fence = fence.clone(), checkpoint_uri = checkpoint_uri.to_owned() => |tx| jobs::checkpoint(tx, &fence, &checkpoint_uri))
     }

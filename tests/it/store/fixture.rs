@@ -161,7 +161,6 @@ pub fn job(kind: &str, unique_key: Option<&str>, priority: i64) -> Job {
         unique_key: unique_key.map(Into::into),
         priority,
         attempt: 0,
-        max_attempts: 10,
         crash_count: 0,
         lease_owner: None,
         lease_expires: None,

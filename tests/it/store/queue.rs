@@ -14,6 +14,7 @@ conformance!(
     concurrent_claims_never_share_a_job,
     fences_hold,
     lost_workers_count_as_crashes,
+    a_new_checkpoint_begins_the_count_of_crashes_anew,
     crashes_and_shutdowns_requeue_differently,
     cancel_and_resume,
     unique_keys_cover_live_jobs_only,
@@ -127,6 +128,28 @@ async fn lost_workers_count_as_crashes(store: Arc<Store>) {
     let dead = store.jobs().get(&queued.id).await.unwrap();
     assert_eq!((dead.state, dead.crash_count), (JobState::Failed, 3));
     assert!(dead.error.unwrap().contains("3 times"));
+}
+
+async fn a_new_checkpoint_begins_the_count_of_crashes_anew(store: Arc<Store>) {
+    let queued = store.jobs().enqueue(job("sft", None, 0)).await.unwrap();
+    // Many more losses than the limit, each after progress: by a lost lease or by a crash that was noticed.
+    for n in 0..12 {
+        let (_, fence) =
+            store.jobs().claim(&format!("w{n}"), if n % 2 == 0 { -1 } else { 60 }, &[], 3).await.unwrap().unwrap();
+        store.jobs().checkpoint(&fence, &format!("checkpoints/step-{n}")).await.unwrap();
+        if n % 2 == 1 {
+            assert_eq!(store.jobs().requeue(&fence, Some("out of memory"), 3).await.unwrap(), JobState::Queued);
+        }
+    }
+    // The same checkpoint once more is no progress.
+    for n in 0..2 {
+        let (job, fence) = claim(&store, &format!("same {n}")).await.unwrap();
+        assert_eq!(job.crash_count, n + 1);
+        store.jobs().checkpoint(&fence, "checkpoints/step-11").await.unwrap();
+        store.jobs().requeue(&fence, Some("out of memory"), 3).await.unwrap();
+    }
+    let dead = store.jobs().get(&queued.id).await.unwrap();
+    assert_eq!((dead.state, dead.crash_count), (JobState::Failed, 3));
 }
 
 async fn crashes_and_shutdowns_requeue_differently(store: Arc<Store>) {
