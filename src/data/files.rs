@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use super::error::{DataError, LineError};
+use super::fields::Outcome;
 use super::formats::import;
+use super::lines::Lines;
 use super::records::{Comparison, Format, PromptRecord, Record, Written};
 use super::source::Source;
 
@@ -47,6 +49,21 @@ where
     T: 'static,
 {
     let records = import(format, Source::lines(path)?).filter_map(move |record| record.map(pick).transpose());
+    Ok(Records { path: path.to_owned(), what, records: Some(Box::new(records)), is_empty: true })
+}
+
+/// The records of a file whose lines `parse` reads.
+///
+/// # Errors
+/// When the file cannot be opened.
+pub(super) fn read_lines<T: 'static>(
+    path: &Path,
+    what: &'static str,
+    parse: fn(&str) -> Outcome<T>,
+) -> Result<Records<T>, DataError> {
+    let records = Lines::new(Source::lines(path)?).map(move |line| {
+        line.and_then(|(number, text)| parse(&text).map_err(|message| LineError::new(number, message)))
+    });
     Ok(Records { path: path.to_owned(), what, records: Some(Box::new(records)), is_empty: true })
 }
 

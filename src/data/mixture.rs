@@ -2,6 +2,9 @@
 //! and its answer, sampled by weight (FLAN, arXiv 2109.01652).
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -51,72 +54,131 @@ fn one() -> f64 {
     1.0
 }
 
-type Rows = Vec<BTreeMap<String, String>>;
+/// The fields of a row as text.
+type Row = BTreeMap<String, String>;
 
-/// The demonstrations of a mixture file. `order(i, n)` gives task i an order of its n rows, `choice(i, k, n)`
-/// its k-th choice among n templates: the caller's randomness, so that the result is a function of its seed.
+/// A mixture whose rows are in a file without a name, so that memory does not grow with their texts.
+pub struct Rows {
+    path: PathBuf,
+    chat: bool,
+    tasks: Vec<(Task, RowFile)>,
+    /// For each demonstration its task and row, and the template for it.
+    drawn: Vec<(u32, u32, u32)>,
+}
+
+/// Reads a mixture file and the rows of its tasks. `order(i, n)` gives task i an order of its n rows, `choice(i, k, n)`
+/// its k-th choice among n templates: the caller's randomness, so that the result is a function of its seed. The rows are
+/// kept in a file on the file system of `directory`, which is created if it is missing.
 ///
 /// # Errors
 /// Naming the file and the line, or the task.
 pub fn read(
     path: &Path,
+    directory: &Path,
     order: impl Fn(usize, usize) -> Vec<usize>,
     choice: impl Fn(usize, usize, usize) -> usize,
-) -> Result<Vec<Written>, DataError> {
-    let bad = |message: String| DataError::Line { path: path.to_owned(), error: LineError::fatal(0, message) };
+) -> Result<Rows, DataError> {
     let text = std::fs::read(path).map_err(|source| DataError::Io { path: path.to_owned(), source })?;
-    let mixture: Mixture = serde_json::from_slice(&text).map_err(|e| bad(format!("not a mixture: {e}")))?;
+    let mixture: Mixture = serde_json::from_slice(&text).map_err(|e| bad(path, format!("not a mixture: {e}")))?;
     if mixture.tasks.is_empty() {
         return Err(DataError::Empty { path: path.to_owned(), what: "task" });
     }
-    let mut tasks: Vec<(&Task, Rows)> = Vec::new();
-    for task in &mixture.tasks {
+    let all: f64 = mixture.tasks.iter().map(|t| t.weight).sum();
+    let mut tasks = Vec::new();
+    for task in mixture.tasks {
         if task.templates.is_empty() {
-            return Err(bad(format!("task {} has no template", task.name)));
+            return Err(bad(path, format!("task {} has no template", task.name)));
         }
         if !(task.weight.is_finite() && task.weight > 0.0) {
-            return Err(bad(format!("task {} has the weight {}", task.name, task.weight)));
+            return Err(bad(path, format!("task {} has the weight {}", task.name, task.weight)));
         }
         let file = path.parent().unwrap_or(Path::new(".")).join(&task.file);
-        tasks.push((task, rows(&file, task)?));
+        let rows = RowFile::read(&file, &task, directory)?;
+        tasks.push((task, rows));
     }
-    let size = mixture.size.unwrap_or_else(|| tasks.iter().map(|(_, rows)| rows.len()).sum());
-    let all: f64 = mixture.tasks.iter().map(|t| t.weight).sum();
-    let mut out = Vec::with_capacity(size);
+    let size = mixture.size.unwrap_or_else(|| tasks.iter().map(|(_, rows)| rows.ends.len()).sum());
+    let mut drawn = Vec::with_capacity(size);
     for (i, (task, rows)) in tasks.iter().enumerate() {
         let n = (size as f64 * task.weight / all).round() as usize;
-        let rows_in_order = order(i, rows.len());
-        for k in 0..n {
-            let row = &rows[rows_in_order[k % rows.len()]];
-            let template = &task.templates[choice(i, k, task.templates.len())];
-            let (prompt, completion) = template.fill(row).map_err(|m| bad(format!("task {}: {m}", task.name)))?;
-            let prompt = match mixture.chat {
+        let in_order = order(i, rows.ends.len());
+        drawn.extend((0..n).map(|k| {
+            let template = choice(i, k, task.templates.len());
+            (i as u32, in_order[k % in_order.len()] as u32, template as u32)
+        }));
+    }
+    Ok(Rows { path: path.to_owned(), chat: mixture.chat, tasks, drawn })
+}
+
+fn bad(path: &Path, message: String) -> DataError {
+    DataError::Line { path: path.to_owned(), error: LineError::fatal(0, message) }
+}
+
+impl Rows {
+    /// Number of demonstrations.
+    pub fn len(&self) -> usize {
+        self.drawn.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.drawn.is_empty()
+    }
+
+    /// The demonstrations, one in memory at a time.
+    pub fn demonstrations(&self) -> impl Iterator<Item = Result<Written, DataError>> {
+        self.drawn.iter().map(|&(task, row, template)| {
+            let (task, rows) = &self.tasks[task as usize];
+            let row = rows.get(row as usize).map_err(|source| DataError::Io { path: self.path.clone(), source })?;
+            let filled = task.templates[template as usize].fill(&row);
+            let (prompt, completion) = filled.map_err(|m| bad(&self.path, format!("task {}: {m}", task.name)))?;
+            let prompt = match self.chat {
                 true => PromptInput::Chat(vec![Message { role: "user".into(), content: prompt }]),
                 false => PromptInput::Text(prompt),
             };
-            out.push(Written { prompt_id: None, prompt, completion, corrects: None, labeler: None, project: None });
+            Ok(Written { prompt_id: None, prompt, completion, corrects: None, labeler: None, project: None })
+        })
+    }
+}
+
+/// The rows of a task, with values replaced by words, as JSON in a file without a name.
+struct RowFile {
+    file: File,
+    /// Where each row ends, in bytes.
+    ends: Vec<u64>,
+}
+
+impl RowFile {
+    fn read(path: &Path, task: &Task, directory: &Path) -> Result<Self, DataError> {
+        let failed = |source| DataError::Io { path: directory.to_owned(), source };
+        std::fs::create_dir_all(directory).map_err(failed)?;
+        let mut file = BufWriter::new(tempfile::tempfile_in(directory).map_err(failed)?);
+        let (mut ends, mut at) = (Vec::new(), 0);
+        for line in Lines::new(Source::lines(path)?) {
+            let row = line.and_then(|(line, text)| row(&text, task).map_err(|message| LineError::new(line, message)));
+            let row = row.map_err(|error| DataError::Line { path: path.to_owned(), error })?;
+            let row = serde_json::to_vec(&row).map_err(|error| failed(error.into()))?;
+            file.write_all(&row).map_err(failed)?;
+            at += row.len() as u64;
+            ends.push(at);
         }
+        if ends.is_empty() {
+            return Err(DataError::Empty { path: path.to_owned(), what: "row" });
+        }
+        let file = file.into_inner().map_err(|error| failed(error.into_error()))?;
+        Ok(Self { file, ends })
     }
-    Ok(out)
+
+    fn get(&self, index: usize) -> std::io::Result<Row> {
+        let start = index.checked_sub(1).map_or(0, |before| self.ends[before]);
+        let mut bytes = vec![0; (self.ends[index] - start) as usize];
+        self.file.read_exact_at(&mut bytes, start)?;
+        Ok(serde_json::from_slice(&bytes)?)
+    }
 }
 
-/// Rows as text by field, with values replaced by words.
-fn rows(path: &Path, task: &Task) -> Result<Rows, DataError> {
-    let mut rows = Rows::new();
-    for line in Lines::new(Source::lines(path)?) {
-        let row = line.and_then(|(line, text)| row(&text, task).map_err(|message| LineError::new(line, message)));
-        rows.push(row.map_err(|error| DataError::Line { path: path.to_owned(), error })?);
-    }
-    if rows.is_empty() {
-        return Err(DataError::Empty { path: path.to_owned(), what: "row" });
-    }
-    Ok(rows)
-}
-
-fn row(text: &str, task: &Task) -> Result<BTreeMap<String, String>, String> {
+fn row(text: &str, task: &Task) -> Result<Row, String> {
     let value: Value = serde_json::from_str(text).map_err(|e| super::fields::not_json(&e))?;
     let Value::Object(fields) = value else { return Err("must be a JSON object".into()) };
-    let mut row = BTreeMap::new();
+    let mut row = Row::new();
     for (name, value) in fields {
         let text = match value {
             Value::String(text) => text,

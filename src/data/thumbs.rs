@@ -7,12 +7,11 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::error::{DataError, LineError};
+use super::error::DataError;
 use super::fields::{Fields, Outcome, kind, parse_json};
+use super::files::{Records, read_lines};
 use super::from_feedback::{FeedbackRecord, thumb};
-use super::lines::Lines;
 use super::records::Format;
-use super::source::Source;
 use crate::domain::PromptInput;
 use crate::domain::{CompletionId, Split};
 
@@ -36,21 +35,13 @@ impl Thumbed {
     }
 }
 
-/// Reads a file of `{"prompt", "completion", "label"}`; prompt and completion may be texts or messages, the label a
-/// boolean (or 1 and 0). The first bad line fails it, and so does an empty file.
+/// Completions with thumbs JSONL, `{"prompt", "completion", "label"}` per line; prompt and completion may be texts or
+/// messages, the label a boolean (or 1 and 0).
 ///
 /// # Errors
-/// Unreadable files and lines, with the number of the line.
-pub fn read_feedback(path: &Path) -> Result<Vec<Thumbed>, DataError> {
-    let mut found = Vec::new();
-    for line in Lines::new(Source::lines(path)?) {
-        let parsed = line.and_then(|(number, text)| parse(&text).map_err(|message| LineError::new(number, message)));
-        found.push(parsed.map_err(|error| DataError::Line { path: path.to_owned(), error })?);
-    }
-    if found.is_empty() {
-        return Err(DataError::Empty { path: path.to_owned(), what: "liked or disliked completion" });
-    }
-    Ok(found)
+/// When the file cannot be opened.
+pub fn read_feedback(path: &Path) -> Result<Records<Thumbed>, DataError> {
+    read_lines(path, "liked or disliked completion", parse)
 }
 
 fn parse(text: &str) -> Outcome<Thumbed> {

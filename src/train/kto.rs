@@ -9,34 +9,22 @@ use candle_core::Tensor;
 use serde_json::{Value, json};
 
 use super::args::{KtoArgs, parse_for_run};
-use super::data_report::DataReport;
-use super::fit::{self, Fit, count};
+use super::fit::{self, count};
 use super::preference::sequence_logprobs;
 use super::run::{Run, TrainPlan, device, file_hash, load_base, report_phase};
 use super::samples::Samples;
 use super::sft::backbone_and_output;
 use super::step::{Accumulator, PredictionBatch, Sequence, micro_batches};
+use super::thumbed::{Feedback, FeedbackExample};
+use super::token_file::TokenFile;
 use super::trainable::Trainable;
 use super::{Reporter, TrainOutcome};
-use crate::data::{PromptInput, Thumbed, read_feedback};
-use crate::domain::Split;
+use crate::data::read_feedback;
 use crate::model::Decoder;
 use crate::objective::logprobs::sequence_sums_tensor;
 use crate::objective::preference::ranked_above;
 use crate::objective::{Stats, kto};
 use crate::prompt::Texts;
-
-/// A completion with its feedback.
-struct FeedbackExample {
-    sequence: Sequence,
-    liked: bool,
-    /// The prompt with the completion of another prompt, for the estimate of the reference point.
-    mismatched: Sequence,
-    /// The reference's summed log-prob of `sequence`.
-    reference: f64,
-    /// The reference's summed log-prob of `mismatched`.
-    mismatched_reference: f64,
-}
 
 pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let args: KtoArgs = parse_for_run(args)?;
@@ -45,10 +33,10 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let mut loaded = load_base(&common, &device(&common)?)?;
     report_phase(reporter, "preparing");
     let texts = Texts::new(&loaded)?.with_reasoning(args.reasoning);
-    let feedback = read_feedback(Path::new(&args.feedback)).context("feedback")?;
-    let length = fit::length(common.max_length, loaded.config.max_positions, || lengths(&feedback, &texts))?;
+    let length = fit::length(common.max_length, loaded.config.max_positions, || lengths(&args.feedback, &texts))?;
     let max_length = length.tokens;
-    let mut data = Feedback::new(&feedback, &texts, max_length, args.heldout_fraction)?;
+    let tokens = TokenFile::new(Path::new(&common.output_dir));
+    let mut data = Feedback::read(&args.feedback, &texts, max_length, args.heldout_fraction, tokens)?;
     let (liked, others) = data.counts();
     if liked == 0 || others == 0 {
         let reasons = data.fit.reasons();
@@ -157,69 +145,15 @@ fn settings(args: &KtoArgs, liked: usize, others: usize) -> kto::Settings {
     kto::Settings { beta: args.beta, desirable_weight, undesirable_weight }
 }
 
-/// Lengths in tokens of prompts with their completions, without truncation.
-fn lengths(feedback: &[Thumbed], texts: &Texts) -> Result<Vec<usize>> {
-    let mut lengths = Vec::with_capacity(feedback.len());
-    for one in feedback {
+/// Lengths in tokens of the prompts with their completions in a file, without truncation.
+fn lengths(path: &str, texts: &Texts) -> Result<Vec<usize>> {
+    let mut lengths = Vec::new();
+    for one in read_feedback(Path::new(path)).context("feedback")? {
+        let one = one.context("feedback")?;
         let answers = texts.answers(&one.prompt, &[&one.completion], usize::MAX)?;
         lengths.extend(answers.sequences.iter().map(|(ids, _)| ids.len()));
     }
     Ok(lengths)
-}
-
-struct Feedback {
-    train: Vec<FeedbackExample>,
-    heldout: Vec<FeedbackExample>,
-    /// Prompts for samples, held-out ones first.
-    prompts: Vec<PromptInput>,
-    fit: Fit,
-    report: DataReport,
-}
-
-impl Feedback {
-    fn new(feedback: &[Thumbed], texts: &Texts, max_length: usize, heldout_fraction: f64) -> Result<Self> {
-        let (mut fit, mut report) = (Fit::new(max_length), DataReport::default());
-        let (mut train, mut heldout) = (Vec::new(), Vec::new());
-        for one in feedback {
-            let mut answers = texts.answers(&one.prompt, &[&one.completion], max_length)?;
-            fit.note_prompt(answers.prompt_cut);
-            fit.note_answers(&answers.cut);
-            let Some((ids, start)) = answers.sequences.pop() else { continue };
-            let side = one.side(heldout_fraction);
-            report.note_answer(&one.prompt, &one.completion, ids.len() - start, side);
-            if side == Split::Train { &mut train } else { &mut heldout }
-                .push((one, Sequence { ids: ids.into(), start }));
-        }
-        let prompts = heldout.iter().chain(&train).map(|(one, _)| one.prompt.clone()).collect();
-        let (train, heldout) = (mismatched(train, texts, max_length)?, mismatched(heldout, texts, max_length)?);
-        Ok(Self { train, heldout, prompts, fit, report })
-    }
-
-    /// Numbers of training completions that were liked, and of the others.
-    fn counts(&self) -> (usize, usize) {
-        let liked = self.train.iter().filter(|item| item.liked).count();
-        (liked, self.train.len() - liked)
-    }
-}
-
-/// Pairs every prompt with the completion of the next other prompt, or with the next completion if there is no other
-/// prompt.
-fn mismatched(side: Vec<(&Thumbed, Sequence)>, texts: &Texts, max_length: usize) -> Result<Vec<FeedbackExample>> {
-    let n = side.len();
-    let mut items = Vec::with_capacity(n);
-    for (i, (one, sequence)) in side.iter().enumerate() {
-        let others = (1..n).map(|k| side[(i + k) % n].0);
-        let other = others.clone().find(|other| other.prompt != one.prompt).or(others.clone().next()).unwrap_or(one);
-        let (ids, start) = texts.conversation(&one.prompt, &other.completion, max_length)?;
-        items.push(FeedbackExample {
-            sequence: sequence.clone(),
-            liked: one.label,
-            mismatched: Sequence { ids: ids.into(), start },
-            reference: 0.0,
-            mismatched_reference: 0.0,
-        });
-    }
-    Ok(items)
 }
 
 fn in_groups<'i>(items: &[&'i FeedbackExample], tokens: usize) -> Vec<Vec<&'i FeedbackExample>> {

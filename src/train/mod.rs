@@ -37,6 +37,7 @@ pub mod schedule;
 mod sft;
 pub mod step;
 mod sweep;
+pub mod thumbed;
 pub mod token_file;
 pub mod trainable;
 pub mod trl_names;

@@ -6,8 +6,9 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use candle_core::Tensor;
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
-use super::args::{SftArgs, parse_for_run};
+use super::args::{Common, SftArgs, parse_for_run};
 use super::data_report::DataReport;
 use super::fit::{self, Fit};
 use super::on_device::{Learner, loading_device};
@@ -18,7 +19,7 @@ use super::token_file::TokenFile;
 use super::trainable::Trainable;
 use super::{Reporter, TrainOutcome, rng};
 use crate::data::{DataError, PromptInput, Written, content_hash, mixture, read_demonstrations, split_of};
-use crate::domain::{Split, hash};
+use crate::domain::Split;
 use crate::model::{self, Decoder};
 use crate::objective::{Stats, causal_lm};
 use crate::prompt::Texts;
@@ -32,7 +33,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let texts = Texts::new(&loaded)?.with_reasoning(args.reasoning);
     let source = match &args.mixture {
         None => Source::File(&args.demonstrations),
-        Some(mixture) => Source::Mixture(read_mixture(mixture, common.seed)?),
+        Some(mixture) => Source::Mixture(read_mixture(mixture, &common)?),
     };
     let data_hash = source.hash()?;
     let length = fit::length(common.max_length, loaded.config.max_positions, || source.lengths(&texts))?;
@@ -41,7 +42,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let data = match source {
         Source::File(path) => Demonstrations::read(path, &texts, max_length, args.heldout_fraction, tokens)?,
         Source::Mixture(rows) => {
-            Demonstrations::new(rows.into_iter().map(Ok), &texts, max_length, args.heldout_fraction, tokens)?
+            Demonstrations::new(rows.demonstrations(), &texts, max_length, args.heldout_fraction, tokens)?
         }
     };
     if data.train.is_empty() {
@@ -112,7 +113,7 @@ enum Source<'a> {
     /// A file, which is read record by record.
     File(&'a str),
     /// The rows that were drawn from the tasks of a mixture.
-    Mixture(Vec<Written>),
+    Mixture(mixture::Rows),
 }
 
 impl Source<'_> {
@@ -120,16 +121,27 @@ impl Source<'_> {
     fn hash(&self) -> Result<String> {
         match self {
             Self::File(path) => file_hash(path),
-            Self::Mixture(rows) => Ok(hash::of_bytes(serde_json::to_vec(rows)?)),
+            Self::Mixture(rows) => hash_of(rows),
         }
     }
 
     fn lengths(&self, texts: &Texts) -> Result<Vec<usize>> {
         match self {
             Self::File(path) => lengths_of_file(path, texts),
-            Self::Mixture(rows) => rows.iter().map(|written| length(written, texts)).collect(),
+            Self::Mixture(rows) => rows.demonstrations().map(|written| length(&written?, texts)).collect(),
         }
     }
+}
+
+/// The SHA-256 of the demonstrations as a JSON list.
+fn hash_of(rows: &mixture::Rows) -> Result<String> {
+    let mut hash = Sha256::new_with_prefix("[");
+    for (i, written) in rows.demonstrations().enumerate() {
+        hash.update(if i > 0 { "," } else { "" });
+        hash.update(serde_json::to_vec(&written?)?);
+    }
+    hash.update("]");
+    Ok(hex::encode(hash.finalize()))
 }
 
 /// Length in tokens of a prompt with its answer, without truncation.
@@ -209,13 +221,14 @@ impl Demonstrations {
 }
 
 /// The demonstrations of a mixture. Rows and templates are drawn with the seed.
-fn read_mixture(path: &str, seed: u64) -> Result<Vec<Written>> {
+fn read_mixture(path: &str, common: &Common) -> Result<mixture::Rows> {
+    let seed = common.seed;
     let order = |task: usize, n| rng::permutation(n, &mut rng::rng(seed, rng::Stream::Mixture, task as u64));
     let choice = |task: usize, k: usize, n: usize| {
         let draw = rng::derive(seed, rng::Stream::Mixture, ((task as u64 + 1) << 32) + k as u64);
         (draw % n as u64) as usize
     };
-    mixture::read(Path::new(path), order, choice).context("mixture")
+    mixture::read(Path::new(path), Path::new(&common.output_dir), order, choice).context("mixture")
 }
 
 /// The tensors of the language model: all except the heads of other tasks.

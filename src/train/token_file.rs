@@ -18,7 +18,7 @@ pub struct TokenIds(Place);
 
 #[derive(Clone, Debug)]
 enum Place {
-    Memory(Vec<u32>),
+    Memory(Arc<[u32]>),
     /// `length` ids from index `first` of the file.
     File {
         map: Arc<OnceLock<Map>>,
@@ -44,7 +44,7 @@ impl Deref for TokenIds {
 
 impl From<Vec<u32>> for TokenIds {
     fn from(ids: Vec<u32>) -> Self {
-        Self(Place::Memory(ids))
+        Self(Place::Memory(ids.into()))
     }
 }
 

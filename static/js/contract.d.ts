@@ -1287,7 +1287,7 @@ export type Job = {
   unique_key: string | null;
   priority: number;
   attempt: number;
-  max_attempts: number;
+  /** Crashes and lost leases since the last new checkpoint. */
   crash_count: number;
   lease_owner: string | null;
   lease_expires: number | null;
@@ -1345,7 +1345,7 @@ export type JobView = {
   unique_key: string | null;
   priority: number;
   attempt: number;
-  max_attempts: number;
+  /** Crashes and lost leases since the last new checkpoint. */
   crash_count: number;
   lease_owner: string | null;
   lease_expires: number | null;

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use super::server::{ADMIN_KEY, Answer, Dice, Place, Server, send, setting};
+use super::server::{ADMIN_KEY, Client, Dice, Place, Server, setting};
 use crate::store::backend::{self, Fresh};
 use crate::store::integrity;
 
@@ -30,35 +30,13 @@ struct Writer {
     key: String,
     name: u64,
     dice: Dice,
-    http: reqwest::Client,
-    /// Where the server listens; empty while it is down.
-    url: watch::Receiver<String>,
+    client: Client,
     stop: Arc<AtomicBool>,
     acknowledged: Vec<Written>,
     replays: usize,
 }
 
 impl Writer {
-    /// Sends until an answer comes, through any number of restarts.
-    async fn insist(&mut self, method: &str, path: &str, key: &str, body: Option<&Value>) -> Answer {
-        loop {
-            let url = self.url.borrow_and_update().clone();
-            match send(&self.http, &url, method, path, key, body).await {
-                Ok(answer) if answer.status < 500 && answer.status != 429 => return answer,
-                Ok(busy) => {
-                    assert!([429, 503].contains(&busy.status), "{path}: {} {}", busy.status, busy.json);
-                    tokio::time::sleep(Duration::from_millis(20)).await;
-                }
-                // Killed in the middle: the answer is lost, so the same request goes out again.
-                Err(_) => {
-                    if self.url.has_changed().is_ok_and(|new| !new) {
-                        let _ = tokio::time::timeout(Duration::from_millis(200), self.url.changed()).await;
-                    }
-                }
-            }
-        }
-    }
-
     async fn run(mut self) -> Self {
         let mut round = 0;
         while !self.stop.load(Ordering::Relaxed) {
@@ -80,7 +58,7 @@ impl Writer {
 
     async fn replay(&mut self, old: &Written) {
         let key = self.key.clone();
-        let again = self.insist("POST", &old.path, &key, Some(&old.body)).await.expect(200);
+        let again = self.client.insist("POST", &old.path, &key, Some(&old.body)).await.expect(200);
         assert_eq!((&again["replayed"], &again["judgment"]["id"]), (&json!(true), &json!(old.judgment)));
         self.replays += 1;
     }
@@ -93,7 +71,7 @@ impl Writer {
         let body = json!({"messages": [{"role": "user", "content": format!("question {idempotency_key}")}],
             "completions": completions, "idempotency_key": idempotency_key});
         let (path, key) = ("/v1/comparisons".to_owned(), self.key.clone());
-        let answer = self.insist("POST", &path, &key, Some(&body)).await;
+        let answer = self.client.insist("POST", &path, &key, Some(&body)).await;
         assert!([200, 201].contains(&answer.status), "{} {}", answer.status, answer.json);
         let judgment = answer.json["judgment"]["id"].as_str().unwrap().to_owned();
         Some(Written { path, body, judgment })
@@ -103,10 +81,10 @@ impl Writer {
     async fn judge_a_lease(&mut self, idempotency_key: String) -> Option<Written> {
         let set = json!({"messages": [{"role": "user", "content": format!("question {idempotency_key}")}],
             "completions": ["one", "two"]});
-        let set = self.insist("POST", "/v1/comparison-sets", ADMIN_KEY, Some(&set)).await.expect(201);
+        let set = self.client.insist("POST", "/v1/comparison-sets", ADMIN_KEY, Some(&set)).await.expect(201);
         let key = self.key.clone();
         let next = format!("/v1/label/next?set_id={}", set["id"].as_str().unwrap());
-        let turn = self.insist("GET", &next, &key, None).await.expect(200);
+        let turn = self.client.insist("GET", &next, &key, None).await.expect(200);
         let items: Vec<_> = turn["completions"]
             .as_array()
             .unwrap()
@@ -116,7 +94,7 @@ impl Writer {
         let body = json!({"lease_token": turn["lease_token"], "outcome": "ranked", "items": items,
             "idempotency_key": idempotency_key, "ideal_answer": format!("best {idempotency_key}")});
         let path = format!("/v1/label/{}/judgment", turn["assignment_id"].as_str().unwrap());
-        let answer = self.insist("POST", &path, &key, Some(&body)).await.expect(200);
+        let answer = self.client.insist("POST", &path, &key, Some(&body)).await.expect(200);
         Some(Written { path, body, judgment: answer["judgment"]["id"].as_str().unwrap().to_owned() })
     }
 }
@@ -137,8 +115,7 @@ async fn killed_under_writers(fresh: Fresh) {
             key: key["key"].as_str().unwrap().to_owned(),
             name,
             dice: Dice(seed.wrapping_mul(1000) + name),
-            http: reqwest::Client::builder().timeout(Duration::from_secs(30)).build().unwrap(),
-            url: watching.clone(),
+            client: Client::new(&watching),
             stop: stop.clone(),
             acknowledged: Vec::new(),
             replays: 0,

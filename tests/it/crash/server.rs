@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::Value;
+use tokio::sync::watch;
 
 use crate::api::contract;
 use crate::support::fixture;
@@ -232,12 +233,62 @@ pub async fn send(
     if let Some(body) = body {
         request = request.json(body);
     }
+    answer(request, method, path).await
+}
+
+/// Sends a request to the path of a route, of which the answer must be as the document says.
+pub async fn answer(request: reqwest::RequestBuilder, method: &str, path: &str) -> reqwest::Result<Answer> {
     let response = request.send().await?;
     let status = response.status().as_u16();
     let kind = response.headers().get("content-type").map_or("", |kind| kind.to_str().unwrap()).to_owned();
     let text = response.text().await?;
     contract::check(method, path, status, &kind, &text);
     Ok(Answer { status, json: serde_json::from_str(&text).unwrap_or(Value::String(text)) })
+}
+
+/// A client that sends each request until it is answered, through any number of restarts.
+#[derive(Clone)]
+pub struct Client {
+    pub http: reqwest::Client,
+    /// Where the server listens; the old address while it is down.
+    pub url: watch::Receiver<String>,
+}
+
+impl Client {
+    pub fn new(url: &watch::Receiver<String>) -> Self {
+        Self { http: reqwest::Client::builder().timeout(Duration::from_secs(30)).build().unwrap(), url: url.clone() }
+    }
+
+    /// The answer to a request with a JSON body.
+    pub async fn insist(&mut self, method: &str, path: &str, key: &str, body: Option<&Value>) -> Answer {
+        let bytes = body.map(|body| serde_json::to_vec(body).unwrap());
+        self.insist_on(method, path, key, bytes.as_deref().map(|bytes| ("application/json", bytes))).await
+    }
+
+    /// The answer to a request with a body of a media type.
+    pub async fn insist_on(&mut self, method: &str, path: &str, key: &str, body: Option<(&str, &[u8])>) -> Answer {
+        let verb = reqwest::Method::from_bytes(method.as_bytes()).unwrap();
+        loop {
+            let url = self.url.borrow_and_update().clone();
+            let mut request = self.http.request(verb.clone(), format!("{url}{path}")).bearer_auth(key);
+            if let Some((kind, bytes)) = body {
+                request = request.header("content-type", kind).body(bytes.to_vec());
+            }
+            match answer(request, method, path).await {
+                Ok(answer) if answer.status < 500 && answer.status != 429 => return answer,
+                Ok(busy) => {
+                    assert!([429, 503].contains(&busy.status), "{path}: {} {}", busy.status, busy.json);
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                // Killed in the middle: the answer is lost, so the same request goes out again.
+                Err(_) => {
+                    if self.url.has_changed().is_ok_and(|new| !new) {
+                        let _ = tokio::time::timeout(Duration::from_millis(200), self.url.changed()).await;
+                    }
+                }
+            }
+        }
+    }
 }
 
 /// A small generator of our own, so that a seed means the same run for ever.

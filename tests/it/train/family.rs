@@ -338,7 +338,13 @@ fn a_mixture_takes_tasks_by_weight_and_sft_learns_from_it() {
         {"name": "same", "file": "b.jsonl", "templates": [{"prompt": "{w}", "completion": "{{ t91 }} {y}"}]},
     ]});
     let mixture = write(&world, "mixture.json", &tasks.to_string());
-    let read = || instructd::data::mixture::read(Path::new(&mixture), |_, n| (0..n).rev().collect(), |_, k, n| k % n);
+    let read = || -> Result<Vec<_>, _> {
+        let (order, choice) = (|_, n| (0..n).rev().collect(), |_, k, n| k % n);
+        let rows = instructd::data::mixture::read(Path::new(&mixture), Path::new(&world.path("rows")), order, choice)?;
+        let all: Vec<_> = rows.demonstrations().collect::<Result<_, _>>()?;
+        assert_eq!(all.len(), rows.len());
+        Ok::<_, instructd::data::DataError>(all)
+    };
     let rows = read().unwrap();
     assert_eq!(rows.len(), 80);
     let text = |i: usize| serde_json::to_value(&rows[i]).unwrap();
