@@ -25,7 +25,7 @@ pub use ids::*;
 pub use job_notes::JobNotes;
 pub use names::{is_file_name, is_model_name, is_path_part};
 pub use nearest::{nearest, unknown_name};
-pub use prompt_input::PromptInput;
+pub use prompt_input::{PromptInput, user_turns};
 pub use time::Micros;
 
 /// Target of spans that appear in traces only, not in the log.

@@ -1,5 +1,6 @@
-//! Batched generation for RL rollouts and evaluation: samples one response for each prompt of a fixed list. A prompt
-//! joins the batch when another sequence has ended. Works on token ids and starts no threads.
+//! Batched generation for RL rollouts and evaluation: samples one response for each prompt of a fixed list, or a response
+//! to each turn of a conversation. A prompt joins the batch when another sequence has ended. Works on token ids and starts
+//! no threads.
 
 use candle_core::{Device, Result, Tensor};
 
@@ -55,7 +56,24 @@ pub struct Sample {
     pub hidden: Vec<f32>,
 }
 
-/// The response to one prompt while it is being generated.
+/// The turns of conversations after the first.
+pub struct LaterTurns<'a> {
+    /// Maximum number of tokens of a conversation. One whose next turn leaves no room for a response of the maximum
+    /// length ends before that turn.
+    pub max_tokens: usize,
+    /// Returns the ids between the last of the responses so far and the next one, given the index of the prompt; `None`
+    /// where the conversation ends.
+    pub next: &'a dyn Fn(usize, &[Sample]) -> Option<&'a [u32]>,
+}
+
+impl LaterTurns<'_> {
+    /// The ids between the last response and the next one, if there is one and it fits after `length` tokens.
+    fn after(&self, index: usize, responses: &[Sample], length: usize, max_new_tokens: usize) -> Option<&[u32]> {
+        (self.next)(index, responses).filter(|ids| length + ids.len() + max_new_tokens <= self.max_tokens)
+    }
+}
+
+/// The responses to one prompt while they are being generated.
 struct Response {
     /// Index of the prompt.
     index: usize,
@@ -72,7 +90,7 @@ impl RunningSequence for Response {
     }
 }
 
-/// Maximum number of prompt tokens computed in one step.
+/// Maximum number of prompt tokens computed in one step, or of one longer prompt or turn.
 const PREFILL_TOKENS: usize = 2048;
 
 /// Samples one response per prompt, in prompt order. `stop` is called before each step; if it returns `true`, the
@@ -86,23 +104,27 @@ pub fn generate(
     params: &GenParams,
     stop: &dyn Fn() -> bool,
 ) -> Result<Vec<Sample>> {
-    generate_with_activations(decoder, prompts, params, None, stop)
+    let responses = generate_conversations(decoder, prompts, params, None, None, stop)?;
+    Ok(responses.into_iter().flatten().collect())
 }
 
-/// Samples one response per prompt, in prompt order, and saves in `activations`, which was made for these prompts, the
-/// activations that an update on the samples needs. `stop` is called before each step; if it returns `true`, the
-/// samples so far are returned.
+/// Samples the responses of conversations that begin with the prompts, in prompt order: one each, and one to each of the
+/// turns that `later` adds. A conversation draws all its tokens from one random stream. Saves in `activations`, which
+/// was made for these prompts and must be `None` with later turns, the activations that an update on the samples needs.
+/// `stop` is called before each step; if it returns `true`, the samples so far are returned.
 ///
 /// # Errors
 /// If a prompt is empty or leaves no room for the response, and those of the model.
-pub fn generate_with_activations(
+pub fn generate_conversations(
     decoder: &Decoder,
     prompts: &[Vec<u32>],
     params: &GenParams,
+    later: Option<&LaterTurns<'_>>,
     mut activations: Option<&mut SampledActivations>,
     stop: &dyn Fn() -> bool,
-) -> Result<Vec<Sample>> {
+) -> Result<Vec<Vec<Sample>>> {
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(0) + params.max_new_tokens;
+    let longest = later.map_or(longest, |later| longest.max(later.max_tokens));
     if longest > decoder.config.max_positions {
         candle_core::bail!("{longest} tokens exceed the model's {} positions", decoder.config.max_positions);
     }
@@ -111,7 +133,7 @@ pub fn generate_with_activations(
     }
     let slots = params.max_batch.min(prompts.len()).max(1);
     let mut batch = Stepper::new(KvCache::new(&decoder.config, slots * (longest + PAGE)));
-    let mut samples = vec![Sample::default(); prompts.len()];
+    let mut samples = vec![vec![Sample::default()]; prompts.len()];
     let mut next = 0;
     while (next < prompts.len() && params.max_new_tokens > 0) || !batch.running().is_empty() {
         if stop() {
@@ -130,12 +152,13 @@ pub fn generate_with_activations(
         let rows = hidden.index_select(&Tensor::new(step.predicting_rows(), hidden.device())?, 0)?;
         if params.with_hidden {
             let states: Vec<Vec<f32>> = rows.to_dtype(candle_core::DType::F32)?.to_vec2()?;
-            for (response, state) in batch.running().iter().zip(states) {
-                samples[response.index].hidden.extend(state);
+            for (rows, state) in step.complete().zip(states) {
+                let responses = &mut samples[batch.running()[rows.sequence].index];
+                responses.last_mut().into_iter().for_each(|sample| sample.hidden.extend(&state));
             }
         }
         let drawn = draw_tokens(&mut batch, decoder, &rows, &step, params)?;
-        append(&mut batch, drawn, &mut samples, params);
+        append(&mut batch, drawn, &mut samples, params, later);
         batch.restart_grown(decoder);
     }
     Ok(samples)
@@ -154,11 +177,19 @@ fn refill(batch: &mut Stepper<Response>, decoder: &Decoder, prompts: &[Vec<u32>]
     }
 }
 
-/// Schedules all pending tokens of all sequences.
+/// Schedules all pending tokens of the sequences. Sequences with several pending tokens, at the beginning of a turn, wait
+/// for a later step once there are `PREFILL_TOKENS` of them.
 fn schedule_pending(batch: &mut Stepper<Response>) -> Result<Vec<ScheduledTokens>> {
     let mut scheduled = Vec::with_capacity(batch.running().len());
+    let mut prefilled = 0;
     for i in 0..batch.running().len() {
         let tokens = batch.running()[i].state.pending();
+        if tokens > 1 {
+            if prefilled > 0 && prefilled + tokens > PREFILL_TOKENS {
+                continue;
+            }
+            prefilled += tokens;
+        }
         if !batch.reserve(i, tokens) {
             candle_core::bail!("the key/value cache has no free page for sequence {i} of the rollout");
         }
@@ -167,15 +198,15 @@ fn schedule_pending(batch: &mut Stepper<Response>) -> Result<Vec<ScheduledTokens
     Ok(scheduled)
 }
 
-/// Draws one token for every sequence from its row of `hidden` `[sequences, hidden]`. With `with_hidden` also returns
-/// the entropy of the distribution.
+/// Draws one token for every complete sequence of the step from its row of `hidden` `[sequences, hidden]`. Returns it with
+/// the index of the sequence, and with `with_hidden` the entropy of the distribution.
 fn draw_tokens(
     batch: &mut Stepper<Response>,
     decoder: &Decoder,
     hidden: &Tensor,
     step: &Step,
     params: &GenParams,
-) -> Result<Vec<(Drawn, Option<f32>)>> {
+) -> Result<Vec<(usize, (Drawn, Option<f32>))>> {
     let logits = decoder.logits(hidden)?.to_device(&Device::Cpu)?;
     let logprob_temperature = if params.warpers.temperature == 0.0 { 1.0 } else { params.warpers.temperature };
     let one = |response: &mut Response, row: &[f32], _: &[u32]| {
@@ -191,25 +222,39 @@ fn draw_tokens(
         let entropy = params.with_hidden.then(|| entropy(row, logprob_temperature));
         (draw(row, &params.warpers, &context), entropy)
     };
-    crate::ops::with_f32s(&logits, |logits| {
-        Ok(batch.draw(step, logits, one).into_iter().map(|(_, drawn)| drawn).collect())
-    })
+    crate::ops::with_f32s(&logits, |logits| Ok(batch.draw(step, logits, one)))
 }
 
-/// Appends the drawn tokens to the samples, and removes complete sequences from the batch.
-fn append(batch: &mut Stepper<Response>, drawn: Vec<(Drawn, Option<f32>)>, samples: &mut [Sample], params: &GenParams) {
+/// Appends the drawn tokens to the samples. After a complete response, the sequence gets the ids of the next turn, or is
+/// removed from the batch.
+fn append(
+    batch: &mut Stepper<Response>,
+    drawn: Vec<(usize, (Drawn, Option<f32>))>,
+    samples: &mut [Vec<Sample>],
+    params: &GenParams,
+    later: Option<&LaterTurns<'_>>,
+) {
     let mut ended = Vec::new();
-    for (i, (drawn, entropy)) in drawn.into_iter().enumerate() {
+    for (i, (drawn, entropy)) in drawn {
         batch.trim(i);
         let response = &mut batch.running_mut()[i];
         response.state.ids.push(drawn.id);
-        let sample = &mut samples[response.index];
+        let responses = &mut samples[response.index];
+        let Some(sample) = responses.last_mut() else { continue };
         sample.ids.push(drawn.id);
         sample.logprobs.push(drawn.logprob);
         sample.entropies.extend(entropy);
         sample.finished = params.eos_ids.contains(&drawn.id);
-        if sample.finished || sample.ids.len() >= params.max_new_tokens {
-            ended.push(i);
+        if !sample.finished && sample.ids.len() < params.max_new_tokens {
+            continue;
+        }
+        let (index, length) = (response.index, response.state.ids.len());
+        match later.and_then(|later| later.after(index, responses, length, params.max_new_tokens)) {
+            Some(ids) => {
+                response.state.ids.extend(ids);
+                responses.push(Sample::default());
+            }
+            None => ended.push(i),
         }
     }
     batch.remove_all(&ended);

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use super::learned::{FeedbackPages, Rankings, learned_demonstrations, learned_prompts};
 use super::queue::{EnqueueError, JobArgs, LORA_ABOVE, resolve, takes};
 use crate::data::{Thumbed, thumbs};
-use crate::domain::{JobState, Message, ModelKind};
+use crate::domain::{JobState, Message, ModelKind, user_turns};
 use crate::model::{ModelConfig, describe, presets};
 use crate::store::{Page, Store, StoreError, find_version};
 use crate::train::Recipe;
@@ -196,9 +196,14 @@ async fn data_size(store: &Store, recipe: &Recipe, args: &JobArgs) -> Result<Opt
         return Ok(Some(found.size()));
     }
     if takes(&schema, "prompts") {
+        let is_whole = args.recipe.get("turns").is_some_and(|turns| turns == "all");
+        let whole = is_whole.then(|| response_length(&schema, &args.recipe));
         let mut after = None;
         while let Some(learned) = learned_prompts(store, &mut after, args.filter.without_requests).await? {
-            found.characters.extend(learned.iter().map(|p| of(&p.messages)));
+            found.characters.extend(learned.iter().map(|p| match whole {
+                Some(response) => characters_before_last_answer(&p.messages, response),
+                None => of(&p.messages),
+            }));
         }
         found.rows = found.characters.len();
         return Ok(Some(found.size()));
@@ -212,6 +217,20 @@ async fn data_size(store: &Store, recipe: &Recipe, args: &JobArgs) -> Result<Opt
         return Ok(Some(found.size()));
     }
     Ok(None)
+}
+
+/// The maximum length of an answer in tokens.
+fn response_length(schema: &Value, args: &Map<String, Value>) -> f64 {
+    let default = schema.pointer("/properties/response_length/default");
+    args.get("response_length").or(default).and_then(Value::as_f64).unwrap_or(0.0)
+}
+
+/// Characters of a conversation before its last answer, if the policy writes every answer with `response` tokens.
+fn characters_before_last_answer(messages: &[Message], response: f64) -> usize {
+    let turns = user_turns(messages);
+    let written: usize = turns.iter().flatten().map(|m| m.content.chars().count()).sum();
+    let answers = (turns.len() - 1) as f64 * (response + TEMPLATE_TOKENS) * CHARACTERS_PER_TOKEN;
+    written + answers as usize
 }
 
 /// Tokens per second of the latest runs of a recipe, with the sizes of their models.

@@ -7,8 +7,9 @@ pub struct Gae {
     pub returns: Vec<f64>,
 }
 
-/// δ_t = r_t + γ V_{t+1} − V_t; A_t = δ_t + γλ A_{t+1}. `rewards` and `values` have the concatenated response tokens of
-/// all sequences, `lengths` their counts.
+/// δ_t = r_t + γ V_{t+1} − V_t; A_t = δ_t + γλ A_{t+1}. `rewards` and `values` have the concatenated tokens of the policy in
+/// all sequences, `lengths` their counts. Tokens between two answers of a conversation are not among them: t + 1 is the
+/// policy's next token, so one step with one γ and one λ leads from the last token of an answer to the first of the next.
 pub fn gae(rewards: &[f64], values: &[f64], lengths: &[usize], gamma: f64, lambda: f64) -> Gae {
     debug_assert_eq!(rewards.len(), values.len());
     debug_assert_eq!(rewards.len(), lengths.iter().sum::<usize>());

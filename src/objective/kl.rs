@@ -20,8 +20,8 @@ pub fn k3_tensor(logprobs: &Tensor, reference: &Tensor) -> Result<Tensor> {
     (d.exp()? - 1.0)? - d
 }
 
-/// r_t = −β·k1_t, plus the score of a sequence at its last token. `kl` has the concatenated response tokens. The score
-/// of an empty sequence is ignored.
+/// r_t = −β·k1_t, plus the score of an answer at its last token. `kl` has the concatenated tokens of all answers;
+/// consecutive ones may be the turns of a conversation. The score of an empty answer is ignored.
 pub fn shaped_rewards(kl: &[f64], lengths: &[usize], scores: &[f64], coef: f64) -> Vec<f64> {
     debug_assert_eq!(lengths.len(), scores.len());
     let mut rewards: Vec<f64> = kl.iter().map(|k| -coef * k).collect();

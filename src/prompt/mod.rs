@@ -10,6 +10,7 @@ mod jinja_source;
 pub mod label_template;
 mod reasoning_ids;
 pub mod texts;
+pub mod turns;
 
 pub use answer::Reasoning;
 pub use chat::{ChatError, ChatTemplate, Rendered};
@@ -17,3 +18,4 @@ pub use conversation::{Conversation, ToolCall, Turn};
 pub use instruction::{Template, instruction};
 pub use label_template::{Gap, LabelTemplate, LabelTemplateError, Shots};
 pub use texts::{Answers, Texts};
+pub use turns::{ConversationIds, NextTurn};

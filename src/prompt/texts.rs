@@ -38,9 +38,9 @@ fn turn_end(tokenizer: &Tokenizer, template: Option<&ChatTemplate>, eos_ids: &[u
 }
 
 pub struct Texts {
-    tokenizer: Tokenizer,
+    pub(super) tokenizer: Tokenizer,
     /// The template, or the error that prompts which need it fail with.
-    template: Option<Result<ChatTemplate, ChatError>>,
+    pub(super) template: Option<Result<ChatTemplate, ChatError>>,
     /// Ids that end a completion, beginning with the one that ends a turn.
     eos_ids: Vec<u32>,
     bos_id: Option<u32>,

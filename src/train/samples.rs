@@ -1,15 +1,16 @@
-//! Completions of fixed prompts with a fixed seed, which show how a policy changes.
+//! Completions of fixed prompts, or of fixed user turns, with a fixed seed, which show how a policy changes.
 
 use anyhow::Result;
 use serde_json::json;
 
 use super::rng::{Stream, derive};
 use super::run::Run;
+use super::turns::{SampledTurns, ids_after};
 use crate::data::PromptInput;
-use crate::domain::Split;
-use crate::generation::{GenParams, generate};
+use crate::domain::{Message, Split};
+use crate::generation::{GenParams, LaterTurns, Sample, generate_conversations};
 use crate::model::Decoder;
-use crate::prompt::Texts;
+use crate::prompt::{NextTurn, Reasoning, Texts};
 
 /// Number of prompts.
 const PROMPTS: usize = 3;
@@ -17,8 +18,14 @@ const TOKENS: usize = 48;
 
 pub struct Samples<'t> {
     texts: &'t Texts,
-    prompts: Vec<PromptInput>,
+    prompts: Vec<SamplePrompt>,
     seed: u64,
+}
+
+/// A prompt, and the user turns that follow the policy's answers.
+pub struct SamplePrompt {
+    pub prompt: PromptInput,
+    pub next: Vec<NextTurn>,
 }
 
 /// The first prompts of each side of the split.
@@ -51,16 +58,25 @@ impl SamplePrompts {
     }
 }
 
-/// Scores one completion of a prompt.
-pub type ScoreOne<'f> = &'f dyn Fn(&PromptInput, &str) -> Result<f64>;
+/// Scores a completion of the sample prompt with this index. The prompt that it completes has, after the first turn of a
+/// conversation, the policy's earlier answers.
+pub type ScoreOne<'f> = &'f dyn Fn(usize, &PromptInput, &str) -> Result<f64>;
 
 impl<'t> Samples<'t> {
-    pub fn new(texts: &'t Texts, mut prompts: Vec<PromptInput>, seed: u64) -> Self {
+    pub fn new(texts: &'t Texts, prompts: Vec<PromptInput>, seed: u64) -> Self {
+        let alone = |prompt| SamplePrompt { prompt, next: Vec::new() };
+        Self::of_conversations(texts, prompts.into_iter().map(alone).collect(), seed)
+    }
+
+    /// Samples of conversations, in which the policy answers every turn.
+    pub fn of_conversations(texts: &'t Texts, mut prompts: Vec<SamplePrompt>, seed: u64) -> Self {
         prompts.truncate(PROMPTS);
         Self { texts, prompts, seed }
     }
 
-    /// Emits one `sample` event per prompt: `{step, prompt, completion, score?}`.
+    /// Emits one `sample` event per prompt: `{step, prompt, completion, score?}`. The completion of a conversation has
+    /// all answers, with the user's messages between them quoted, and its event also has these as messages, `turns`, and
+    /// the `number` of the conversation. Its score is that of the last answer.
     pub fn write(
         &self,
         run: &mut Run<'_>,
@@ -68,10 +84,11 @@ impl<'t> Samples<'t> {
         max_length: usize,
         score: Option<ScoreOne<'_>>,
     ) -> Result<()> {
-        let max_new_tokens = TOKENS.min(max_length / 2).max(1);
+        let turns = self.prompts.iter().map(|prompt| 1 + prompt.next.len()).max().unwrap_or(1);
+        let max_new_tokens = TOKENS.min(max_length / (2 * turns)).max(1);
         let room = max_length.saturating_sub(max_new_tokens).max(1);
         let mut prompts = Vec::new();
-        for prompt in &self.prompts {
+        for SamplePrompt { prompt, .. } in &self.prompts {
             let ids = self.texts.prompt(prompt)?;
             prompts.push(ids[ids.len().saturating_sub(room)..].to_vec());
         }
@@ -82,12 +99,59 @@ impl<'t> Samples<'t> {
             seed: derive(self.seed, Stream::Samples, 0),
             ..GenParams::default()
         };
-        let samples = generate(decoder, &prompts, &params, &|| run.reporter.should_stop())?;
-        for ((prompt, ids), sample) in self.prompts.iter().zip(&prompts).zip(samples) {
-            let completion = self.texts.text(ids, &sample.ids)?;
-            let score = score.map(|f| f(prompt, &completion)).transpose()?;
-            run.sample(json!({"step": run.step, "prompt": prompt, "completion": completion, "score": score}));
+        let next = |i: usize, answers: &[Sample]| ids_after(&self.prompts[i].next, answers);
+        let most = |(ids, of): (&Vec<u32>, &SamplePrompt)| {
+            ids.len() + max_new_tokens + of.next.iter().map(|turn| turn.ids().len() + max_new_tokens).sum::<usize>()
+        };
+        let most = prompts.iter().zip(&self.prompts).map(most).max().unwrap_or(0);
+        let later = LaterTurns { max_tokens: most.min(max_length), next: &next };
+        let stop = || run.reporter.should_stop();
+        let samples = generate_conversations(decoder, &prompts, &params, Some(&later), None, &stop)?;
+        for (i, (ids, samples)) in prompts.into_iter().zip(samples).enumerate() {
+            let SamplePrompt { prompt, next } = &self.prompts[i];
+            let sampled = SampledTurns::new(self.texts, (prompt, &ids), next, &samples, Reasoning::Keep)?;
+            let conversation = sampled.conversations.last().unwrap_or(prompt);
+            let answer = sampled.answers.last().map_or("", String::as_str);
+            let score = score.map(|f| f(i, conversation, answer)).transpose()?;
+            let turns = messages(&sampled.answers, next);
+            let mut event =
+                json!({"step": run.step, "prompt": prompt, "completion": transcript(&turns), "score": score});
+            if !next.is_empty() {
+                event["number"] = (i + 1).into();
+                event["turns"] = json!(turns);
+            }
+            run.sample(event);
         }
         Ok(())
+    }
+}
+
+/// The messages after a prompt: the answers, and the user's turns between them.
+fn messages(answers: &[String], next: &[NextTurn]) -> Vec<Message> {
+    let mut messages = Vec::new();
+    for (i, answer) in answers.iter().enumerate() {
+        messages.extend(i.checked_sub(1).into_iter().flat_map(|before| next[before].messages.iter().cloned()));
+        messages.push(Message { role: "assistant".into(), content: answer.clone() });
+    }
+    messages
+}
+
+/// Messages as one text, in which those of the user are quoted.
+fn transcript(turns: &[Message]) -> String {
+    let quoted = |text: &str| text.lines().map(|line| format!("> {line}")).collect::<Vec<_>>().join("\n");
+    let text = |turn: &Message| if turn.role == "assistant" { turn.content.clone() } else { quoted(&turn.content) };
+    turns.iter().map(text).collect::<Vec<_>>().join("\n\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_transcript_quotes_the_user() {
+        let message = |role: &str, content: &str| Message { role: role.into(), content: content.into() };
+        let turns = [message("assistant", "a\nb"), message("user", "c\nd"), message("assistant", "e")];
+        assert_eq!(transcript(&turns), "a\nb\n\n> c\n> d\n\ne");
+        assert_eq!(transcript(&turns[..1]), "a\nb", "an answer alone is unchanged");
     }
 }

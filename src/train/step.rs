@@ -2,6 +2,7 @@
 //! needs.
 
 use std::cell::RefCell;
+use std::ops::Range;
 use std::rc::Rc;
 
 use candle_core::{Result, Tensor};
@@ -111,7 +112,15 @@ impl Sequence {
     }
 }
 
-/// Sequences packed for a forward pass, with the rows that predict their last tokens.
+/// A conversation of which only the tokens of some turns are predicted; it ends with such a turn.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TurnSequence {
+    pub ids: TokenIds,
+    /// The ranges of predicted tokens, ascending and not empty. The first begins at 1 or later, and the last is at the end.
+    pub predicted: Vec<Range<usize>>,
+}
+
+/// Sequences packed for a forward pass, with the rows that predict tokens.
 pub struct PredictionBatch {
     pub batch: PackedBatch,
     /// For each predicted token of all sequences, the row of the hidden state before it.
@@ -119,6 +128,10 @@ pub struct PredictionBatch {
     pub targets: Vec<u32>,
     /// Number of predicted tokens of each sequence.
     pub lengths: Vec<usize>,
+    /// Number of tokens of each sequence from its first predicted one on.
+    spans: Vec<usize>,
+    /// Indices of the predicted tokens among those of the spans, if these are not all.
+    picked: Option<Vec<u32>>,
 }
 
 impl PredictionBatch {
@@ -126,23 +139,55 @@ impl PredictionBatch {
     pub fn new(sequences: &[&Sequence]) -> Self {
         let ids: Vec<&[u32]> = sequences.iter().map(|s| &s.ids[..s.ids.len() - 1]).collect();
         let batch = PackedBatch::new(&ids);
-        let mut packed = Self { rows: Vec::new(), targets: Vec::new(), lengths: Vec::new(), batch };
+        let (rows, targets, lengths) = (Vec::new(), Vec::new(), Vec::new());
+        let mut packed = Self { rows, targets, lengths, spans: Vec::new(), picked: None, batch };
         for (sequence, &offset) in sequences.iter().zip(&packed.batch.offsets) {
             packed.rows.extend((sequence.start..sequence.ids.len()).map(|t| (offset + t - 1) as u32));
             packed.targets.extend_from_slice(&sequence.ids[sequence.start..]);
             packed.lengths.push(sequence.predicted());
+            packed.spans.push(sequence.predicted());
         }
+        packed
+    }
+
+    /// Packs conversations without their last tokens, which predict nothing.
+    pub fn of_turns(conversations: &[&TurnSequence]) -> Self {
+        let ids: Vec<&[u32]> = conversations.iter().map(|c| &c.ids[..c.ids.len() - 1]).collect();
+        let batch = PackedBatch::new(&ids);
+        let (rows, targets, lengths) = (Vec::new(), Vec::new(), Vec::new());
+        let mut packed = Self { rows, targets, lengths, spans: Vec::new(), picked: None, batch };
+        let (mut picked, mut spanned) = (Vec::new(), 0);
+        for (conversation, &offset) in conversations.iter().zip(&packed.batch.offsets) {
+            let start = conversation.predicted.first().map_or(conversation.ids.len(), |turn| turn.start);
+            for turn in &conversation.predicted {
+                packed.rows.extend(turn.clone().map(|t| (offset + t - 1) as u32));
+                packed.targets.extend_from_slice(&conversation.ids[turn.clone()]);
+                picked.extend(turn.clone().map(|t| (spanned + t - start) as u32));
+            }
+            packed.lengths.push(conversation.predicted.iter().map(Range::len).sum());
+            packed.spans.push(conversation.ids.len() - start);
+            spanned += conversation.ids.len() - start;
+        }
+        packed.picked = (picked.len() < spanned).then_some(picked);
         packed
     }
 
     /// Hidden states of the predicting rows, `[n, hidden]`.
     pub fn hidden(&self, decoder: &Decoder) -> Result<Tensor> {
-        decoder.forward_last(&self.batch, &self.lengths)
+        self.pick(decoder.forward_last(&self.batch, &self.spans)?)
     }
 
     /// Hidden states of the predicting rows, `[n, hidden]`, without a gradient even if the decoder has variables.
     pub fn hidden_frozen(&self, decoder: &Decoder) -> Result<Tensor> {
-        decoder.forward_last_frozen(&self.batch, &self.lengths)
+        self.pick(decoder.forward_last_frozen(&self.batch, &self.spans)?)
+    }
+
+    /// The predicting rows among those of the spans.
+    fn pick(&self, hidden: Tensor) -> Result<Tensor> {
+        match &self.picked {
+            None => Ok(hidden),
+            Some(picked) => hidden.index_select(&Tensor::new(picked.as_slice(), hidden.device())?, 0),
+        }
     }
 
     /// Log-probs and entropies of the targets, `[n]`, at `temperature`. The entropies have no gradient.
@@ -181,5 +226,25 @@ mod tests {
         assert_eq!(packed.rows, [1, 2, 3, 4]);
         assert_eq!(packed.targets, [12, 13, 21, 22]);
         assert_eq!(packed.lengths, [2, 2]);
+        assert_eq!((packed.spans, packed.picked), (vec![2, 2], None));
+    }
+
+    #[test]
+    fn rows_of_turns_precede_their_targets_and_nothing_between_turns_is_picked() {
+        let turns = |ids: &[u32], predicted: &[Range<usize>]| TurnSequence {
+            ids: ids.to_vec().into(),
+            predicted: predicted.to_vec(),
+        };
+        let a = turns(&[10, 11, 12, 13, 14, 15], &[2..3, 5..6]);
+        let b = turns(&[20, 21, 22], &[1..3]);
+        let packed = PredictionBatch::of_turns(&[&a, &b]);
+        assert_eq!(packed.batch.ids, [10, 11, 12, 13, 14, 20, 21]);
+        assert_eq!((packed.rows, packed.targets), (vec![1, 4, 5, 6], vec![12, 15, 21, 22]));
+        assert_eq!((packed.lengths, packed.spans), (vec![2, 2], vec![4, 2]));
+        assert_eq!(packed.picked, Some(vec![0, 3, 4, 5]));
+        // One turn is a sequence.
+        let (one, same) = (PredictionBatch::of_turns(&[&b]), PredictionBatch::new(&[&Sequence::new(&[20], &[21, 22])]));
+        assert_eq!((one.rows, one.targets, one.lengths), (same.rows, same.targets, same.lengths));
+        assert_eq!((one.spans, one.picked), (same.spans, same.picked));
     }
 }

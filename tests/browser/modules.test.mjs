@@ -378,3 +378,47 @@ test('curves: the clock of a resumed run goes on, ticks can be told apart, a wid
   assert.deepEqual(r.bands.map((b) => b ?? null), [[0.6, 0.8], null, null]);
   assert.deepEqual([r.once, r.curve], [true, false], 'counted once before the first step is no curve');
 });
+
+test('samples: a conversation shows its turns, beside those of another step and apart from other prompts', async () => {
+  const samples = await opened.page.evaluate(async () => {
+    const { sampleTable } = await import('/static/js/admin/samples.js');
+    const table = sampleTable();
+    document.body.append(table.el);
+    const prompt = [{ role: 'user', content: 'first question' }];
+    const conversation = (step, answer) => ({
+      step,
+      number: 2,
+      prompt,
+      completion: `first answer\n\n> and then?\n\n${answer}`,
+      turns: [
+        { role: 'assistant', content: 'first answer' },
+        { role: 'user', content: 'and then?' },
+        { role: 'assistant', content: answer },
+      ],
+      score: step,
+    });
+    table.add({ step: 0, prompt, completion: 'an answer alone', score: 0 });
+    table.add(conversation(0, 'before'));
+    table.add(conversation(3, 'after'));
+    await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
+    const shown = [...table.el.querySelectorAll('.sample')].map((sample) => ({
+      prompt: sample.querySelector('.sample-prompt').textContent,
+      sides: [...sample.querySelectorAll('.sample-side')].map((side) =>
+        [...side.querySelectorAll('.sample-turn')].map((turn) => [turn.classList[1], turn.lastElementChild.textContent]),
+      ),
+      text: sample.textContent,
+    }));
+    table.el.remove();
+    return shown;
+  });
+  assert.equal(samples.length, 2);
+  assert.match(samples[0].text, /an answer alone/);
+  assert.deepEqual(samples[0].sides, [[], []], 'an answer alone has no turns');
+  const turns = (answer) => [
+    ['assistant', 'first answer'],
+    ['user', 'and then?'],
+    ['assistant', answer],
+  ];
+  assert.equal(samples[1].prompt, 'first question');
+  assert.deepEqual(samples[1].sides, [turns('before'), turns('after')]);
+});

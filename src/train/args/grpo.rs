@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 
 use super::rl::{
-    EnsembleReward, MissingEos, Numerics, REQUIRED, RewardSpec, RlCommon, RolloutSource, SamplerCorrection, rl_args,
+    EnsembleReward, MissingEos, Numerics, REQUIRED, RewardSpec, RlCommon, RolloutSource, SamplerCorrection, Turns,
+    rl_args,
 };
 use super::{RecipeArgs, ensure, recipe_args};
 use crate::objective::grpo::{LossNormalization, RatioLevel, ScaleRewards, Surrogate};

@@ -33,7 +33,7 @@ pub use pretrain::{FinetuneArgs, MlmArgs, PretrainArgs, PromptTuningArgs};
 use reward_spec::helpful_and_harmless;
 pub use reward_spec::{JudgeBy, LengthUnit, RewardSpec, Term, named_judges};
 pub use rl::{
-    CriticKind, EnsembleReward, MissingEos, Numerics, PpoArgs, ReinforceArgs, RlCommon, RlooArgs, RolloutSource,
+    CriticKind, EnsembleReward, MissingEos, Numerics, PpoArgs, ReinforceArgs, RlCommon, RlooArgs, RolloutSource, Turns,
 };
 pub use selected::{OnlineDpoArgs, RaftArgs};
 pub use supervised::{NormalizeOn, RewardArgs, SftArgs};

@@ -186,6 +186,11 @@ impl RewardSpec {
         self.leaves().iter().any(|leaf| matches!(leaf, Self::Judge { host: None, .. }))
     }
 
+    /// Whether scores depend on the prompt's `answer`.
+    pub fn needs_answer(&self) -> bool {
+        self.leaves().iter().any(|leaf| matches!(leaf, Self::FinalAnswer { .. }))
+    }
+
     /// Whether scores depend on the other completions of the prompt.
     pub fn compares(&self) -> bool {
         self.leaves().iter().any(|leaf| matches!(leaf, Self::Judge { by: JudgeBy::Pairs, .. }))

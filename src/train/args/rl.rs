@@ -58,6 +58,17 @@ pub enum RolloutSource {
     Upstream,
 }
 
+/// Turns of a conversation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Turns {
+    /// The last one.
+    #[default]
+    Last,
+    /// Every one.
+    All,
+}
+
 /// How the scores of an ensemble become one reward (arXiv 2310.02743). Combining several heads conservatively reduces
 /// the overoptimisation of the errors of a single one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
@@ -90,6 +101,13 @@ macro_rules! rl_args {
                 reward: Option<RewardSpec> = None,
                 /// A language model that grades responses, for a reward of kind `judge` without a host.
                 judge_model: Option<String> = None,
+                /// The turns of a prompt's conversation that the policy answers: `last`, or `all`, where each user turn of
+                /// the prompt follows the policy's own answer to the turn before. The losses have the tokens of all
+                /// its answers.
+                turns: Turns = Turns::Last,
+                /// With `turns` all, the answers that are scored: `last`, once at the end of the conversation, or
+                /// `all`, each with the conversation up to it.
+                rewarded_turns: Turns = Turns::Last,
                 /// Whether rewards read the reasoning of responses (`<think>…</think>`): `keep`, or `remove`. A reward
                 /// model that was trained without it never reads it.
                 scored_reasoning: crate::prompt::Reasoning = crate::prompt::Reasoning::Keep,
@@ -97,7 +115,7 @@ macro_rules! rl_args {
                 iterations: u64 = 100,
                 /// Number of responses of a round.
                 rollout_batch_size: usize = 64,
-                /// Maximum length of a response in tokens.
+                /// Maximum length of a response in tokens; with `turns` all, of each answer.
                 response_length: usize = 48,
                 /// Sampling temperature. It also applies to the log-probs of the policy and the reference.
                 temperature: f64 = 1.0,
@@ -173,6 +191,8 @@ macro_rules! rl_args {
                     reward: self.reward.clone(),
                     judge_model: self.judge_model.clone(),
                     scored_reasoning: self.scored_reasoning,
+                    turns: self.turns,
+                    rewarded_turns: self.rewarded_turns,
                     iterations: self.iterations,
                     rollout_batch_size: self.rollout_batch_size,
                     response_length: self.response_length,
@@ -215,6 +235,8 @@ pub struct RlCommon {
     pub reward: Option<RewardSpec>,
     pub judge_model: Option<String>,
     pub scored_reasoning: Reasoning,
+    pub turns: Turns,
+    pub rewarded_turns: Turns,
     pub iterations: u64,
     pub rollout_batch_size: usize,
     pub response_length: usize,
@@ -306,6 +328,7 @@ impl RlCommon {
         check_judge(self, group)?;
         check_gold(self)?;
         check_rollouts(self)?;
+        check_turns(self)?;
         let rewarded = self.gold_reward_model.is_some() || self.gold_reward.is_some();
         ensure(
             self.gold_comparisons.is_none() || !rewarded,
@@ -372,7 +395,30 @@ impl RlCommon {
     }
 }
 
-/// Checks that the judges of the rewards are given, and that responses can be compared.
+/// Checks that conversations can be sampled, and their answers scored.
+fn check_turns(rl: &RlCommon) -> Result<(), ArgsError> {
+    if rl.turns == Turns::Last {
+        return ensure(rl.rewarded_turns == Turns::Last, "rewarded_turns", "all is for `turns` all");
+    }
+    let specs = || rl.reward.iter().chain(&rl.gold_reward);
+    ensure(
+        rl.rollouts == RolloutSource::Local,
+        "turns",
+        "all is for `rollouts` local: the servers generate single answers",
+    )?;
+    ensure(
+        !specs().any(RewardSpec::compares),
+        "turns",
+        "all is not for a judge by pairs, which compares answers to equal prompts: the policy's earlier answers differ; set `by` to grades",
+    )?;
+    ensure(
+        rl.rewarded_turns == Turns::Last || !rl.reward.iter().any(RewardSpec::needs_answer),
+        "rewarded_turns",
+        "must be last: a prompt has one `answer`, with which `final_answer` compares",
+    )
+}
+
+/// Checks the settings of rollouts by other servers.
 fn check_rollouts(rl: &RlCommon) -> Result<(), ArgsError> {
     if rl.rollouts == RolloutSource::Local {
         return ensure(rl.rollout_staleness == 0, "rollout_staleness", "must be 0, except with rollouts upstream");
@@ -391,6 +437,7 @@ fn check_rollouts(rl: &RlCommon) -> Result<(), ArgsError> {
     )
 }
 
+/// Checks that the judges of the rewards are given, and that responses can be compared.
 fn check_judge(args: &RlCommon, group: usize) -> Result<(), ArgsError> {
     let specs = || args.reward.iter().chain(&args.gold_reward);
     let asked = specs().any(RewardSpec::uses_judge_model);

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 
 use super::preference::check_dpo_loss;
 use super::rl::{
-    EnsembleReward, MissingEos, Numerics, REQUIRED, RewardSpec, RlCommon, RolloutSource, SamplerCorrection, rl_args,
+    EnsembleReward, MissingEos, Numerics, REQUIRED, RewardSpec, RlCommon, RolloutSource, SamplerCorrection, Turns,
+    rl_args,
 };
 use super::{RecipeArgs, ensure, recipe_args};
 use crate::objective::dpo::DpoLoss;

@@ -2,7 +2,8 @@
 
 use serde_json::{Value, json};
 
-use super::rollout::{PromptIds, Rollout, RoundMonitor, Sampler};
+use super::response::PromptIds;
+use super::rollout::{Rollout, RoundMonitor, Sampler};
 use super::update::{Experience, Learner, UpdateSummary};
 use super::{Algorithm, Ensemble, Reward, RewardServices, Sources};
 use crate::data::PromptInput;
@@ -55,6 +56,7 @@ fn round(nudge: f64, exact_sampler: bool) -> (UpdateSummary, Vec<f64>, Vec<f64>)
             prompt: PromptInput::Text(format!("t{i}")),
             answer: None,
             ids: vec![i, i + 1, i + 2],
+            next: Vec::new(),
             name: String::new(),
         })
         .collect();
@@ -70,6 +72,7 @@ fn round(nudge: f64, exact_sampler: bool) -> (UpdateSummary, Vec<f64>, Vec<f64>)
         reference: &reference,
         trainer: policy.decoder(),
         exact_sampler,
+        max_length: 64,
         group: 1,
         redraws: 0,
         fleet: None,

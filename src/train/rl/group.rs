@@ -3,6 +3,7 @@
 use anyhow::Result;
 use candle_core::Tensor;
 
+use super::response::Answer;
 use super::rollout::Rollout;
 use crate::objective::{Stats, entropy, grpo};
 use crate::train::args::{GrpoArgs, RlCommon};
@@ -16,7 +17,7 @@ pub struct GroupLoss<'a> {
     total: f64,
     /// Number of tokens that count.
     tokens: f64,
-    /// Maximum length of a response.
+    /// Maximum length of an answer.
     longest: usize,
 }
 
@@ -30,8 +31,7 @@ pub struct Columns<'t> {
 
 impl<'a> GroupLoss<'a> {
     pub fn new(args: &'a GrpoArgs, rl: &RlCommon, rollout: &'a Rollout, minibatch: &[usize], kl_coef: f64) -> Self {
-        let counts = |i: &&usize| is_counted(args, rollout, **i);
-        let tokens: usize = minibatch.iter().filter(counts).map(|&i| rollout.lengths[i]).sum();
+        let tokens: usize = minibatch.iter().map(|&i| counted_tokens(args, &rollout.answers[i])).sum();
         Self {
             args,
             rollout,
@@ -48,17 +48,18 @@ impl<'a> GroupLoss<'a> {
         }
     }
 
-    /// The weight of every token of the members; 0 for responses that are left out.
+    /// The weight of every token of the members; 0 for answers that are left out.
     pub fn weights(&self, members: &[usize]) -> Vec<f64> {
-        let of = |&i: &usize| {
-            let length = self.rollout.lengths[i];
-            let weight = match is_counted(self.args, self.rollout, i) {
-                true => self.args.loss_normalization.weight(length, self.longest),
-                false => 0.0,
-            };
-            std::iter::repeat_n(weight, length)
-        };
-        members.iter().flat_map(of).collect()
+        let mut weights = Vec::new();
+        for &i in members {
+            let answers = &self.rollout.answers[i];
+            let of_token = self.args.loss_normalization.weight(counted_tokens(self.args, answers), self.longest);
+            for answer in answers {
+                let weight = if is_counted(self.args, answer) { of_token } else { 0.0 };
+                weights.extend(std::iter::repeat_n(weight, answer.length));
+            }
+        }
+        weights
     }
 
     /// Whether the policy's entropy needs a gradient.
@@ -87,7 +88,12 @@ impl<'a> GroupLoss<'a> {
     }
 }
 
-/// Whether the tokens of response `i` count. With `mask_truncated_completions` only responses with an end token do.
-fn is_counted(args: &GrpoArgs, rollout: &Rollout, i: usize) -> bool {
-    !args.mask_truncated_completions || rollout.finished[i]
+/// Whether the tokens of an answer count. With `mask_truncated_completions` only answers with an end token do.
+fn is_counted(args: &GrpoArgs, answer: &Answer) -> bool {
+    !args.mask_truncated_completions || answer.finished
+}
+
+/// Number of tokens that count in a response of these answers.
+fn counted_tokens(args: &GrpoArgs, answers: &[Answer]) -> usize {
+    answers.iter().filter(|answer| is_counted(args, answer)).map(|answer| answer.length).sum()
 }

@@ -1,6 +1,7 @@
 //! Learning from rewards of the policy's own samples: `ppo`, `reinforce`, `rloo`, `grpo`, `online_dpo`, `raft`. Each
 //! round samples and scores responses, computes the KL to the reference, converts scores to advantages or selects
-//! responses by them, and updates the policy.
+//! responses by them, and updates the policy. A response is an answer to the prompt, or the answers to all user turns of
+//! its conversation.
 
 mod critic;
 mod final_answer;
@@ -15,12 +16,15 @@ mod inputs;
 mod judge_scorer;
 mod redraw;
 mod report;
+mod response;
 mod rewards;
 mod rollout;
 mod rules;
 mod selected;
 mod selection;
 mod services;
+#[cfg(test)]
+mod turn_tests;
 mod update;
 
 use std::path::Path;
@@ -37,7 +41,7 @@ use self::critic::Critic;
 use self::fleet::Fleet;
 use self::gold::Gold;
 use self::guard::{GuardState, Limits, Measurement, Verdict};
-use self::inputs::{answered, check_held_out, data_hashes, left_out, lengths, prompts};
+use self::inputs::{answered, check_held_out, data_hashes, left_out, lengths, prompts, report_turns};
 use self::report::report;
 use self::rewards::{Ensemble, Reward, Sources};
 use self::rollout::{Rollout, RoundMonitor, Sampler};
@@ -51,7 +55,7 @@ use super::args::{
 use super::fit::{self, Fit};
 use super::optim::Params;
 use super::run::{Run, TrainPlan, device, file_hash, load_base, report_phase};
-use super::samples::{Samples, ScoreOne};
+use super::samples::{SamplePrompt, Samples, ScoreOne};
 use super::sft::{Demonstrations, backbone_and_output, lengths_of_file};
 use super::token_file::TokenFile;
 use super::trainable::{Trainable, copies, with_prefix};
@@ -210,6 +214,7 @@ fn train<A: RecipeArgs>(
         run.warn(left_out(&unanswered, prompts.len()));
         run.metrics([("prompts_without_answer", unanswered.len() as f64)]);
     }
+    let turns = report_turns(&rl, &prompts, max_length, &mut run);
     let adaptive = rl.kl_target.map(|target| AdaptiveKl { target, horizon: rl.kl_horizon });
     let mut state = run.resume::<RlState>(&params)?.unwrap_or(RlState {
         kl: KlController { coef: rl.kl_coef, adaptive },
@@ -223,8 +228,9 @@ fn train<A: RecipeArgs>(
         Algorithm::Grpo(args) => args.dynamic_sampling,
         _ => 0,
     };
-    let shown: Vec<PromptInput> = prompts.iter().take(rl.sample_prompts).map(|p| p.prompt.clone()).collect();
-    let samples = Samples::new(&texts, shown, rl.common.seed);
+    let shown = prompts.iter().take(rl.sample_prompts);
+    let shown = shown.map(|p| SamplePrompt { prompt: p.prompt.clone(), next: p.next.clone() }).collect();
+    let samples = Samples::of_conversations(&texts, shown, rl.common.seed);
     // Without LoRA the weights, moments and packed weights leave little memory, so pooled buffers are freed between
     // phases.
     let light = rl.common.lora.is_some();
@@ -248,6 +254,7 @@ fn train<A: RecipeArgs>(
         reference: &reference,
         trainer: policy.decoder(),
         exact_sampler,
+        max_length,
         group: algorithm.group(),
         redraws,
         fleet: fleet.as_ref(),
@@ -264,9 +271,10 @@ fn train<A: RecipeArgs>(
     let limits = Limits { kl_budget: rl.kl_budget, patience: rl.gold_patience };
     let guarded = limits.kl_budget.is_some() || gold.is_some();
 
-    let answer = |prompt: &PromptInput| prompts.iter().find(|p| p.prompt == *prompt)?.answer.as_deref();
-    let score =
-        |prompt: &PromptInput, text: &str| Ok(reward.score(&[Completion { prompt, text, answer: answer(prompt) }])?[0]);
+    let score = |shown: usize, prompt: &PromptInput, text: &str| {
+        let answer = prompts[shown].answer.as_deref();
+        Ok(reward.score(&[Completion { prompt, text, answer }])?[0])
+    };
     // Comparisons cannot score a single response.
     let compares = rl.reward.as_ref().is_some_and(RewardSpec::compares);
     let score: Option<ScoreOne<'_>> = (!compares).then_some(&score);
@@ -383,7 +391,7 @@ fn train<A: RecipeArgs>(
     let metrics = json!({
         "first": state.first, "last": state.last, "iterations": run.step, "kl_coef": state.kl.coef,
         "published_iteration": published, "stopped_because": stopped_because, "prompts": prompts.len(),
-        "prompts_without_answer": unanswered.len(), "fit": fit.json(),
+        "prompts_without_answer": unanswered.len(), "fit": fit.json(), "turns": turns,
     });
     super::output::save_adapter(&run.common, &policy)?;
     super::output::save(&run.common, "policy", recipe, &loaded, &policy.published()?, json!({"metrics": metrics}))?;
@@ -457,7 +465,8 @@ fn advantages(
     let returns = || -> Vec<f64> { rollout.scores.iter().zip(sequence_kl).map(|(s, k)| s - coef * k).collect() };
     let per_sequence = match algorithm {
         Algorithm::Ppo(args) => {
-            let mut rewards = shaped_rewards(kl, &rollout.lengths, &rollout.scores, coef);
+            let (lengths, scores) = rollout.scored_answers();
+            let mut rewards = shaped_rewards(kl, &lengths, &scores, coef);
             if args.whiten_rewards {
                 whiten(&mut rewards, true);
             }

@@ -4,7 +4,8 @@
 use anyhow::Result;
 
 use super::group_counts::GroupCounts;
-use super::rollout::{RoundMonitor, SampledResponse, Sampler};
+use super::response::SampledResponse;
+use super::rollout::{RoundMonitor, Sampler};
 use crate::model::Decoder;
 use crate::objective::grpo::without_variance;
 use crate::train::rng::{Stream, permutation, rng};
@@ -61,7 +62,7 @@ impl Sampler<'_> {
         let mut rng = rng(self.args.common.seed, Stream::Redraw, (iteration << 16) + attempt);
         let order = permutation(self.prompts.len(), &mut rng);
         let (mut new, known): (Vec<usize>, Vec<usize>) =
-            order.into_iter().partition(|p| responses.iter().all(|d| d.prompt != *p));
+            order.into_iter().partition(|p| responses.iter().all(|d| d.texts.prompt != *p));
         new.extend(known);
         new.into_iter().cycle().take(n).collect()
     }

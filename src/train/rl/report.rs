@@ -14,19 +14,21 @@ pub fn report(run: &mut Run<'_>, experience: &Experience, summary: &UpdateSummar
     let rollout = &experience.rollout;
     let n = rollout.lengths.len() as f64;
     let mean = |values: &[f64]| moments(values).0;
-    let distinct = |n: usize| distinct_n(rollout.texts.iter().map(|(_, text)| text.as_str()), n);
-    let unfinished = rollout.finished.iter().filter(|f| !**f).count() as f64;
+    let texts = || rollout.texts.iter().flat_map(|response| &response.answers);
+    let distinct = |n: usize| distinct_n(texts().map(String::as_str), n);
+    let answers = rollout.answers.iter().map(Vec::len).sum::<usize>() as f64;
+    let unfinished = rollout.answers.iter().flatten().filter(|answer| !answer.finished).count() as f64;
     let mut values = vec![
         ("reward", mean(rollout.first_scores())),
         ("reward_std", moments(rollout.first_scores()).1.sqrt()),
         ("kl", kl),
         ("k3", mean(&k3(&rollout.logprobs, &rollout.reference))),
         ("entropy", mean(&rollout.entropy)),
-        ("response_length", rollout.lengths.iter().sum::<usize>() as f64 / n),
-        ("no_eos_share", unfinished / n),
+        ("response_length", rollout.lengths.iter().sum::<usize>() as f64 / answers),
+        ("no_eos_share", unfinished / answers),
         ("distinct_1", distinct(1)),
         ("distinct_2", distinct(2)),
-        ("eos_count", n - unfinished),
+        ("eos_count", answers - unfinished),
         ("non_score_reward", -coef * kl),
         ("rlhf_reward", mean(&rollout.scores) - coef * kl),
         ("episodes", run.step as f64 * n),
@@ -53,6 +55,9 @@ pub fn report(run: &mut Run<'_>, experience: &Experience, summary: &UpdateSummar
             ("importance_weight_max", weights.greatest),
             ("importance_beyond_cap", weights.beyond),
         ]);
+    }
+    if let Some(cut) = rollout.cut_conversations {
+        values.extend([("turns", answers / n), ("conversations_cut", cut as f64)]);
     }
     if rollout.is_generated_elsewhere {
         let ages: Vec<f64> = rollout.versions.iter().map(|version| (round - version) as f64).collect();

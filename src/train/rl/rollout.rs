@@ -1,5 +1,5 @@
-//! The rollout of a round: sampled responses, their scores, and for every token the log-probs of policy and reference
-//! and the value of the critic, before any update.
+//! The rollout of a round: sampled responses, their scores, and for every token of the policy the log-probs of policy and
+//! reference and the value of the critic, before any update.
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};
@@ -10,39 +10,31 @@ use candle_core::{Device, Tensor};
 use super::critic::Critic;
 use super::fleet::{Fleet, FleetResponses};
 use super::group_counts::GroupCounts;
+use super::response::{Answer, PromptIds, ResponseTexts, SampledResponse};
 use super::rewards::Reward;
 use super::services::Completion;
-use crate::data::PromptInput;
-use crate::generation::{GenParams, Sample, Warpers, generate_with_activations};
+use crate::generation::{GenParams, LaterTurns, Sample, Warpers, generate_conversations};
 use crate::model::{Decoder, SampledActivations};
 use crate::objective::importance::{self, ImportanceWeights};
 use crate::prompt::Texts;
-use crate::train::args::{MissingEos, RlCommon};
+use crate::train::args::{RlCommon, Turns};
 use crate::train::meter::Stopwatch;
 use crate::train::rng::{Stream, derive, permutation, rng};
-use crate::train::step::{PredictionBatch, Sequence, micro_batches};
-
-/// A prompt and its ids.
-pub struct PromptIds {
-    pub prompt: PromptInput,
-    /// The right answer, if the record has one.
-    pub answer: Option<String>,
-    pub ids: Vec<u32>,
-    /// Name in messages.
-    pub name: String,
-}
+use crate::train::step::{PredictionBatch, TurnSequence, micro_batches};
 
 /// The responses of a round. Per-sequence fields are in sampling order, in which samples of a prompt are consecutive.
-/// Per-token fields have the response tokens of all sequences, concatenated.
+/// Per-token fields have the tokens of the policy in all sequences, concatenated: those of all answers of a conversation,
+/// and none of its prompt, its user turns and its template.
 #[derive(Default)]
 pub struct Rollout {
-    pub sequences: Vec<Sequence>,
-    /// Index of the prompt, and the text of the response.
-    pub texts: Vec<(usize, String)>,
-    /// Number of response tokens of each sequence, including the end token.
+    pub sequences: Vec<TurnSequence>,
+    pub texts: Vec<ResponseTexts>,
+    /// Number of tokens of the policy in each sequence, including end tokens.
     pub lengths: Vec<usize>,
-    /// Whether the response ended with an end token.
-    pub finished: Vec<bool>,
+    /// The answers of each sequence.
+    pub answers: Vec<Vec<Answer>>,
+    /// Number of conversations that ended before a user turn for which there was no room; `None` with `turns` last.
+    pub cut_conversations: Option<usize>,
     /// Number of updates of the weights that wrote each response.
     pub versions: Vec<u64>,
     /// Other servers wrote the responses.
@@ -53,7 +45,7 @@ pub struct Rollout {
     pub first: Option<FirstResponses>,
     /// Counts of groups, if there are several samples per prompt.
     pub groups: Option<GroupCounts>,
-    /// Scores after the penalty for missing end tokens.
+    /// Scores after the penalty for missing end tokens, summed over the answers of a sequence.
     pub scores: Vec<f64>,
     /// Log-probs of the trainer's forward pass, for ratios and penalties.
     pub logprobs: Vec<f64>,
@@ -86,23 +78,8 @@ pub struct Seconds {
 
 /// Responses before groups were replaced.
 pub struct FirstResponses {
-    pub texts: Vec<(usize, String)>,
+    pub texts: Vec<ResponseTexts>,
     pub raw_scores: Vec<f64>,
-}
-
-/// A sampled response.
-pub struct SampledResponse {
-    /// Index of its prompt.
-    pub prompt: usize,
-    pub sequence: Sequence,
-    pub text: String,
-    pub sample: Sample,
-    /// Score of the reward.
-    pub raw_score: f64,
-    /// Score after the penalty for a missing end token.
-    pub score: f64,
-    /// Number of updates of the weights that wrote it.
-    pub version: u64,
 }
 
 impl Rollout {
@@ -111,7 +88,7 @@ impl Rollout {
         self.first.as_ref().map_or(&self.raw_scores, |first| &first.raw_scores)
     }
 
-    fn first_texts(&self) -> &[(usize, String)] {
+    fn first_texts(&self) -> &[ResponseTexts] {
         self.first.as_ref().map_or(&self.texts, |first| &first.texts)
     }
 
@@ -123,14 +100,16 @@ impl Rollout {
     ) -> (Self, Vec<f32>) {
         let mut rollout = Self { seconds, activations, ..Self::default() };
         let mut hidden = Vec::new();
-        for SampledResponse { prompt, sequence, text, sample, raw_score, score, version } in responses {
+        for SampledResponse { texts, sequence, samples, answers, raw_score, score, version } in responses {
             rollout.versions.push(version);
-            rollout.texts.push((prompt, text));
-            rollout.lengths.push(sample.ids.len());
-            rollout.finished.push(sample.finished);
-            rollout.logprobs.extend(sample.logprobs.iter().map(|lp| f64::from(*lp)));
-            rollout.entropy.extend(sample.entropies.iter().map(|e| f64::from(*e)));
-            hidden.extend(sample.hidden);
+            rollout.texts.push(texts);
+            rollout.lengths.push(answers.iter().map(|answer| answer.length).sum());
+            rollout.answers.push(answers);
+            for sample in samples {
+                rollout.logprobs.extend(sample.logprobs.iter().map(|lp| f64::from(*lp)));
+                rollout.entropy.extend(sample.entropies.iter().map(|e| f64::from(*e)));
+                hidden.extend(sample.hidden);
+            }
             rollout.sequences.push(sequence);
             rollout.raw_scores.push(raw_score);
             rollout.scores.push(score);
@@ -144,7 +123,12 @@ impl Rollout {
         differences.sum::<f64>() / self.logprobs.len().max(1) as f64
     }
 
-    /// Index of the first response token of each sequence in the per-token fields.
+    /// Number of tokens and score of every answer of all sequences.
+    pub fn scored_answers(&self) -> (Vec<usize>, Vec<f64>) {
+        self.answers.iter().flatten().map(|answer| (answer.length, answer.score)).unzip()
+    }
+
+    /// Index of the first token of each sequence in the per-token fields.
     pub fn token_starts(&self) -> Vec<usize> {
         let mut at = 0;
         let next = |n: &usize| {
@@ -167,6 +151,8 @@ pub struct Sampler<'a> {
     /// Whether the sampler computes the log-probs and states of the trainer's forward pass, bit for bit. True for the
     /// CPU's kernels with the trainer's weights.
     pub exact_sampler: bool,
+    /// Maximum number of tokens of a conversation.
+    pub max_length: usize,
     /// Samples per prompt.
     pub group: usize,
     /// Maximum number of attempts to replace groups without variance.
@@ -242,7 +228,7 @@ impl Sampler<'_> {
     ) -> Result<Option<Rollout>> {
         let chosen = self.chosen(iteration);
         let mut watch = Stopwatch::start();
-        let mut activations = self.activations(&self.ids_of(&chosen));
+        let mut activations = self.activations(&chosen);
         let Some(mut responses) = self.draw(policy, &chosen, iteration, 0, activations.as_mut(), monitor)? else {
             return Ok(None);
         };
@@ -253,7 +239,7 @@ impl Sampler<'_> {
         let (mut first, mut groups) = (None, None);
         if self.group > 1 {
             first = (self.redraws > 0).then(|| FirstResponses {
-                texts: responses.iter().map(|d| (d.prompt, d.text.clone())).collect(),
+                texts: responses.iter().map(|d| d.texts.clone()).collect(),
                 raw_scores: responses.iter().map(|d| d.raw_score).collect(),
             });
             let Some(found) = self.replace_flat_groups(policy, &mut responses, iteration, monitor)? else {
@@ -266,7 +252,10 @@ impl Sampler<'_> {
             groups = Some(found);
             seconds.generation += watch.lap();
         }
+        let is_cut = |d: &&SampledResponse| d.answers.len() <= self.prompts[d.texts.prompt].next.len();
+        let cut = (self.args.turns == Turns::All).then(|| responses.iter().filter(is_cut).count());
         let (mut rollout, hidden) = Rollout::of(responses, activations, seconds);
+        rollout.cut_conversations = cut;
         (rollout.first, rollout.groups) = (first, groups);
         rollout.is_generated_elsewhere = self.fleet.is_some();
         (monitor.report)("reference", None);
@@ -298,50 +287,67 @@ impl Sampler<'_> {
             steps.set(steps.get() + 1);
             if reported.get().elapsed() >= REPORT_INTERVAL {
                 reported.set(Instant::now());
-                let most = self.args.response_length as u64;
+                let turns = chosen.iter().map(|&i| 1 + self.prompts[i].next.len()).max().unwrap_or(1);
+                let most = (self.args.response_length * turns) as u64;
                 (monitor.report)("sampling", Some((most.min(steps.get()), most)));
             }
             (monitor.stop)()
         };
-        let (samples, version) = match self.fleet {
-            None => (generate_with_activations(policy, &prompts, &params, activations, &stop)?, iteration),
+        let (samples, version): (Vec<Vec<Sample>>, u64) = match self.fleet {
+            None => {
+                let most = chosen.iter().map(|&i| self.prompts[i].most_tokens(self.args.response_length)).max();
+                let next = |i: usize, answers: &[Sample]| self.prompts[chosen[i]].ids_after(answers);
+                let later = LaterTurns { max_tokens: most.unwrap_or(0).min(self.max_length), next: &next };
+                (generate_conversations(policy, &prompts, &params, Some(&later), activations, &stop)?, iteration)
+            }
             Some(fleet) => match fleet.responses(&prompts, &params, monitor.stop)? {
-                Some(FleetResponses { samples, version }) => (samples, version),
+                Some(FleetResponses { samples, version }) => (samples.into_iter().map(|s| vec![s]).collect(), version),
                 None => return Ok(None),
             },
         };
         if (monitor.stop)() {
             return Ok(None);
         }
-        let mut responses = Vec::with_capacity(chosen.len());
-        for ((ids, &prompt), sample) in prompts.iter().zip(chosen).zip(samples) {
-            let (text, sequence) = (self.texts.text(ids, &sample.ids)?, Sequence::new(ids, &sample.ids));
-            responses.push(SampledResponse { prompt, sequence, text, sample, raw_score: 0.0, score: 0.0, version });
-        }
-        Ok(Some(responses))
+        let reasoning = self.args.scored_reasoning;
+        let responses = chosen
+            .iter()
+            .zip(samples)
+            .map(|(&i, samples)| SampledResponse::new(self.texts, (i, &self.prompts[i]), samples, reasoning, version));
+        responses.collect::<Result<_>>().map(Some)
     }
 
-    /// Scores the responses.
+    /// Scores the responses: the last answer of each with the conversation before it, or every answer.
     pub(super) fn score(&self, responses: &mut [SampledResponse]) -> Result<()> {
-        let items: Vec<Completion<'_>> = responses.iter().map(|d| self.item(d.prompt, &d.text)).collect();
+        let longest = responses.iter().map(|d| d.answers.len()).max().unwrap_or(0);
+        let is_scored = |d: &SampledResponse, turn: usize| match self.args.rewarded_turns {
+            Turns::Last => turn + 1 == d.answers.len(),
+            Turns::All => turn < d.answers.len(),
+        };
+        // Turn by turn, so that first answers to one prompt are adjacent.
+        let scored: Vec<(usize, usize)> = (0..longest)
+            .flat_map(|turn| (0..responses.len()).map(move |i| (i, turn)))
+            .filter(|&(i, turn)| is_scored(&responses[i], turn))
+            .collect();
+        let items: Vec<Completion<'_>> = scored.iter().map(|&(i, turn)| self.item(&responses[i].texts, turn)).collect();
         let scores = self.reward.score(&items)?;
+        let mut raw: Vec<Vec<f64>> = responses.iter().map(|d| vec![0.0; d.answers.len()]).collect();
+        scored.into_iter().zip(scores).for_each(|((i, turn), score)| raw[i][turn] = score);
         let (penalty, mode) = (self.args.missing_eos_penalty, self.args.missing_eos_mode);
-        for (d, raw) in responses.iter_mut().zip(scores) {
-            d.raw_score = raw;
-            d.score = penalised(raw, d.sample.finished, penalty, mode);
-        }
+        responses.iter_mut().zip(raw).for_each(|(d, raw)| d.set_scores(&raw, penalty, mode));
         Ok(())
     }
 
-    fn item<'r>(&'r self, prompt: usize, text: &'r str) -> Completion<'r> {
-        let PromptIds { prompt, ids, answer, .. } = &self.prompts[prompt];
-        let text = self.texts.answer_in(ids, text, self.args.scored_reasoning);
-        Completion { prompt, text, answer: answer.as_deref() }
+    /// The answer with this number, as input of a reward.
+    fn item<'r>(&'r self, texts: &'r ResponseTexts, turn: usize) -> Completion<'r> {
+        let known = &self.prompts[texts.prompt];
+        let prompt = turn.checked_sub(1).map_or(&known.prompt, |i| &texts.conversations[i]);
+        let text = self.texts.answer_in(known.ids_before(turn), &texts.answers[turn], self.args.scored_reasoning);
+        Completion { prompt, text, answer: known.answer.as_deref() }
     }
 
-    /// The responses before groups were replaced, as input of a reward.
+    /// The last answers of the responses before groups were replaced, as input of a reward.
     pub fn items<'r>(&'r self, rollout: &'r Rollout) -> Vec<Completion<'r>> {
-        rollout.first_texts().iter().map(|(prompt, text)| self.item(*prompt, text)).collect()
+        rollout.first_texts().iter().map(|texts| self.item(texts, texts.answers.len() - 1)).collect()
     }
 
     /// Computes the values of a critic whose forward pass the first update can reuse. Called separately, after the
@@ -350,7 +356,7 @@ impl Sampler<'_> {
         let lengths: Vec<usize> = rollout.sequences.iter().map(|s| s.ids.len()).collect();
         let Some(order) = self.one_pass(critic, &lengths) else { return Ok(()) };
         let mut watch = Stopwatch::start();
-        let packed = PredictionBatch::new(&order.iter().map(|&i| &rollout.sequences[i]).collect::<Vec<_>>());
+        let packed = PredictionBatch::of_turns(&order.iter().map(|&i| &rollout.sequences[i]).collect::<Vec<_>>());
         let pass = critic.own_values(&packed)?;
         let (values, starts) = (to_f64(pass.to_vec1()?), rollout.token_starts());
         let mut at = 0;
@@ -365,11 +371,13 @@ impl Sampler<'_> {
     }
 
     /// Where to save activations, if the first update will be one pass over all sequences, whatever the lengths of the
-    /// responses.
-    fn activations(&self, prompts: &[Vec<u32>]) -> Option<SampledActivations> {
-        let (lengths, response): (Vec<usize>, _) = (prompts.iter().map(Vec::len).collect(), self.args.response_length);
+    /// responses. Conversations of several turns have none.
+    fn activations(&self, chosen: &[usize]) -> Option<SampledActivations> {
+        let lengths: Vec<usize> = chosen.iter().map(|&i| self.prompts[i].ids.len()).collect();
+        let response = self.args.response_length;
         let most = lengths.iter().map(|n| n + response).sum::<usize>();
-        let one = self.args.minibatches == 1 && most <= self.args.common.micro_batch_tokens;
+        let single = chosen.iter().all(|&i| self.prompts[i].next.is_empty());
+        let one = single && self.args.minibatches == 1 && most <= self.args.common.micro_batch_tokens;
         SampledActivations::new(self.activations_for.filter(|_| one)?, &lengths, response)
     }
 
@@ -395,7 +403,7 @@ impl Sampler<'_> {
         let lengths: Vec<usize> = rollout.sequences.iter().map(|s| s.ids.len()).collect();
         let later = critic.is_some_and(|critic| self.one_pass(critic, &lengths).is_some());
         for group in micro_batches(&lengths, self.args.common.micro_batch_tokens) {
-            let packed = PredictionBatch::new(&group.iter().map(|&i| &rollout.sequences[i]).collect::<Vec<_>>());
+            let packed = PredictionBatch::of_turns(&group.iter().map(|&i| &rollout.sequences[i]).collect::<Vec<_>>());
             let reference_hidden = packed.hidden_frozen(self.reference)?;
             let reference = packed.logprobs(self.reference, &reference_hidden, self.args.temperature)?;
             let mut columns = vec![(&mut rollout.reference, to_f64(reference.logprobs.to_vec1()?))];
@@ -427,26 +435,4 @@ impl Sampler<'_> {
 
 fn to_f64(values: Vec<f32>) -> Vec<f64> {
     values.into_iter().map(f64::from).collect()
-}
-
-/// The score of a response after the penalty for a missing end token.
-fn penalised(score: f64, finished: bool, penalty: Option<f64>, mode: MissingEos) -> f64 {
-    match (penalty, finished, mode) {
-        (None, _, _) | (_, true, _) => score,
-        (Some(penalty), false, MissingEos::Subtract) => score - penalty,
-        (Some(penalty), false, MissingEos::Replace) => -penalty,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_a_missing_end_token_is_penalised_as_the_mode_specifies() {
-        assert_eq!(penalised(2.0, true, Some(1.0), MissingEos::Replace), 2.0);
-        assert_eq!(penalised(2.0, false, None, MissingEos::Subtract), 2.0);
-        assert_eq!(penalised(2.0, false, Some(0.5), MissingEos::Subtract), 1.5);
-        assert_eq!(penalised(2.0, false, Some(1.0), MissingEos::Replace), -1.0);
-    }
 }

@@ -11,7 +11,7 @@ use super::update::{Learner, LogprobGap, MinibatchGradients, tensor};
 use crate::objective::logprobs::sequence_sums_tensor;
 use crate::objective::{Stats, causal_lm, dpo, ppo};
 use crate::train::run::Run;
-use crate::train::step::{PredictionBatch, Sequence, micro_batches};
+use crate::train::step::{PredictionBatch, TurnSequence, micro_batches};
 
 impl Learner<'_> {
     /// The gradients of a minibatch of pairs or of single responses, given by their numbers.
@@ -36,8 +36,8 @@ impl Learner<'_> {
         let (mut stats, mut gap) = (Stats::default(), LogprobGap::default());
         for group in groups {
             let members = selection.responses(&group.iter().map(|&k| minibatch[k]).collect::<Vec<_>>());
-            let sequences: Vec<&Sequence> = members.iter().map(|&i| &rollout.sequences[i]).collect();
-            let packed = PredictionBatch::new(&sequences);
+            let sequences: Vec<&TurnSequence> = members.iter().map(|&i| &rollout.sequences[i]).collect();
+            let packed = PredictionBatch::of_turns(&sequences);
             let device = self.policy.device();
             let column = |field: &[f64]| -> Result<Tensor> {
                 let cut = members.iter().flat_map(|&i| &field[starts[i]..starts[i] + rollout.lengths[i]]);

@@ -188,7 +188,7 @@ impl Learner<'_> {
         let (mut stats, mut gap) = (Stats::default(), LogprobGap::default());
         for group in groups {
             let members: Vec<usize> = group.into_iter().map(|k| minibatch[k]).collect();
-            let packed = PredictionBatch::new(&members.iter().map(|&i| &rollout.sequences[i]).collect::<Vec<_>>());
+            let packed = PredictionBatch::of_turns(&members.iter().map(|&i| &rollout.sequences[i]).collect::<Vec<_>>());
             let device = self.policy.device();
             let column = |field: &[f64]| -> Result<Tensor> {
                 let cut = members.iter().flat_map(|&i| &field[starts[i]..starts[i] + rollout.lengths[i]]);

@@ -64,7 +64,7 @@ const PLACES = [
   [/clip_fraction/, 'policy'],
   [/ratio|approx_kl/, 'policy'],
   [/explained_variance/, 'policy'],
-  [/response_length|no_eos|eos_count/, 'policy'],
+  [/response_length|no_eos|eos_count|^turns$|conversations_cut/, 'policy'],
   [/grad_norm|learning_rate|spread|gap/, 'policy'],
   [/./, 'policy'],
 ];

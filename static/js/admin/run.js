@@ -258,7 +258,7 @@ export async function runView(el, { id, query, signal }) {
     if (name === 'heldout_accuracy') return last('heldout_pairs') ?? r.heldout?.pairs;
     if (name === 'no_eos_share') {
       const episodes = table.get('episodes');
-      return episodes ? Math.round(episodes.values.at(-1) / episodes.steps.at(-1)) : undefined;
+      return episodes ? Math.round((episodes.values.at(-1) / episodes.steps.at(-1)) * (last('turns') ?? 1)) : undefined;
     }
     return undefined;
   }

@@ -1,6 +1,6 @@
 // Samples of a run: for each prompt what the policy wrote at one step beside another, with reward.
 import { fill, h, plainText } from '../dom.js';
-import { fig, t } from '../i18n.js';
+import { fig, has, t } from '../i18n.js';
 
 /** The text of a prompt: its last message, or the raw prompt. */
 export function promptText(prompt) {
@@ -11,13 +11,26 @@ export function promptText(prompt) {
 }
 
 /**
- * One side of a comparison: who wrote it, the text, its reward, and by how much that is over the reward `than`.
+ * The messages of a conversation after its prompt, each with its role.
+ * @param {{role: string, content: string}[]} turns
+ */
+function turnList(turns) {
+  return h(
+    'div',
+    { class: 'sample-turns' },
+    turns.map((m) => h('div', { class: `sample-turn ${m.role}` }, h('p', { class: 'help', text: has(`role.${m.role}`) ? t(`role.${m.role}`) : m.role }), plainText(m.content))),
+  );
+}
+
+/**
+ * One side of a comparison: who wrote it, the text, its reward, and by how much that is over the reward `than`. A
+ * conversation is shown by its `turns`.
  * @param {string} title
  * @param {string} text
  * @param {number | null | undefined} reward
- * @param {{cut?: boolean | null, than?: number | null}} [options]
+ * @param {{cut?: boolean | null, than?: number | null, turns?: {role: string, content: string}[]}} [options]
  */
-export function sampleSide(title, text, reward, { cut = false, than } = {}) {
+export function sampleSide(title, text, reward, { cut = false, than, turns } = {}) {
   const facts = [
     Number.isFinite(reward) ? `${t('metric.reward')} ${fig(reward)}` : null,
     Number.isFinite(reward) && Number.isFinite(than) ? `(${reward - than >= 0 ? '+' : '−'}${fig(Math.abs(reward - than))})` : null,
@@ -27,13 +40,13 @@ export function sampleSide(title, text, reward, { cut = false, than } = {}) {
     'div',
     { class: 'sample-side' },
     h('p', { class: 'help sample-head' }, h('strong', { text: title }), facts.length ? h('span', { text: facts.join(' ') }) : null),
-    text === null || text === undefined ? h('p', { class: 'muted', text: t('samples.nothing') }) : text.trim() === '' ? h('p', { class: 'muted', text: t('samples.empty') }) : plainText(text),
+    turns ? turnList(turns) : text === null || text === undefined ? h('p', { class: 'muted', text: t('samples.nothing') }) : text.trim() === '' ? h('p', { class: 'muted', text: t('samples.empty') }) : plainText(text),
   );
 }
 
 /** `{el, add(event)}`: a section that is hidden until the first sample comes. */
 export function sampleTable() {
-  const rows = new Map(); // prompt → Map step → {text, reward}
+  const rows = new Map(); // prompt, or number of the conversation → {prompt, at: Map step → {text, reward, turns}}
   const steps = new Set();
   const from = h('select', { id: 'samples-from' });
   const to = h('select', { id: 'samples-to' });
@@ -67,7 +80,7 @@ export function sampleTable() {
     from.closest('.row').hidden = known.length < 2;
     fill(
       list,
-      [...rows].map(([prompt, at]) => {
+      [...rows.values()].map(({ prompt, at }) => {
         const [left, right] = [at.get(a), at.get(b)];
         return h(
           'article',
@@ -76,8 +89,8 @@ export function sampleTable() {
           h(
             'div',
             { class: 'sample-pair' },
-            known.length > 1 ? sampleSide(stepName(a), left?.text, left?.reward) : null,
-            sampleSide(stepName(b), right?.text, right?.reward, { than: known.length > 1 ? left?.reward : undefined }),
+            known.length > 1 ? sampleSide(stepName(a), left?.text, left?.reward, { turns: left?.turns }) : null,
+            sampleSide(stepName(b), right?.text, right?.reward, { than: known.length > 1 ? left?.reward : undefined, turns: right?.turns }),
           ),
         );
       }),
@@ -108,8 +121,9 @@ export function sampleTable() {
         const prompt = promptText(s?.prompt);
         const step = s?.step ?? data?.step ?? 0;
         const text = s?.text ?? s?.completion ?? s?.response ?? (typeof s === 'string' ? s : '');
-        if (!rows.has(prompt)) rows.set(prompt, new Map());
-        rows.get(prompt).set(step, { text, reward: s?.reward ?? s?.score });
+        const key = s?.number ?? prompt;
+        if (!rows.has(key)) rows.set(key, { prompt, at: new Map() });
+        rows.get(key).at.set(step, { text, reward: s?.reward ?? s?.score, turns: s?.turns });
         steps.add(step);
       }
       el.hidden = false;

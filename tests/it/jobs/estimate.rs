@@ -33,6 +33,33 @@ async fn an_estimate_has_memory_steps_time_and_basis() {
     assert_eq!((unknown.memory_bytes, unknown.fits, unknown.seconds), (0, None, None));
 }
 
+#[tokio::test]
+async fn an_estimate_of_whole_conversations_counts_the_policys_answers() {
+    let fresh = backend::sqlite().await.unwrap();
+    let store = &fresh.store;
+    small_world(store).await;
+    let mut version = fixture::model("tiny", ModelKind::Policy);
+    version.artifact_uri = support::fixture("llama-tiny").display().to_string();
+    store.models().put(version).await.unwrap();
+    let mut prompt = fixture::prompt("talk");
+    let message = |role: &str, length: usize| Message { role: role.into(), content: "x".repeat(length) };
+    prompt.messages = vec![message("user", 40), message("assistant", 400), message("user", 40)];
+    store.prompts().put(prompt).await.unwrap();
+    let data = tempfile::tempdir().unwrap();
+    for (turns, tokens) in [
+        // Of the other prompt's 2 characters and of 480, with 16 tokens of the template: (2 + 480) / 2 / 4 + 16.
+        ("last", "2 rows of about 76 tokens"),
+        // The stored answer does not count, but one of 20 tokens and its 16 of the template: (2 + 80 + 36 · 4) / 2 / 4 + 16.
+        ("all", "2 rows of about 44 tokens"),
+    ] {
+        let args =
+            json!({"model": "tiny", "reward": {"kind": "length", "target": 4}, "response_length": 20, "turns": turns});
+        let found =
+            estimate::estimate(store, instructd::train::recipes(), data.path(), "grpo", args, true).await.unwrap();
+        assert!(found.basis.contains(tokens), "{turns}: {found:?}");
+    }
+}
+
 /// Models that a laptop cannot train whole get adapters; what is said stays said.
 #[tokio::test]
 async fn large_models_are_trained_through_adapters_by_default() {

@@ -160,12 +160,16 @@ fn model_bytes(world: &World, dir: &str) -> Vec<u8> {
     std::fs::read(Path::new(&world.path(dir)).join("model.safetensors")).unwrap()
 }
 
-/// Runs to the end, stopping after every step.
 fn in_parts(args: &Value) -> usize {
+    in_parts_of("grpo", args)
+}
+
+/// Runs to the end, stopping after every step. Returns the number of stops.
+pub fn in_parts_of(recipe: &str, args: &Value) -> usize {
     let mut stops = 0;
     loop {
         let mut recorder = Recorder { stop_after: Some(1), ..Recorder::default() };
-        match (instructd::train::recipe("grpo").unwrap().run)(args, &mut recorder).unwrap() {
+        match (instructd::train::recipe(recipe).unwrap().run)(args, &mut recorder).unwrap() {
             TrainOutcome::Stopped { .. } => stops += 1,
             TrainOutcome::Done { .. } => return stops,
         }

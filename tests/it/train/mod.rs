@@ -37,4 +37,5 @@ pub mod recipes;
 mod selected;
 mod silent_bugs;
 mod sweep;
+mod turns;
 mod without_files;

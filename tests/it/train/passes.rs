@@ -2,7 +2,7 @@
 //! pass gives.
 
 use candle_core::{Device, Tensor};
-use instructd::generation::{GenParams, Warpers, generate, generate_with_activations};
+use instructd::generation::{GenParams, Warpers, generate, generate_conversations};
 use instructd::model::{PackedBatch, Recompute, SampledActivations};
 use instructd::objective::causal_lm;
 use instructd::train::args::{FrozenPrecision, LoraArgs};
@@ -77,8 +77,8 @@ fn activations_of_sampling_equal_the_first_pass_bit_for_bit() {
                     SampledActivations::new(policy.decoder(), &lengths, params.max_new_tokens).unwrap();
                 let behaviour = policy.behaviour().unwrap();
                 let samples =
-                    generate_with_activations(&behaviour, &prompts, &params, Some(&mut activations), &|| false)
-                        .unwrap();
+                    generate_conversations(&behaviour, &prompts, &params, None, Some(&mut activations), &|| false);
+                let samples: Vec<_> = samples.unwrap().into_iter().flatten().collect();
                 assert_eq!(samples, generate(&behaviour, &prompts, &params, &|| false).unwrap(), "{model}");
                 let early = samples.iter().filter(|s| s.ids.len() < 9).count();
                 assert!(if ends == 0 { early == 0 } else { early > 0 }, "{model}: {early} ended early");
