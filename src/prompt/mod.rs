@@ -18,4 +18,4 @@ pub use conversation::{Conversation, ToolCall, Turn};
 pub use instruction::{Template, instruction};
 pub use label_template::{Gap, LabelTemplate, LabelTemplateError, Shots};
 pub use texts::{Answers, Texts};
-pub use turns::{ConversationIds, NextTurn};
+pub use turns::{ConversationIds, NextTurn, continued};

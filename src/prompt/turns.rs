@@ -29,31 +29,25 @@ pub struct NextTurn {
     pub messages: Vec<Message>,
     /// What the template writes between two answers: the end of the first, the messages, and the beginning of the
     /// second.
-    ids: Vec<u32>,
+    pub ids: Vec<u32>,
     /// Number of ids before those of the messages.
-    end: usize,
+    pub end: usize,
 }
 
-impl NextTurn {
-    /// The ids that follow an answer. `end_token` is the end token with which the answer ended, if it did: the template's
-    /// ids up to and including that token are left out, because the answer has it.
-    pub fn ids_after(&self, end_token: Option<u32>) -> &[u32] {
-        let written = end_token.and_then(|end| self.ids[..self.end].iter().position(|id| *id == end));
-        &self.ids[written.map_or(0, |at| at + 1)..]
-    }
+/// The ids that follow an answer, of `ids`, those of the next turn. `end_token` is the end token with which the answer
+/// ended, if it did: the template's ids up to and including that token, among the first `end` ids, are left out, because
+/// the answer has it.
+pub fn ids_after(ids: &[u32], end: usize, end_token: Option<u32>) -> &[u32] {
+    let written = end_token.and_then(|token| ids[..end].iter().position(|id| *id == token));
+    &ids[written.map_or(0, |at| at + 1)..]
+}
 
-    /// The ids that follow an answer without an end token.
-    pub fn ids(&self) -> &[u32] {
-        &self.ids
-    }
-
-    /// The prompt of the next answer: `prompt`, its answer, and the messages of this turn.
-    pub fn after(&self, prompt: &PromptInput, answer: &str) -> PromptInput {
-        let mut messages = prompt.messages();
-        messages.push(message("assistant", answer));
-        messages.extend(self.messages.iter().cloned());
-        messages.into()
-    }
+/// The prompt of the next answer: `prompt`, its answer, and the messages of the next turn.
+pub fn continued(prompt: &PromptInput, answer: &str, next: &[Message]) -> PromptInput {
+    let mut messages = prompt.messages();
+    messages.push(message("assistant", answer));
+    messages.extend(next.iter().cloned());
+    messages.into()
 }
 
 fn message(role: &str, content: &str) -> Message {
@@ -175,10 +169,10 @@ mod tests {
     #[test]
     fn the_end_token_that_an_answer_has_is_not_written_again() {
         // The end token, a line break, the messages (with the number of the end token), the opening.
-        let turn = NextTurn { messages: Vec::new(), ids: vec![2, 9, 5, 2, 6, 7], end: 2 };
-        assert_eq!(turn.ids_after(Some(2)), [9, 5, 2, 6, 7]);
-        assert_eq!(turn.ids_after(None), [2, 9, 5, 2, 6, 7], "an answer that was cut gets the template's end");
-        assert_eq!(turn.ids_after(Some(3)), [2, 9, 5, 2, 6, 7], "another end token is followed by the template's");
-        assert_eq!(turn.ids_after(Some(5)), turn.ids(), "messages are never left out");
+        let ids = [2, 9, 5, 2, 6, 7];
+        assert_eq!(ids_after(&ids, 2, Some(2)), [9, 5, 2, 6, 7]);
+        assert_eq!(ids_after(&ids, 2, None), ids, "an answer that was cut gets the template's end");
+        assert_eq!(ids_after(&ids, 2, Some(3)), ids, "another end token is followed by the template's");
+        assert_eq!(ids_after(&ids, 2, Some(5)), ids, "messages are never left out");
     }
 }

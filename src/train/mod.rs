@@ -41,7 +41,7 @@ pub mod thumbed;
 pub mod token_file;
 pub mod trainable;
 pub mod trl_names;
-mod turns;
+pub mod turns;
 
 pub use baselines::Baseline;
 pub use rl::{check_rule, score_texts};

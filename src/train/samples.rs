@@ -5,12 +5,12 @@ use serde_json::json;
 
 use super::rng::{Stream, derive};
 use super::run::Run;
-use super::turns::{SampledTurns, ids_after};
+use super::turns::{PromptIds, SampledTurns};
 use crate::data::PromptInput;
 use crate::domain::{Message, Split};
 use crate::generation::{GenParams, LaterTurns, Sample, generate_conversations};
 use crate::model::Decoder;
-use crate::prompt::{NextTurn, Reasoning, Texts};
+use crate::prompt::{Reasoning, Texts};
 
 /// Number of prompts.
 const PROMPTS: usize = 3;
@@ -25,7 +25,10 @@ pub struct Samples<'t> {
 /// A prompt, and the user turns that follow the policy's answers.
 pub struct SamplePrompt {
     pub prompt: PromptInput,
-    pub next: Vec<NextTurn>,
+    /// The messages of these turns.
+    pub next: Vec<Vec<Message>>,
+    /// The ids of these turns, and those before the first answer, which are made again.
+    pub ids: PromptIds,
 }
 
 /// The first prompts of each side of the split.
@@ -64,7 +67,7 @@ pub type ScoreOne<'f> = &'f dyn Fn(usize, &PromptInput, &str) -> Result<f64>;
 
 impl<'t> Samples<'t> {
     pub fn new(texts: &'t Texts, prompts: Vec<PromptInput>, seed: u64) -> Self {
-        let alone = |prompt| SamplePrompt { prompt, next: Vec::new() };
+        let alone = |prompt| SamplePrompt { prompt, next: Vec::new(), ids: PromptIds::new(&[], &[]) };
         Self::of_conversations(texts, prompts.into_iter().map(alone).collect(), seed)
     }
 
@@ -84,13 +87,14 @@ impl<'t> Samples<'t> {
         max_length: usize,
         score: Option<ScoreOne<'_>>,
     ) -> Result<()> {
-        let turns = self.prompts.iter().map(|prompt| 1 + prompt.next.len()).max().unwrap_or(1);
+        let turns = self.prompts.iter().map(|prompt| prompt.ids.turns()).max().unwrap_or(1);
         let max_new_tokens = TOKENS.min(max_length / (2 * turns)).max(1);
         let room = max_length.saturating_sub(max_new_tokens).max(1);
-        let mut prompts = Vec::new();
-        for SamplePrompt { prompt, .. } in &self.prompts {
-            let ids = self.texts.prompt(prompt)?;
-            prompts.push(ids[ids.len().saturating_sub(room)..].to_vec());
+        let mut prompts: Vec<PromptIds> = Vec::new();
+        for SamplePrompt { prompt, ids, .. } in &self.prompts {
+            let first = self.texts.prompt(prompt)?;
+            let first = first[first.len().saturating_sub(room)..].to_vec();
+            prompts.push(PromptIds { first: first.into(), ..ids.clone() });
         }
         let params = GenParams {
             max_new_tokens,
@@ -99,17 +103,15 @@ impl<'t> Samples<'t> {
             seed: derive(self.seed, Stream::Samples, 0),
             ..GenParams::default()
         };
-        let next = |i: usize, answers: &[Sample]| ids_after(&self.prompts[i].next, answers);
-        let most = |(ids, of): (&Vec<u32>, &SamplePrompt)| {
-            ids.len() + max_new_tokens + of.next.iter().map(|turn| turn.ids().len() + max_new_tokens).sum::<usize>()
-        };
-        let most = prompts.iter().zip(&self.prompts).map(most).max().unwrap_or(0);
+        let next = |i: usize, answers: &[Sample]| prompts[i].after(answers);
+        let most = prompts.iter().map(|ids| ids.most_tokens(max_new_tokens)).max().unwrap_or(0);
         let later = LaterTurns { max_tokens: most.min(max_length), next: &next };
         let stop = || run.reporter.should_stop();
-        let samples = generate_conversations(decoder, &prompts, &params, Some(&later), None, &stop)?;
-        for (i, (ids, samples)) in prompts.into_iter().zip(samples).enumerate() {
-            let SamplePrompt { prompt, next } = &self.prompts[i];
-            let sampled = SampledTurns::new(self.texts, (prompt, &ids), next, &samples, Reasoning::Keep)?;
+        let first: Vec<Vec<u32>> = prompts.iter().map(|ids| ids.first.to_vec()).collect();
+        let samples = generate_conversations(decoder, &first, &params, Some(&later), None, &stop)?;
+        for (i, (ids, samples)) in prompts.iter().zip(samples).enumerate() {
+            let SamplePrompt { prompt, next, .. } = &self.prompts[i];
+            let sampled = SampledTurns::new(self.texts, (prompt, next), ids, &samples, Reasoning::Keep)?;
             let conversation = sampled.conversations.last().unwrap_or(prompt);
             let answer = sampled.answers.last().map_or("", String::as_str);
             let score = score.map(|f| f(i, conversation, answer)).transpose()?;
@@ -127,10 +129,10 @@ impl<'t> Samples<'t> {
 }
 
 /// The messages after a prompt: the answers, and the user's turns between them.
-fn messages(answers: &[String], next: &[NextTurn]) -> Vec<Message> {
+fn messages(answers: &[String], next: &[Vec<Message>]) -> Vec<Message> {
     let mut messages = Vec::new();
     for (i, answer) in answers.iter().enumerate() {
-        messages.extend(i.checked_sub(1).into_iter().flat_map(|before| next[before].messages.iter().cloned()));
+        messages.extend(i.checked_sub(1).into_iter().flat_map(|before| next[before].iter().cloned()));
         messages.push(Message { role: "assistant".into(), content: answer.clone() });
     }
     messages

@@ -1,5 +1,5 @@
-//! Token ids of training data: in memory while they are few, beyond that in a file, so that memory does not grow with the
-//! data.
+//! Token ids and texts of training data: in memory while they are few, beyond that in a file, so that memory does not grow
+//! with the data.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context, Result};
 
-/// Bytes of token ids that are kept in memory.
+/// Bytes of token ids and texts that are kept in memory.
 const IN_MEMORY: usize = 64 << 20;
 
 /// The token ids of a sequence.
@@ -51,6 +51,27 @@ impl From<Vec<u32>> for TokenIds {
 impl FromIterator<u32> for TokenIds {
     fn from_iter<I: IntoIterator<Item = u32>>(ids: I) -> Self {
         Vec::from_iter(ids).into()
+    }
+}
+
+/// A text beside token ids.
+#[derive(Clone, Debug)]
+pub struct StoredText {
+    /// Four bytes each, native-endian; zeros follow the last bytes.
+    words: TokenIds,
+    /// Number of bytes of the text.
+    length: usize,
+}
+
+impl StoredText {
+    /// The text. One in a file can be read once [`TokenFile::finish`] has been called.
+    ///
+    /// # Errors
+    /// If the file was damaged.
+    pub fn read(&self) -> Result<String> {
+        let mut bytes: Vec<u8> = self.words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        bytes.truncate(self.length);
+        String::from_utf8(bytes).context("reading a text from the file of token ids")
     }
 }
 
@@ -131,7 +152,22 @@ impl TokenFile {
         Ok(())
     }
 
-    /// Makes the ids in the file readable.
+    /// Keeps a text, in memory or in the file.
+    ///
+    /// # Errors
+    /// A file that cannot be written.
+    pub fn keep_text(&mut self, text: &str) -> Result<StoredText> {
+        let word = |bytes: &[u8]| {
+            let mut word = [0; 4];
+            word[..bytes.len()].copy_from_slice(bytes);
+            u32::from_ne_bytes(word)
+        };
+        let mut words: TokenIds = text.as_bytes().chunks(4).map(word).collect();
+        self.keep(&mut words)?;
+        Ok(StoredText { words, length: text.len() })
+    }
+
+    /// Makes the ids and texts in the file readable.
     ///
     /// # Errors
     /// A file that cannot be written or mapped.
@@ -164,6 +200,18 @@ mod tests {
             assert_eq!(**ids, given[..]);
         }
         assert_eq!(std::fs::read_dir(&below).unwrap().count(), 0, "the file has no name");
+    }
+
+    #[test]
+    fn texts_are_equal_in_memory_and_in_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let given = ["", "a", "ab", "abcd", "äöü€", "a text that is longer than the others"];
+        for memory in [0, 1000] {
+            let mut file = TokenFile::with_memory(dir.path(), memory);
+            let kept: Vec<StoredText> = given.iter().map(|text| file.keep_text(text).unwrap()).collect();
+            file.finish().unwrap();
+            assert_eq!(kept.iter().map(|text| text.read().unwrap()).collect::<Vec<_>>(), given);
+        }
     }
 
     #[test]

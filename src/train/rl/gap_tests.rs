@@ -2,20 +2,21 @@
 
 use serde_json::{Value, json};
 
-use super::response::PromptIds;
 use super::rollout::{Rollout, RoundMonitor, Sampler};
 use super::update::{Experience, Learner, UpdateSummary};
 use super::{Algorithm, Ensemble, Reward, RewardServices, Sources};
 use crate::data::PromptInput;
 use crate::domain::{Metric, Progress};
 use crate::model::{self, Decoder, Purpose, Weights};
-use crate::prompt::Texts;
+use crate::prompt::{ConversationIds, Texts};
 use crate::train::Reporter;
 use crate::train::args::{PpoArgs, parse};
 use crate::train::optim::Params;
 use crate::train::run::{Run, TrainPlan};
 use crate::train::sft::backbone_and_output;
+use crate::train::token_file::TokenFile;
 use crate::train::trainable::{Trainable, with_prefix};
+use crate::train::turns::StoredPrompt;
 
 struct Silent;
 
@@ -51,13 +52,12 @@ fn round(nudge: f64, exact_sampler: bool) -> (UpdateSummary, Vec<f64>, Vec<f64>)
     }
     let behaviour = Decoder::new(&loaded.config, &other, Purpose::Serve).unwrap();
     let reference = policy.reference(&loaded.weights).unwrap();
-    let prompts: Vec<PromptIds> = (5..11u32)
-        .map(|i| PromptIds {
-            prompt: PromptInput::Text(format!("t{i}")),
-            answer: None,
-            ids: vec![i, i + 1, i + 2],
-            next: Vec::new(),
-            name: String::new(),
+    let mut file = TokenFile::new(std::path::Path::new("unused"));
+    let prompts: Vec<StoredPrompt> = (5..11u32)
+        .map(|i| {
+            let (prompt, ids) = (PromptInput::Text(format!("t{i}")), vec![i, i + 1, i + 2]);
+            let conversation = ConversationIds { prompt, ids, next: Vec::new() };
+            StoredPrompt::keep(conversation, String::new(), None, 64, &mut file).unwrap()
         })
         .collect();
     let ensemble = Ensemble { kind: rl.ensemble_reward, doubt: rl.ensemble_doubt };

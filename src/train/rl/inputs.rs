@@ -6,12 +6,10 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
-use super::response::PromptIds;
-use crate::data::{PromptInput, read_prompts};
-use crate::prompt::{ConversationIds, Texts};
 use crate::train::args::{RlCommon, Turns};
-use crate::train::fit::{Fit, count};
+use crate::train::fit::count;
 use crate::train::run::{Run, file_hash, model_hash};
+use crate::train::turns::StoredPrompt;
 
 /// Refuses a held-out signal that is a copy of the reward: a reward model with the same weights, or the rankings from
 /// which the reward model has learned.
@@ -84,10 +82,10 @@ pub fn data_hashes(rl: &RlCommon, ptx: Option<(String, String)>) -> Result<BTree
 ///
 /// # Errors
 /// If none is left.
-pub fn answered(prompts: &mut Vec<PromptIds>) -> Result<Vec<String>> {
-    let is_answered = |p: &PromptIds| p.answer.as_deref().is_some_and(|answer| !answer.trim().is_empty());
-    let missing: Vec<String> = prompts.iter().filter(|p| !is_answered(p)).map(|p| p.name.clone()).collect();
-    prompts.retain(is_answered);
+pub fn answered(prompts: &mut Vec<StoredPrompt>) -> Result<Vec<String>> {
+    let missing = prompts.iter().filter(|prompt| !prompt.is_answered);
+    let missing: Vec<String> = missing.map(|prompt| Ok(prompt.texts()?.name)).collect::<Result<_>>()?;
+    prompts.retain(|prompt| prompt.is_answered);
     if prompts.is_empty() {
         bail!("prompts: none of the {} has an `answer`, which the reward compares with", missing.len());
     }
@@ -106,62 +104,16 @@ pub fn left_out(names: &[String], rest: usize) -> String {
     )
 }
 
-/// The ids of a prompt before the answers that the policy writes.
-fn conversation(rl: &RlCommon, texts: &Texts, prompt: PromptInput) -> Result<ConversationIds> {
-    match rl.turns {
-        Turns::Last => Ok(ConversationIds { ids: texts.prompt(&prompt)?, prompt, next: Vec::new() }),
-        Turns::All => texts.conversation_ids(&prompt),
-    }
-}
-
-/// The prompts as ids, without truncation.
-fn all_prompts(rl: &RlCommon, texts: &Texts) -> Result<impl Iterator<Item = Result<PromptIds>>> {
-    if rl.turns == Turns::All {
-        texts.check_earlier_answers()?;
-    }
-    let records = read_prompts(Path::new(&rl.prompts)).context("prompts")?;
-    Ok(records.enumerate().map(move |(i, record)| {
-        let record = record.context("prompts")?;
-        let id = record.prompt_id.map(|id| format!(" ({id})")).unwrap_or_default();
-        let name = format!("prompt {}{id}", i + 1);
-        let ConversationIds { prompt, ids, next } =
-            conversation(rl, texts, record.prompt).with_context(|| format!("prompts: {name}"))?;
-        Ok(PromptIds { prompt, answer: record.answer, ids, next, name })
-    }))
-}
-
-/// Lengths in tokens of the prompts, without truncation, each with responses of the maximum length.
-pub fn lengths(rl: &RlCommon, texts: &Texts) -> Result<Vec<usize>> {
-    all_prompts(rl, texts)?.map(|prompt| Ok(prompt?.most_tokens(rl.response_length))).collect()
-}
-
-/// The prompts as ids, whose beginnings are cut off so that a first response of the maximum length fits; and how many
-/// were cut.
-pub fn prompts(rl: &RlCommon, texts: &Texts, max_length: usize) -> Result<(Vec<PromptIds>, Fit)> {
-    let Some(room) = max_length.checked_sub(rl.response_length).filter(|room| *room > 0) else {
-        bail!("response_length: {} tokens leave no room for a prompt in {max_length}", rl.response_length)
-    };
-    let (mut prompts, mut fit) = (Vec::new(), Fit::new(max_length));
-    for prompt in all_prompts(rl, texts)? {
-        let mut prompt = prompt?;
-        let beyond = prompt.ids.len().saturating_sub(room);
-        fit.note_prompt(beyond > 0);
-        prompt.ids.drain(..beyond);
-        prompts.push(prompt);
-    }
-    Ok((prompts, fit))
-}
-
 /// Reports the numbers of turns of the prompts, and warns of conversations that are too long for answers of the maximum
 /// length to all turns. Returns the numbers as JSON; null with `turns` last.
-pub fn report_turns(rl: &RlCommon, prompts: &[PromptIds], max_length: usize, run: &mut Run<'_>) -> Value {
+pub fn report_turns(rl: &RlCommon, prompts: &[StoredPrompt], max_length: usize, run: &mut Run<'_>) -> Value {
     if rl.turns == Turns::Last {
         return Value::Null;
     }
-    let turns: Vec<usize> = prompts.iter().map(|prompt| 1 + prompt.next.len()).collect();
+    let turns: Vec<usize> = prompts.iter().map(|prompt| prompt.ids.turns()).collect();
     let mean = turns.iter().sum::<usize>() as f64 / turns.len().max(1) as f64;
     let several = turns.iter().filter(|turns| **turns > 1).count();
-    let too_long = prompts.iter().filter(|prompt| prompt.most_tokens(rl.response_length) > max_length).count();
+    let too_long = prompts.iter().filter(|prompt| prompt.ids.most_tokens(rl.response_length) > max_length).count();
     let report = json!({
         "prompts": prompts.len(), "prompts_of_several_turns": several,
         "turns": {"mean": mean, "longest": turns.iter().max()}, "may_be_cut": too_long,

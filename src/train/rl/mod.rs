@@ -41,7 +41,7 @@ use self::critic::Critic;
 use self::fleet::Fleet;
 use self::gold::Gold;
 use self::guard::{GuardState, Limits, Measurement, Verdict};
-use self::inputs::{answered, check_held_out, data_hashes, left_out, lengths, prompts, report_turns};
+use self::inputs::{answered, check_held_out, data_hashes, left_out, report_turns};
 use self::report::report;
 use self::rewards::{Ensemble, Reward, Sources};
 use self::rollout::{Rollout, RoundMonitor, Sampler};
@@ -59,6 +59,7 @@ use super::samples::{SamplePrompt, Samples, ScoreOne};
 use super::sft::{Demonstrations, backbone_and_output, lengths_of_file};
 use super::token_file::TokenFile;
 use super::trainable::{Trainable, copies, with_prefix};
+use super::turns::{self, PromptTexts};
 use super::{Reporter, TrainOutcome};
 use crate::data::PromptInput;
 use crate::model::{Decoder, Loaded};
@@ -162,9 +163,10 @@ fn train<A: RecipeArgs>(
     let texts = Texts::new(&loaded)?;
     report_phase(reporter, "preparing");
     let positions = loaded.config.max_positions;
-    let length = fit::length(rl.common.max_length, positions, || lengths(&rl, &texts))?;
+    let length = fit::length(rl.common.max_length, positions, || turns::lengths(&rl, &texts))?;
     let max_length = length.tokens;
-    let (mut prompts, fit) = prompts(&rl, &texts, max_length)?;
+    let file = TokenFile::new(Path::new(&rl.common.output_dir));
+    let (mut prompts, fit) = turns::read(&rl, &texts, max_length, file)?;
     check_held_out(&rl)?;
     let ensemble = Ensemble { kind: rl.ensemble_reward, doubt: rl.ensemble_doubt };
     let sources = Sources {
@@ -214,7 +216,7 @@ fn train<A: RecipeArgs>(
         run.warn(left_out(&unanswered, prompts.len()));
         run.metrics([("prompts_without_answer", unanswered.len() as f64)]);
     }
-    let turns = report_turns(&rl, &prompts, max_length, &mut run);
+    let turn_counts = report_turns(&rl, &prompts, max_length, &mut run);
     let adaptive = rl.kl_target.map(|target| AdaptiveKl { target, horizon: rl.kl_horizon });
     let mut state = run.resume::<RlState>(&params)?.unwrap_or(RlState {
         kl: KlController { coef: rl.kl_coef, adaptive },
@@ -228,8 +230,11 @@ fn train<A: RecipeArgs>(
         Algorithm::Grpo(args) => args.dynamic_sampling,
         _ => 0,
     };
-    let shown = prompts.iter().take(rl.sample_prompts);
-    let shown = shown.map(|p| SamplePrompt { prompt: p.prompt.clone(), next: p.next.clone() }).collect();
+    let shown = prompts.iter().take(rl.sample_prompts).map(|stored| {
+        let PromptTexts { prompt, next, .. } = stored.texts()?;
+        Ok(SamplePrompt { prompt, next, ids: stored.ids.clone() })
+    });
+    let shown = shown.collect::<Result<_>>()?;
     let samples = Samples::of_conversations(&texts, shown, rl.common.seed);
     // Without LoRA the weights, moments and packed weights leave little memory, so pooled buffers are freed between
     // phases.
@@ -272,8 +277,8 @@ fn train<A: RecipeArgs>(
     let guarded = limits.kl_budget.is_some() || gold.is_some();
 
     let score = |shown: usize, prompt: &PromptInput, text: &str| {
-        let answer = prompts[shown].answer.as_deref();
-        Ok(reward.score(&[Completion { prompt, text, answer }])?[0])
+        let source = prompts[shown].texts()?;
+        Ok(reward.score(&[Completion { prompt, text, answer: source.answer.as_deref() }])?[0])
     };
     // Comparisons cannot score a single response.
     let compares = rl.reward.as_ref().is_some_and(RewardSpec::compares);
@@ -391,7 +396,7 @@ fn train<A: RecipeArgs>(
     let metrics = json!({
         "first": state.first, "last": state.last, "iterations": run.step, "kl_coef": state.kl.coef,
         "published_iteration": published, "stopped_because": stopped_because, "prompts": prompts.len(),
-        "prompts_without_answer": unanswered.len(), "fit": fit.json(), "turns": turns,
+        "prompts_without_answer": unanswered.len(), "fit": fit.json(), "turns": turn_counts,
     });
     super::output::save_adapter(&run.common, &policy)?;
     super::output::save(&run.common, "policy", recipe, &loaded, &policy.published()?, json!({"metrics": metrics}))?;

@@ -1,33 +1,22 @@
 //! A sampled response: the answer of the policy to a prompt, or its answers to all user turns of a conversation.
 
+use std::sync::Arc;
+
 use anyhow::Result;
 
 use crate::data::PromptInput;
 use crate::generation::Sample;
-use crate::prompt::{NextTurn, Reasoning, Texts};
+use crate::prompt::{Reasoning, Texts};
 use crate::train::args::MissingEos;
 use crate::train::step::TurnSequence;
-use crate::train::turns::{SampledTurns, ids_after, ids_before};
-
-/// A prompt and its ids.
-pub struct PromptIds {
-    /// What the first answer answers.
-    pub prompt: PromptInput,
-    /// The right answer, if the record has one.
-    pub answer: Option<String>,
-    /// The ids before the first answer.
-    pub ids: Vec<u32>,
-    /// The user turns after the first answer.
-    pub next: Vec<NextTurn>,
-    /// Name in messages.
-    pub name: String,
-}
+use crate::train::turns::{PromptIds, PromptTexts, SampledTurns};
 
 /// The texts of a response.
 #[derive(Clone)]
 pub struct ResponseTexts {
     /// Index of the prompt.
     pub prompt: usize,
+    pub source: Arc<PromptTexts>,
     /// At least one.
     pub answers: Vec<String>,
     /// For every answer after the first, the conversation that it answers, with the policy's earlier answers.
@@ -61,23 +50,6 @@ pub struct SampledResponse {
     pub version: u64,
 }
 
-impl PromptIds {
-    /// The ids between the last of these answers and the next one; `None` after the last turn.
-    pub fn ids_after(&self, answers: &[Sample]) -> Option<&[u32]> {
-        ids_after(&self.next, answers)
-    }
-
-    /// The ids before the answer with this number, of which the last ones open it.
-    pub fn ids_before(&self, answer: usize) -> &[u32] {
-        ids_before(&self.ids, &self.next, answer)
-    }
-
-    /// Number of tokens of the conversation if every answer has `longest` tokens and no end token.
-    pub fn most_tokens(&self, longest: usize) -> usize {
-        self.ids.len() + longest + self.next.iter().map(|turn| turn.ids().len() + longest).sum::<usize>()
-    }
-}
-
 impl SampledResponse {
     /// A response of these samples to the prompt with index `number`, without scores. `reasoning`: whether later turns of
     /// the conversation, as rewards read it, have the reasoning of earlier answers.
@@ -86,16 +58,16 @@ impl SampledResponse {
     /// If an answer cannot be decoded.
     pub fn new(
         texts: &Texts,
-        (number, prompt): (usize, &PromptIds),
+        (number, source, ids): (usize, Arc<PromptTexts>, &PromptIds),
         samples: Vec<Sample>,
         reasoning: Reasoning,
         version: u64,
     ) -> Result<Self> {
         let SampledTurns { sequence, answers, conversations } =
-            SampledTurns::new(texts, (&prompt.prompt, &prompt.ids), &prompt.next, &samples, reasoning)?;
+            SampledTurns::new(texts, (&source.prompt, &source.next), ids, &samples, reasoning)?;
         let answer = |sample: &Sample| Answer { length: sample.ids.len(), finished: sample.finished, score: 0.0 };
         Ok(Self {
-            texts: ResponseTexts { prompt: number, answers, conversations },
+            texts: ResponseTexts { prompt: number, source, answers, conversations },
             sequence,
             answers: samples.iter().map(answer).collect(),
             samples,
@@ -141,7 +113,17 @@ mod tests {
         let answer = |finished| Answer { length: 3, finished, score: 0.0 };
         let scores = |raw: &[f64], mode| {
             let mut response = SampledResponse {
-                texts: ResponseTexts { prompt: 0, answers: Vec::new(), conversations: Vec::new() },
+                texts: ResponseTexts {
+                    prompt: 0,
+                    source: Arc::new(PromptTexts {
+                        name: String::new(),
+                        prompt: PromptInput::Text(String::new()),
+                        next: Vec::new(),
+                        answer: None,
+                    }),
+                    answers: Vec::new(),
+                    conversations: Vec::new(),
+                },
                 sequence: TurnSequence { ids: vec![1].into(), predicted: Vec::new() },
                 samples: Vec::new(),
                 answers: [false, true, false].map(answer).into(),

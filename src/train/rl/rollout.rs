@@ -2,6 +2,7 @@
 //! reference and the value of the critic, before any update.
 
 use std::cell::Cell;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -10,7 +11,7 @@ use candle_core::{Device, Tensor};
 use super::critic::Critic;
 use super::fleet::{Fleet, FleetResponses};
 use super::group_counts::GroupCounts;
-use super::response::{Answer, PromptIds, ResponseTexts, SampledResponse};
+use super::response::{Answer, ResponseTexts, SampledResponse};
 use super::rewards::Reward;
 use super::services::Completion;
 use crate::generation::{GenParams, LaterTurns, Sample, Warpers, generate_conversations};
@@ -21,6 +22,7 @@ use crate::train::args::{RlCommon, Turns};
 use crate::train::meter::Stopwatch;
 use crate::train::rng::{Stream, derive, permutation, rng};
 use crate::train::step::{PredictionBatch, TurnSequence, micro_batches};
+use crate::train::turns::{PromptTexts, StoredPrompt};
 
 /// The responses of a round. Per-sequence fields are in sampling order, in which samples of a prompt are consecutive.
 /// Per-token fields have the tokens of the policy in all sequences, concatenated: those of all answers of a conversation,
@@ -143,7 +145,7 @@ impl Rollout {
 pub struct Sampler<'a> {
     pub args: &'a RlCommon,
     pub texts: &'a Texts,
-    pub prompts: &'a [PromptIds],
+    pub prompts: &'a [StoredPrompt],
     pub reward: &'a Reward,
     pub reference: &'a Decoder,
     /// The trainer's policy. It recomputes log-probs if the sampler uses other kernels or weights.
@@ -199,7 +201,7 @@ impl Sampler<'_> {
     }
 
     fn ids_of(&self, chosen: &[usize]) -> Vec<Vec<u32>> {
-        chosen.iter().map(|&i| self.prompts[i].ids.clone()).collect()
+        chosen.iter().map(|&i| self.prompts[i].ids.first.to_vec()).collect()
     }
 
     /// How responses are sampled. `attempt` is 0 for the first sampling of an iteration; every attempt has its own
@@ -252,7 +254,7 @@ impl Sampler<'_> {
             groups = Some(found);
             seconds.generation += watch.lap();
         }
-        let is_cut = |d: &&SampledResponse| d.answers.len() <= self.prompts[d.texts.prompt].next.len();
+        let is_cut = |d: &&SampledResponse| d.answers.len() < self.prompts[d.texts.prompt].ids.turns();
         let cut = (self.args.turns == Turns::All).then(|| responses.iter().filter(is_cut).count());
         let (mut rollout, hidden) = Rollout::of(responses, activations, seconds);
         rollout.cut_conversations = cut;
@@ -287,7 +289,7 @@ impl Sampler<'_> {
             steps.set(steps.get() + 1);
             if reported.get().elapsed() >= REPORT_INTERVAL {
                 reported.set(Instant::now());
-                let turns = chosen.iter().map(|&i| 1 + self.prompts[i].next.len()).max().unwrap_or(1);
+                let turns = chosen.iter().map(|&i| self.prompts[i].ids.turns()).max().unwrap_or(1);
                 let most = (self.args.response_length * turns) as u64;
                 (monitor.report)("sampling", Some((most.min(steps.get()), most)));
             }
@@ -295,8 +297,8 @@ impl Sampler<'_> {
         };
         let (samples, version): (Vec<Vec<Sample>>, u64) = match self.fleet {
             None => {
-                let most = chosen.iter().map(|&i| self.prompts[i].most_tokens(self.args.response_length)).max();
-                let next = |i: usize, answers: &[Sample]| self.prompts[chosen[i]].ids_after(answers);
+                let most = chosen.iter().map(|&i| self.prompts[i].ids.most_tokens(self.args.response_length)).max();
+                let next = |i: usize, answers: &[Sample]| self.prompts[chosen[i]].ids.after(answers);
                 let later = LaterTurns { max_tokens: most.unwrap_or(0).min(self.max_length), next: &next };
                 (generate_conversations(policy, &prompts, &params, Some(&later), activations, &stop)?, iteration)
             }
@@ -308,12 +310,19 @@ impl Sampler<'_> {
         if (monitor.stop)() {
             return Ok(None);
         }
-        let reasoning = self.args.scored_reasoning;
-        let responses = chosen
-            .iter()
-            .zip(samples)
-            .map(|(&i, samples)| SampledResponse::new(self.texts, (i, &self.prompts[i]), samples, reasoning, version));
-        responses.collect::<Result<_>>().map(Some)
+        let mut responses = Vec::with_capacity(chosen.len());
+        // Responses to one prompt are adjacent and share its texts.
+        let mut known: Option<(usize, Arc<PromptTexts>)> = None;
+        for (&i, samples) in chosen.iter().zip(samples) {
+            let source = match known.take().filter(|(number, _)| *number == i) {
+                Some((_, source)) => source,
+                None => Arc::new(self.prompts[i].texts()?),
+            };
+            known = Some((i, source.clone()));
+            let (ids, reasoning) = (&self.prompts[i].ids, self.args.scored_reasoning);
+            responses.push(SampledResponse::new(self.texts, (i, source, ids), samples, reasoning, version)?);
+        }
+        Ok(Some(responses))
     }
 
     /// Scores the responses: the last answer of each with the conversation before it, or every answer.
@@ -339,10 +348,10 @@ impl Sampler<'_> {
 
     /// The answer with this number, as input of a reward.
     fn item<'r>(&'r self, texts: &'r ResponseTexts, turn: usize) -> Completion<'r> {
-        let known = &self.prompts[texts.prompt];
-        let prompt = turn.checked_sub(1).map_or(&known.prompt, |i| &texts.conversations[i]);
-        let text = self.texts.answer_in(known.ids_before(turn), &texts.answers[turn], self.args.scored_reasoning);
-        Completion { prompt, text, answer: known.answer.as_deref() }
+        let (source, before) = (&texts.source, self.prompts[texts.prompt].ids.before(turn));
+        let prompt = turn.checked_sub(1).map_or(&source.prompt, |i| &texts.conversations[i]);
+        let text = self.texts.answer_in(before, &texts.answers[turn], self.args.scored_reasoning);
+        Completion { prompt, text, answer: source.answer.as_deref() }
     }
 
     /// The last answers of the responses before groups were replaced, as input of a reward.
@@ -373,10 +382,10 @@ impl Sampler<'_> {
     /// Where to save activations, if the first update will be one pass over all sequences, whatever the lengths of the
     /// responses. Conversations of several turns have none.
     fn activations(&self, chosen: &[usize]) -> Option<SampledActivations> {
-        let lengths: Vec<usize> = chosen.iter().map(|&i| self.prompts[i].ids.len()).collect();
+        let lengths: Vec<usize> = chosen.iter().map(|&i| self.prompts[i].ids.first.len()).collect();
         let response = self.args.response_length;
         let most = lengths.iter().map(|n| n + response).sum::<usize>();
-        let single = chosen.iter().all(|&i| self.prompts[i].next.is_empty());
+        let single = chosen.iter().all(|&i| self.prompts[i].ids.turns() == 1);
         let one = single && self.args.minibatches == 1 && most <= self.args.common.micro_batch_tokens;
         SampledActivations::new(self.activations_for.filter(|_| one)?, &lengths, response)
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use candle_core::Device;
 use serde_json::{Value, json};
 
-use super::response::{Answer, PromptIds};
+use super::response::Answer;
 use super::rollout::{Rollout, RoundMonitor, Sampler};
 use super::{Algorithm, Ensemble, Reward, RewardServices, Sources, advantages};
 use crate::data::PromptInput;
@@ -21,7 +21,9 @@ use crate::train::optim::Params;
 use crate::train::remote::{RemoteItem, RemoteReward};
 use crate::train::sft::backbone_and_output;
 use crate::train::step::{Accumulator, PredictionBatch, Sequence, TurnSequence};
+use crate::train::token_file::TokenFile;
 use crate::train::trainable::{Trainable, with_prefix};
+use crate::train::turns::StoredPrompt;
 
 /// Number of letters of the vocabulary of `letters`.
 const LETTERS: u32 = 26;
@@ -88,7 +90,7 @@ struct Setting {
     _dir: tempfile::TempDir,
     loaded: Loaded,
     texts: Texts,
-    prompts: Vec<PromptIds>,
+    prompts: Vec<StoredPrompt>,
     args: PpoArgs,
     seen: Arc<Recording>,
 }
@@ -106,10 +108,13 @@ impl Setting {
             for turn in 0..i % 3 {
                 messages.extend([message("assistant", "q"), message("user", ["xy", "zab"][turn])]);
             }
-            let ConversationIds { prompt, ids, next } = texts.conversation_ids(&messages.into()).unwrap();
-            PromptIds { prompt, answer: None, ids, next, name: String::new() }
+            texts.conversation_ids(&messages.into()).unwrap()
         };
-        let prompts = (0..12).map(prompt).collect();
+        // In the file, whatever their number.
+        let mut file = TokenFile::with_memory(dir.path(), 0);
+        let mut keep = |prompt| StoredPrompt::keep(prompt, String::new(), None, 64, &mut file).unwrap();
+        let prompts = (0..12).map(|i| keep(prompt(i))).collect();
+        file.finish().unwrap();
         let mut args = json!({
             "model": dir.path(), "output_dir": "unused", "prompts": "unused", "turns": "all", "temperature": 1.3,
             "reward": {"kind": "http", "url": "http://reward/"}, "rollout_batch_size": 12, "response_length": 12,
@@ -163,8 +168,8 @@ fn the_history_has_the_ids_that_the_policy_sampled() {
     let (mut several, mut differs) = (0, 0);
     for ((sequence, texts), answers) in rollout.sequences.iter().zip(&rollout.texts).zip(&rollout.answers) {
         let prompt = &setting.prompts[texts.prompt];
-        assert_eq!(sequence.predicted.len(), 1 + prompt.next.len());
-        assert_eq!(sequence.ids[..sequence.predicted[0].start], prompt.ids);
+        assert_eq!(sequence.predicted.len(), prompt.ids.turns());
+        assert_eq!(sequence.ids[..sequence.predicted[0].start], *prompt.ids.first);
         assert_eq!(sequence.predicted.last().unwrap().end, sequence.ids.len());
         for (i, turn) in sequence.predicted.iter().enumerate() {
             let written = &sequence.ids[turn.clone()];
@@ -178,7 +183,7 @@ fn the_history_has_the_ids_that_the_policy_sampled() {
             // The end of the turn, the user's message and the opening of the answer, each once.
             let between = &sequence.ids[turn.end..later.start];
             let end: &[u32] = if answers[i].finished { &[] } else { &[2] };
-            let message = &prompt.next[i].messages[0].content;
+            let message = &texts.source.next[i][0].content;
             let message = setting.texts.continuation(&[3], message).unwrap();
             assert_eq!(between, [end, &[3], &message, &[2, 4]].concat());
             assert_eq!(written.contains(&2), answers[i].finished);
@@ -265,8 +270,8 @@ fn rewards_read_the_conversation_that_the_policy_wrote() {
                 assert_eq!(is_seen, all || i == last, "{rewarded}, turn {i}: {messages:?} {text:?}");
                 assert_eq!(scored[i].score, if all || i == last { text.len() as f64 } else { 0.0 });
                 messages.push(json!({"role": "assistant", "content": text}));
-                let next = setting.prompts[texts.prompt].next.get(i);
-                messages.extend(next.map(|next| json!({"role": "user", "content": next.messages[0].content})));
+                let next = texts.source.next.get(i);
+                messages.extend(next.map(|next| json!({"role": "user", "content": next[0].content})));
             }
         }
         let of_answers = |answers: &Vec<Answer>| answers.iter().map(|answer| answer.score).sum::<f64>();

@@ -5,9 +5,11 @@ use std::path::Path;
 use candle_core::Device;
 use instructd::data::{Comparison, DataError, PromptInput, RankedText, Thumbed, mixture};
 use instructd::prompt::Texts;
+use instructd::train::args::{PpoArgs, parse};
 use instructd::train::ranked::Rankings;
 use instructd::train::thumbed::{Feedback, FeedbackExample};
 use instructd::train::token_file::TokenFile;
+use instructd::train::turns;
 use serde_json::json;
 
 use crate::support::{allocations, fixture};
@@ -172,4 +174,66 @@ fn rows_of_a_mixture_are_not_held_in_memory() {
     };
     let per_row = (peak(4000) - peak(2000)) / 2000;
     assert!(per_row < 60, "{per_row} bytes of a row of more than 600");
+}
+
+/// Writes `prompts` conversations of three user turns, of 60 to 80 words each, with answers between them.
+fn write_conversations(path: &Path, prompts: usize) {
+    let words = |prompt: usize, turn: usize| {
+        let words = (0..60 + 10 * turn).map(|word| format!("t{}", (prompt * 31 + turn * 7 + word) % 90 + 3));
+        words.collect::<Vec<_>>().join(" ")
+    };
+    let line = |prompt: usize| {
+        let message = |turn: usize| {
+            let role = if turn % 2 == 0 { "user" } else { "assistant" };
+            json!({"role": role, "content": words(prompt, turn / 2)})
+        };
+        json!({"messages": (0..5).map(message).collect::<Vec<_>>(), "answer": format!("t{prompt}")}).to_string()
+    };
+    std::fs::write(path, (0..prompts).map(|prompt| line(prompt) + "\n").collect::<String>()).unwrap();
+}
+
+/// Reads the prompts of a run over whole conversations with at most `memory` bytes of ids and texts in memory: the bytes
+/// that were held at most, and for each prompt its ids and texts.
+fn read_conversations(file: &Path, memory: usize) -> (usize, Vec<(Vec<u32>, turns::PromptTexts)>) {
+    let loaded = instructd::model::load(&fixture("llama-tied-tiny"), &Device::Cpu).unwrap();
+    let texts = Texts::new(&loaded).unwrap();
+    let args = json!({"model": "m", "output_dir": "o", "prompts": file, "reward": {"kind": "length", "target": 4},
+        "turns": "all", "response_length": 8});
+    let rl = parse::<PpoArgs>(&args).unwrap().rl();
+    let mut found = None;
+    let peak = allocations::peak_in(|| {
+        let tokens = TokenFile::with_memory(file.parent().unwrap(), memory);
+        found = Some(turns::read(&rl, &texts, 512, tokens).unwrap().0);
+    });
+    let all = found.unwrap().into_iter().map(|prompt| {
+        let ids = (0..prompt.ids.turns()).flat_map(|turn| prompt.ids.before(turn).to_vec());
+        (ids.collect(), prompt.texts().unwrap())
+    });
+    (peak, all.collect())
+}
+
+#[test]
+fn prompts_of_conversations_beyond_a_limit_are_in_a_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let [small, large] = [("small.jsonl", 500), ("large.jsonl", 1500)].map(|(name, prompts)| {
+        let path = dir.path().join(name);
+        write_conversations(&path, prompts);
+        path
+    });
+    // What a prompt more takes.
+    let per_prompt = |memory| (read_conversations(&large, memory).0 - read_conversations(&small, memory).0) / 1000;
+    let (in_memory, in_file) = (per_prompt(usize::MAX), per_prompt(0));
+    let ((_, expected), (_, found)) = (read_conversations(&large, usize::MAX), read_conversations(&large, 0));
+    assert!(found == expected, "in the same order, with the same ids and texts");
+    assert_eq!((found[7].1.next.len(), found[7].1.answer.as_deref()), (2, Some("t7")));
+    let tokens = 4 * found.iter().map(|(ids, _)| ids.len()).sum::<usize>() / 1500;
+    eprintln!(
+        "bytes of a prompt: {in_memory} with ids and texts in memory, {in_file} with a file; its ids take {tokens}"
+    );
+    assert!(tokens > 800, "{tokens}");
+    assert!(in_file + tokens < in_memory, "{in_file}, {in_memory}");
+    // Neither a text nor an id: places in the file.
+    assert!(in_file < 600, "{in_file}");
+    let names: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names.len(), 2, "nothing is left beside the data: {names:?}");
 }
