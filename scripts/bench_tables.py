@@ -205,25 +205,30 @@ def schemas(data):
     return table([data["model"], ""], rows) + "\n\n" + source(data)
 
 
-def duration(row):
-    """A median in ms, or why there is none."""
-    if not row:
-        return ""
-    if "p50" not in row:
-        return row.get("message") or f"status {row.get('status')}"
-    ms = row["p50"]
+def duration(ms):
     return f"{ms / 1e3:.1f} s" if ms >= 1000 else f"{ms:.0f} ms"
 
 
+def latency(row):
+    """The median, and the first request if that took much longer; or why there is neither."""
+    if not row:
+        return "not measured"
+    if "p50" not in row:
+        return row.get("message") or f"status {row.get('status')}"
+    is_slow = row["first"] >= 1000 and row["first"] > 2 * row["p50"]
+    return duration(row["p50"]) + (f" (first: {duration(row['first'])})" if is_slow else "")
+
+
 def volume(data):
-    """Latencies of requests on a large database, before and after a change."""
+    """Latencies of requests on large databases, before and after a change."""
+    parts = [(d, part) for d in data["databases"] for part in ("before", "after")]
     rows = []
     for request in data["databases"][0]["after"]["ms"]:
-        parts = [d[part]["ms"].get(request) for d in data["databases"] for part in ("before", "after")]
-        rows.append([request, *map(duration, parts)])
-    head = ["request", *(f"{d['name']}, {part}" for d in data["databases"] for part in ("before", "after"))]
+        rows.append([request, *(latency(d[part]["ms"].get(request)) for d, part in parts)])
+    head = ["request", *(f"{d['name']}, {part}" for d, part in parts)]
     sizes = "; ".join(f"{d['name']}: {d['bytes'] / 1e9:.1f} GB" for d in data["databases"])
-    return table(head, rows) + f"\n\n{data['what']} ({sizes}); {data['build']}. " + source(data)
+    builds = "; ".join(f"{part}: {data['builds'][part]}" for part in ("before", "after"))
+    return table(head, rows) + f"\n\n{data['what']} ({sizes}). {builds}. " + source(data)
 
 
 TABLES = {
