@@ -120,7 +120,7 @@ test('a search that runs out of time says how far it came and goes on', async ()
   );
   await visit(page, server.url, '/admin#/queue', '#sets-q');
   await page.locator('#sets-q').fill('haystack');
-  await page.locator('.pager', { hasText: 'Searched back to Mar 1, 2025' }).waitFor();
+  await page.locator('.pager', { hasText: /Searched back to .*2025/ }).waitFor();
   await page.locator('.muted', { hasText: 'Nothing found here' }).waitFor();
   await page.locator('.pager button', { hasText: 'Search older entries' }).click();
   await page.locator(`.prompt-cell a[href="#/sets/${wanted}"]`).waitFor();

@@ -1,6 +1,5 @@
 //! The lists of the pages over HTTP: prompts in them, search, filters, paging, names for ids.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use instructd::domain::*;
