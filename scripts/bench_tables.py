@@ -220,15 +220,13 @@ def latency(row):
 
 
 def volume(data):
-    """Latencies of requests on large databases, before and after a change."""
-    parts = [(d, part) for d in data["databases"] for part in ("before", "after")]
-    rows = []
-    for request in data["databases"][0]["after"]["ms"]:
-        rows.append([request, *(latency(d[part]["ms"].get(request)) for d, part in parts)])
-    head = ["request", *(f"{d['name']}, {part}" for d, part in parts)]
-    sizes = "; ".join(f"{d['name']}: {d['bytes'] / 1e9:.1f} GB" for d in data["databases"])
-    builds = "; ".join(f"{part}: {data['builds'][part]}" for part in ("before", "after"))
-    return table(head, rows) + f"\n\n{data['what']} ({sizes}). {builds}. " + source(data)
+    """Latencies of requests on large databases, in a column for each database and program."""
+    columns = data["columns"]
+    requests = list(dict.fromkeys(request for column in columns for request in column["ms"]))
+    rows = [[request, *(latency(column["ms"].get(request)) for column in columns)] for request in requests]
+    head = ["request", *(column["label"] for column in columns)]
+    notes = "; ".join(f"{c['label']}: {c['what']}, {c['bytes'] / 1e9:.1f} GB, {c['build']}" for c in columns)
+    return table(head, rows) + f"\n\n{notes}. " + source(data)
 
 
 TABLES = {

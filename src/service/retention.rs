@@ -414,15 +414,12 @@ async fn run(services: &Services, by: &Signature) {
     }
 }
 
-/// Runs a removal once an hour until shutdown, and has the database renew its statistics.
+/// Runs a removal once an hour until shutdown.
 pub async fn follow(services: Arc<Services>) {
     loop {
         tokio::select! {
             () = tokio::time::sleep(EVERY) => {}
             () = services.shutdown.cancelled() => return,
-        }
-        if let Err(error) = services.store.optimize().await {
-            tracing::warn!(%error, "the statistics of the database cannot be renewed");
         }
         // In a worker, nothing else reads the stored settings.
         if let Err(error) = super::live::refresh(&services).await {

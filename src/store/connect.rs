@@ -22,11 +22,6 @@ const SQLITE_READERS: u32 = 4;
 /// Bytes to which SQLite's log is cut when it begins anew. Without a limit it stays as large as the largest transaction, or
 /// the longest read, has made it.
 const SQLITE_LOG: &str = "67108864";
-/// Entries of each index that SQLite reads for its statistics.
-const SQLITE_SAMPLE: u32 = 1000;
-/// Completions or judgments from which on statistics are kept. Those of nearly empty tables would mislead the planner once
-/// the tables have grown; without statistics it assumes a million rows.
-const SQLITE_SMALL: i64 = 10_000;
 /// Interval of checks whether another process has activated a model, where none is told.
 const POLL: Duration = Duration::from_millis(500);
 /// Longer than the server's statement timeout, which gives a better error for a slow statement.
@@ -113,21 +108,6 @@ pub(super) fn sqlite_options(path: &Path) -> SqliteConnectOptions {
         .busy_timeout(Duration::from_secs(5))
         .foreign_keys(true)
         .pragma("journal_size_limit", SQLITE_LOG)
-}
-
-/// Has SQLite renew its statistics where tables have grown. Without any it assumes that ten rows have the same value in an
-/// index, and so reads all completions of a version to find those of a day. A connection reads them when it is opened.
-async fn optimize_sqlite(writer: &SqlitePool) -> Result<()> {
-    let largest = "SELECT MAX((SELECT COALESCE(MAX(rowid), 0) FROM completions),
-                              (SELECT COALESCE(MAX(rowid), 0) FROM judgments))";
-    let rows: i64 = sqlx::query_scalar(largest).fetch_one(writer).await?;
-    if rows < SQLITE_SMALL {
-        return Ok(());
-    }
-    // 0x2: ANALYZE where it is worthwhile; 0x10000: also of tables that this connection has not read.
-    let sql = format!("PRAGMA analysis_limit = {SQLITE_SAMPLE}; PRAGMA optimize = 0x10002");
-    sqlx::raw_sql(AssertSqlSafe(sql)).execute(writer).await?;
-    Ok(())
 }
 
 async fn sqlite_writer(path: &Path) -> Result<SqlitePool> {
@@ -222,10 +202,6 @@ impl Db {
                 }
                 let writer = sqlite_writer(&path).await?;
                 migrations::SQLITE.run(&writer).await.map_err(migrate_error)?;
-                // A full disk must not keep the database closed.
-                if let Err(error) = optimize_sqlite(&writer).await {
-                    tracing::warn!(%error, "the statistics of the database cannot be renewed");
-                }
                 let readers = SqlitePoolOptions::new()
                     .max_connections(SQLITE_READERS)
                     .acquire_timeout(SQLITE_ACQUIRE)
@@ -352,15 +328,6 @@ impl Db {
             }
         });
         task.await.map_err(|e| StoreError::Internal(format!("the task of a write failed: {e}")))?
-    }
-
-    /// Renews what SQLite's planner knows of the tables; PostgreSQL does that by itself. Readers know it within half an
-    /// hour, because the pool replaces them.
-    pub(super) async fn optimize(&self) -> Result<()> {
-        match self {
-            Self::Sqlite { writer, .. } => optimize_sqlite(writer).await,
-            Self::Postgres(_) => Ok(()),
-        }
     }
 
     /// Whether a write would be accepted now. Postgres refuses at once when it accepts none.

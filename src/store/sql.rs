@@ -108,12 +108,6 @@ impl Store {
         read!(self, |c| counts(c))
     }
 
-    /// Renews the statistics by which the database plans statements, where it does not do that by itself. Takes
-    /// milliseconds, however large the tables are.
-    pub async fn optimize(&self) -> Result<()> {
-        self.db.optimize().await
-    }
-
     /// Closes the connections; later calls fail with `Unavailable`.
     pub async fn close(&self) {
         self.db.close().await

@@ -18,16 +18,14 @@ macro_rules! in_project {
     };
 }
 
-/// First judgments (revisions do not count) since `since`, by day, and their median time at work. `COALESCE` keeps SQLite
-/// from its index of what is superseded, which has all first judgments under NULL.
+/// First judgments (revisions do not count) since `since`, by day, and their median time at work.
 pub(super) async fn since(conn: &mut Conn, since: Micros, project: Option<&ProjectId>) -> Result<Throughput> {
     let project = project.map(ProjectId::as_str);
     let days = conn
         .all(
             concat!(
                 "SELECT created / $2 AS day, COUNT(*) AS n, COUNT(CASE WHEN outcome = 'skip' THEN 1 END) AS skips
-                 FROM judgments WHERE COALESCE(supersedes_id, '') = '' AND created >= $1
-                   AND idempotency_key NOT LIKE 'import:%'
+                 FROM judgments WHERE supersedes_id IS NULL AND created >= $1 AND idempotency_key NOT LIKE 'import:%'
                    AND ",
                 in_project!("$3"),
                 " GROUP BY created / $2 ORDER BY day"

@@ -1,6 +1,5 @@
 //! What only the SQLite backend promises: durable settings, safe migrations, refusals.
 
-use instructd::domain::ModelKind;
 use instructd::store;
 use sqlx::migrate::Migrator;
 
@@ -29,52 +28,6 @@ async fn many_processes_may_start_at_once() {
             opened.unwrap().counts().await.unwrap();
         }
     }
-}
-
-/// Only with statistics the planner knows that few versions have many completions each, and looks for those of a time in
-/// each version instead of reading all.
-#[tokio::test]
-async fn the_planner_knows_large_tables() {
-    let fresh = backend::sqlite().await.unwrap();
-    let model = fixture::model("m", ModelKind::Policy);
-    fresh.store.models().put(model.clone()).await.unwrap();
-    let prompt = fresh.store.prompts().put(fixture::prompt("q")).await.unwrap();
-    let pool = sqlx::SqlitePool::connect(&fresh.url).await.unwrap();
-    let add = async |first: i64, last: i64| {
-        sqlx::query(
-            "WITH RECURSIVE c (n) AS (SELECT $1 UNION ALL SELECT n + 1 FROM c WHERE n < $2)
-             INSERT INTO completions (id, prompt_id, model_version_id, origin, text, token_ids, logprobs, sampling, created)
-             SELECT 'C' || n, $3, $4, 'model', 'text', x'', x'', '{}', n FROM c",
-        )
-        .bind(first)
-        .bind(last)
-        .bind(prompt.id.as_str())
-        .bind(model.id.as_str())
-        .execute(&pool)
-        .await
-        .unwrap();
-    };
-    let finds_times = async || {
-        let sql = "EXPLAIN QUERY PLAN SELECT SUM(length(token_ids)) FROM completions
-                   WHERE model_version_id IS NOT NULL AND created >= 1";
-        let pool = sqlx::SqlitePool::connect(&fresh.url).await.unwrap();
-        let rows: Vec<(i64, i64, i64, String)> = sqlx::query_as(sql).fetch_all(&pool).await.unwrap();
-        pool.close().await;
-        rows[0].3.contains("ANY(model_version_id) AND created>?")
-    };
-    add(1, 500).await;
-    fresh.store.optimize().await.unwrap();
-    assert!(!finds_times().await, "the statistics of a small table are not kept");
-    add(501, 10_500).await;
-    fresh.store.optimize().await.unwrap();
-    assert!(finds_times().await);
-    // Opening the database does it, too.
-    sqlx::query("DELETE FROM sqlite_stat1").execute(&pool).await.unwrap();
-    assert!(!finds_times().await);
-    pool.close().await;
-    fresh.store.close().await;
-    store::connect(&fresh.url).await.unwrap().close().await;
-    assert!(finds_times().await);
 }
 
 #[tokio::test]
