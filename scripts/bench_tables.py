@@ -215,7 +215,7 @@ def latency(row):
         return "not measured"
     if "p50" not in row:
         return row.get("message") or f"status {row.get('status')}"
-    is_slow = row["first"] >= 1000 and row["first"] > 2 * row["p50"]
+    is_slow = row.get("first", 0) >= max(1000, 2 * row["p50"])
     return duration(row["p50"]) + (f" (first: {duration(row['first'])})" if is_slow else "")
 
 
