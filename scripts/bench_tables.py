@@ -205,25 +205,28 @@ def schemas(data):
     return table([data["model"], ""], rows) + "\n\n" + source(data)
 
 
-def duration(row):
-    """A median in ms, or why there is none."""
-    if not row:
-        return ""
-    if "p50" not in row:
-        return row.get("message") or f"status {row.get('status')}"
-    ms = row["p50"]
+def duration(ms):
     return f"{ms / 1e3:.1f} s" if ms >= 1000 else f"{ms:.0f} ms"
 
 
+def latency(row):
+    """The median, and the first request if that took much longer; or why there is neither."""
+    if not row:
+        return "not measured"
+    if "p50" not in row:
+        return row.get("message") or f"status {row.get('status')}"
+    is_slow = row.get("first", 0) >= max(1000, 2 * row["p50"])
+    return duration(row["p50"]) + (f" (first: {duration(row['first'])})" if is_slow else "")
+
+
 def volume(data):
-    """Latencies of requests on a large database, before and after a change."""
-    rows = []
-    for request in data["databases"][0]["after"]["ms"]:
-        parts = [d[part]["ms"].get(request) for d in data["databases"] for part in ("before", "after")]
-        rows.append([request, *map(duration, parts)])
-    head = ["request", *(f"{d['name']}, {part}" for d in data["databases"] for part in ("before", "after"))]
-    sizes = "; ".join(f"{d['name']}: {d['bytes'] / 1e9:.1f} GB" for d in data["databases"])
-    return table(head, rows) + f"\n\n{data['what']} ({sizes}); {data['build']}. " + source(data)
+    """Latencies of requests on large databases, in a column for each database and program."""
+    columns = data["columns"]
+    requests = list(dict.fromkeys(request for column in columns for request in column["ms"]))
+    rows = [[request, *(latency(column["ms"].get(request)) for column in columns)] for request in requests]
+    head = ["request", *(column["label"] for column in columns)]
+    notes = "; ".join(f"{c['label']}: {c['what']}, {c['bytes'] / 1e9:.1f} GB, {c['build']}" for c in columns)
+    return table(head, rows) + f"\n\n{notes}. " + source(data)
 
 
 TABLES = {

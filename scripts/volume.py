@@ -2,7 +2,7 @@
 """How long pages, the queue, exports and retention take when the database is large, and how much memory they need.
 
     python3 scripts/volume.py fill DIRECTORY [--database sqlite|postgres] [--completions 10000000] [--judgments 1000000]
-    python3 scripts/volume.py measure DIRECTORY RESULT.json
+    python3 scripts/volume.py measure DIRECTORY RESULT.json [--rounds 20] [--no-exports]
     python3 scripts/volume.py expire DIRECTORY RESULT.json [--seconds 60]
     (INSTRUCTD_BIN: default target/release/instructd)
 
@@ -13,12 +13,14 @@ another binary. `expire` lets retention run and counts what it removes: what it 
 """
 
 import argparse
+import contextlib
 import json
 import os
 import pathlib
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 
@@ -115,7 +117,7 @@ def fill(database, postgres, path, numbers, version):
                 postgres.rows(f"SET session_replication_role = replica; SET synchronous_commit = off; {part}")
         print(f"{what}: {time.monotonic() - begun:.0f} s", file=sys.stderr)
     if postgres is None:
-        connection.execute("ANALYZE")
+        # Statistics for the planner are the program's own task.
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         connection.close()
     else:
@@ -128,9 +130,12 @@ REQUESTS = [
     ("sets, first page", "/admin/sets"),
     ("sets, done", "/admin/sets?status=done"),
     ("sets that contain a word", "/admin/sets?q=Question%2077"),
+    ("sets that contain a rare word", "/admin/sets?q=nowhere"),
+    ("sets that people rank differently", "/admin/sets?disputed=true"),
     ("overview", "/admin/api/overview"),
     ("throughput", "/admin/api/throughput"),
     ("judgments, first page", "/admin/api/judgments"),
+    ("judgments that contain a rare word", "/admin/api/judgments?q=nowhere"),
     ("quality figures", "/admin/api/quality"),
     ("people", "/admin/labelers"),
     ("models", "/admin/models"),
@@ -170,6 +175,48 @@ def latencies(server, key, rounds):
             found[name] = {"first": round(times[0], 1), "p50": round(ordered[len(ordered) // 2], 1), "max": round(ordered[-1], 1)}
         print(f"  {name}: {found.get(name)}", file=sys.stderr)
     return found
+
+
+def timed(body):
+    """Milliseconds of a call, or what the server said instead."""
+    begun = time.monotonic()
+    try:
+        body()
+    except urllib.error.HTTPError as error:
+        return {"status": error.code, "message": error.read().decode()[:200]}
+    except TimeoutError:
+        return {"message": "no answer within 60 s"}
+    ms = round((time.monotonic() - begun) * 1e3, 1)
+    return {"first": ms, "p50": ms, "max": ms}
+
+
+def until_counted(server):
+    """Waits for the amounts of retention's page, which may be computed in the background."""
+    end = time.monotonic() + 300
+    while ask(server.url, path="/admin/retention")["outlook"] is None and time.monotonic() < end:
+        time.sleep(0.2)
+
+
+def queue_during(server, key, path, rounds):
+    """The queue's latencies while four clients request `path` again and again."""
+    stop = threading.Event()
+
+    def load():
+        while not stop.is_set():
+            with contextlib.suppress(urllib.error.HTTPError, TimeoutError):
+                ask(server.url, path=path)
+
+    threads = [threading.Thread(target=load) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    time.sleep(1)
+    try:
+        times = [timed(lambda: judge(server, key)).get("first", 60_000) for _ in range(rounds)]
+    finally:
+        stop.set()
+    for thread in threads:
+        thread.join()
+    return {"first": times[0], "p50": sorted(times)[len(times) // 2], "max": max(times)}
 
 
 def supply(server, n):
@@ -246,14 +293,20 @@ def measure(place, rounds):
     server = place.server()
     ready = time.monotonic() - begun
     try:
+        started = timed(lambda: ask(server.url, path="/admin/api/overview"))
         key = ask(server.url, "POST", "/admin/keys", {"name": "measuring", "scopes": ["feedback"]})["key"]
-        supply(server, rounds + 1)
-        found = latencies(server, key, rounds)
+        supply(server, 2 * rounds + 1)
+        found = {"overview, after the start": started}
+        found["retention, until it is counted"] = timed(lambda: until_counted(server))
+        found |= latencies(server, key, rounds)
+        found["queue, during searches"] = queue_during(server, key, "/admin/sets?q=nowhere", rounds)
+        print(f"  {found}", file=sys.stderr)
+        log = sum(f.stat().st_size for f in (place.data / "data").glob("instructd.db-wal"))
         status = pathlib.Path(f"/proc/{server.process.pid}/status").read_text()
         peak = next(int(line.split()[1]) >> 10 for line in status.splitlines() if line.startswith("VmHWM"))
     finally:
         server.stop()
-    return {"ready_seconds": round(ready, 1), "server_peak_mib": peak, "ms": found}
+    return {"ready_seconds": round(ready, 1), "server_peak_mib": peak, "log_bytes": log, "ms": found}
 
 
 def fill_place(options):
@@ -278,7 +331,7 @@ def measure_place(options):
     with Place(options.directory) as place:
         result = place.facts | measure(place, options.rounds)
         result["exports"] = {}
-        for name, *words in EXPORTS:
+        for name, *words in [] if options.no_exports else EXPORTS:
             result["exports"][name] = place.command(*words)
             print(f"  export of {name}: {result['exports'][name]}", file=sys.stderr)
     pathlib.Path(options.file).write_text(json.dumps(result, indent=1) + "\n")
@@ -326,6 +379,7 @@ def main():
     parser.add_argument("--judgments", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seconds", type=int, default=60)
+    parser.add_argument("--no-exports", action="store_true")
     options = parser.parse_args()
     {"fill": fill_place, "measure": measure_place, "expire": expire_place}[options.action](options)
 

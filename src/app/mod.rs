@@ -51,6 +51,7 @@ pub async fn serve(config: Config) -> Result<()> {
             let activations = services.store.models().activations();
             let engine = model::start(&services).await?;
             services.set_engine(engine);
+            crate::service::overview::prepare(&services);
             tokio::spawn(crate::service::live::follow(services.clone()));
             tokio::spawn(crate::service::publish::follow(services, activations));
             anyhow::Ok(())

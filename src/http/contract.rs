@@ -6,6 +6,9 @@ use schemars::{JsonSchema, Schema};
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::domain::Micros;
+use crate::service::searches::Listed;
+
 /// Generates the schema of one type; the types in it are added to the generator's definitions.
 pub type SchemaOf = fn(&mut SchemaGenerator) -> Schema;
 
@@ -123,21 +126,26 @@ impl<T> Paged<T> {
     }
 }
 
-/// One page of a filtered list, newest first, and the number of all rows that match the filter.
+/// One page of a list that can be searched, newest first. A search for a text ends after about two seconds, however many
+/// rows it has found; `after` continues it.
 #[derive(Debug, Serialize, JsonSchema)]
-#[schemars(rename = "{T}CountedPage")]
-pub struct Counted<T> {
+#[schemars(rename = "{T}SearchPage")]
+pub struct Searched<T> {
     pub data: Vec<T>,
-    /// Id of the last row: for `?after=` of the next page. Null when the page is empty.
+    /// For `?after=` of the next page: id of the last row, or of the last one that the search looked at. Null when the page
+    /// is empty and nothing is left to search.
     pub after: Option<String>,
-    pub total: i64,
+    /// Number of all rows that match the filter. Null when it is not known: searches are counted only if one request has
+    /// searched everything.
+    pub total: Option<i64>,
+    /// Null, unless the search ended before the page was full: rows older than this (µs UTC) have not been searched.
+    pub searched_to: Option<Micros>,
 }
 
-impl<T> Counted<T> {
-    /// The page with the id of its last row.
-    pub fn new(data: Vec<T>, total: i64, id: impl Fn(&T) -> &str) -> Self {
-        let Paged { data, after } = Paged::new(data, id);
-        Self { data, after, total }
+impl<T, U: From<T>> From<Listed<T>> for Searched<U> {
+    fn from(listed: Listed<T>) -> Self {
+        let Listed { rows, after, total, searched_to } = listed.map(U::from);
+        Self { data: rows, after, total, searched_to }
     }
 }
 

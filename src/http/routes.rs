@@ -8,7 +8,7 @@ mod projects;
 use axum::extract::DefaultBodyLimit;
 
 use super::access::Access::{Admin, Feedback, Inference, Keyed, Public, Review};
-use super::contract::{Counted, List, Paged};
+use super::contract::{List, Paged, Searched};
 pub use super::route::Route;
 use super::route::{delete, get, post};
 use super::{
@@ -318,7 +318,7 @@ fn queue() -> Vec<Route> {
             .returns::<Flow>(200),
         get("/admin/sets", Admin, "Sets with their prompt and progress, newest first", browse::sets)
             .query::<browse::SetsQuery>()
-            .returns::<Counted<browse::ListedSet>>(200),
+            .returns::<Searched<browse::ListedSet>>(200),
         post("/admin/sets/draw", Admin, "Draw sets in bulk from stored prompts, in the background", sets::draw)
             .body::<DrawRequest>()
             .returns::<SetDraw>(202)
@@ -346,7 +346,7 @@ fn training() -> Vec<Route> {
             .returns::<List<jobs::RecipeView>>(200),
         get("/admin/jobs", Admin, "Jobs, newest first", jobs::list)
             .query::<jobs::JobsQuery>()
-            .returns::<Paged<JobView>>(200),
+            .returns::<Searched<JobView>>(200),
         post("/admin/jobs", Admin, "Queue a job", jobs::create).body::<jobs::JobRequest>().returns::<JobView>(201),
         post("/admin/jobs/estimate", Admin, "Memory, steps and time that a job would need", jobs::estimate)
             .body::<jobs::EstimateRequest>()
@@ -459,7 +459,7 @@ fn review() -> Vec<Route> {
             .returns::<Report>(200),
         get("/admin/api/judgments", Review, "Current judgments with their prompt, newest first", browse::judgments)
             .query::<browse::JudgmentsQuery>()
-            .returns::<Counted<browse::ListedJudgment>>(200),
+            .returns::<Searched<browse::ListedJudgment>>(200),
         get("/admin/api/quality/ratings", Review, "Ratings by rubric and dimension, with agreement", quality::ratings)
             .query::<quality::ReportQuery>()
             .returns::<RatingsReport>(200),

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use super::searches::{Listed, search};
 use super::{Result, Services};
 use crate::domain::{AuditEntry, Message, SetId};
 use crate::store::{AuditFilter, JudgmentFilter, JudgmentRow, Page, SetFilter, SetRow};
@@ -35,20 +36,46 @@ pub fn preview(messages: &[Message]) -> String {
     line
 }
 
-/// A page of sets, newest first, and the number of all that match the filter.
-pub async fn sets(services: &Services, filter: &SetFilter, page: Page) -> Result<(Vec<(SetRow, String)>, i64)> {
-    let (rows, total) = services.store.sets().browse(filter, page, services.now()).await?;
-    Ok((rows.into_iter().map(|row| (preview(&row.messages), row)).map(|(text, row)| (row, text)).collect(), total))
+fn set_id(row: &SetRow) -> &str {
+    row.set.id.as_str()
 }
 
-/// A page of judgments, newest first, and the number of all that match the filter.
+fn judgment_id(row: &JudgmentRow) -> &str {
+    row.id.as_str()
+}
+
+/// A page of sets that match the filter, newest first, with one line of each prompt.
+///
+/// # Errors
+/// What the store says.
+pub async fn sets(services: &Services, filter: &SetFilter, page: Page) -> Result<Listed<(SetRow, String)>> {
+    let (store, now) = (services.store.sets(), services.now());
+    let listed = if filter.is_search() {
+        search(services.search, page, set_id, |part| store.search(filter, part, now)).await?
+    } else {
+        let (rows, total) = store.browse(filter, page, now).await?;
+        Listed::counted(rows, Some(total), set_id)
+    };
+    Ok(listed.map(|row| (preview(&row.messages), row)).map(|(text, row)| (row, text)))
+}
+
+/// A page of judgments that match the filter, newest first, with one line of each prompt.
+///
+/// # Errors
+/// What the store says.
 pub async fn judgments(
     services: &Services,
     filter: &JudgmentFilter,
     page: Page,
-) -> Result<(Vec<(JudgmentRow, String)>, i64)> {
-    let (rows, total) = services.store.judgments().browse(filter, page).await?;
-    Ok((rows.into_iter().map(|row| (preview(&row.messages), row)).map(|(text, row)| (row, text)).collect(), total))
+) -> Result<Listed<(JudgmentRow, String)>> {
+    let store = services.store.judgments();
+    let listed = if filter.is_search() {
+        search(services.search, page, judgment_id, |part| store.search(filter, part)).await?
+    } else {
+        let (rows, total) = store.browse(filter, page).await?;
+        Listed::counted(rows, Some(total), judgment_id)
+    };
+    Ok(listed.map(|row| (preview(&row.messages), row)).map(|(text, row)| (row, text)))
 }
 
 /// Previews of the prompts of these sets.

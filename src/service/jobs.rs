@@ -5,6 +5,7 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::searches::{Listed, search};
 use super::{Result, ServiceError, Services, bad_input, filters, register, uncancelled};
 use crate::domain::{Job, JobEvent, JobId, JobNotes, LabelerId, Metric, ModelKind, unknown_name};
 use crate::jobs::estimate::{self, Estimate};
@@ -252,17 +253,27 @@ pub async fn get(services: &Services, id: &JobId) -> Result<JobView> {
     with_author(services, services.store.jobs().get(id).await?).await
 }
 
-/// Jobs that match the filter, newest first.
+fn id(job: &Job) -> &str {
+    job.id.as_str()
+}
+
+/// A page of jobs that match the filter, newest first; only a search knows the total.
 ///
 /// # Errors
 /// `BadInput` at `kind` for an unknown recipe.
-pub async fn list(services: &Services, filter: &JobFilter, page: Page) -> Result<Vec<JobView>> {
+pub async fn list(services: &Services, filter: &JobFilter, page: Page) -> Result<Listed<JobView>> {
     if let Some(kind) = filter.kind.as_ref().filter(|kind| services.recipes.iter().all(|r| r.name != **kind)) {
         let known: Vec<&str> = services.recipes.iter().map(|recipe| recipe.name).collect();
         return Err(bad_input("kind", unknown_name("recipe", kind, &known)));
     }
-    let found = services.store.jobs().find(page, filter).await?;
-    with_authors(services, found).await
+    let store = services.store.jobs();
+    let listed = if filter.text.is_some() {
+        search(services.search, page, id, |part| store.search(filter, part)).await?
+    } else {
+        Listed::counted(store.find(page, filter).await?, None, id)
+    };
+    let Listed { rows, after, total, searched_to } = listed;
+    Ok(Listed { rows: with_authors(services, rows).await?, after, total, searched_to })
 }
 
 /// Queued jobs end at once; running ones stop after their next step.

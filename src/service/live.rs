@@ -172,17 +172,25 @@ pub(super) async fn promoted(services: &Arc<Services>, by: &Actor, active: &Mode
     if over { end_canary(services, by).await } else { Ok(()) }
 }
 
-/// How each version is used: since the canary began, else over the last day.
-pub async fn usage(services: &Services) -> Result<Usage> {
+/// How each version is used: since the canary began, else over the last day. When counting takes longer than a second, it
+/// is done in the background, and the last numbers are returned.
+pub async fn usage(services: &Arc<Services>) -> Result<Usage> {
     let canary = services.live().canary.clone();
-    let since = canary.as_ref().map_or(services.now() - DAY, |c| c.since);
-    let versions = services.store.models().usage(since).await?;
-    Ok(Usage { since, canary, versions })
+    let (all, wanted) = (services.clone(), canary.clone());
+    let count = async move {
+        let counted = all.now();
+        let since = canary.as_ref().map_or(counted - DAY, |c| c.since);
+        let versions = all.store.models().usage(since).await?;
+        Ok::<_, ServiceError>(Usage { counted, since, canary, versions })
+    };
+    services.last_usage.wait(move |usage| usage.canary == wanted, count).await
 }
 
 /// Completions of the versions, and feedback on them.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Usage {
+    /// When this was counted (µs UTC). In a large database that is up to some minutes ago.
+    pub counted: Micros,
     /// Start of the period: the canary's start, else a day ago (µs UTC).
     pub since: Micros,
     pub canary: Option<Canary>,

@@ -62,6 +62,7 @@ pub mod retention;
 pub mod review;
 pub mod rubrics;
 pub mod sample;
+pub mod searches;
 pub mod sets;
 pub mod sign_in;
 mod tournament;
@@ -119,8 +120,14 @@ pub struct Services {
     /// The error of the served version.
     model_fault: ModelFault,
     pub last_overview: cached::Cached<overview::Overview>,
-    /// Amounts of stored records, for the page about retention.
+    /// Amounts of stored records.
     pub stored_amounts: cached::Cached<retention::Amounts>,
+    /// What is stored and what the limits remove, for the page about retention.
+    pub retention_outlook: cached::Cached<retention::LimitedOutlook>,
+    /// Use of model versions.
+    pub last_usage: cached::Cached<live::Usage>,
+    /// How long a request may search a list.
+    pub search: searches::SearchLimits,
     /// Progress of the removal of old records.
     pub retention: retention::Status,
     /// Bytes of stored responses since the last check.
@@ -155,6 +162,9 @@ impl Services {
             model_fault: ModelFault::default(),
             last_overview: cached::Cached::default(),
             stored_amounts: cached::Cached::default(),
+            retention_outlook: cached::Cached::default(),
+            last_usage: cached::Cached::default(),
+            search: searches::SearchLimits::default(),
             retention: retention::Status::default(),
             responses: responses::Stored::default(),
             oidc: oidc::Provider::default(),

@@ -1,5 +1,7 @@
 //! The state of the loop: counts, active versions, and the suggested next action.
 
+use std::sync::Arc;
+
 use serde::Serialize;
 
 use super::evidence::{self, Accuracy, Summary};
@@ -7,12 +9,14 @@ use super::next_step::{Candidate, NextAction, Situation, next_action};
 use super::projects::{self, CountedProject};
 use super::{Result, Services};
 use crate::domain::time::DAY;
-use crate::domain::{Job, JobState, ModelKind, ModelState, ModelVersion, ProjectId};
+use crate::domain::{Job, JobState, Micros, ModelKind, ModelState, ModelVersion, ProjectId};
 use crate::engine::DeviceMemory;
 use crate::store::{Counts, DayCount, Page};
 
 #[derive(Clone, Debug, Serialize, schemars::JsonSchema)]
 pub struct Overview {
+    /// When the numbers were counted (µs UTC). In a large database that is up to some minutes ago.
+    pub counted: Micros,
     pub counts: Counts,
     pub active_policy: Option<ModelVersion>,
     pub active_reward: Option<ModelVersion>,
@@ -42,21 +46,33 @@ pub struct Standing {
     pub policy: Option<Summary>,
 }
 
-/// The state of the loop; up to a minute old when reading the database takes longer than a second. The amounts of the
-/// named project are read anew.
+/// The state of the loop. When reading the database takes longer than a second, it is read in the background, and the last
+/// state is returned. The amounts of the named project are read anew.
 ///
 /// # Errors
 /// `NotFound` for an unknown project.
-pub async fn overview(services: &Services, project: Option<&str>) -> Result<Overview> {
+pub async fn overview(services: &Arc<Services>, project: Option<&str>) -> Result<Overview> {
     let project = match project {
         Some(wanted) => Some(projects::counted(services, wanted).await?),
         None => None,
     };
-    Ok(Overview { project, ..services.last_overview.get(read(services)).await? })
+    let all = services.clone();
+    let last = services.last_overview.wait(|_| true, async move { read(&all).await }).await?;
+    Ok(Overview { project, ..last })
+}
+
+/// Counts in the background what the first view of the overview shows, because counting takes seconds in a large database.
+pub fn prepare(services: &Arc<Services>) {
+    let services = services.clone();
+    tokio::spawn(async move {
+        if let Err(error) = overview(&services, None).await {
+            tracing::debug!(%error, "the overview cannot be counted yet");
+        }
+    });
 }
 
 async fn read(services: &Services) -> Result<Overview> {
-    let store = &services.store;
+    let (store, counted) = (&services.store, services.now());
     let counts = store.counts().await?;
     let models = store.models().list().await?;
     let active = |kind| models.iter().find(|m| m.kind == kind && m.state == ModelState::Active);
@@ -122,6 +138,7 @@ async fn read(services: &Services) -> Result<Overview> {
     let (active_policy, active_reward) = (policy.cloned(), reward.cloned());
     let device = services.engine().ok().and_then(|engine| engine.stats().device);
     Ok(Overview {
+        counted,
         counts,
         active_policy,
         active_reward,

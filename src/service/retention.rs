@@ -26,6 +26,10 @@ const EVERY: Duration = Duration::from_secs(3600);
 const BATCH: i64 = 500;
 /// Records considered in one statement that only reads.
 const CONSIDERED: i64 = 5000;
+/// Records whose sizes one statement adds up.
+const ADDED_UP: i64 = 50_000;
+/// How long the page waits for amounts that are computed for the first time.
+const PATIENCE: Duration = Duration::from_millis(1500);
 /// Actor of automatic removals in the audit trail.
 const ACTOR: &str = "retention";
 
@@ -52,6 +56,8 @@ impl Amounts {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, schemars::JsonSchema)]
 #[schemars(rename = "RetentionOutlook")]
 pub struct Outlook {
+    /// When the amounts were computed (µs UTC). In a large database that is up to some minutes ago.
+    pub counted: Micros,
     pub stored: Amounts,
     pub goes: Amounts,
     /// Feedback and prompts up to these times (µs) are kept, because dataset versions depend on them; `None` = none.
@@ -208,15 +214,29 @@ fn files(jobs: &[Leftover]) -> Amount {
     Amount { records: jobs.len() as i64, bytes }
 }
 
+/// The amount of stored records of a kind. It is added up in parts, because a statement over a large table would exceed
+/// its time limit, and would keep SQLite from cutting its log for as long.
+async fn stored_of(store: &Store, what: Expiring) -> Result<Amount> {
+    let (mut all, mut after) = (Amount::default(), None);
+    loop {
+        let (amount, last) = store.privacy().stored(what, after.as_ref(), ADDED_UP).await?;
+        all += amount;
+        after = last;
+        if after.is_none() {
+            return Ok(all);
+        }
+    }
+}
+
 /// The amounts of stored records. Reads all of them.
 ///
 /// # Errors
 /// What the store says; a job's directory that cannot be read.
 pub async fn stored(store: &Store, data_dir: &Path) -> Result<Amounts> {
     Ok(Amounts {
-        completions: store.privacy().stored(Expiring::Completions).await?,
-        prompts: store.privacy().stored(Expiring::Prompts).await?,
-        feedback_events: store.privacy().stored(Expiring::Feedback).await?,
+        completions: stored_of(store, Expiring::Completions).await?,
+        prompts: stored_of(store, Expiring::Prompts).await?,
+        feedback_events: stored_of(store, Expiring::Feedback).await?,
         job_files: files(&leftovers::leftovers(store, data_dir).await?),
     })
 }
@@ -241,7 +261,7 @@ pub async fn outlook(
     };
     let until = |time: Micros| (time > NEVER).then_some(time);
     let (kept_feedback_until, kept_prompts_until) = (until(cuts.kept_feedback), until(cuts.kept_prompts));
-    Ok(Outlook { stored, goes, kept_feedback_until, kept_prompts_until })
+    Ok(Outlook { counted: now, stored, goes, kept_feedback_until, kept_prompts_until })
 }
 
 /// Removes records past the limits in small transactions, and records the amounts in the audit trail.
@@ -325,20 +345,35 @@ async fn remove_once(store: &Store, what: Expiring, cuts: Cuts, status: &Status)
 #[derive(Clone, Debug, PartialEq, Serialize, schemars::JsonSchema)]
 pub struct Retention {
     pub limits: RetentionConfig,
-    pub outlook: Outlook,
+    /// `None` while the amounts are computed for the first time, or for the first time with these limits.
+    pub outlook: Option<Outlook>,
     pub progress: Progress,
 }
 
-/// The current limits, their effect, and the progress of a removal.
+/// An outlook and the limits that it is for.
+#[derive(Clone, Debug)]
+pub struct LimitedOutlook {
+    limits: RetentionConfig,
+    outlook: Outlook,
+}
+
+/// The current limits, their effect, and the progress of a removal. The effect is computed in the background when that
+/// takes long; see [`Cached`](super::cached::Cached).
 ///
 /// # Errors
 /// What the store says.
-pub async fn describe(services: &Services) -> Result<Retention> {
+pub async fn describe(services: &Arc<Services>) -> Result<Retention> {
     let limits = services.live().config.retention.clone();
-    let (store, data_dir) = (services.store.as_ref(), &services.config.data_dir);
-    let stored = services.stored_amounts.get(stored(store, data_dir)).await?;
-    let outlook = outlook(store, data_dir, &limits, services.now(), stored).await?;
-    Ok(Retention { limits, outlook, progress: services.retention.now() })
+    let (all, of, wanted) = (services.clone(), limits.clone(), limits.clone());
+    let compute = async move {
+        let again = all.clone();
+        let amounts = async move { stored(&again.store, &again.config.data_dir).await };
+        let stored = all.stored_amounts.wait(|_| true, amounts).await?;
+        let outlook = outlook(&all.store, &all.config.data_dir, &of, all.now(), stored).await?;
+        Ok::<_, ServiceError>(LimitedOutlook { limits: of, outlook })
+    };
+    let found = services.retention_outlook.get(PATIENCE, move |found| found.limits == wanted, compute).await?;
+    Ok(Retention { limits, outlook: found.map(|found| found.outlook), progress: services.retention.now() })
 }
 
 /// Starts a removal in the background.
@@ -364,7 +399,8 @@ async fn run(services: &Services, by: &Signature) {
     let limits = services.live().config.retention.clone();
     let (store, data_dir) = (services.store.as_ref(), &services.config.data_dir);
     let applied = apply(store, data_dir, &limits, services.now(), by, &services.retention).await;
-    services.stored_amounts.clear().await;
+    services.stored_amounts.clear();
+    services.retention_outlook.clear();
     match applied {
         Ok(removed) if removed.is_empty() => {}
         Ok(removed) => tracing::info!(

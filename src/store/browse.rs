@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 
 use super::rows::{Arg, Conn, Row, args, not_found, placeholders};
+use super::searches::Table;
 use super::*;
 
 /// Filter of a list of sets. Empty = all.
@@ -158,39 +159,77 @@ const DISPUTED: &str = "EXISTS (SELECT 1 FROM judgments j
       AND CASE WHEN ja.tier < jb.tier THEN -1 WHEN ja.tier > jb.tier THEN 1 ELSE 0 END
           <> CASE WHEN ka.tier < kb.tier THEN -1 WHEN ka.tier > kb.tier THEN 1 ELSE 0 END)";
 
+impl SetFilter {
+    /// Whether no index answers the filter, so that sets have to be looked at one by one.
+    pub fn is_search(&self) -> bool {
+        self.text.is_some() || self.disputed
+    }
+
+    /// The conditions on the set `s` and its prompt `p`, for the arguments of [`Self::args`].
+    fn conditions(&self, conn: &Conn) -> String {
+        conditions([
+            (self.status.is_some(), "s.status = $2"),
+            (self.kind.is_some(), "s.kind = $3"),
+            (self.policy.is_some(), "s.selection_policy = $4"),
+            (self.text.is_some(), &prompt_holds(conn, 5)),
+            (
+                self.labeler_id.is_some(),
+                "EXISTS (SELECT 1 FROM judgments j WHERE j.set_id = s.id AND j.labeler_id = $6)",
+            ),
+            (self.project.is_some(), "s.project_id = $7"),
+            (self.disputed, DISPUTED),
+            (self.stuck, &format!("({})", leases::STUCK)),
+        ])
+    }
+
+    fn args(&self, now: Micros) -> Vec<Arg> {
+        args![
+            now,
+            self.status.map(SetStatus::as_str),
+            self.kind.map(SetKind::as_str),
+            self.policy.as_deref(),
+            self.text.as_deref().map(pattern).as_deref(),
+            self.labeler_id.as_ref().map(LabelerId::as_str),
+            self.project.as_ref().map(ProjectId::as_str)
+        ]
+    }
+}
+
 pub(super) async fn sets_page(
     conn: &mut Conn,
     filter: &SetFilter,
     page: &Page,
     now: Micros,
 ) -> Result<(Vec<SetRow>, i64)> {
-    let fits = conditions([
-        (filter.status.is_some(), "s.status = $2"),
-        (filter.kind.is_some(), "s.kind = $3"),
-        (filter.policy.is_some(), "s.selection_policy = $4"),
-        (filter.text.is_some(), &prompt_holds(conn, 5)),
-        (filter.labeler_id.is_some(), "EXISTS (SELECT 1 FROM judgments j WHERE j.set_id = s.id AND j.labeler_id = $6)"),
-        (filter.project.is_some(), "s.project_id = $7"),
-        (filter.disputed, DISPUTED),
-        (filter.stuck, &format!("({})", leases::STUCK)),
-    ]);
-    let prompts = "JOIN prompts p ON p.id = s.prompt_id";
-    let given = || {
-        args![
-            now,
-            filter.status.map(SetStatus::as_str),
-            filter.kind.map(SetKind::as_str),
-            filter.policy.as_deref(),
-            filter.text.as_deref().map(pattern).as_deref(),
-            filter.labeler_id.as_ref().map(LabelerId::as_str),
-            filter.project.as_ref().map(ProjectId::as_str)
-        ]
-    };
-    let counted = if filter.text.is_some() { prompts } else { "" };
-    let sql = format!("SELECT COUNT(*) AS n FROM comparison_sets s {counted} WHERE {fits}");
-    let total = total(conn, sql, given()).await?;
-    let mut paged = given();
-    paged.extend(args![&page.after, page.limit]);
+    let prompts = if filter.text.is_some() { "JOIN prompts p ON p.id = s.prompt_id" } else { "" };
+    let fits = filter.conditions(conn);
+    let sql = format!("SELECT COUNT(*) AS n FROM comparison_sets s {prompts} WHERE {fits}");
+    let total = total(conn, sql, filter.args(now)).await?;
+    Ok((set_rows(conn, filter, page, None, now).await?, total))
+}
+
+pub(super) async fn search_sets(
+    conn: &mut Conn,
+    filter: &SetFilter,
+    part: &Part,
+    now: Micros,
+) -> Result<(Vec<SetRow>, Option<PartEnd>)> {
+    let end = searches::end(conn, Table::Sets, part).await?;
+    let page = Page { after: part.after.clone(), limit: part.limit };
+    Ok((set_rows(conn, filter, &page, end.as_ref(), now).await?, end))
+}
+
+/// The sets of a page that are not older than `end`.
+async fn set_rows(
+    conn: &mut Conn,
+    filter: &SetFilter,
+    page: &Page,
+    end: Option<&PartEnd>,
+    now: Micros,
+) -> Result<Vec<SetRow>> {
+    let fits = filter.conditions(conn);
+    let mut paged = filter.args(now);
+    paged.extend(args![&page.after, page.limit, end.map(|end| end.id.as_str())]);
     let rows = conn
         .all_built(
             format!(
@@ -203,8 +242,9 @@ pub(super) async fn sets_page(
                             AND a.expires_at > $1) AS held,
                         (SELECT COUNT(*) FROM set_items i JOIN completions c ON c.id = i.completion_id
                             WHERE i.set_id = s.id AND c.finish_reason = 'length') AS cut_off
-                 FROM comparison_sets s {prompts}
-                 WHERE {fits} AND ($8 IS NULL OR s.id < $8) ORDER BY s.id DESC LIMIT $9"
+                 FROM comparison_sets s JOIN prompts p ON p.id = s.prompt_id
+                 WHERE {fits} AND s.id < COALESCE($8, '~') AND s.id >= COALESCE($10, '')
+                 ORDER BY s.id DESC LIMIT $9"
             ),
             paged,
         )
@@ -229,7 +269,7 @@ pub(super) async fn sets_page(
             cut_off: row.int("cut_off")?,
         });
     }
-    Ok((found, total))
+    Ok(found)
 }
 
 pub(super) async fn set_prompts(conn: &mut Conn, ids: &[SetId]) -> Result<HashMap<SetId, Vec<Message>>> {
@@ -253,35 +293,50 @@ pub(super) async fn retire_sets(conn: &mut Conn, ids: &[SetId]) -> Result<()> {
 
 // ---------------------------------------------------------------- judgments
 
+impl JudgmentFilter {
+    /// Whether no index answers the filter, so that judgments have to be looked at one by one.
+    pub fn is_search(&self) -> bool {
+        self.text.is_some()
+    }
+
+    /// The conditions on the judgment `j`, its set `s` and the prompt `p`, for the arguments of [`Self::args`].
+    fn conditions(&self, conn: &Conn) -> String {
+        let holds = prompt_holds(conn, 5);
+        let like = if conn.is_postgres() { "ILIKE" } else { "LIKE" };
+        conditions([
+            (self.labeler_id.is_some(), "j.labeler_id = $1"),
+            (self.set_id.is_some(), "j.set_id = $2"),
+            (self.kind.is_some(), "s.kind = $3"),
+            (self.outcome.is_some(), "j.outcome = $4"),
+            (self.text.is_some(), &format!("(j.rationale {like} $5 ESCAPE '\\' OR {holds})")),
+            (self.project.is_some(), "s.project_id = $6"),
+        ])
+    }
+
+    fn args(&self) -> Vec<Arg> {
+        args![
+            self.labeler_id.as_ref().map(LabelerId::as_str),
+            self.set_id.as_ref().map(SetId::as_str),
+            self.kind.map(SetKind::as_str),
+            self.outcome.map(Outcome::as_str),
+            self.text.as_deref().map(pattern).as_deref(),
+            self.project.as_ref().map(ProjectId::as_str)
+        ]
+    }
+}
+
+const SET_OF_JUDGMENT: &str = "JOIN comparison_sets s ON s.id = j.set_id";
+const PROMPT_OF_SET: &str = "JOIN prompts p ON p.id = s.prompt_id";
+
 pub(super) async fn judgments_page(
     conn: &mut Conn,
     filter: &JudgmentFilter,
     page: &Page,
 ) -> Result<(Vec<JudgmentRow>, i64)> {
-    let holds = prompt_holds(conn, 5);
-    let like = if conn.is_postgres() { "ILIKE" } else { "LIKE" };
-    let fits = conditions([
-        (filter.labeler_id.is_some(), "j.labeler_id = $1"),
-        (filter.set_id.is_some(), "j.set_id = $2"),
-        (filter.kind.is_some(), "s.kind = $3"),
-        (filter.outcome.is_some(), "j.outcome = $4"),
-        (filter.text.is_some(), &format!("(j.rationale {like} $5 ESCAPE '\\' OR {holds})")),
-        (filter.project.is_some(), "s.project_id = $6"),
-    ]);
-    let (sets, prompts) = ("JOIN comparison_sets s ON s.id = j.set_id", "JOIN prompts p ON p.id = s.prompt_id");
-    let given = || {
-        args![
-            filter.labeler_id.as_ref().map(LabelerId::as_str),
-            filter.set_id.as_ref().map(SetId::as_str),
-            filter.kind.map(SetKind::as_str),
-            filter.outcome.map(Outcome::as_str),
-            filter.text.as_deref().map(pattern).as_deref(),
-            filter.project.as_ref().map(ProjectId::as_str)
-        ]
-    };
+    let fits = filter.conditions(conn);
     let joined = match filter {
-        JudgmentFilter { text: Some(_), .. } => format!("{sets} {prompts}"),
-        JudgmentFilter { kind: Some(_), .. } | JudgmentFilter { project: Some(_), .. } => sets.to_owned(),
+        JudgmentFilter { text: Some(_), .. } => format!("{SET_OF_JUDGMENT} {PROMPT_OF_SET}"),
+        JudgmentFilter { kind: Some(_), .. } | JudgmentFilter { project: Some(_), .. } => SET_OF_JUDGMENT.to_owned(),
         _ => String::new(),
     };
     // A judgment and the one that supersedes it have one set and one labeler, so that a filter finds both or neither,
@@ -291,16 +346,38 @@ pub(super) async fn judgments_page(
         false => ("COUNT(*) - COUNT(j.supersedes_id)", "1 = 1"),
     };
     let sql = format!("SELECT {count} AS n FROM judgments j {joined} WHERE {fits} AND {latest}");
-    let total = total(conn, sql, given()).await?;
-    let mut paged = given();
-    paged.extend(args![&page.after, page.limit]);
+    let total = total(conn, sql, filter.args()).await?;
+    Ok((judgment_rows(conn, filter, page, None).await?, total))
+}
+
+pub(super) async fn search_judgments(
+    conn: &mut Conn,
+    filter: &JudgmentFilter,
+    part: &Part,
+) -> Result<(Vec<JudgmentRow>, Option<PartEnd>)> {
+    let end = searches::end(conn, Table::Judgments, part).await?;
+    let page = Page { after: part.after.clone(), limit: part.limit };
+    Ok((judgment_rows(conn, filter, &page, end.as_ref()).await?, end))
+}
+
+/// The current judgments of a page that are not older than `end`.
+async fn judgment_rows(
+    conn: &mut Conn,
+    filter: &JudgmentFilter,
+    page: &Page,
+    end: Option<&PartEnd>,
+) -> Result<Vec<JudgmentRow>> {
+    let fits = filter.conditions(conn);
+    let mut paged = filter.args();
+    paged.extend(args![&page.after, page.limit, end.map(|end| end.id.as_str())]);
     let rows = conn
         .all_built(
             format!(
                 "SELECT j.id, j.set_id, j.labeler_id, j.revision, j.outcome, j.strength, j.rationale, j.active_ms,
                         j.created, s.kind, l.name AS labeler, p.messages
-                 FROM judgments j {sets} {prompts} JOIN labelers l ON l.id = j.labeler_id
-                 WHERE {fits} AND {LATEST} AND ($7 IS NULL OR j.id < $7) ORDER BY j.id DESC LIMIT $8"
+                 FROM judgments j {SET_OF_JUDGMENT} {PROMPT_OF_SET} JOIN labelers l ON l.id = j.labeler_id
+                 WHERE {fits} AND {LATEST} AND j.id < COALESCE($7, '~') AND j.id >= COALESCE($9, '')
+                 ORDER BY j.id DESC LIMIT $8"
             ),
             paged,
         )
@@ -333,7 +410,7 @@ pub(super) async fn judgments_page(
             messages: row.json("messages")?,
         });
     }
-    Ok((found, total))
+    Ok(found)
 }
 
 // ---------------------------------------------------------------- names

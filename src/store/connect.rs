@@ -19,6 +19,9 @@ use super::{Result, StoreError, migrations};
 /// Older versions can corrupt a WAL database when a checkpoint resets the log.
 const SQLITE_OLDEST: (u32, u32, u32) = (3, 51, 3);
 const SQLITE_READERS: u32 = 4;
+/// Bytes to which SQLite's log is cut when it begins anew. Without a limit it stays as large as the largest transaction, or
+/// the longest read, has made it.
+const SQLITE_LOG: &str = "67108864";
 /// Interval of checks whether another process has activated a model, where none is told.
 const POLL: Duration = Duration::from_millis(500);
 /// Longer than the server's statement timeout, which gives a better error for a slow statement.
@@ -104,6 +107,7 @@ pub(super) fn sqlite_options(path: &Path) -> SqliteConnectOptions {
         .synchronous(SqliteSynchronous::Full)
         .busy_timeout(Duration::from_secs(5))
         .foreign_keys(true)
+        .pragma("journal_size_limit", SQLITE_LOG)
 }
 
 async fn sqlite_writer(path: &Path) -> Result<SqlitePool> {

@@ -3,6 +3,7 @@
 use serde_json::json;
 
 use super::rows::{Arg, Conn, Row, args, json as to_json, not_found, placeholders};
+use super::searches::{self, Part, PartEnd, Table};
 use super::{Fence, JobFilter, JobReport, ModelFile, Page, Result, StoreError, models};
 use crate::domain::*;
 
@@ -102,15 +103,33 @@ pub(super) async fn list(conn: &mut Conn, page: &Page, state: Option<JobState>) 
 /// Jobs that match, newest first. The words of `text` are searched in id, recipe, name, note, tags, arguments and
 /// result.
 pub(super) async fn find(conn: &mut Conn, page: &Page, filter: &JobFilter) -> Result<Vec<Job>> {
+    matching(conn, page, filter, None).await
+}
+
+pub(super) async fn search(conn: &mut Conn, part: &Part, filter: &JobFilter) -> Result<(Vec<Job>, Option<PartEnd>)> {
+    let end = searches::end(conn, Table::Jobs, part).await?;
+    let page = Page { after: part.after.clone(), limit: part.limit };
+    Ok((matching(conn, &page, filter, end.as_ref()).await?, end))
+}
+
+/// The jobs of a page that are not older than `end`.
+async fn matching(conn: &mut Conn, page: &Page, filter: &JobFilter, end: Option<&PartEnd>) -> Result<Vec<Job>> {
     let text = filter.text.as_ref().map(|t| format!("%{}%", escaped(&t.to_lowercase())));
     conn.all(
-        "SELECT * FROM jobs WHERE ($1 IS NULL OR id < $1) AND ($2 IS NULL OR state = $2)
+        "SELECT * FROM jobs WHERE id < COALESCE($1, '~') AND id >= COALESCE($6, '') AND ($2 IS NULL OR state = $2)
            AND ($3 IS NULL OR kind = $3)
            AND ($4 IS NULL OR LOWER(id || ' ' || kind || ' ' || COALESCE(name, '') || ' ' || COALESCE(note, '') || ' '
                 || CAST(tags AS TEXT) || ' ' || CAST(args AS TEXT) || ' ' || COALESCE(CAST(result AS TEXT), ''))
                 LIKE $4 ESCAPE '!')
          ORDER BY id DESC LIMIT $5",
-        args![&page.after, filter.state.map(JobState::as_str), &filter.kind, &text, page.limit],
+        args![
+            &page.after,
+            filter.state.map(JobState::as_str),
+            &filter.kind,
+            &text,
+            page.limit,
+            end.map(|end| end.id.as_str())
+        ],
     )
     .await?
     .iter()

@@ -36,6 +36,7 @@ mod reveals;
 mod rows;
 mod rubrics;
 mod rules;
+mod searches;
 mod sets;
 mod settings;
 mod sql;
@@ -63,6 +64,7 @@ pub use privacy::{
     Amount, Candidate, Cuts, ErasedPerson, Expiring, Position, RequestCounts, Stretch, learns_from_requests,
 };
 pub use projects::{LabelerProject, ProjectCounts, ProjectQuota};
+pub use searches::{Part, PartEnd};
 pub use sql::Store;
 pub use submits::Question;
 pub use turns::{Leased, Outlook, OutlookRequest, Place, SetContent};

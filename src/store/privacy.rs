@@ -138,6 +138,11 @@ pub enum Stretch<'a> {
     Before(Option<&'a Position>),
 }
 
+/// Sizes of the records `f`, `c` and `p`.
+const FEEDBACK_BYTES: &str = "octet_length(CAST(f.value AS TEXT))";
+const COMPLETION_BYTES: &str = "octet_length(c.text) + octet_length(c.token_ids) + octet_length(c.logprobs)";
+const PROMPT_BYTES: &str = "octet_length(CAST(p.messages AS TEXT))";
+
 /// What retention considers, and what of it is removable. Only the records of a stretch are compared with the tables
 /// that refer to them, so a statement takes equally long however large the tables are.
 struct Considered {
@@ -159,7 +164,7 @@ impl Considered {
                 alias: "f",
                 // Feedback on a completion that is removed may be newer than the cuts.
                 candidate: format!("(f.created < {} OR {cut} > {})", cuts.feedback, -Micros::MAX),
-                bytes: "octet_length(CAST(f.value AS TEXT))",
+                bytes: FEEDBACK_BYTES,
                 goes: format!(
                     "(f.created < {} AND f.created > {})
                      OR EXISTS (SELECT 1 FROM completions c WHERE c.id = f.completion_id AND c.created < {cut} AND {})",
@@ -172,14 +177,14 @@ impl Considered {
                 table: "completions",
                 alias: "c",
                 candidate: format!("c.served IS NOT NULL AND c.created < {cut}"),
-                bytes: "octet_length(c.text) + octet_length(c.token_ids) + octet_length(c.logprobs)",
+                bytes: COMPLETION_BYTES,
                 goes: removable(cuts),
             },
             Expiring::Prompts => Self {
                 table: "prompts",
                 alias: "p",
                 candidate: format!(concat!(asked!("p"), " AND p.created < {}"), cut),
-                bytes: "octet_length(CAST(p.messages AS TEXT))",
+                bytes: PROMPT_BYTES,
                 goes: removable_prompt(cuts),
             },
         }
@@ -234,6 +239,16 @@ pub(super) async fn expiring(
     limit: i64,
 ) -> Result<(Amount, Option<Position>)> {
     let stretch = Considered::of(what, cuts).select(true);
+    added_up(conn, stretch, after, limit).await
+}
+
+/// The amount of the rows `id, created, goes, bytes` of a stretch that `goes` selects, and the position to continue after.
+async fn added_up(
+    conn: &mut Conn,
+    stretch: String,
+    after: Option<&Position>,
+    limit: i64,
+) -> Result<(Amount, Option<Position>)> {
     let sql = format!(
         "WITH t AS ({stretch}) SELECT CAST(COALESCE(SUM(goes), 0) AS BIGINT) AS records,
              CAST(COALESCE(SUM(CASE goes WHEN 1 THEN bytes ELSE 0 END), 0) AS BIGINT) AS bytes,
@@ -255,24 +270,26 @@ fn amount(row: Option<&Row>) -> Result<Amount> {
     Ok(Amount { records: row.int("records")?, bytes: row.int("bytes")? })
 }
 
-const SUMS: &str = "CAST(COUNT(*) AS BIGINT) AS records, CAST(COALESCE(SUM(bytes), 0) AS BIGINT) AS bytes";
-
-pub(super) async fn sum(conn: &mut Conn, rows: String) -> Result<Amount> {
-    amount(conn.all_built(format!("SELECT {SUMS} FROM ({rows}) AS t"), vec![]).await?.first())
-}
-
-pub(super) async fn stored(conn: &mut Conn, what: Expiring) -> Result<Amount> {
-    let rows = match what {
-        Expiring::Feedback => "SELECT octet_length(CAST(f.value AS TEXT)) AS bytes FROM feedback_events f",
-        Expiring::Completions => {
-            "SELECT octet_length(c.text) + octet_length(c.token_ids) + octet_length(c.logprobs) AS bytes
-             FROM completions c WHERE c.served IS NOT NULL"
-        }
-        Expiring::Prompts => {
-            concat!("SELECT octet_length(CAST(p.messages AS TEXT)) AS bytes FROM prompts p WHERE ", asked!("p"))
-        }
+/// The amount of the next `limit` records of a kind after a position, and the position to continue after; `None` at the
+/// end.
+pub(super) async fn stored(
+    conn: &mut Conn,
+    what: Expiring,
+    after: Option<&Position>,
+    limit: i64,
+) -> Result<(Amount, Option<Position>)> {
+    let (table, alias, bytes, candidate) = match what {
+        Expiring::Feedback => ("feedback_events", "f", FEEDBACK_BYTES, "1 = 1"),
+        Expiring::Completions => ("completions", "c", COMPLETION_BYTES, "c.served IS NOT NULL"),
+        Expiring::Prompts => ("prompts", "p", PROMPT_BYTES, asked!("p")),
     };
-    sum(conn, rows.to_owned()).await
+    let stretch = format!(
+        "SELECT {alias}.id, {alias}.created, 1 AS goes, CAST({bytes} AS BIGINT) AS bytes FROM {table} {alias}
+         WHERE {candidate} AND ({alias}.created, {alias}.id) > (COALESCE($1, {first}), COALESCE($2, ''))
+         ORDER BY {alias}.created, {alias}.id LIMIT $3",
+        first = -Micros::MAX
+    );
+    added_up(conn, stretch, after, limit).await
 }
 
 /// Removes what is removable among the next `limit` records after a position, feedback on a completion before the

@@ -1369,11 +1369,18 @@ export type JobView = {
   author: string | null;
 };
 
-/** One page of a list, newest first. */
-export type JobViewPage = {
+/** One page of a list that can be searched, newest first. A search for a text ends after about two seconds, however many
+ * rows it has found; `after` continues it. */
+export type JobViewSearchPage = {
   data: JobView[];
-  /** Id of the last row: for `?after=` of the next page. Null when the page is empty. */
+  /** For `?after=` of the next page: id of the last row, or of the last one that the search looked at. Null when the page
+   * is empty and nothing is left to search. */
   after: string | null;
+  /** Number of all rows that match the filter. Null when it is not known: searches are counted only if one request has
+   * searched everything. */
+  total: number | null;
+  /** Null, unless the search ended before the page was full: rows older than this (µs UTC) have not been searched. */
+  searched_to: number | null;
 };
 
 /** Figures of one judge that was told one text about good answers. */
@@ -1728,12 +1735,18 @@ export type ListedJudgment = {
   created: number;
 };
 
-/** One page of a filtered list, newest first, and the number of all rows that match the filter. */
-export type ListedJudgmentCountedPage = {
+/** One page of a list that can be searched, newest first. A search for a text ends after about two seconds, however many
+ * rows it has found; `after` continues it. */
+export type ListedJudgmentSearchPage = {
   data: ListedJudgment[];
-  /** Id of the last row: for `?after=` of the next page. Null when the page is empty. */
+  /** For `?after=` of the next page: id of the last row, or of the last one that the search looked at. Null when the page
+   * is empty and nothing is left to search. */
   after: string | null;
-  total: number;
+  /** Number of all rows that match the filter. Null when it is not known: searches are counted only if one request has
+   * searched everything. */
+  total: number | null;
+  /** Null, unless the search ended before the page was full: rows older than this (µs UTC) have not been searched. */
+  searched_to: number | null;
 };
 
 /** A set with its prompt and progress. */
@@ -1760,12 +1773,18 @@ export type ListedSet = {
   cut_off: number;
 };
 
-/** One page of a filtered list, newest first, and the number of all rows that match the filter. */
-export type ListedSetCountedPage = {
+/** One page of a list that can be searched, newest first. A search for a text ends after about two seconds, however many
+ * rows it has found; `after` continues it. */
+export type ListedSetSearchPage = {
   data: ListedSet[];
-  /** Id of the last row: for `?after=` of the next page. Null when the page is empty. */
+  /** For `?after=` of the next page: id of the last row, or of the last one that the search looked at. Null when the page
+   * is empty and nothing is left to search. */
   after: string | null;
-  total: number;
+  /** Number of all rows that match the filter. Null when it is not known: searches are counted only if one request has
+   * searched everything. */
+  total: number | null;
+  /** Null, unless the search ended before the page was full: rows older than this (µs UTC) have not been searched. */
+  searched_to: number | null;
 };
 
 /** Bytes of memory by use, from the number of parameters alone. */
@@ -1920,6 +1939,8 @@ export type OutputText = {
 };
 
 export type Overview = {
+  /** When the numbers were counted (µs UTC). In a large database that is up to some minutes ago. */
+  counted: number;
   counts: Counts;
   active_policy: ModelVersion | null;
   active_reward: ModelVersion | null;
@@ -2610,7 +2631,8 @@ export type ResponseUsage = {
 /** The current limits, their effect, and the progress of a removal. */
 export type Retention = {
   limits: RetentionConfig;
-  outlook: RetentionOutlook;
+  /** `null` while the amounts are computed for the first time, or for the first time with these limits. */
+  outlook: RetentionOutlook | null;
   progress: RetentionProgress;
 };
 
@@ -2636,6 +2658,8 @@ export type RetentionConfig = {
 
 /** What is stored, and what the current limits remove. */
 export type RetentionOutlook = {
+  /** When the amounts were computed (µs UTC). In a large database that is up to some minutes ago. */
+  counted: number;
   stored: Amounts;
   goes: Amounts;
   /** Feedback and prompts up to these times (µs) are kept, because dataset versions depend on them; `null` = none. */
@@ -3253,6 +3277,8 @@ export type TrainPlan = {
 
 /** Completions of the versions, and feedback on them. */
 export type Usage = {
+  /** When this was counted (µs UTC). In a large database that is up to some minutes ago. */
+  counted: number;
   /** Start of the period: the canary's start, else a day ago (µs UTC). */
   since: number;
   canary: Canary | null;
@@ -3381,7 +3407,7 @@ export type GetAnswer<P extends string> = string extends P ? any :
   P extends '/admin/webhook-deliveries' ? WebhookDeliveryPage :
   P extends '/v1/label/conversations' ? ListedConversationPage :
   P extends '/admin/api/throughput' ? Throughput :
-  P extends '/admin/api/judgments' ? ListedJudgmentCountedPage :
+  P extends '/admin/api/judgments' ? ListedJudgmentSearchPage :
   P extends '/admin/api/overview' ? Overview :
   P extends '/v1/comparison-sets' ? SetSummaryPage :
   P extends '/admin/api/quality' ? QualityReport :
@@ -3409,9 +3435,9 @@ export type GetAnswer<P extends string> = string extends P ? any :
   P extends '/admin/usage' ? Usage :
   P extends '/v1/label/me' ? OwnPage :
   P extends '/v1/projects' ? ProjectList :
-  P extends '/admin/jobs' ? JobViewPage :
+  P extends '/admin/jobs' ? JobViewSearchPage :
   P extends '/admin/keys' ? KeyViewList :
-  P extends '/admin/sets' ? ListedSetCountedPage :
+  P extends '/admin/sets' ? ListedSetSearchPage :
   P extends '/v1/batches' ? BatchListing :
   P extends '/v1/prompts' ? PromptPage :
   P extends '/v1/models' ? ModelList :

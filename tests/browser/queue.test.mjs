@@ -110,6 +110,29 @@ test('sets are found by their prompt, paged, and removed together', async () => 
   await context.close();
 });
 
+test('a search that runs out of time says how far it came and goes on', async () => {
+  const wanted = await makeSet(server.url, 'a slow haystack', ['one', 'two']);
+  const { page, context, trouble } = await signedInPage(browser, server.url);
+  // The first request has no time: it finds nothing and stops at a row of last year.
+  const stop = { data: [], after: '~', total: null, searched_to: Date.UTC(2025, 2, 1, 12) * 1000 };
+  await page.route(/\/admin\/sets\?.*q=haystack/, (route) =>
+    route.request().url().includes('after=') ? route.continue() : route.fulfill({ json: stop }),
+  );
+  await visit(page, server.url, '/admin#/queue', '#sets-q');
+  await page.locator('#sets-q').fill('haystack');
+  await page.locator('.pager', { hasText: /Searched back to .*2025/ }).waitFor();
+  await page.locator('.muted', { hasText: 'Nothing found here' }).waitFor();
+  await page.locator('.pager button', { hasText: 'Search older entries' }).click();
+  await page.locator(`.prompt-cell a[href="#/sets/${wanted}"]`).waitFor();
+  // This page has no total, because newer rows were searched by another request.
+  assert.equal(await page.locator('.pager span').textContent(), '1–1');
+  assert.ok(await page.locator('.pager button', { hasText: 'Older' }).isDisabled());
+  await page.locator('.pager button', { hasText: 'Newer' }).click();
+  await page.locator('.pager', { hasText: 'Searched back to' }).waitFor();
+  assert.deepEqual(trouble, []);
+  await context.close();
+});
+
 test('a judgment leads to its set, a name to its judgments; practice sets have an editable answer', async () => {
   const id = await makeSet(server.url, 'which is best?', ['good', 'bad']);
   const set = await api(server.url, 'GET', `/v1/comparison-sets/${id}`);

@@ -217,6 +217,7 @@ const SOURCES: &[(&str, &[&str])] = &[
             "src/jobs/",
             "src/service/cached.rs",
             "src/service/complete.rs",
+            "src/service/searches.rs",
             "src/store/connect.rs",
             "src/store/postgres.rs",
             "src/tokenizer/probe.rs",

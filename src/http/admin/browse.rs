@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::domain::*;
 use crate::http::AppState;
 use crate::http::auth::Caller;
-use crate::http::contract::Counted;
+use crate::http::contract::Searched;
 use crate::http::error::{ApiError, ApiResult};
 use crate::http::extract::{Json, Query};
 use crate::http::label::page;
@@ -74,16 +74,14 @@ impl From<(SetRow, String)> for ListedSet {
 pub async fn sets(
     State(state): State<AppState>,
     Query(query): Query<SetsQuery>,
-) -> ApiResult<axum::Json<Counted<ListedSet>>> {
+) -> ApiResult<axum::Json<Searched<ListedSet>>> {
     let SetsQuery { status, kind, policy, q, project, labeler, disputed, stuck, after, limit } = query;
     if let Some(policy) = policy.as_deref().filter(|policy| !POLICIES.contains(policy)) {
         return Err(ApiError::bad("policy", unknown_name("policy", policy, POLICIES)));
     }
     let project = projects::filter(&state.services, project.as_deref()).await?;
     let filter = SetFilter { project, status, kind, policy, text: text(q), labeler_id: labeler, disputed, stuck };
-    let (rows, total) = browse::sets(&state.services, &filter, page(after, limit)?).await?;
-    let data: Vec<ListedSet> = rows.into_iter().map(Into::into).collect();
-    Ok(axum::Json(Counted::new(data, total, |row| row.set.id.as_str())))
+    Ok(axum::Json(browse::sets(&state.services, &filter, page(after, limit)?).await?.into()))
 }
 
 #[derive(Debug, Deserialize, schemars::JsonSchema)]
@@ -159,13 +157,11 @@ impl From<(JudgmentRow, String)> for ListedJudgment {
 pub async fn judgments(
     State(state): State<AppState>,
     Query(query): Query<JudgmentsQuery>,
-) -> ApiResult<axum::Json<Counted<ListedJudgment>>> {
+) -> ApiResult<axum::Json<Searched<ListedJudgment>>> {
     let JudgmentsQuery { labeler, set, kind, outcome, q, project, after, limit } = query;
     let project = projects::filter(&state.services, project.as_deref()).await?;
     let filter = JudgmentFilter { labeler_id: labeler, set_id: set, kind, outcome, text: text(q), project };
-    let (rows, total) = browse::judgments(&state.services, &filter, page(after, limit)?).await?;
-    let data: Vec<ListedJudgment> = rows.into_iter().map(Into::into).collect();
-    Ok(axum::Json(Counted::new(data, total, |row| row.id.as_str())))
+    Ok(axum::Json(browse::judgments(&state.services, &filter, page(after, limit)?).await?.into()))
 }
 
 #[derive(Debug, Deserialize, schemars::JsonSchema)]

@@ -16,7 +16,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use crate::domain::{Job, JobEvent, JobId, JobState, Metric, Micros};
 use crate::http::AppState;
 use crate::http::auth::Caller;
-use crate::http::contract::{List, Paged};
+use crate::http::contract::{List, Searched};
 use crate::http::error::{ApiError, ApiResult, ErrorBody};
 use crate::http::extract::{Json, Path, Query};
 use crate::http::label::page;
@@ -133,14 +133,13 @@ pub struct JobsQuery {
 pub async fn list(
     State(state): State<AppState>,
     Query(query): Query<JobsQuery>,
-) -> ApiResult<axum::Json<Paged<JobView>>> {
+) -> ApiResult<axum::Json<Searched<JobView>>> {
     let filter = JobFilter {
         state: query.state,
         kind: query.kind.filter(|k| !k.is_empty()),
         text: query.q.map(|q| q.trim().to_owned()).filter(|q| !q.is_empty()),
     };
-    let found = jobs::list(&state.services, &filter, page(query.after, query.limit)?).await?;
-    Ok(axum::Json(Paged::new(found, |j| j.job.id.as_str())))
+    Ok(axum::Json(jobs::list(&state.services, &filter, page(query.after, query.limit)?).await?.into()))
 }
 
 pub async fn get(State(state): State<AppState>, Path(id): Path<JobId>) -> ApiResult<axum::Json<JobView>> {

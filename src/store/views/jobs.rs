@@ -132,6 +132,11 @@ impl Jobs<'_> {
         read!(self.0, |c| jobs::find(c, &page, filter))
     }
 
+    /// The jobs of a part of the list that match the filter, and the part's last job; `None` when there is none older.
+    pub async fn search(self, filter: &JobFilter, part: Part) -> Result<(Vec<Job>, Option<PartEnd>)> {
+        read!(self.0, |c| jobs::search(c, &part, filter))
+    }
+
     /// Changes name, note and tags (not the author).
     pub async fn describe(self, id: &JobId, notes: JobNotes) -> Result<Job> {
         write!(self.0, id = id.clone() => |tx| jobs::describe(tx, &id, &notes))

@@ -103,6 +103,12 @@ impl Judgments<'_> {
         read!(self.0, |c| browse::judgments_page(c, filter, &page))
     }
 
+    /// The current judgments of a part of the list that match the filter, and the part's last judgment; `None` when there
+    /// is none older.
+    pub async fn search(self, filter: &JudgmentFilter, part: Part) -> Result<(Vec<JudgmentRow>, Option<PartEnd>)> {
+        read!(self.0, |c| browse::search_judgments(c, filter, &part))
+    }
+
     /// Facts about a set before a judgment of it, with the rubric of the given version or the active one. Of a
     /// quota in the set's project, judgments since `since` are counted.
     pub async fn question(

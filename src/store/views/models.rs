@@ -105,8 +105,11 @@ impl Models<'_> {
     /// Rankings of normal sets that were given after `since`; a revision is not counted again.
     pub async fn rankings_since(self, since: Micros) -> Result<i64> {
         read!(self.0, |c| c.count(
-            "SELECT COUNT(*) AS n FROM judgments j JOIN comparison_sets s ON s.id = j.set_id
-             WHERE s.kind = 'normal' AND j.outcome = 'ranked' AND j.supersedes_id IS NULL AND j.created > $1",
+            // Both keep SQLite at the judgments of that time: it would begin with all sets, or with all judgments that
+            // supersede none.
+            "SELECT COUNT(*) AS n FROM judgments j CROSS JOIN comparison_sets s
+             WHERE s.id = j.set_id AND s.kind = 'normal' AND j.outcome = 'ranked' AND COALESCE(j.supersedes_id, '') = ''
+               AND j.created > $1",
             args![since],
         ))
     }

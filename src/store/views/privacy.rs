@@ -29,9 +29,15 @@ impl Privacy<'_> {
         }
     }
 
-    /// Amount of stored records of a kind.
-    pub async fn stored(self, what: Expiring) -> Result<Amount> {
-        read!(self.0, |c| privacy::stored(c, what))
+    /// Amount of the next `limit` records of a kind after a position, oldest first; and the position to continue after,
+    /// `None` at the end.
+    pub async fn stored(
+        self,
+        what: Expiring,
+        after: Option<&Position>,
+        limit: i64,
+    ) -> Result<(Amount, Option<Position>)> {
+        read!(self.0, |c| privacy::stored(c, what, after, limit))
     }
 
     /// Of the next `limit` records after a position, the removable ones; and the position to continue after, `None` at

@@ -132,6 +132,11 @@ impl Sets<'_> {
         read!(self.0, |c| browse::sets_page(c, filter, &page, now))
     }
 
+    /// The sets of a part of the list that match the filter, and the part's last set; `None` when there is none older.
+    pub async fn search(self, filter: &SetFilter, part: Part, now: Micros) -> Result<(Vec<SetRow>, Option<PartEnd>)> {
+        read!(self.0, |c| browse::search_sets(c, filter, &part, now))
+    }
+
     /// The prompts of these sets; unknown ids are left out.
     pub async fn prompts(self, ids: &[SetId]) -> Result<HashMap<SetId, Vec<Message>>> {
         read!(self.0, |c| browse::set_prompts(c, ids))

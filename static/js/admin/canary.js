@@ -5,7 +5,7 @@ import { percent } from '../figures.js';
 import { num, t, when } from '../i18n.js';
 import { errorText } from '../plain.js';
 import { askPromote } from './evidence.js';
-import { caught, section, table } from './parts.js';
+import { caught, countedNote, section, table } from './parts.js';
 
 const SHARES = [0.01, 0.05, 0.1, 0.25, 0.5, 1];
 /** With a decimal only where there is one. */
@@ -14,7 +14,7 @@ const ratio = (part, all) => (all ? inWords(part / all) : '–');
 
 /** The panel; `changed` is called after a promotion or a change of the share. */
 export function servingPanel(models, answer, changed) {
-  const { canary, versions: used, since } = answer;
+  const { canary, counted, versions: used, since } = answer;
   const active = models.find((m) => m.kind === 'policy' && m.state === 'active');
   const candidate = canary && models.find((m) => m.id === canary.model_version_id);
   const others = models.filter((m) => m.kind === 'policy' && m.state === 'candidate');
@@ -163,6 +163,7 @@ export function servingPanel(models, answer, changed) {
       t('canary.nothing'),
     ),
     h('p', { class: 'help', text: canary ? t('canary.since', { at: when(since) }) : t('canary.last_day') }),
+    countedNote(counted),
   );
 }
 

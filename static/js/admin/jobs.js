@@ -144,6 +144,7 @@ export async function jobsView(el, { signal }) {
     STATES.map((s) => h('option', { value: s, text: t(`state.${s}`) })),
   );
   const more = h('button', { type: 'button', hidden: true, text: t('job.more') });
+  const extent = h('span', { class: 'muted', role: 'status' });
   fill(
     el,
     h(
@@ -160,12 +161,14 @@ export async function jobsView(el, { signal }) {
       h('label', { for: 'jobs-state' }, h('span', { class: 'hidden-label', text: t('job.any_state') }), state),
     ),
     list,
-    h('div', { class: 'row' }, more),
+    h('div', { class: 'row' }, extent, more),
   );
   const opened = Date.now() - 2000;
   const live = new Map(); // job id → AbortController of its event stream
   let jobs = [];
   let shown = PAGE;
+  let from = null; // where the list begins, after a search was continued
+  let next = null;
   const draw = () => {
     if (document.activeElement?.closest?.('.table-box tr')) return; // leave a focused row alone
     fill(
@@ -186,9 +189,14 @@ export async function jobsView(el, { signal }) {
     );
   };
   const load = async () => {
-    const query = { q: search.value.trim() || null, kind: kind.value || null, state: state.value || null, limit: shown + 1 };
-    const found = listOf(await get('/admin/jobs', query, { signal }));
-    more.hidden = found.length <= shown;
+    const query = { q: search.value.trim() || null, kind: kind.value || null, state: state.value || null, after: from, limit: shown + 1 };
+    const answer = await get('/admin/jobs', query, { signal });
+    const found = listOf(answer);
+    // A search that ran out of time is continued where it has stopped.
+    next = answer.searched_to === null ? null : answer.after;
+    extent.textContent = next ? t('list.searched_to', { at: when(answer.searched_to) }) : '';
+    more.textContent = t(next ? 'list.search_on' : 'job.more');
+    more.hidden = found.length <= shown && !next;
     jobs = found.slice(0, shown);
     draw();
     // a browser keeps few connections per host: stream the first three running jobs, poll the rest
@@ -225,6 +233,7 @@ export async function jobsView(el, { signal }) {
   };
   const again = caught(async () => {
     shown = PAGE;
+    from = null;
     await load();
   });
   let typing;
@@ -236,7 +245,8 @@ export async function jobsView(el, { signal }) {
   more.addEventListener(
     'click',
     caught(async () => {
-      shown += PAGE;
+      if (next) from = next;
+      else shown += PAGE;
       more.blur();
       await load();
     }),

@@ -1,6 +1,6 @@
 // A table that is searched, filtered and paged by the server; rows can be picked for an action in bulk.
 import { fill, h } from '../dom.js';
-import { t } from '../i18n.js';
+import { t, when } from '../i18n.js';
 import { failure } from '../shell.js';
 import { caught, table } from './parts.js';
 
@@ -13,14 +13,15 @@ export const promptCell = (setId, prompt) =>
   );
 
 /**
- * `load(query)` answers `{data, after, total}`. `filters`: `[{name, label, options: [[value, text]], value}]`.
+ * `load(query)` answers `{data, after, total, searched_to}`; a search that ran out of time says how far it came, and older
+ * rows are searched on request. `filters`: `[{name, label, options: [[value, text]], value}]`.
  * `columns` as for `table`, `row(item)` gives the cells. `bulk`: `{label, fits(item), run(ids)}`.
  * Resolves the first `refresh()` once the first page is drawn. `choose({name: value})` sets filters and lists anew.
  */
 export function listing({ id, label, load, columns, row, empty, filters = [], size = 25, bulk = null }) {
   const body = h('div');
   const picked = new Set();
-  let before = []; // `after` of the pages that lead here
+  let before = []; // {after, rows} of the pages that lead here; a search can end before a page is full
   let after = null; // where this page begins
   let next = null;
   let last = null; // the latest request: a slow older answer must not overwrite it
@@ -64,15 +65,17 @@ export function listing({ id, label, load, columns, row, empty, filters = [], si
     const answer = await load(query);
     if (asked !== last) return;
     const list = answer.data;
+    const counted = answer.total !== null;
     // The rows of a page can all have been removed: go back to one that has some.
-    if (list.length === 0 && before.length) {
-      after = before.pop();
+    if (list.length === 0 && before.length && counted) {
+      ({ after } = before.pop());
       return draw();
     }
-    next = list.length && answer.after ? answer.after : null;
-    const first = before.length * size + 1;
-    const shownTo = before.length * size + list.length;
-    const more = answer.total > shownTo;
+    next = answer.after;
+    const first = before.reduce((n, page) => n + page.rows, 1);
+    const shownTo = first + list.length - 1;
+    const unfinished = answer.searched_to !== null;
+    const more = unfinished || (counted ? answer.total > shownTo : list.length === size);
     const fits = (item) => bulk?.fits(item);
     for (const gone of [...picked]) if (!list.some((item) => item.id === gone && fits(item))) picked.delete(gone);
     const all = list.filter(fits);
@@ -117,30 +120,32 @@ export function listing({ id, label, load, columns, row, empty, filters = [], si
       ),
     );
     const filtered = query.q || selects.some((s) => s.value);
-    const nothing = filtered ? t('list.nothing_fits') : empty;
+    const nothing = unfinished || before.length ? t('list.none_here') : filtered ? t('list.nothing_fits') : empty;
+    const range = list.length ? t(counted ? 'list.range' : 'list.range_open', { first, last: shownTo, total: answer.total }) : null;
+    const extent = unfinished ? t('list.searched_to', { at: when(answer.searched_to) }) : null;
     const box = table(label, bulk ? [['', 'pick', t('list.pick_all')], ...columns] : columns, rows, nothing);
     if (bulk && list.length) box.querySelector('th.pick').replaceChildren(everyone);
     fill(
       body,
       box,
-      list.length
+      list.length || before.length || more
         ? h(
             'nav',
             { class: 'pager', 'aria-label': t('list.pages', { name: label }) },
-            h('span', { class: 'muted', text: t('list.range', { first, last: shownTo, total: answer.total }) }),
+            h('span', { class: 'muted', role: 'status', text: [range, extent].filter(Boolean).join(' · ') }),
             before.length || more
               ? [
                   h('button', {
                     type: 'button',
                     text: t('list.newer'),
                     disabled: before.length === 0,
-                    on: { click: caught(() => ((after = before.pop()), draw())) },
+                    on: { click: caught(() => (({ after } = before.pop()), draw())) },
                   }),
                   h('button', {
                     type: 'button',
-                    text: t('list.older'),
+                    text: t(unfinished ? 'list.search_on' : 'list.older'),
                     disabled: !more || !next,
-                    on: { click: caught(() => (before.push(after), (after = next), draw())) },
+                    on: { click: caught(() => (before.push({ after, rows: list.length }), (after = next), draw())) },
                   }),
                 ]
               : null,

@@ -5,7 +5,7 @@ import { percent } from '../figures.js';
 import { has, num, t } from '../i18n.js';
 import { recipeName, runName } from './jobs.js';
 import { meanText, shareText, show } from './metrics.js';
-import { bytes, every, progressBar, progressText, stateTag } from './parts.js';
+import { bytes, countedNote, every, progressBar, progressText, stateTag } from './parts.js';
 import { projectId } from './project.js';
 
 /** What each `next_action` code of the server leads to: [node to light up, link]. */
@@ -155,6 +155,7 @@ export async function overviewView(el, { signal }) {
         ),
         arrow('a6', t('loop.serve')),
       ),
+      countedNote(o.counted),
       jobs.length
         ? h(
             'section',

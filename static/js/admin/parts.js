@@ -1,6 +1,6 @@
 // Small pieces that several admin views share.
 import { dialog, h, toast } from '../dom.js';
-import { duration, fig, num, t } from '../i18n.js';
+import { duration, fig, num, t, when } from '../i18n.js';
 import { isShare, metricTitle, onAxis, show } from './metrics.js';
 import { errorText } from '../plain.js';
 
@@ -192,6 +192,10 @@ export function download(name, text, type) {
 }
 
 /** Calls `fn` every `seconds` until the view is left; skips hidden tabs. */
+/** When numbers were counted, if that is a while ago. */
+export const countedNote = (counted) =>
+  Date.now() - counted / 1000 > 15_000 ? h('p', { class: 'help', text: t('counted.at', { at: when(counted) }) }) : null;
+
 export function every(seconds, signal, fn) {
   const timer = setInterval(() => !document.hidden && fn().catch(() => {}), seconds * 1000);
   signal.addEventListener('abort', () => clearInterval(timer));

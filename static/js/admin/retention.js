@@ -3,7 +3,7 @@ import { get, post } from '../api.js';
 import { fill, h, toast } from '../dom.js';
 import { num, t, when } from '../i18n.js';
 import { errorText } from '../plain.js';
-import { bytes, caught, confirm, every, section, table } from './parts.js';
+import { bytes, caught, confirm, countedNote, every, section, table } from './parts.js';
 
 const KINDS = ['completions', 'prompts', 'feedback_events', 'job_files'];
 /** "12 (3.4 kB)". */
@@ -20,6 +20,10 @@ export async function retentionPanel(el, signal) {
   let running = false;
   const draw = async () => {
     const { limits, outlook, progress } = await get('/admin/retention', null, { signal });
+    if (!outlook) {
+      fill(el, section(t('retention.title'), null, h('p', { class: 'help', text: t('retention.help') }), h('p', { role: 'status', text: t('counted.not_yet') })));
+      return true;
+    }
     const some = KINDS.some((k) => outlook.goes[k].records);
     const limited = Object.values(limits).some((v) => v > 0);
     const go = h('button', {
@@ -65,6 +69,7 @@ export async function retentionPanel(el, signal) {
             h('tr', null, h('td', { text: t(`retention.${k}`) }), cell(amount(outlook.stored[k])), cell(amount(outlook.goes[k]))),
           ),
         ),
+        countedNote(outlook.counted),
         kept.map((text) => h('p', { class: 'help', text })),
         h('p', { class: progress.error ? 'form-error' : 'help', role: 'status', text: last ?? '' }),
         h('p', { class: 'help' }, h('a', { href: '#/audit', text: t('retention.audit') })),

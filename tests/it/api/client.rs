@@ -13,6 +13,7 @@ use instructd::domain::{ModelKind, ModelState, ModelVersion, ModelVersionId};
 use instructd::engine::{EngineOptions, Generator, LocalEngine};
 use instructd::http::peer::Peer;
 use instructd::service::random::secret_hash;
+use instructd::service::searches::SearchLimits;
 use instructd::service::{Clock, Random, Services, system_clock};
 use serde_json::{Value, json};
 use tower::ServiceExt;
@@ -111,6 +112,14 @@ impl Server {
         engine.activate(&base.id).await.unwrap();
         server.services.set_engine(engine);
         server
+    }
+
+    /// With other limits of searches.
+    pub async fn searching(limits: SearchLimits) -> Self {
+        let Self { services, _dir: dir, .. } = Self::without_engine(|_| {}).await;
+        let mut services = Arc::into_inner(services).expect("the router of the first server is gone");
+        services.search = limits;
+        Self::of(Arc::new(services), dir).with_mock(MockOptions::default()).await
     }
 
     pub async fn without_engine(change: impl FnOnce(&mut Config)) -> Self {

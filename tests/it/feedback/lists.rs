@@ -1,9 +1,14 @@
 //! The lists of the pages over HTTP: prompts in them, search, filters, paging, names for ids.
 
+use std::time::Duration;
+
+use instructd::domain::*;
+use instructd::service::searches::SearchLimits;
 use serde_json::{Value, json};
 
 use super::queue::{labeler, set_of, submit};
 use crate::api::client::Server;
+use crate::store::fixture;
 
 async fn judge(server: &Server, bearer: &str, set: &Value, order: &[&str]) {
     let path = format!("/v1/label/next?set_id={}", set["id"].as_str().unwrap());
@@ -109,4 +114,49 @@ async fn the_review_of_a_practice_set_shows_and_changes_its_answer() {
         assert_eq!((&answer["tiers"], &answer["explanation"]), (&tiers, &json!(why)));
         assert!(review.get("expected").is_none() && review.get("explanation").is_none(), "once is enough: {review}");
     }
+}
+
+/// Searches without any time look at two rows for a request. Following their cursor finds everything once.
+#[tokio::test]
+async fn searches_out_of_time_are_continued() {
+    let server = Server::searching(SearchLimits { time: Duration::ZERO, rows: 2 }).await;
+    let ada = labeler(&server, "ada").await;
+    let mut made = Vec::new();
+    for i in 0..9 {
+        let question = if i % 4 == 0 { format!("where is basil {i}") } else { format!("question {i}") };
+        let set = set_of(&server, &question, &["x", "y"], 2).await;
+        judge(&server, &ada, &set, &["x", "y"]).await;
+        made.push(set["id"].clone());
+    }
+    for i in 0..5 {
+        let args = json!({"note": if i == 1 { "basil" } else { "none" }});
+        server.services.store.jobs().enqueue(Job { args, ..fixture::job("sft", None, 0) }).await.unwrap();
+    }
+    let expected = [8, 4, 0].map(|i: usize| made[i].clone());
+    for (path, field, expected) in [
+        ("/admin/sets", "id", expected.to_vec()),
+        ("/admin/api/judgments", "set_id", expected.to_vec()),
+        ("/admin/jobs", "kind", vec![json!("sft")]),
+    ] {
+        for limit in [1, 100] {
+            let (mut found, mut after, mut stops) = (Vec::new(), String::new(), 0);
+            loop {
+                let query = format!("{path}?q=BASIL&limit={limit}{after}");
+                let page = server.get(&query).await.expect(200).json();
+                let rows = page["data"].as_array().unwrap();
+                found.extend(rows.iter().map(|row| row[field].clone()));
+                assert_eq!(page["total"], Value::Null, "{query}: one request cannot count");
+                stops += usize::from(!page["searched_to"].is_null());
+                if page["searched_to"].is_null() && rows.len() < limit {
+                    break;
+                }
+                after = format!("&after={}", page["after"].as_str().unwrap());
+            }
+            assert_eq!(found, expected, "{path}");
+            assert!(stops > 0, "{path}: {stops}");
+        }
+    }
+    // Other lists are counted, whatever the limits are.
+    let page = server.get("/admin/sets?limit=1").await.expect(200).json();
+    assert_eq!((&page["total"], &page["searched_to"]), (&json!(9), &Value::Null));
 }

@@ -19,6 +19,7 @@ mod projects;
 mod queue;
 mod requests;
 mod rubrics;
+mod searches;
 mod settings;
 mod sqlite;
 mod webhooks;

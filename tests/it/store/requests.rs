@@ -115,7 +115,7 @@ async fn old_requests_go(store: Arc<Store>) {
     let cuts = Cuts { feedback: T0, requests: T0 + 5, kept_feedback: Micros::MIN, kept_prompts: Micros::MIN };
     let records = async |what| {
         let (stored, going) = (
-            store.privacy().stored(what).await.unwrap(),
+            store.privacy().stored(what, None, 10).await.unwrap().0,
             store.privacy().expiring(what, cuts, None, 10).await.unwrap().0,
         );
         assert!(stored.bytes >= going.bytes && (going.records == 0) == (going.bytes == 0), "{stored:?} {going:?}");
@@ -137,6 +137,21 @@ async fn old_requests_go(store: Arc<Store>) {
             }
         }
         assert_eq!(counted, 1, "{what:?}");
+        let (mut parts, mut after) = (Vec::new(), None);
+        loop {
+            let (amount, last) = store.privacy().stored(what, after.as_ref(), 1).await.unwrap();
+            parts.push(amount);
+            after = last;
+            if after.is_none() {
+                break;
+            }
+        }
+        let whole = store.privacy().stored(what, None, 10).await.unwrap();
+        let sum = parts.iter().fold(Amount::default(), |mut sum, part| {
+            sum += *part;
+            sum
+        });
+        assert_eq!((sum, None, parts.len() as i64 - 1), (whole.0, whole.1, whole.0.records), "{what:?}");
         let all = Cuts { requests: Micros::MAX, ..cuts };
         let oldest = store.privacy().candidates(what, all, Stretch::After(None), 10).await.unwrap();
         let mut newest = store.privacy().candidates(what, all, Stretch::Before(None), 10).await.unwrap();
