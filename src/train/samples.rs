@@ -93,8 +93,9 @@ impl<'t> Samples<'t> {
         let mut prompts: Vec<PromptIds> = Vec::new();
         for SamplePrompt { prompt, ids, .. } in &self.prompts {
             let first = self.texts.prompt(prompt)?;
-            let first = first[first.len().saturating_sub(room)..].to_vec();
-            prompts.push(PromptIds { first: first.into(), ..ids.clone() });
+            let mut ids = ids.clone();
+            ids.first = first[first.len().saturating_sub(room)..].to_vec().into();
+            prompts.push(ids);
         }
         let params = GenParams {
             max_new_tokens,

@@ -122,9 +122,9 @@ fn conversation(rl: &RlCommon, texts: &Texts, prompt: PromptInput) -> Result<Con
 }
 
 /// The name of a record in messages, its ids without truncation, and its answer, of every prompt.
-fn conversations<'a>(
-    rl: &'a RlCommon,
-    texts: &'a Texts,
+fn conversations(
+    rl: &RlCommon,
+    texts: &Texts,
 ) -> Result<impl Iterator<Item = Result<(String, ConversationIds, Option<String>)>>> {
     if rl.turns == Turns::All {
         texts.check_earlier_answers()?;
