@@ -136,12 +136,17 @@ impl Texts {
         Ok(NextTurn { messages: messages.to_vec(), ids: ids[until_answer.len()..].to_vec(), end })
     }
 
-    /// The text of messages before an answer: by the template, or without one their texts, one per line.
+    /// The text of messages before an answer: by the template, or without one their texts. Then an answer follows what it
+    /// answers as a completion does, and every other message is on a new line.
     fn rendered(&self, messages: &[Message]) -> Result<Rendered> {
         match &self.template {
             None => {
-                let texts: Vec<&str> = messages.iter().map(|m| m.content.as_str()).collect();
-                Ok(Rendered { text: texts.join("\n"), breaks: Vec::new() })
+                let mut text = String::new();
+                for (i, message) in messages.iter().enumerate() {
+                    text.push_str(if i == 0 || message.role == "assistant" { "" } else { "\n" });
+                    text.push_str(&message.content);
+                }
+                Ok(Rendered { text, breaks: Vec::new() })
             }
             Some(Ok(template)) => Ok(template.render(messages, true)?),
             Some(Err(error)) => Err(error.clone().into()),

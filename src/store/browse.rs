@@ -147,7 +147,8 @@ async fn by_id<T>(
 
 // ---------------------------------------------------------------- sets
 
-/// Two people whose current rankings order a pair of the answers of `s` differently.
+/// Two people whose current rankings order a pair of the answers of `s` differently. With the offset PostgreSQL looks at the
+/// sets of a part one by one; without, it joins all judgments first.
 const DISPUTED: &str = "EXISTS (SELECT 1 FROM judgments j
     JOIN judgments k ON k.set_id = j.set_id AND k.labeler_id > j.labeler_id AND k.outcome = 'ranked'
     JOIN judgment_items ja ON ja.judgment_id = j.id
@@ -157,7 +158,8 @@ const DISPUTED: &str = "EXISTS (SELECT 1 FROM judgments j
     WHERE j.set_id = s.id AND j.outcome = 'ranked'
       AND NOT EXISTS (SELECT 1 FROM judgments n WHERE n.supersedes_id = j.id OR n.supersedes_id = k.id)
       AND CASE WHEN ja.tier < jb.tier THEN -1 WHEN ja.tier > jb.tier THEN 1 ELSE 0 END
-          <> CASE WHEN ka.tier < kb.tier THEN -1 WHEN ka.tier > kb.tier THEN 1 ELSE 0 END)";
+          <> CASE WHEN ka.tier < kb.tier THEN -1 WHEN ka.tier > kb.tier THEN 1 ELSE 0 END
+    LIMIT 1 OFFSET 0)";
 
 impl SetFilter {
     /// Whether no index answers the filter, so that sets have to be looked at one by one.

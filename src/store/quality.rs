@@ -1,9 +1,12 @@
-//! Judgments as the quality figures read them: all of them by one statement, without texts.
+//! Judgments as the quality figures read them: all of them, without texts.
 
 use super::judgments::current;
 use super::rows::{Conn, Row, args};
 use super::{JudgedFilter, Result, rubrics};
 use crate::domain::*;
+
+/// Judgments that one statement reads.
+const PART: i64 = 5000;
 
 /// Passes judgments to `take` one by one, ordered by id; with `labeler`, only those of sets that this person judged.
 /// Rows are not kept: one judgment is in memory.
@@ -14,6 +17,36 @@ pub(super) async fn each_judged(
     mut take: impl FnMut(JudgedSet) + Send,
 ) -> Result<()> {
     let mut current: Option<JudgedSet> = None;
+    let mut after = String::new();
+    loop {
+        // The judgments of one labeler are few. All are read in parts: one statement over a million judgments takes longer
+        // than the limit of a statement.
+        let end = if labeler.is_none() { end_of_part(conn, &after).await? } else { None };
+        judged_part(conn, filter, labeler, (&after, end.as_deref()), &mut current, &mut take).await?;
+        match end {
+            Some(end) => after = end,
+            None => break,
+        }
+    }
+    current.into_iter().for_each(take);
+    Ok(())
+}
+
+/// The id of the last judgment of the part that begins after `after`; `None` for the last part.
+async fn end_of_part(conn: &mut Conn, after: &str) -> Result<Option<String>> {
+    let sql = "SELECT id FROM judgments WHERE id > $1 ORDER BY id LIMIT 1 OFFSET $2";
+    conn.one(sql, args![after, PART]).await?.map(|row| row.text("id")).transpose()
+}
+
+/// Judgments after the first id up to the second one. Each is taken when the next one begins; the last stays in `current`.
+async fn judged_part(
+    conn: &mut Conn,
+    filter: &JudgedFilter,
+    labeler: Option<&LabelerId>,
+    (after, end): (&str, Option<&str>),
+    current: &mut Option<JudgedSet>,
+    take: &mut (impl FnMut(JudgedSet) + Send),
+) -> Result<()> {
     conn.each(
         concat!(
             "SELECT j.id AS judgment_id, j.set_id, j.labeler_id, j.outcome, j.active_ms, j.assignment_id, j.created,
@@ -26,6 +59,7 @@ pub(super) async fn each_judged(
              WHERE ($1 IS NULL OR s.kind = $1) AND ($2 IS NULL OR j.created >= $2)
                AND ($3 IS NULL OR j.set_id IN (SELECT set_id FROM judgments WHERE labeler_id = $3))
                AND ($4 IS NULL OR s.project_id = $4)
+               AND j.id > $5 AND j.id <= COALESCE($6, '~')
                AND ",
             current!(),
             " ORDER BY j.id, i.completion_id"
@@ -34,7 +68,9 @@ pub(super) async fn each_judged(
             filter.kind.map(SetKind::as_str),
             filter.since,
             labeler.map(LabelerId::as_str),
-            filter.project.as_ref().map(ProjectId::as_str)
+            filter.project.as_ref().map(ProjectId::as_str),
+            after,
+            end
         ],
         |row| {
             let id: JudgmentId = row.text("judgment_id")?.into();
@@ -43,7 +79,7 @@ pub(super) async fn each_judged(
             {
                 take(complete);
             }
-            if let (Some(completion_id), Some(judgment)) = (row.opt_text("completion_id")?, &mut current) {
+            if let (Some(completion_id), Some(judgment)) = (row.opt_text("completion_id")?, &mut *current) {
                 judgment.items.push(JudgedItem {
                     completion_id: completion_id.into(),
                     model_version_id: row.opt_text("model_version_id")?.map(Into::into),
@@ -56,9 +92,7 @@ pub(super) async fn each_judged(
             Ok(true)
         },
     )
-    .await?;
-    current.into_iter().for_each(take);
-    Ok(())
+    .await
 }
 
 /// The judgment of a row, without items.

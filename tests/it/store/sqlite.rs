@@ -55,6 +55,40 @@ async fn refuses_urls_it_cannot_keep_data_in() {
     }
 }
 
+/// The store reads judgments in parts; 11,003 are in three of them.
+#[tokio::test]
+async fn each_judgment_is_read_once_however_many_there_are() {
+    let fresh = backend::sqlite().await.unwrap();
+    let set = fixture::stored_set(&fresh.store, "q", &["one", "two"], 1).await;
+    // A person for each judgment. Nothing that is read here refers to people.
+    let options: sqlx::sqlite::SqliteConnectOptions = fresh.url.parse().unwrap();
+    let pool = sqlx::SqlitePool::connect_with(options.foreign_keys(false)).await.unwrap();
+    let numbers = "WITH RECURSIVE c (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < 11003)";
+    sqlx::query(sqlx::AssertSqlSafe(format!(
+        "{numbers} INSERT INTO judgments (id, set_id, labeler_id, revision, outcome, active_ms, wall_ms, idempotency_key, created)
+         SELECT printf('%026d', n), ?, 'person ' || n, 1, 'ranked', 1, 2, 'key ' || n, n FROM c"
+    )))
+    .bind(set.id.as_str())
+    .execute(&pool)
+    .await
+    .unwrap();
+    for (tier, completion) in set.completion_ids.iter().enumerate() {
+        sqlx::query(sqlx::AssertSqlSafe(format!(
+            "{numbers} INSERT INTO judgment_items (judgment_id, completion_id, tier, shown_position)
+             SELECT printf('%026d', n), ?, {tier}, 0 FROM c"
+        )))
+        .bind(completion.as_str())
+        .execute(&pool)
+        .await
+        .unwrap();
+    }
+    pool.close().await;
+    let judged = fixture::judged(&fresh.store, None, None).await;
+    assert!(judged.iter().all(|judgment| judgment.items.len() == 2));
+    let ids: Vec<String> = judged.iter().map(|judgment| judgment.judgment_id.to_string()).collect();
+    assert_eq!(ids, (1..=11003).map(|n| format!("{n:026}")).collect::<Vec<_>>());
+}
+
 /// Every migration one by one over a database with rows, references checked after each.
 #[tokio::test]
 async fn migrates_stepwise_with_rows_in_it() {
