@@ -8,38 +8,16 @@ use crate::domain::*;
 /// Judgments that one statement reads.
 const PART: i64 = 5000;
 
-/// Passes judgments to `take` one by one, ordered by id; with `labeler`, only those of sets that this person judged.
-/// Rows are not kept: one judgment is in memory.
-pub(super) async fn each_judged(
-    conn: &mut Conn,
-    filter: &JudgedFilter,
-    labeler: Option<&LabelerId>,
-    mut take: impl FnMut(JudgedSet) + Send,
-) -> Result<()> {
-    let mut current: Option<JudgedSet> = None;
-    let mut after = String::new();
-    loop {
-        // The judgments of one labeler are few. All are read in parts: one statement over a million judgments takes longer
-        // than the limit of a statement.
-        let end = if labeler.is_none() { end_of_part(conn, &after).await? } else { None };
-        judged_part(conn, filter, labeler, (&after, end.as_deref()), &mut current, &mut take).await?;
-        match end {
-            Some(end) => after = end,
-            None => break,
-        }
-    }
-    current.into_iter().for_each(take);
-    Ok(())
-}
-
 /// The id of the last judgment of the part that begins after `after`; `None` for the last part.
-async fn end_of_part(conn: &mut Conn, after: &str) -> Result<Option<String>> {
+pub(super) async fn end_of_part(conn: &mut Conn, after: &str) -> Result<Option<String>> {
     let sql = "SELECT id FROM judgments WHERE id > $1 ORDER BY id LIMIT 1 OFFSET $2";
     conn.one(sql, args![after, PART]).await?.map(|row| row.text("id")).transpose()
 }
 
-/// Judgments after the first id up to the second one. Each is taken when the next one begins; the last stays in `current`.
-async fn judged_part(
+/// Passes the judgments after the first id up to the second one to `take`, ordered by id; with `labeler`, only those of sets
+/// that this person judged. Each is taken when the next one begins, and the last stays in `current`: one judgment is in
+/// memory.
+pub(super) async fn judged_part(
     conn: &mut Conn,
     filter: &JudgedFilter,
     labeler: Option<&LabelerId>,
@@ -113,7 +91,10 @@ fn judged_set(row: &Row, judgment_id: JudgmentId) -> Result<JudgedSet> {
 
 pub(super) async fn judged_with(conn: &mut Conn, labeler: &LabelerId) -> Result<Vec<JudgedSet>> {
     let mut judged = Vec::new();
-    each_judged(conn, &JudgedFilter::default(), Some(labeler), |judgment| judged.push(judgment)).await?;
+    let mut last = None;
+    let mut take = |judgment| judged.push(judgment);
+    judged_part(conn, &JudgedFilter::default(), Some(labeler), ("", None), &mut last, &mut take).await?;
+    judged.extend(last);
     Ok(judged)
 }
 

@@ -97,8 +97,20 @@ impl Sets<'_> {
 
     /// Passes latest revisions of every outcome without texts to `take`, ordered by judgment id. They are read one by
     /// one, so `take` must not wait.
-    pub async fn each_judged(self, filter: &JudgedFilter, take: impl FnMut(JudgedSet) + Send) -> Result<()> {
-        read!(self.0, |c| quality::each_judged(c, filter, None, take))
+    pub async fn each_judged(self, filter: &JudgedFilter, mut take: impl FnMut(JudgedSet) + Send) -> Result<()> {
+        let (mut after, mut last) = (String::new(), None);
+        loop {
+            // Each part has the time that a database has for an answer.
+            let end = read!(self.0, |c| quality::end_of_part(c, &after))?;
+            let part = (after.as_str(), end.as_deref());
+            read!(self.0, |c| quality::judged_part(c, filter, None, part, &mut last, &mut take))?;
+            match end {
+                Some(end) => after = end,
+                None => break,
+            }
+        }
+        last.into_iter().for_each(take);
+        Ok(())
     }
 
     /// Latest revisions of all labelers on every set that this labeler judged; ordered by judgment id.
