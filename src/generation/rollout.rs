@@ -56,6 +56,9 @@ pub struct Sample {
     pub hidden: Vec<f32>,
 }
 
+/// The ids between the last of the responses to the prompt with an index and the next one, if there is one.
+pub type NextTurnIds<'a> = dyn Fn(usize, &[Sample]) -> Option<&'a [u32]> + 'a;
+
 /// The turns of conversations after the first.
 pub struct LaterTurns<'a> {
     /// Maximum number of tokens of a conversation. One whose next turn leaves no room for a response of the maximum
@@ -63,7 +66,7 @@ pub struct LaterTurns<'a> {
     pub max_tokens: usize,
     /// Returns the ids between the last of the responses so far and the next one, given the index of the prompt; `None`
     /// where the conversation ends.
-    pub next: &'a dyn Fn(usize, &[Sample]) -> Option<&'a [u32]>,
+    pub next: &'a NextTurnIds<'a>,
 }
 
 impl LaterTurns<'_> {
@@ -198,6 +201,9 @@ fn schedule_pending(batch: &mut Stepper<Response>) -> Result<Vec<ScheduledTokens
     Ok(scheduled)
 }
 
+/// Tokens with the index of their sequence, and the entropy of the distribution if it is asked for.
+type DrawnTokens = Vec<(usize, (Drawn, Option<f32>))>;
+
 /// Draws one token for every complete sequence of the step from its row of `hidden` `[sequences, hidden]`. Returns it with
 /// the index of the sequence, and with `with_hidden` the entropy of the distribution.
 fn draw_tokens(
@@ -206,7 +212,7 @@ fn draw_tokens(
     hidden: &Tensor,
     step: &Step,
     params: &GenParams,
-) -> Result<Vec<(usize, (Drawn, Option<f32>))>> {
+) -> Result<DrawnTokens> {
     let logits = decoder.logits(hidden)?.to_device(&Device::Cpu)?;
     let logprob_temperature = if params.warpers.temperature == 0.0 { 1.0 } else { params.warpers.temperature };
     let one = |response: &mut Response, row: &[f32], _: &[u32]| {
@@ -229,7 +235,7 @@ fn draw_tokens(
 /// removed from the batch.
 fn append(
     batch: &mut Stepper<Response>,
-    drawn: Vec<(usize, (Drawn, Option<f32>))>,
+    drawn: DrawnTokens,
     samples: &mut [Vec<Sample>],
     params: &GenParams,
     later: Option<&LaterTurns<'_>>,

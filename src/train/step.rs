@@ -236,7 +236,7 @@ mod tests {
             predicted: predicted.to_vec(),
         };
         let a = turns(&[10, 11, 12, 13, 14, 15], &[2..3, 5..6]);
-        let b = turns(&[20, 21, 22], &[1..3]);
+        let b = turns(&[20, 21, 22], std::slice::from_ref(&(1..3)));
         let packed = PredictionBatch::of_turns(&[&a, &b]);
         assert_eq!(packed.batch.ids, [10, 11, 12, 13, 14, 20, 21]);
         assert_eq!((packed.rows, packed.targets), (vec![1, 4, 5, 6], vec![12, 15, 21, 22]));

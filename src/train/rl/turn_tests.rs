@@ -224,7 +224,7 @@ fn gradients(policy: &Trainable, params: &Params, packed: &PredictionBatch) -> V
     let mut sum = Accumulator::default();
     sum.add(params, &loss).unwrap();
     let flat = |tensor: &candle_core::Tensor| tensor.flatten_all().unwrap().to_vec1().unwrap();
-    params.iter().map(|(name, _)| (name.clone(), flat(&sum.grads[name]))).collect()
+    params.keys().map(|name| (name.clone(), flat(&sum.grads[name]))).collect()
 }
 
 /// The gradient of a conversation is the sum of those of its answers: nothing between them has one, and every answer has.

@@ -184,7 +184,7 @@ fn write_conversations(path: &Path, prompts: usize) {
     };
     let line = |prompt: usize| {
         let message = |turn: usize| {
-            let role = if turn % 2 == 0 { "user" } else { "assistant" };
+            let role = if turn.is_multiple_of(2) { "user" } else { "assistant" };
             json!({"role": role, "content": words(prompt, turn / 2)})
         };
         json!({"messages": (0..5).map(message).collect::<Vec<_>>(), "answer": format!("t{prompt}")}).to_string()
