@@ -147,6 +147,8 @@ async fn by_id<T>(
 
 // ---------------------------------------------------------------- sets
 
+const PROMPT_OF_SET: &str = "JOIN prompts p ON p.id = s.prompt_id";
+
 /// Two people whose current rankings order a pair of the answers of `s` differently. With the offset PostgreSQL looks at the
 /// sets of a part one by one; without, it joins all judgments first.
 const DISPUTED: &str = "EXISTS (SELECT 1 FROM judgments j
@@ -203,7 +205,7 @@ pub(super) async fn sets_page(
     page: &Page,
     now: Micros,
 ) -> Result<(Vec<SetRow>, i64)> {
-    let prompts = if filter.text.is_some() { "JOIN prompts p ON p.id = s.prompt_id" } else { "" };
+    let prompts = if filter.text.is_some() { PROMPT_OF_SET } else { "" };
     let fits = filter.conditions(conn);
     let sql = format!("SELECT COUNT(*) AS n FROM comparison_sets s {prompts} WHERE {fits}");
     let total = total(conn, sql, filter.args(now)).await?;
@@ -244,7 +246,7 @@ async fn set_rows(
                             AND a.expires_at > $1) AS held,
                         (SELECT COUNT(*) FROM set_items i JOIN completions c ON c.id = i.completion_id
                             WHERE i.set_id = s.id AND c.finish_reason = 'length') AS cut_off
-                 FROM comparison_sets s JOIN prompts p ON p.id = s.prompt_id
+                 FROM comparison_sets s {PROMPT_OF_SET}
                  WHERE {fits} AND s.id < COALESCE($8, '~') AND s.id >= COALESCE($10, '')
                  ORDER BY s.id DESC LIMIT $9"
             ),
@@ -328,7 +330,6 @@ impl JudgmentFilter {
 }
 
 const SET_OF_JUDGMENT: &str = "JOIN comparison_sets s ON s.id = j.set_id";
-const PROMPT_OF_SET: &str = "JOIN prompts p ON p.id = s.prompt_id";
 
 pub(super) async fn judgments_page(
     conn: &mut Conn,

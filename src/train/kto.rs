@@ -13,7 +13,7 @@ use super::fit::{self, count};
 use super::preference::sequence_logprobs;
 use super::run::{Run, TrainPlan, device, file_hash, load_base, report_phase};
 use super::samples::Samples;
-use super::sft::backbone_and_output;
+use super::sft::{backbone_and_output, length};
 use super::step::{Accumulator, PredictionBatch, Sequence, micro_batches};
 use super::thumbed::{Feedback, FeedbackExample};
 use super::token_file::TokenFile;
@@ -33,8 +33,8 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let mut loaded = load_base(&common, &device(&common)?)?;
     report_phase(reporter, "preparing");
     let texts = Texts::new(&loaded)?.with_reasoning(args.reasoning);
-    let length = fit::length(common.max_length, loaded.config.max_positions, || lengths(&args.feedback, &texts))?;
-    let max_length = length.tokens;
+    let fitted = fit::length(common.max_length, loaded.config.max_positions, || lengths(&args.feedback, &texts))?;
+    let max_length = fitted.tokens;
     let tokens = TokenFile::new(Path::new(&common.output_dir));
     let mut data = Feedback::read(&args.feedback, &texts, max_length, args.heldout_fraction, tokens)?;
     let (liked, others) = data.counts();
@@ -57,7 +57,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
         common,
     };
     let mut run = Run::new(plan, reporter)?;
-    length.report(&mut run);
+    fitted.report(&mut run);
     data.fit.report(&mut run);
     data.report.report(&mut run, None);
     run.info(format!(
@@ -147,13 +147,12 @@ fn settings(args: &KtoArgs, liked: usize, others: usize) -> kto::Settings {
 
 /// Lengths in tokens of the prompts with their completions in a file, without truncation.
 fn lengths(path: &str, texts: &Texts) -> Result<Vec<usize>> {
-    let mut lengths = Vec::new();
-    for one in read_feedback(Path::new(path)).context("feedback")? {
+    let all = read_feedback(Path::new(path)).context("feedback")?;
+    all.map(|one| {
         let one = one.context("feedback")?;
-        let answers = texts.answers(&one.prompt, &[&one.completion], usize::MAX)?;
-        lengths.extend(answers.sequences.iter().map(|(ids, _)| ids.len()));
-    }
-    Ok(lengths)
+        length(&one.prompt, &one.completion, texts)
+    })
+    .collect()
 }
 
 fn in_groups<'i>(items: &[&'i FeedbackExample], tokens: usize) -> Vec<Vec<&'i FeedbackExample>> {

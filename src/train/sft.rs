@@ -128,7 +128,7 @@ impl Source<'_> {
     fn lengths(&self, texts: &Texts) -> Result<Vec<usize>> {
         match self {
             Self::File(path) => lengths_of_file(path, texts),
-            Self::Mixture(rows) => rows.demonstrations().map(|written| length(&written?, texts)).collect(),
+            Self::Mixture(rows) => lengths(rows.demonstrations(), texts),
         }
     }
 }
@@ -145,15 +145,23 @@ fn hash_of(rows: &mixture::Rows) -> Result<String> {
 }
 
 /// Length in tokens of a prompt with its answer, without truncation.
-fn length(written: &Written, texts: &Texts) -> Result<usize> {
-    let answers = texts.answers(&written.prompt, &[&written.completion], usize::MAX)?;
+pub(super) fn length(prompt: &PromptInput, completion: &str, texts: &Texts) -> Result<usize> {
+    let answers = texts.answers(prompt, &[completion], usize::MAX)?;
     Ok(answers.sequences.iter().map(|(ids, _)| ids.len()).sum())
+}
+
+fn lengths(all: impl Iterator<Item = Result<Written, DataError>>, texts: &Texts) -> Result<Vec<usize>> {
+    let one = |written: Result<Written, DataError>| {
+        let written = written.context("demonstrations")?;
+        length(&written.prompt, &written.completion, texts)
+    };
+    all.map(one).collect()
 }
 
 /// Lengths in tokens of the prompts with their answers in a file of demonstrations, without truncation.
 pub(super) fn lengths_of_file(path: &str, texts: &Texts) -> Result<Vec<usize>> {
     let all = read_demonstrations(Path::new(path)).context("demonstrations")?;
-    all.map(|written| length(&written.context("demonstrations")?, texts)).collect()
+    lengths(all, texts)
 }
 
 /// Demonstrations as sequences of which the response is predicted.
