@@ -4,11 +4,13 @@ use std::collections::HashMap;
 use std::time::Instant;
 
 use candle_core::Device as Candle;
+use instructd::gpu::shared::Shared;
+use instructd::model::decoder::attached::{DevicePasses, Keep, Wanted};
 use instructd::model::decoder::training::{Element, State, TrainerOptions};
 use instructd::model::init::{Heads, init};
 use instructd::model::{DeviceTrainer, Recompute};
 use instructd::objective::causal_lm;
-use instructd::train::on_device::adam_step;
+use instructd::train::device_tensors::adam_step;
 use instructd::train::optim::AdamConfig;
 use instructd::train::step::{Accumulator, PredictionBatch, Sequence};
 use instructd::train::trainable::Trainable;
@@ -27,16 +29,15 @@ fn policy(shape: [usize; 6]) -> Result<Trainable, String> {
 fn trainer(policy: &Trainable, simulated: bool, element: Element) -> Result<DeviceTrainer, String> {
     let names: HashMap<_, _> = policy.params.iter().map(|(name, var)| (var.id(), name.clone())).collect();
     let options = TrainerOptions::new(element, Recompute::None);
-    DeviceTrainer::new(policy.decoder(), &names, open(simulated)?, options).map_err(|e| e.to_string())
+    DeviceTrainer::new(policy.decoder(), &names, Shared::new(open(simulated)?), options).map_err(|e| e.to_string())
 }
 
 /// One pass forward and backward of the mean log-prob.
 fn pass(trainer: &mut DeviceTrainer, policy: &Trainable, sequences: &[Sequence]) -> Result<f64, String> {
     let packed = PredictionBatch::new(&sequences.iter().collect::<Vec<_>>());
     let n = packed.targets.len();
-    let scores = trainer
-        .logprobs(policy.decoder(), &packed.batch, &packed.rows, &packed.targets, 1.0, true)
-        .map_err(|e| e.to_string())?;
+    let wanted = Wanted { batch: &packed.batch, rows: &packed.rows, targets: Some(&packed.targets) };
+    let scores = trainer.logprobs(policy.decoder(), wanted, 1.0, Keep::All).map_err(|e| e.to_string())?;
     trainer.backward(&vec![-1.0 / n as f32; n]).map_err(|e| e.to_string())?;
     Ok(-scores.logprobs.iter().map(|v| f64::from(*v)).sum::<f64>() / n as f64)
 }
@@ -98,8 +99,8 @@ fn speed(simulated: bool, element: Element) -> Result<String, String> {
     for step in 0..=steps {
         let began = Instant::now();
         losses.push(pass(&mut trainer, &policy, &sequences)?);
-        let update = adam_step(AdamConfig::default(), step + 1, 1e-4, 0.0, Some(1.0));
-        trainer.update(&update).and_then(|_| trainer.wait()).map_err(|e| e.to_string())?;
+        let update = adam_step(AdamConfig::default(), step + 1, 1e-4, 0.0);
+        trainer.update(&update, Some(1.0)).and_then(|_| trainer.wait()).map_err(|e| e.to_string())?;
         seconds += if step > 0 { began.elapsed().as_secs_f64() } else { 0.0 };
     }
     let (first, last) = (losses[0], losses[losses.len() - 1]);

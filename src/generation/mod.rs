@@ -6,5 +6,5 @@ pub mod sampling;
 pub mod score;
 pub mod stepper;
 
-pub use rollout::{GenParams, LaterTurns, Sample, generate, generate_conversations};
+pub use rollout::{GenParams, LaterTurns, PREFILL_TOKENS, Sample, generate, generate_conversations};
 pub use sampling::{Drawn, Warpers};

@@ -6,8 +6,10 @@ use candle_core::{Device, Result, Tensor};
 
 use super::sampling::{DrawContext, Drawn, Warpers, draw};
 use super::stepper::{RunningSequence, ScheduledTokens, SequenceState, Step, Stepper};
+use crate::model::decoder::attached::Attached;
+use crate::model::decoder::device::Draw;
 use crate::model::decoder::kv_cache::{KvCache, PAGE};
-use crate::model::{Decoder, SampledActivations};
+use crate::model::{Decoder, DeviceModel, SampledActivations};
 use crate::ops::token_logprobs::entropy;
 
 /// How to sample a batch of prompts.
@@ -94,7 +96,7 @@ impl RunningSequence for Response {
 }
 
 /// Maximum number of prompt tokens computed in one step, or of one longer prompt or turn.
-const PREFILL_TOKENS: usize = 2048;
+pub const PREFILL_TOKENS: usize = 2048;
 
 /// Samples one response per prompt, in prompt order. `stop` is called before each step; if it returns `true`, the
 /// samples so far are returned.
@@ -134,8 +136,16 @@ pub fn generate_conversations(
     if prompts.iter().any(Vec::is_empty) {
         candle_core::bail!("a prompt has no tokens");
     }
-    let slots = params.max_batch.min(prompts.len()).max(1);
-    let mut batch = Stepper::new(KvCache::new(&decoder.config, slots * (longest + PAGE)));
+    let mut slots = params.max_batch.min(prompts.len()).max(1);
+    let cache = match decoder.attached().and_then(Attached::steps) {
+        None => KvCache::new(&decoder.config, slots * (longest + PAGE)),
+        Some(device) => {
+            let tokens = device.page_count() * PAGE;
+            slots = slots.min(tokens / (longest + PAGE)).max(1);
+            KvCache::on_device(tokens)
+        }
+    };
+    let mut batch = Stepper::new(cache);
     let mut samples = vec![vec![Sample::default()]; prompts.len()];
     let mut next = 0;
     while (next < prompts.len() && params.max_new_tokens > 0) || !batch.running().is_empty() {
@@ -145,6 +155,12 @@ pub fn generate_conversations(
         refill(&mut batch, decoder, prompts, &mut next, slots);
         let scheduled = schedule_pending(&mut batch)?;
         let step = batch.build_step(scheduled)?;
+        if let Some(mut device) = decoder.attached().and_then(Attached::steps) {
+            let drawn = step_on_device(&mut batch, decoder, &mut device, &step, params)?;
+            append(&mut batch, drawn, &mut samples, params, later);
+            batch.restart_grown(decoder);
+            continue;
+        }
         let hidden = match activations.as_deref_mut() {
             None => batch.hidden(decoder, &step)?,
             Some(activations) => {
@@ -204,6 +220,51 @@ fn schedule_pending(batch: &mut Stepper<Response>) -> Result<Vec<ScheduledTokens
 /// Tokens with the index of their sequence, and the entropy of the distribution if it is asked for.
 type DrawnTokens = Vec<(usize, (Drawn, Option<f32>))>;
 
+/// Computes a step on a device, which draws one token for every complete sequence with the random numbers of the host.
+///
+/// # Errors
+/// With warpers that change the distribution, or `with_hidden`; those of the device.
+fn step_on_device(
+    batch: &mut Stepper<Response>,
+    decoder: &Decoder,
+    device: &mut DeviceModel,
+    step: &Step,
+    params: &GenParams,
+) -> Result<DrawnTokens> {
+    if params.with_hidden {
+        candle_core::bail!("a device returns no hidden states of a rollout");
+    }
+    let mut draws = Vec::new();
+    for rows in step.complete() {
+        let response = &batch.running()[rows.sequence];
+        let context = draw_context(response, params);
+        let Some((inverse_temperature, uniform)) = params.warpers.plain_draw(&context) else {
+            candle_core::bail!("a device draws from the whole distribution only");
+        };
+        draws.push(Draw { row: rows.last_row(), inverse_temperature, uniform });
+    }
+    for (from, to) in batch.cache.take_copies() {
+        device.copy_page(from, to).map_err(candle_core::Error::wrap)?;
+    }
+    let drawn = device.step(decoder, &step.rows, &[], &draws).map_err(candle_core::Error::wrap)?.drawn;
+    batch.commit(step);
+    let tokens = step.complete().zip(drawn);
+    Ok(tokens.map(|(rows, (id, logprob))| (rows.sequence, (Drawn { id, logprob, top: Vec::new() }, None))).collect())
+}
+
+fn draw_context<'r>(response: &'r Response, params: &GenParams) -> DrawContext<'r> {
+    let temperature = params.warpers.temperature;
+    DrawContext {
+        prompt: &response.state.ids[..response.state.prompt_len],
+        generated: response.state.generated(),
+        forbidden: &[],
+        seed: params.seed,
+        stream: params.first_stream + response.index as u64,
+        logprob_temperature: if temperature == 0.0 { 1.0 } else { temperature },
+        top: 0,
+    }
+}
+
 /// Draws one token for every complete sequence of the step from its row of `hidden` `[sequences, hidden]`. Returns it with
 /// the index of the sequence, and with `with_hidden` the entropy of the distribution.
 fn draw_tokens(
@@ -214,18 +275,9 @@ fn draw_tokens(
     params: &GenParams,
 ) -> Result<DrawnTokens> {
     let logits = decoder.logits(hidden)?.to_device(&Device::Cpu)?;
-    let logprob_temperature = if params.warpers.temperature == 0.0 { 1.0 } else { params.warpers.temperature };
     let one = |response: &mut Response, row: &[f32], _: &[u32]| {
-        let context = DrawContext {
-            prompt: &response.state.ids[..response.state.prompt_len],
-            generated: response.state.generated(),
-            forbidden: &[],
-            seed: params.seed,
-            stream: params.first_stream + response.index as u64,
-            logprob_temperature,
-            top: 0,
-        };
-        let entropy = params.with_hidden.then(|| entropy(row, logprob_temperature));
+        let context = draw_context(response, params);
+        let entropy = params.with_hidden.then(|| entropy(row, context.logprob_temperature));
         (draw(row, &params.warpers, &context), entropy)
     };
     crate::ops::with_f32s(&logits, |logits| Ok(batch.draw(step, logits, one)))

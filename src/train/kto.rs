@@ -10,8 +10,9 @@ use serde_json::{Value, json};
 
 use super::args::{KtoArgs, parse_for_run};
 use super::fit::{self, count};
+use super::on_device::{RunDevice, loading_device};
 use super::preference::sequence_logprobs;
-use super::run::{Run, TrainPlan, device, file_hash, load_base, report_phase};
+use super::run::{Run, TrainPlan, file_hash, load_base, report_phase};
 use super::samples::Samples;
 use super::sft::{backbone_and_output, length};
 use super::step::{Accumulator, PredictionBatch, Sequence, micro_batches};
@@ -30,7 +31,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let args: KtoArgs = parse_for_run(args)?;
     report_phase(reporter, "loading");
     let common = args.common();
-    let mut loaded = load_base(&common, &device(&common)?)?;
+    let mut loaded = load_base(&common, &loading_device(&common)?)?;
     report_phase(reporter, "preparing");
     let texts = Texts::new(&loaded)?.with_reasoning(args.reasoning);
     let fitted = fit::length(common.max_length, loaded.config.max_positions, || lengths(&args.feedback, &texts))?;
@@ -46,7 +47,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     }
     let settings = settings(&args, liked, others);
 
-    let policy = Trainable::<Decoder>::for_run(&loaded.config, backbone_and_output(&loaded), &common)?
+    let mut policy = Trainable::<Decoder>::for_run(&loaded.config, backbone_and_output(&loaded), &common)?
         .with_source(&loaded.source);
     let plan = TrainPlan {
         recipe: "kto",
@@ -70,8 +71,10 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let tokens = run.common.micro_batch_tokens;
     run.progress("reference");
     // The reference is the policy before any update and before a resume. Only its log-probs are kept.
-    let start = policy.reference(&loaded.weights)?;
+    let mut start = policy.reference(&loaded.weights)?;
     loaded.weights.clear();
+    let device = RunDevice::open(&run.common)?;
+    device.iter().try_for_each(|device| device.score(&mut start))?;
     for items in [&mut data.train, &mut data.heldout] {
         let of =
             |pick: fn(&FeedbackExample) -> &Sequence| sums(&start, &items.iter().map(pick).collect::<Vec<_>>(), tokens);
@@ -82,6 +85,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     }
     drop(start);
     run.resume::<()>(&policy.params)?;
+    device.iter().try_for_each(|device| device.train(&mut run, &mut policy, ""))?;
     let samples = Samples::new(&texts, std::mem::take(&mut data.prompts), run.common.seed);
 
     let (mut heldout, mut auc) = (Stats::default(), None);
@@ -109,7 +113,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
         if run.due(run.common.eval_every) || run.checkpoint_due() {
             let now = policy.frozen_decoder()?;
             if run.due(run.common.eval_every) && !data.heldout.is_empty() {
-                (heldout, auc) = evaluate(&now, &data.heldout, &settings, tokens)?;
+                (heldout, auc) = evaluate(policy.scorer(&now), &data.heldout, &settings, tokens)?;
                 run.metrics(heldout.mean("loss").map(|v| ("heldout_loss", v)));
                 run.metrics(auc.map(|v| ("heldout_accuracy", v)));
             }
@@ -167,8 +171,7 @@ fn sums(decoder: &Decoder, sequences: &[&Sequence], tokens: usize) -> Result<Vec
     let mut all = vec![0.0; sequences.len()];
     for group in micro_batches(&lengths, tokens) {
         let packed = PredictionBatch::new(&group.iter().map(|&i| sequences[i]).collect::<Vec<_>>());
-        let hidden = packed.hidden_frozen(decoder)?;
-        let logprobs = packed.logprobs(decoder, &hidden, 1.0)?.logprobs.detach();
+        let logprobs = packed.scores_frozen(decoder, 1.0)?.logprobs.detach();
         let sums: Vec<f32> = sequence_sums_tensor(&logprobs, &packed.lengths)?.to_vec1()?;
         group.into_iter().zip(sums).for_each(|(i, sum)| all[i] = f64::from(sum));
     }

@@ -8,6 +8,7 @@ mod bidirectional;
 mod card;
 pub mod checkpoint;
 mod data_report;
+pub mod device_tensors;
 pub mod estimate;
 mod external;
 mod finetune;

@@ -130,14 +130,21 @@ impl AdamW {
     /// If a gradient is not finite; the message names the parameter, and nothing is changed.
     pub fn update(&mut self, params: &Params, grads: &Grads, lr: f64, max_grad_norm: Option<f64>) -> Result<f64> {
         let norm = global_norm(grads)?;
-        // As torch.nn.utils.clip_grad_norm_: the factor is max / (norm + 1e-6), never above 1.
-        let grad_scale = max_grad_norm.map_or(1.0, |max| (max / (norm + 1e-6)).min(1.0));
+        self.update_scaled(params, grads, lr, clipping(norm, max_grad_norm))?;
+        Ok(norm)
+    }
+
+    /// One update with learning rate `lr` by the gradients times `grad_scale`.
+    ///
+    /// # Errors
+    /// If a gradient belongs to no parameter.
+    pub fn update_scaled(&mut self, params: &Params, grads: &Grads, lr: f64, grad_scale: f64) -> Result<()> {
         self.step += 1;
         for (name, grad) in grads {
             let Some(param) = params.get(name) else { bail!("gradient of unknown parameter {name}") };
             self.apply(name, param, grad, lr, grad_scale)?;
         }
-        Ok(norm)
+        Ok(())
     }
 
     /// An optimizer with these settings and without moments.
@@ -278,6 +285,11 @@ impl OptimizerInBackward {
     pub fn finish(self) -> (AdamW, f64) {
         (self.optimizer, self.squares.sqrt())
     }
+}
+
+/// The factor of gradients with a global norm, as torch.nn.utils.clip_grad_norm_: max / (norm + 1e-6), never above 1.
+pub fn clipping(norm: f64, max: Option<f64>) -> f64 {
+    max.map_or(1.0, |max| (max / (norm + 1e-6)).min(1.0))
 }
 
 fn on_host(param: &Var) -> bool {

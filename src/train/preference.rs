@@ -9,12 +9,12 @@ use candle_core::Tensor;
 use serde_json::{Value, json};
 
 use super::args::{Common, DpoArgs, OrpoArgs, RecipeArgs, SimpoArgs, parse_for_run};
-use super::on_device::{Learner, loading_device};
+use super::on_device::{RunDevice, loading_device};
 use super::ranked::{RankedSequences, Rankings};
 use super::run::{Run, TrainPlan, file_hash, load_base, report_phase};
 use super::samples::Samples;
 use super::sft::backbone_and_output;
-use super::step::{PredictionBatch, Sequence, micro_batches};
+use super::step::{Accumulator, PredictionBatch, Sequence, micro_batches};
 use super::token_file::TokenFile;
 use super::trainable::Trainable;
 use super::{Reporter, TrainOutcome};
@@ -110,7 +110,7 @@ fn train<A: RecipeArgs>(
     let mut data = Rankings::read(data_args.comparisons, &texts, max_length, data_args.heldout_fraction, &[], tokens)?;
     let objective = objective(&data)?;
 
-    let policy = Trainable::<Decoder>::for_run(&loaded.config, backbone_and_output(&loaded), &common)?
+    let mut policy = Trainable::<Decoder>::for_run(&loaded.config, backbone_and_output(&loaded), &common)?
         .with_source(&loaded.source);
     let plan = TrainPlan {
         recipe,
@@ -128,18 +128,20 @@ fn train<A: RecipeArgs>(
     data.fit.report(&mut run);
     data.report.report(&mut run, data.agreement);
     let tokens = run.common.micro_batch_tokens;
+    let device = RunDevice::open(&run.common)?;
     let (mut train, mut heldout_items) = (without_reference(&data.train), without_reference(&data.heldout));
     if objective.needs_reference() {
         run.progress("reference");
         // The reference is the policy before any update and before a resume. Only its log-probs are kept.
-        let start = policy.reference(&loaded.weights)?;
+        let mut start = policy.reference(&loaded.weights)?;
         loaded.weights.clear();
+        device.iter().try_for_each(|device| device.score(&mut start))?;
         train = with_reference(&start, &data.train, tokens)?;
         heldout_items = with_reference(&start, &data.heldout, tokens)?;
     }
     loaded.weights.clear();
     run.resume::<()>(&policy.params)?;
-    let mut learner = Learner::new(&run, &policy)?;
+    device.iter().try_for_each(|device| device.train(&mut run, &mut policy, ""))?;
     let samples = Samples::new(&texts, std::mem::take(&mut data.prompts), run.common.seed);
     let smoothing = match objective {
         Objective::Dpo(dpo::Settings { label_smoothing, .. })
@@ -152,30 +154,29 @@ fn train<A: RecipeArgs>(
     while run.step < run.total {
         let batch: Vec<&ReferencedSet<'_>> =
             run.batch(train.len(), data_args.batch_size).into_iter().map(|i| &train[i]).collect();
-        let mut stats = Stats::default();
+        let (mut sum, mut stats) = (Accumulator::default(), Stats::default());
         for group in groups(&batch, tokens) {
             let packed = PredictionBatch::new(&sequences(&group));
-            let loss = |logprobs: &Tensor| {
-                let sums = sequence_sums_tensor(logprobs, &packed.lengths)?;
-                loss(&sums, &packed.lengths, &group, &objective, batch.len() as f64)
-            };
-            stats.merge(&learner.add(&policy, &packed, loss)?);
+            let logprobs = packed.scores(policy.decoder(), 1.0)?.logprobs;
+            let sums = sequence_sums_tensor(&logprobs, &packed.lengths)?;
+            let (loss, part) = loss(&sums, &packed.lengths, &group, &objective, batch.len() as f64)?;
+            sum.add(&policy.params, &loss)?;
+            stats.merge(&part);
             run.meter.add_tokens(group.iter().map(|i| i.set.tokens()).sum());
         }
-        let (grad_norm, learning_rate) = learner.update(&mut run, &policy)?;
+        let (grad_norm, learning_rate) = run.update(&policy.params, &sum.grads)?;
         run.step += 1;
         let named =
             stats.means().map(|(name, value)| (if name == "accuracy" { "train_accuracy" } else { name }, value));
         run.metrics(named.chain([("grad_norm", grad_norm), ("learning_rate", learning_rate)]));
         run.progress("train");
         if run.due(run.common.eval_every) || run.checkpoint_due() {
-            learner.copy_weights(&policy)?;
             let now = policy.frozen_decoder()?;
             if run.due(run.common.eval_every) {
                 heldout = Stats::default();
                 for group in groups(&heldout_items.iter().collect::<Vec<_>>(), tokens) {
                     let packed = PredictionBatch::new(&sequences(&group));
-                    let logprobs = learner.logprobs(&policy, &now, &packed)?;
+                    let logprobs = packed.scores_frozen(policy.scorer(&now), 1.0)?.logprobs;
                     let sums = sequence_sums_tensor(&logprobs, &packed.lengths)?;
                     heldout.merge(&loss(&sums, &packed.lengths, &group, &objective, 1.0)?.1);
                 }
@@ -184,7 +185,7 @@ fn train<A: RecipeArgs>(
             }
             samples.write(&mut run, &now, max_length, None)?;
         }
-        if let Some(outcome) = learner.pause(&mut run, &policy, &())? {
+        if let Some(outcome) = run.pause(&policy.params, &())? {
             return Ok(outcome);
         }
     }
@@ -211,8 +212,7 @@ fn groups<'i, 's>(items: &[&'i ReferencedSet<'s>], max_tokens: usize) -> Vec<Vec
 /// The summed log-probs of the predicted tokens of each sequence `[m]`, and their number.
 pub(super) fn sequence_logprobs(decoder: &Decoder, sequences: &[&Sequence]) -> Result<(Tensor, Vec<usize>)> {
     let packed = PredictionBatch::new(sequences);
-    let hidden = packed.hidden(decoder)?;
-    let sums = sequence_sums_tensor(&packed.logprobs(decoder, &hidden, 1.0)?.logprobs, &packed.lengths)?;
+    let sums = sequence_sums_tensor(&packed.scores(decoder, 1.0)?.logprobs, &packed.lengths)?;
     Ok((sums, packed.lengths))
 }
 
@@ -234,7 +234,9 @@ fn with_reference<'s>(
     let mut items = without_reference(sets);
     for group in micro_batches(&lengths, max_tokens) {
         let sequences: Vec<&Sequence> = group.iter().flat_map(|&i| &sets[i].sequences).collect();
-        let mut sums = sequence_logprobs(start, &sequences)?.0.to_vec1::<f32>()?.into_iter();
+        let packed = PredictionBatch::new(&sequences);
+        let logprobs = packed.scores_frozen(start, 1.0)?.logprobs;
+        let mut sums = sequence_sums_tensor(&logprobs, &packed.lengths)?.to_vec1::<f32>()?.into_iter();
         for i in group {
             items[i].reference = sums.by_ref().take(sets[i].sequences.len()).collect();
         }

@@ -5,17 +5,17 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use candle_core::{Device, Tensor};
+use candle_core::Device;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::args::{PretrainArgs, parse_for_run};
 use super::fit::BLOCK;
-use super::on_device::{Learner, loading_device};
+use super::on_device::{attach, loading_device};
 use super::run::{Run, TrainPlan, report_phase};
 use super::samples::Samples;
 use super::sft::{backbone_and_output, groups};
-use super::step::{PredictionBatch, Sequence};
+use super::step::{Accumulator, PredictionBatch, Sequence};
 use super::trainable::Trainable;
 use super::{Reporter, TrainOutcome, rng};
 use crate::data::PromptInput;
@@ -23,7 +23,7 @@ use crate::data::corpus::{Counts, Stream, TextFiles};
 use crate::domain::Split;
 use crate::model::architecture::{Architecture, TokenIds};
 use crate::model::init::{Heads, init};
-use crate::model::{self, Loaded, ModelConfig, Source};
+use crate::model::{self, Decoder, Loaded, ModelConfig, Source};
 use crate::objective::{Stats, causal_lm};
 use crate::prompt::Texts;
 use crate::tokenizer::Tokenizer;
@@ -60,7 +60,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let blocks = corpus.train.n_blocks(length);
     ensure!(blocks > 0, "texts: all documents are held out, none is left to train on");
 
-    let policy = Trainable::new(&loaded.config, backbone_and_output(&loaded), None, common.seed)?;
+    let mut policy = Trainable::new(&loaded.config, backbone_and_output(&loaded), None, common.seed)?;
     let plan = TrainPlan {
         recipe: "pretrain",
         args: &args,
@@ -74,7 +74,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     run.reporter.event("log", json!({"message": "corpus", "counts": corpus.counts, "parameters": parameters}));
     let found = run.resume::<Cursor>(&policy.params)?;
     let mut cursor = Cursor::resumed(&run, found, blocks, args.batch_size)?;
-    let mut learner = Learner::new(&run, &policy)?;
+    attach(&mut run, &mut policy)?;
     let prompts = sample_prompts(&corpus.heldout, tokenizer)?;
     let samples = Samples::new(&texts, prompts, run.common.seed);
 
@@ -88,30 +88,30 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
             .map(|piece| Sequence { ids: piece.to_vec().into(), start: 1 })
             .collect();
         let total: usize = batch.iter().map(Sequence::predicted).sum();
-        let mut stats = Stats::default();
+        let (mut sum, mut stats) = (Accumulator::default(), Stats::default());
         for group in groups(&batch.iter().collect::<Vec<_>>(), run.common.micro_batch_tokens) {
             let packed = PredictionBatch::new(&group);
-            let loss = |logprobs: &Tensor| Ok(causal_lm::loss(logprobs, total as f64)?);
-            stats.merge(&learner.add(&policy, &packed, loss)?);
+            let (loss, part) = causal_lm::loss(&packed.scores(policy.decoder(), 1.0)?.logprobs, total as f64)?;
+            sum.add(&policy.params, &loss)?;
+            stats.merge(&part);
             run.meter.add_tokens(packed.batch.len());
         }
-        let (grad_norm, learning_rate) = learner.update(&mut run, &policy)?;
+        let (grad_norm, learning_rate) = run.update(&policy.params, &sum.grads)?;
         run.step += 1;
         cursor.advance(run.step, blocks, args.batch_size, total);
         run.metrics(stats.means().chain([("grad_norm", grad_norm), ("learning_rate", learning_rate)]));
         run.progress("train");
         if run.due(run.common.eval_every) {
-            learner.copy_weights(&policy)?;
             let now = policy.frozen_decoder()?;
-            let logprobs = |packed: &PredictionBatch| learner.logprobs(&policy, &now, packed);
-            heldout = validate(&corpus.heldout, corpus.counts, length, run.common.micro_batch_tokens, logprobs)?;
+            let (scorer, tokens) = (policy.scorer(&now), run.common.micro_batch_tokens);
+            heldout = validate(scorer, &corpus.heldout, corpus.counts, length, tokens)?;
             if let Some(h) = heldout {
                 run.metrics([("heldout_loss", h.loss), ("heldout_perplexity", h.perplexity)]);
                 run.metrics([("bits_per_byte", h.bits_per_byte)]);
             }
             samples.write(&mut run, &now, length, None)?;
         }
-        if let Some(outcome) = learner.pause(&mut run, &policy, &cursor)? {
+        if let Some(outcome) = run.pause(&policy.params, &cursor)? {
             return Ok(outcome);
         }
     }
@@ -269,16 +269,16 @@ struct Heldout {
 /// The loss on the held-out documents; `None` if there are none. End tokens add bits but no bytes, so bits per byte are
 /// slightly overestimated.
 fn validate(
+    decoder: &Decoder,
     heldout: &Stream,
     counts: Counts,
     length: usize,
     max_tokens: usize,
-    logprobs: impl FnMut(&PredictionBatch) -> Result<Tensor>,
 ) -> Result<Option<Heldout>> {
     let windows: Vec<Sequence> =
         heldout.windows(length).into_iter().map(|w| Sequence { ids: w.to_vec().into(), start: 1 }).collect();
     let predicted: usize = windows.iter().map(Sequence::predicted).sum();
-    let Some(loss) = super::sft::nats_per_token(&windows, max_tokens, logprobs)? else { return Ok(None) };
+    let Some(loss) = super::sft::nats_per_token(decoder, &windows, max_tokens)? else { return Ok(None) };
     let bits = loss * predicted as f64 / std::f64::consts::LN_2;
     Ok(Some(Heldout { loss, perplexity: loss.exp(), bits_per_byte: bits / counts.heldout_bytes as f64 }))
 }

@@ -12,10 +12,11 @@ use serde_json::{Value, json};
 use super::args::{NormalizeOn, RewardArgs, parse_for_run};
 use super::baselines::{Baseline, Baselines, HeldoutPair, doublings, per_doubling};
 use super::fit::Fit;
+use super::on_device::{attach, loading_device};
 use super::optim::{Group, Params};
 use super::ranked::Rankings;
 use super::reward_heads::{RewardTrainer, WeightedSet, by_scale, head_shares, scales};
-use super::run::{Run, TrainPlan, device, file_hash, load_base, report_phase};
+use super::run::{Run, TrainPlan, file_hash, load_base, report_phase};
 use super::sft::Demonstrations;
 use super::step::{Accumulator, Sequence};
 use super::token_file::TokenFile;
@@ -33,7 +34,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let args: RewardArgs = parse_for_run(args)?;
     report_phase(reporter, "loading");
     let common = args.common();
-    let mut loaded = load_base(&common, &device(&common)?)?;
+    let mut loaded = load_base(&common, &loading_device(&common)?)?;
     report_phase(reporter, "preparing");
     let texts = Texts::new(&loaded)?.with_reasoning(args.reasoning);
     let length = super::fit::length(common.max_length, loaded.config.max_positions, || {
@@ -52,7 +53,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     }
     let (reference, reference_hash, reference_fit) = reference(&args, &texts, max_length)?;
 
-    let backbone =
+    let mut backbone =
         Trainable::<Trunk>::for_run(&headless(&loaded.config), below(&loaded.config, &loaded.weights), &common)?
             .with_source(&loaded.source);
     let heads = args.heads.max(parts.len());
@@ -101,6 +102,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
         run.warn("no prompt is held out: there is no held-out accuracy".to_owned());
     }
     run.resume::<()>(&params)?;
+    attach(&mut run, &mut backbone)?;
 
     let mut heldout = None;
     while run.step < run.total {
@@ -129,7 +131,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
         run.progress("train");
         if run.due(run.common.eval_every) {
             run.progress("evaluate");
-            heldout = evaluate(&trainer, &backbone.frozen_model()?, &data, &by, &baselines)?;
+            heldout = evaluate(&trainer, backbone.scorer(&backbone.frozen_model()?), &data, &by, &baselines)?;
             if let Some(h) = &heldout {
                 report(&mut run, h);
             }
@@ -139,14 +141,15 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
         }
     }
 
-    let trunk = backbone.frozen_model()?;
+    let copy = backbone.frozen_model()?;
+    let trunk = backbone.scorer(&copy);
     let scoring = match args.normalize {
         true => {
             let reference: Vec<&Sequence> = match &reference {
                 Some(sequences) => sequences.iter().collect(),
                 None => data.train.iter().take(REFERENCE_SETS).flat_map(|set| &set.sequences).collect(),
             };
-            scales(&trainer.raw(&trunk, &reference)?, parts)
+            scales(&trainer.raw(trunk, &reference)?, parts)
         }
         false => Scoring { scales: vec![Scale { gain: 1.0, bias: 0.0 }; args.heads], parts },
     };

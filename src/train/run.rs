@@ -12,9 +12,10 @@ use serde_json::{Value, json};
 use super::args::{Common, DeviceArg, FrozenPrecision, RecipeArgs, roles, with_earlier_defaults};
 use super::card::{Card, Curve, Curves};
 use super::checkpoint::{Checkpoint, CheckpointDir, TensorFile};
+use super::device_tensors::{DeviceTensors, adam_step};
 use super::logs::Logs;
 use super::meter::{Meter, resident_bytes};
-use super::optim::{AdamConfig, AdamW, Grads, Group, OptimizerInBackward, Params};
+use super::optim::{AdamConfig, AdamW, Grads, Group, OptimizerInBackward, Params, clipping, global_norm};
 use super::schedule::Schedule;
 use super::step::Accumulator;
 use super::{Reporter, TrainOutcome, rng, trl_names};
@@ -35,6 +36,8 @@ pub struct Run<'a> {
     /// Tensors of the recipe that checkpoints contain in addition to weights and optimizer, by file stem. `resume`
     /// fills it.
     pub extra: BTreeMap<String, TensorFile>,
+    /// The trained tensors that are on a device.
+    pub devices: Vec<DeviceTensors>,
     recipe: &'static str,
     checkpoints: Option<CheckpointDir>,
     /// Must equal that of a checkpoint to resume from it: recipe, arguments, hashes of data and of the starting model.
@@ -90,6 +93,7 @@ impl<'a> Run<'a> {
         }
         Ok(Self {
             extra: BTreeMap::new(),
+            devices: Vec::new(),
             recipe: plan.recipe,
             logs: if common.log_dir.is_some() { LogState::Unopened } else { LogState::Off },
             optimizer: AdamW::new(adam, Group::standard(common.weight_decay)).with_states(common.adam_states),
@@ -152,8 +156,15 @@ impl<'a> Run<'a> {
     /// Writes a checkpoint and returns its path; `None` without a checkpoint directory.
     pub fn save(&mut self, params: &Params, recipe: &impl Serialize, best: bool) -> Result<Option<PathBuf>> {
         let Some(dir) = &self.checkpoints else { return Ok(None) };
+        for device in &self.devices {
+            device.pull()?;
+            self.optimizer.moments.extend(device.moments()?);
+        }
         let weights = params.iter().map(|(name, var)| (name.clone(), var.as_detached_tensor())).collect();
         let optimizer = self.optimizer.state(params)?;
+        for name in self.devices.iter().flat_map(DeviceTensors::names) {
+            self.optimizer.moments.remove(name);
+        }
         let state = json!({
             "identity": self.identity,
             "computed_by": computed_by(&self.common, params),
@@ -199,7 +210,7 @@ impl<'a> Run<'a> {
     /// One optimizer update. Returns (gradient norm before clipping, learning rate).
     pub fn update(&mut self, params: &Params, grads: &Grads) -> Result<(f64, f64)> {
         let rate = self.schedule.at(self.optimizer.step);
-        match self.optimizer.update(params, grads, rate, self.common.max_grad_norm) {
+        match self.updated(params, grads, rate) {
             Ok(norm) => Ok((norm, rate)),
             Err(error) => {
                 let (step, blame) = (self.step + 1, self.describe_non_finite(params)?);
@@ -209,10 +220,29 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// One update of the parameters of the host and of those on devices, whose gradients are there. Returns the norm of
+    /// all gradients before clipping.
+    fn updated(&mut self, params: &Params, grads: &Grads, rate: f64) -> candle_core::Result<f64> {
+        let max = self.common.max_grad_norm;
+        if self.devices.is_empty() {
+            return self.optimizer.update(params, grads, rate, max);
+        }
+        let mut squares = global_norm(grads)?.powi(2);
+        for device in &self.devices {
+            squares += device.gradient_norm()?.powi(2);
+        }
+        let norm = squares.sqrt();
+        let scale = clipping(norm, max);
+        self.optimizer.update_scaled(params, grads, rate, scale)?;
+        let step = adam_step(self.optimizer.config, self.optimizer.step, rate, self.common.weight_decay);
+        self.devices.iter().try_for_each(|device| device.apply(&step, scale))?;
+        Ok(norm)
+    }
+
     /// An accumulator of gradients for one update. With `at_once`, and without clipping, gradients are applied and
     /// freed during the backward pass; then no parameter may get gradients from two losses.
     pub fn accumulator(&mut self, params: &Params, at_once: bool) -> Accumulator {
-        if !at_once || self.common.max_grad_norm.is_some() {
+        if !at_once || self.common.max_grad_norm.is_some() || !self.devices.is_empty() {
             return Accumulator::default();
         }
         let rate = self.schedule.at(self.optimizer.step);

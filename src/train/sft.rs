@@ -4,17 +4,16 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use candle_core::Tensor;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::args::{Common, SftArgs, parse_for_run};
 use super::data_report::DataReport;
 use super::fit::{self, Fit};
-use super::on_device::{Learner, loading_device};
+use super::on_device::{attach, loading_device};
 use super::run::{Run, TrainPlan, file_hash, load_base, report_phase};
 use super::samples::{SamplePrompts, Samples};
-use super::step::{PredictionBatch, Sequence, micro_batches};
+use super::step::{Accumulator, PredictionBatch, Sequence, micro_batches};
 use super::token_file::TokenFile;
 use super::trainable::Trainable;
 use super::{Reporter, TrainOutcome, rng};
@@ -50,7 +49,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
         bail!("demonstrations: none is left to train on ({heldout} are held out{reasons})");
     }
 
-    let policy = Trainable::<Decoder>::for_run(&loaded.config, backbone_and_output(&loaded), &common)?
+    let mut policy = Trainable::<Decoder>::for_run(&loaded.config, backbone_and_output(&loaded), &common)?
         .with_source(&loaded.source);
     loaded.weights.clear();
     let plan = TrainPlan {
@@ -66,7 +65,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     data.fit.report(&mut run);
     data.report.report(&mut run, None);
     run.resume::<()>(&policy.params)?;
-    let mut learner = Learner::new(&run, &policy)?;
+    attach(&mut run, &mut policy)?;
     let samples = Samples::new(&texts, data.prompts, run.common.seed);
 
     let mut heldout = None;
@@ -74,28 +73,27 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
         let batch: Vec<&Sequence> =
             run.batch(data.train.len(), args.batch_size).into_iter().map(|i| &data.train[i]).collect();
         let total: usize = batch.iter().map(|s| s.predicted()).sum();
-        let mut stats = Stats::default();
+        let (mut sum, mut stats) = (Accumulator::default(), Stats::default());
         for group in groups(&batch, run.common.micro_batch_tokens) {
             let packed = PredictionBatch::new(&group);
-            let loss = |logprobs: &Tensor| Ok(causal_lm::loss(logprobs, total as f64)?);
-            stats.merge(&learner.add(&policy, &packed, loss)?);
+            let (loss, part) = causal_lm::loss(&packed.scores(policy.decoder(), 1.0)?.logprobs, total as f64)?;
+            sum.add(&policy.params, &loss)?;
+            stats.merge(&part);
             run.meter.add_tokens(packed.batch.len());
         }
-        let (grad_norm, learning_rate) = learner.update(&mut run, &policy)?;
+        let (grad_norm, learning_rate) = run.update(&policy.params, &sum.grads)?;
         run.step += 1;
         run.metrics(stats.means().chain([("grad_norm", grad_norm), ("learning_rate", learning_rate)]));
         run.progress("train");
         if run.due(run.common.eval_every) || run.checkpoint_due() {
-            learner.copy_weights(&policy)?;
             let now = policy.frozen_decoder()?;
             if run.due(run.common.eval_every) {
-                let logprobs = |packed: &PredictionBatch| learner.logprobs(&policy, &now, packed);
-                heldout = nats_per_token(&data.heldout, run.common.micro_batch_tokens, logprobs)?;
+                heldout = nats_per_token(policy.scorer(&now), &data.heldout, run.common.micro_batch_tokens)?;
                 run.metrics(heldout.map(|loss| ("heldout_loss", loss)));
             }
             samples.write(&mut run, &now, max_length, None)?;
         }
-        if let Some(outcome) = learner.pause(&mut run, &policy, &())? {
+        if let Some(outcome) = run.pause(&policy.params, &())? {
             return Ok(outcome);
         }
     }
@@ -251,15 +249,12 @@ pub(super) fn groups<'s>(sequences: &[&'s Sequence], max_tokens: usize) -> Vec<V
 }
 
 /// Mean −log p per predicted token, in nats; `None` without sequences. `logprobs` are those of the targets.
-pub(super) fn nats_per_token(
-    sequences: &[Sequence],
-    max_tokens: usize,
-    mut logprobs: impl FnMut(&PredictionBatch) -> Result<Tensor>,
-) -> Result<Option<f64>> {
+pub(super) fn nats_per_token(decoder: &Decoder, sequences: &[Sequence], max_tokens: usize) -> Result<Option<f64>> {
     let mut stats = Stats::default();
     let all: Vec<&Sequence> = sequences.iter().collect();
     for group in groups(&all, max_tokens) {
-        stats.merge(&causal_lm::loss(&logprobs(&PredictionBatch::new(&group))?, 1.0)?.1);
+        let logprobs = PredictionBatch::new(&group).scores_frozen(decoder, 1.0)?.logprobs;
+        stats.merge(&causal_lm::loss(&logprobs, 1.0)?.1);
     }
     Ok(stats.mean("loss"))
 }

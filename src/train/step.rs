@@ -10,6 +10,7 @@ use candle_core::{Result, Tensor};
 use super::meter::Stopwatch;
 use super::optim::{Grads, OptimizerInBackward, Params};
 use super::token_file::TokenIds;
+use crate::model::decoder::attached::{Keep, Wanted};
 use crate::model::{Decoder, PackedBatch};
 use crate::ops::token_logprobs::TokenLogprobs;
 use crate::ops::{grad, pool};
@@ -172,13 +173,23 @@ impl PredictionBatch {
         packed
     }
 
+    fn wanted(&self) -> Wanted<'_> {
+        Wanted { batch: &self.batch, rows: &self.rows, targets: Some(&self.targets) }
+    }
+
     /// Hidden states of the predicting rows, `[n, hidden]`.
     pub fn hidden(&self, decoder: &Decoder) -> Result<Tensor> {
+        if let Some(device) = decoder.attached() {
+            return device.hidden(decoder, self.wanted(), Keep::All);
+        }
         self.pick(decoder.forward_last(&self.batch, &self.spans)?)
     }
 
     /// Hidden states of the predicting rows, `[n, hidden]`, without a gradient even if the decoder has variables.
     pub fn hidden_frozen(&self, decoder: &Decoder) -> Result<Tensor> {
+        if let Some(device) = decoder.attached() {
+            return device.hidden(decoder, self.wanted(), Keep::Hidden);
+        }
         self.pick(decoder.forward_last_frozen(&self.batch, &self.spans)?)
     }
 
@@ -191,13 +202,36 @@ impl PredictionBatch {
     }
 
     /// Log-probs and entropies of the targets, `[n]`, at `temperature`. The entropies have no gradient.
+    pub fn scores(&self, decoder: &Decoder, temperature: f64) -> Result<TokenLogprobs> {
+        match decoder.attached() {
+            // The hidden states stay on the device.
+            Some(device) => device.logprobs(decoder, self.wanted(), temperature as f32, true),
+            None => self.logprobs(decoder, &self.hidden(decoder)?, temperature),
+        }
+    }
+
+    /// The `scores` without a gradient, even if the decoder has variables.
+    pub fn scores_frozen(&self, decoder: &Decoder, temperature: f64) -> Result<TokenLogprobs> {
+        match decoder.attached() {
+            Some(device) => device.logprobs(decoder, self.wanted(), temperature as f32, false),
+            None => self.logprobs(decoder, &self.hidden_frozen(decoder)?, temperature),
+        }
+    }
+
+    /// The `scores`, from the hidden states that `hidden` or `hidden_frozen` has just returned.
     pub fn logprobs(&self, decoder: &Decoder, hidden: &Tensor, temperature: f64) -> Result<TokenLogprobs> {
+        if let Some(device) = decoder.attached() {
+            return device.logprobs_of(hidden, temperature as f32);
+        }
         decoder.token_logprobs(hidden, &self.targets, temperature as f32)
     }
 
     /// Log-probs and entropies of the targets, `[n]`, at `temperature`, both with a gradient. The backward pass
     /// recomputes the logits.
     pub fn logprobs_and_entropy(&self, decoder: &Decoder, hidden: &Tensor, temperature: f64) -> Result<TokenLogprobs> {
+        if decoder.attached().is_some() {
+            candle_core::bail!("a device computes no gradient of entropies");
+        }
         decoder.token_logprobs_and_entropy(hidden, &self.targets, temperature as f32)
     }
 }

@@ -5,9 +5,12 @@ use std::path::PathBuf;
 use candle_core::{Device, Result, Tensor, Var};
 
 use super::args::{Common, FrozenPrecision, LoraArgs};
+use super::device_tensors::DeviceTensors;
 use super::optim::Params;
 use crate::model::adapters::lora;
 use crate::model::adapters::peft;
+use crate::model::decoder::attached::Attached;
+use crate::model::decoder::device::Room;
 use crate::model::merged::Merged;
 use crate::model::quantized::MatrixQuantizer;
 use crate::model::{Build, Decoder, LoraConfig, ModelConfig, Purpose, Recompute, Source, Weights};
@@ -41,6 +44,8 @@ pub struct Trainable<M = Decoder> {
     source: Option<PathBuf>,
     lora: Option<LoraConfig>,
     model: M,
+    /// The variables on a device that trains them; those of the host are then older.
+    tensors: Option<DeviceTensors>,
 }
 
 impl Trainable<Decoder> {
@@ -69,12 +74,24 @@ impl Trainable<Decoder> {
     /// The behaviour policy of a rollout: the current weights. It is only valid until the next update, because it
     /// shares memory with the variables.
     pub fn behaviour(&self) -> Result<Decoder> {
+        self.pull()?;
         let live = |t: &Tensor| Ok(Some(t.detach()));
         match &self.lora {
             // Frozen weights are packed already.
             Some(_) => self.model.with_changed_adapters(&live),
             None => build(&self.config, self.live(), &self.frozen, None, Purpose::Serve),
         }
+    }
+
+    /// A behaviour policy that generates on the device that trains the variables, with log-probs at `temperature`.
+    ///
+    /// # Errors
+    /// If the variables are not on a device; `OutOfMemory`; a failure of the device.
+    pub fn behaviour_on_device(&self, room: Room, temperature: f32) -> Result<Decoder> {
+        let Some(attached) = self.model.attached() else { candle_core::bail!("the model is not on a device") };
+        let mut decoder = self.model.clone();
+        decoder.attach(attached.with_steps(room, temperature)?);
+        Ok(decoder)
     }
 
     /// A behaviour policy with adapters merged and matrices rounded to bfloat16. Its log-probs differ from those of the
@@ -174,7 +191,7 @@ impl<M: Build> Trainable<M> {
         }
         let model: M = build(config, now, &frozen, lora.as_ref(), purpose)?;
         let model = model.for_training(recompute);
-        Ok(Self { config: config.clone(), params, frozen, source: None, lora, model })
+        Ok(Self { config: config.clone(), params, frozen, source: None, lora, model, tensors: None })
     }
 
     /// Sets the source of the frozen weights. The published model is made from the source's values, not from rounded
@@ -208,8 +225,43 @@ impl<M: Build> Trainable<M> {
         }
     }
 
-    fn copies(&self) -> Result<Weights> {
-        copies(&self.params)
+    /// Copies of the variables, which later updates do not change.
+    pub fn copies(&self) -> Result<Weights> {
+        self.pull()?;
+        self.params.iter().map(|(name, var)| Ok((name.clone(), var.as_tensor().copy()?.detach()))).collect()
+    }
+
+    /// Copies weights that a device has changed to the variables of the host.
+    pub fn pull(&self) -> Result<()> {
+        self.tensors.as_ref().map_or(Ok(()), DeviceTensors::pull)
+    }
+
+    /// The decoder, for a device.
+    ///
+    /// # Errors
+    /// If the model is an encoder.
+    pub(super) fn decoder_for_device(&mut self) -> Result<&Decoder> {
+        match self.model.decoder_mut() {
+            Some(decoder) => Ok(decoder),
+            None => candle_core::bail!("device: encoders are trained on the CPU; set device to cpu"),
+        }
+    }
+
+    /// Lets a device train the variables, which `tensors` are.
+    pub(super) fn attach(&mut self, attached: Attached, tensors: DeviceTensors) {
+        if let Some(decoder) = self.model.decoder_mut() {
+            decoder.attach(attached);
+            self.tensors = Some(tensors);
+        }
+    }
+
+    pub fn is_on_device(&self) -> bool {
+        self.tensors.is_some()
+    }
+
+    /// What computes scores without a gradient: the model on the device that trains it, or `copy`, a frozen model.
+    pub fn scorer<'m>(&'m self, copy: &'m M) -> &'m M {
+        if self.is_on_device() { &self.model } else { copy }
     }
 
     /// Writes the adapters to `dir` in the format of peft; writes nothing without adapters. `base` names the model
@@ -224,11 +276,6 @@ impl<M: Build> Trainable<M> {
     pub fn device(&self) -> Device {
         self.params.values().next().map_or(Device::Cpu, |var| var.device().clone())
     }
-}
-
-/// Copies of the variables, which later in-place updates do not change.
-pub fn copies(params: &Params) -> Result<Weights> {
-    params.iter().map(|(name, var)| Ok((name.clone(), var.as_tensor().copy()?.detach()))).collect()
 }
 
 /// Builds a model. `trained` are adapters if `lora` is given, else weights.

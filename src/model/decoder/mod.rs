@@ -1,6 +1,7 @@
 //! Causal decoder of every family in `families`: blocks over packed sequences, for training and serving by the same
 //! code.
 
+pub mod attached;
 mod blocks;
 mod blocks_back;
 mod cached;
@@ -16,6 +17,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use candle_core::{Result, Tensor};
 
+use self::attached::Attached;
 use self::embedding_table::EmbeddingTable;
 use self::kv_cache::{KvCache, RopeLength, StepRows};
 use self::output_rows::OutputRows;
@@ -92,6 +94,8 @@ pub struct Decoder {
     pub recompute: Recompute,
     /// Whether gradients of variables are summed by `ops::grad::accumulate` instead of candle's store.
     collected: bool,
+    /// Computes the passes of training and scoring on a device, if it is there.
+    attached: Option<Attached>,
 }
 
 /// The output matrix, prepared for the first logits, so that models that compute only scores or values never prepare
@@ -201,13 +205,14 @@ impl Decoder {
             long_from: rope_tables::long_from(c),
             recompute: Recompute::None,
             collected: false,
+            attached: None,
         })
     }
 
     /// A decoder that shares the frozen weights of this one and has `change` of each adapter tensor, or no adapter
     /// where `change` is `None`.
     pub fn with_changed_adapters(&self, change: &dyn Fn(&Tensor) -> Result<Option<Tensor>>) -> Result<Self> {
-        let mut other = Self { collected: false, ..self.clone() };
+        let mut other = Self { collected: false, attached: None, ..self.clone() };
         for linear in other.layers.iter_mut().flat_map(Layer::linears_mut) {
             linear.change_adapter(change)?;
         }

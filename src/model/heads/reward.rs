@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::domain::RewardScore;
 use crate::model::heads::trunk::{Build, Trunk};
-use crate::model::{Loaded, ModelConfig, PackedBatch, Purpose, Weights};
+use crate::model::{Decoder, Loaded, ModelConfig, PackedBatch, Purpose, Weights};
 
 /// Name of the head, [heads, hidden]; with one row as in Hugging Face's `…ForSequenceClassification`.
 pub const SCORE: &str = "score.weight";
@@ -69,6 +69,11 @@ impl RewardModel {
         Ok(Self { trunk, separator: separator(loaded), head, scoring })
     }
 
+    /// Its decoder; `None` for encoders.
+    pub fn decoder_mut(&mut self) -> Option<&mut Decoder> {
+        self.trunk.decoder_mut()
+    }
+
     /// Scores of whole conversations as ids, each ending with the end token that training used; at most `max_tokens`
     /// tokens are computed at a time.
     pub fn score(&self, conversations: &[Vec<u32>], max_tokens: usize) -> Result<Vec<f64>> {
@@ -101,7 +106,7 @@ impl RewardModel {
             if now.iter().any(Vec::is_empty) {
                 candle_core::bail!("a conversation has no tokens");
             }
-            let summaries = self.trunk.summaries(&PackedBatch::new(now), self.separator)?;
+            let summaries = self.trunk.frozen_summaries(&PackedBatch::new(now), self.separator)?;
             scores.extend(summaries.matmul(&self.head.t()?)?.to_vec2::<f32>()?);
             rest = later;
         }

@@ -3,6 +3,7 @@
 use candle_core::{Result, Tensor};
 
 use crate::model::adapters::lora::LoraConfig;
+use crate::model::decoder::attached::{Keep, Wanted};
 use crate::model::{Decoder, Encoder, ModelConfig, PackedBatch, Purpose, Recompute, Weights};
 
 /// A model that training and scoring can build from a configuration and its weights.
@@ -21,6 +22,11 @@ pub trait Build: Sized {
     /// Applies options of training, which only decoders have.
     fn for_training(self, _recompute: Recompute) -> Self {
         self
+    }
+
+    /// Its decoder; `None` for encoders.
+    fn decoder_mut(&mut self) -> Option<&mut Decoder> {
+        None
     }
 }
 
@@ -42,6 +48,10 @@ impl Build for Decoder {
         let mut decoder = self.collected();
         decoder.recompute = recompute;
         decoder
+    }
+
+    fn decoder_mut(&mut self) -> Option<&mut Decoder> {
+        Some(self)
     }
 }
 
@@ -86,28 +96,43 @@ impl Build for Trunk {
             encoder => encoder,
         }
     }
+
+    fn decoder_mut(&mut self) -> Option<&mut Decoder> {
+        match self {
+            Self::Decoder(decoder) => Some(decoder),
+            Self::Encoder(_) => None,
+        }
+    }
 }
 
 impl Trunk {
     /// The hidden state [n, d] of every sequence at the token that a head reads. `separator` ends segment 0
     /// of an encoder's input; decoders have no segments.
     pub fn summaries(&self, batch: &PackedBatch, separator: Option<u32>) -> Result<Tensor> {
-        self.summed_up(batch, separator, |decoder, last| decoder.forward_last(batch, last))
+        self.summed_up(batch, separator, Keep::All, |decoder, last| decoder.forward_last(batch, last))
     }
 
     /// `summaries` without a gradient, also where the trunk has variables.
     pub fn frozen_summaries(&self, batch: &PackedBatch, separator: Option<u32>) -> Result<Tensor> {
-        Ok(self.summed_up(batch, separator, |decoder, last| decoder.forward_last_frozen(batch, last))?.detach())
+        let decode = |decoder: &Decoder, last: &[usize]| decoder.forward_last_frozen(batch, last);
+        Ok(self.summed_up(batch, separator, Keep::Nothing, decode)?.detach())
     }
 
     fn summed_up(
         &self,
         batch: &PackedBatch,
         separator: Option<u32>,
+        keep: Keep,
         decode: impl FnOnce(&Decoder, &[usize]) -> Result<Tensor>,
     ) -> Result<Tensor> {
         match self {
-            Self::Decoder(decoder) => decode(decoder, &vec![1; batch.n_sequences()]),
+            Self::Decoder(decoder) => match decoder.attached() {
+                Some(device) => {
+                    let rows: Vec<u32> = batch.offsets[1..].iter().map(|end| *end as u32 - 1).collect();
+                    device.hidden(decoder, Wanted { batch, rows: &rows, targets: None }, keep)
+                }
+                None => decode(decoder, &vec![1; batch.n_sequences()]),
+            },
             Self::Encoder(encoder) => {
                 let separator = separator.filter(|_| encoder.config.type_vocab_size > 1);
                 let hidden = encoder.forward(batch, &segments(batch, separator))?;

@@ -49,6 +49,7 @@ const MAX_ATTEMPTS: u64 = 100;
 
 impl RecipeArgs for GrpoArgs {
     const REQUIRED: &'static [&'static str] = REQUIRED;
+    const OWN_KERNELS: bool = true;
     const EARLIER_DEFAULTS: &'static [(&'static str, &'static str)] =
         &[("cliprange_high", "null"), ("loss_normalization", "\"sequence\"")];
 
@@ -67,6 +68,12 @@ impl RecipeArgs for GrpoArgs {
             &format!("must be at most {MAX_ATTEMPTS} attempts"),
         )?;
         ensure(self.entropy_coef.is_finite() && self.entropy_coef >= 0.0, "entropy_coef", "must be 0 or more")?;
-        self.rl().check(self.group_size)
+        let rl = self.rl();
+        ensure(
+            self.entropy_coef == 0.0 || !rl.common.uses_own_kernels(),
+            "entropy_coef",
+            "must be 0 on a GPU, whose kernels have no gradient of entropies; or set `device` to cpu",
+        )?;
+        rl.check(self.group_size)
     }
 }

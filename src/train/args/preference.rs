@@ -160,6 +160,7 @@ impl RecipeArgs for OrpoArgs {
 
 impl RecipeArgs for KtoArgs {
     const REQUIRED: &'static [&'static str] = &["model", "output_dir", "feedback"];
+    const OWN_KERNELS: bool = true;
 
     fn check(&self) -> Result<(), ArgsError> {
         self.common().check()?;

@@ -383,9 +383,9 @@ impl RlCommon {
             "fast is for frozen_precision f32 and bf16: quantised matrices are always sampled exactly",
         )?;
         ensure(
-            self.numerics == Numerics::Exact || self.common.device != DeviceArg::Cuda,
+            self.numerics == Numerics::Exact || !matches!(self.common.device, DeviceArg::Cuda | DeviceArg::Sim),
             "numerics",
-            "fast is for the CPU: on a GPU it would have no effect; set `device` to cpu, or exact here",
+            "fast is for the CPU: on a GPU it would have no effect; set `precision` to bf16, or `device` to cpu",
         )?;
         ensure(
             self.missing_eos_penalty.is_none_or(f64::is_finite),
@@ -482,6 +482,7 @@ fn check_gold(args: &RlCommon) -> Result<(), ArgsError> {
 
 impl RecipeArgs for PpoArgs {
     const REQUIRED: &'static [&'static str] = REQUIRED;
+    const OWN_KERNELS: bool = true;
 
     fn check(&self) -> Result<(), ArgsError> {
         self.rl().check(1)?;
@@ -501,6 +502,7 @@ impl RecipeArgs for PpoArgs {
 
 impl RecipeArgs for ReinforceArgs {
     const REQUIRED: &'static [&'static str] = REQUIRED;
+    const OWN_KERNELS: bool = true;
 
     fn check(&self) -> Result<(), ArgsError> {
         self.rl().check(1)?;
@@ -510,6 +512,7 @@ impl RecipeArgs for ReinforceArgs {
 
 impl RecipeArgs for RlooArgs {
     const REQUIRED: &'static [&'static str] = REQUIRED;
+    const OWN_KERNELS: bool = true;
 
     fn check(&self) -> Result<(), ArgsError> {
         ensure(self.group_size >= 2, "group_size", "must be at least 2: one sample has no other to compare with")?;

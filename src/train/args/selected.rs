@@ -42,6 +42,7 @@ const ONE_SAMPLE: &str = "must be at least 2: one sample has no other to compare
 
 impl RecipeArgs for OnlineDpoArgs {
     const REQUIRED: &'static [&'static str] = REQUIRED;
+    const OWN_KERNELS: bool = true;
 
     fn check(&self) -> Result<(), ArgsError> {
         ensure(self.group_size >= 2, "group_size", ONE_SAMPLE)?;
@@ -54,6 +55,7 @@ impl RecipeArgs for OnlineDpoArgs {
 
 impl RecipeArgs for RaftArgs {
     const REQUIRED: &'static [&'static str] = REQUIRED;
+    const OWN_KERNELS: bool = true;
 
     fn check(&self) -> Result<(), ArgsError> {
         ensure(self.group_size >= 2, "group_size", ONE_SAMPLE)?;

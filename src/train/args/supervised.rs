@@ -95,6 +95,7 @@ impl RecipeArgs for SftArgs {
 
 impl RecipeArgs for RewardArgs {
     const REQUIRED: &'static [&'static str] = &["model", "output_dir", "comparisons"];
+    const OWN_KERNELS: bool = true;
 
     fn check(&self) -> Result<(), ArgsError> {
         self.common().check()?;

@@ -7,7 +7,9 @@ use candle_core::{DType, Device, Tensor, Var};
 use crate::model::heads::reward::{self, SCORE, below, headless};
 use crate::model::{Decoder, Loaded};
 use crate::train::args::Common;
+use crate::train::on_device::RunDevice;
 use crate::train::optim::Params;
+use crate::train::run::Run;
 use crate::train::step::PredictionBatch;
 use crate::train::trainable::{Trainable, with_prefix};
 
@@ -47,6 +49,14 @@ impl Critic {
         }
         critic.model = Some(model);
         Ok(critic)
+    }
+
+    /// Lets the device of the run train a separate model. The head, a vector, stays on the host.
+    ///
+    /// # Errors
+    /// Those of [`RunDevice::train`].
+    pub fn attach(&mut self, device: &RunDevice, run: &mut Run<'_>) -> Result<()> {
+        self.model.as_mut().map_or(Ok(()), |model| device.train(run, model, "critic."))
     }
 
     /// Its variables, named `critic.…`.

@@ -63,7 +63,7 @@ fn round(nudge: f64, exact_sampler: bool) -> (UpdateSummary, Vec<f64>, Vec<f64>)
     let ensemble = Ensemble { kind: rl.ensemble_reward, doubt: rl.ensemble_doubt };
     let sources = Sources { model: None, rule: rl.reward.as_ref(), field: "reward", ensemble, weights: None };
     let (reward, _) =
-        Reward::open(&sources, &rl.common, &candle_core::Device::Cpu, &RewardServices::default()).unwrap();
+        Reward::open(&sources, &rl.common, (&candle_core::Device::Cpu, None), &RewardServices::default()).unwrap();
     let sampler = Sampler {
         args: &rl,
         texts: &texts,

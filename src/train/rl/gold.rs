@@ -15,6 +15,7 @@ use crate::prompt::Texts;
 use crate::train::Reporter;
 use crate::train::args::RlCommon;
 use crate::train::fit::Fit;
+use crate::train::on_device::RunDevice;
 use crate::train::preference::sequence_sums_of;
 use crate::train::ranked::{RankedSequences, encode};
 
@@ -38,7 +39,7 @@ impl Gold {
         texts: &Texts,
         reference: &Decoder,
         max_length: usize,
-        device: &Device,
+        device: (&Device, Option<&RunDevice>),
         services: &RewardServices,
         reporter: &mut dyn Reporter,
     ) -> Result<Option<Self>> {

@@ -53,12 +53,13 @@ use super::args::{
     RlooArgs, parse_for_run,
 };
 use super::fit::{self, Fit};
+use super::on_device::{RunDevice, loading_device};
 use super::optim::Params;
-use super::run::{Run, TrainPlan, device, file_hash, load_base, report_phase};
+use super::run::{Run, TrainPlan, file_hash, load_base, report_phase};
 use super::samples::{SamplePrompt, Samples, ScoreOne};
 use super::sft::{Demonstrations, backbone_and_output, lengths_of_file};
 use super::token_file::TokenFile;
-use super::trainable::{Trainable, copies, with_prefix};
+use super::trainable::{Trainable, with_prefix};
 use super::turns::{self, PromptTexts};
 use super::{Reporter, TrainOutcome};
 use crate::data::PromptInput;
@@ -158,7 +159,7 @@ fn train<A: RecipeArgs>(
     reporter: &mut dyn Reporter,
 ) -> Result<TrainOutcome> {
     report_phase(reporter, "loading");
-    let device = device(&rl.common)?;
+    let device = loading_device(&rl.common)?;
     let mut loaded = load_base(&rl.common, &device)?;
     let texts = Texts::new(&loaded)?;
     report_phase(reporter, "preparing");
@@ -176,18 +177,21 @@ fn train<A: RecipeArgs>(
         ensemble,
         weights: rl.reward_weights.as_ref(),
     };
+    let kernels = RunDevice::open(&rl.common)?;
+    let devices = (&device, kernels.as_ref());
     let services = RewardServices::open(&rl, algorithm.group(), &device, reporter)?;
     let fleet = Fleet::open(&rl, reporter)?;
-    let (reward, reward_source) = Reward::open(&sources, &rl.common, &device, &services)?;
+    let (reward, reward_source) = Reward::open(&sources, &rl.common, devices, &services)?;
 
-    let policy = Trainable::<Decoder>::for_run(&loaded.config, backbone_and_output(&loaded), &rl.common)?
+    let mut policy = Trainable::<Decoder>::for_run(&loaded.config, backbone_and_output(&loaded), &rl.common)?
         .with_source(&loaded.source);
     // The start policy, before any update or resume.
-    let reference = policy.reference(&loaded.weights)?;
-    let critic = critic(&rl, &algorithm, &loaded, reward_source.as_ref())?;
+    let mut reference = policy.reference(&loaded.weights)?;
+    kernels.iter().try_for_each(|kernels| kernels.score(&mut reference))?;
+    let mut critic = critic(&rl, &algorithm, &loaded, reward_source.as_ref())?;
     drop(reward_source);
     let whole = rl.common.max_length.unwrap_or(positions).min(positions);
-    let gold = Gold::open(&rl, &texts, &reference, whole, &device, &services, reporter)?;
+    let gold = Gold::open(&rl, &texts, &reference, whole, devices, &services, reporter)?;
     let mut unanswered = Vec::new();
     if reward.needs_answers() || gold.as_ref().is_some_and(Gold::needs_answers) {
         unanswered = answered(&mut prompts)?;
@@ -226,6 +230,11 @@ fn train<A: RecipeArgs>(
         last: None,
     });
 
+    if let Some(kernels) = &kernels {
+        kernels.train(&mut run, &mut policy, "policy.")?;
+        critic.iter_mut().try_for_each(|critic| critic.attach(kernels, &mut run))?;
+    }
+
     let redraws = match &algorithm {
         Algorithm::Grpo(args) => args.dynamic_sampling,
         _ => 0,
@@ -240,7 +249,7 @@ fn train<A: RecipeArgs>(
     // phases.
     let light = rl.common.lora.is_some();
     let fast = rl.numerics == Numerics::Fast;
-    let exact_sampler = policy.decoder().on_host() && !fast && fleet.is_none();
+    let exact_sampler = policy.decoder().on_host() && !policy.is_on_device() && !fast && fleet.is_none();
     if !exact_sampler {
         run.warn(
             "responses are sampled with other kernels or weights than those of the trainer, so log-probs are recomputed"
@@ -292,7 +301,7 @@ fn train<A: RecipeArgs>(
     // A guarded run measures once more after its last update, so that the published policy has been measured.
     while run.step < run.total || guarded {
         run.phase("sampling", None);
-        let behaviour = if fast { policy.rounded_behaviour()? } else { policy.behaviour()? };
+        let behaviour = sampler.behaviour(&policy, run.step)?;
         let round = run.step;
         if let Some(fleet) = &fleet {
             fleet.push(&policy, round)?;
@@ -329,7 +338,7 @@ fn train<A: RecipeArgs>(
                 run.phase("evaluate", None);
             }
             let exact = (fast && signal.is_some()).then(|| policy.behaviour()).transpose()?;
-            let measured = exact.as_ref().unwrap_or(&behaviour);
+            let measured = policy.scorer(exact.as_ref().unwrap_or(&behaviour));
             let signal = signal.map(|g| g.measure(measured, &sampler.items(&rollout))).transpose()?;
             gold_mean = signal.as_deref().map(|s| moments(s).0);
             let measured = Measurement { step: run.step, kl: mean_kl, proxy, gold: signal.as_deref() };
@@ -340,7 +349,7 @@ fn train<A: RecipeArgs>(
             };
             match verdict {
                 Verdict::Good => {
-                    run.extra.insert(GOOD.to_owned(), copies(&policy.params)?);
+                    run.extra.insert(GOOD.to_owned(), policy.copies()?);
                 }
                 Verdict::Doubtful => {}
                 Verdict::Stop(why) => stopped_because = Some(why),
@@ -390,6 +399,7 @@ fn train<A: RecipeArgs>(
         }
     }
 
+    policy.pull()?;
     let published =
         publish_good(&mut run, &policy.params, guarded.then_some(&state.guard), stopped_because.as_deref())?;
     run.progress("saving");

@@ -14,6 +14,7 @@ use crate::objective::Stats;
 use crate::objective::whiten::moments;
 use crate::prompt::Texts;
 use crate::train::args::{Common, EnsembleReward, RewardSpec};
+use crate::train::on_device::RunDevice;
 
 /// The parts of a reward.
 pub struct Sources<'a> {
@@ -82,11 +83,11 @@ impl ModelReward {
 }
 
 impl Reward {
-    /// Loads the parts of a reward. Also returns the loaded reward model, from which a critic may start.
+    /// Loads the parts of a reward; `kernels` then computes the passes of a decoder. Also returns the loaded reward model, from which a critic may start.
     pub fn open(
         sources: &Sources<'_>,
         common: &Common,
-        device: &Device,
+        (device, kernels): (&Device, Option<&RunDevice>),
         services: &RewardServices,
     ) -> Result<(Self, Option<Loaded>)> {
         let field = sources.field;
@@ -101,6 +102,9 @@ impl Reward {
                 if let Some(parts) = loaded.instructd.as_mut().and_then(|about| about.pointer_mut("/reward/parts")) {
                     *parts = serde_json::json!(model.parts());
                 }
+            }
+            if let (Some(kernels), Some(decoder)) = (kernels, model.decoder_mut()) {
+                kernels.score(decoder).with_context(of_model)?;
             }
             if sources.ensemble.kind != EnsembleReward::Mean && model.n_members() < 2 {
                 bail!(

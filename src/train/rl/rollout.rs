@@ -14,14 +14,17 @@ use super::group_counts::GroupCounts;
 use super::response::{Answer, ResponseTexts, SampledResponse};
 use super::rewards::Reward;
 use super::services::Completion;
-use crate::generation::{GenParams, LaterTurns, Sample, Warpers, generate_conversations};
+use crate::generation::{GenParams, LaterTurns, PREFILL_TOKENS, Sample, Warpers, generate_conversations};
+use crate::model::decoder::device::Room;
+use crate::model::decoder::kv_cache::PAGE;
 use crate::model::{Decoder, SampledActivations};
 use crate::objective::importance::{self, ImportanceWeights};
 use crate::prompt::Texts;
-use crate::train::args::{RlCommon, Turns};
+use crate::train::args::{Numerics, RlCommon, Turns};
 use crate::train::meter::Stopwatch;
 use crate::train::rng::{Stream, derive, permutation, rng};
 use crate::train::step::{PredictionBatch, TurnSequence, micro_batches};
+use crate::train::trainable::Trainable;
 use crate::train::turns::{PromptTexts, StoredPrompt};
 
 /// The responses of a round. Per-sequence fields are in sampling order, in which samples of a prompt are consecutive.
@@ -178,6 +181,24 @@ pub struct RoundMonitor<'a> {
 const REPORT_INTERVAL: Duration = Duration::from_millis(500);
 
 impl Sampler<'_> {
+    /// The policy that generates the responses of `iteration`.
+    pub fn behaviour(&self, policy: &Trainable, iteration: u64) -> Result<Decoder> {
+        if policy.is_on_device() {
+            let slots = GenParams::default().max_batch.min(self.args.rollout_batch_size);
+            let chosen = self.chosen(iteration);
+            let most = chosen.iter().map(|&i| self.prompts[i].ids.most_tokens(self.args.response_length)).max();
+            let tokens = slots * (most.unwrap_or(0).min(self.max_length) + PAGE);
+            // A step has the tokens of a prefill, or of a longer prompt, and one of every other sequence.
+            let rows = slots + PREFILL_TOKENS.max(self.max_length);
+            let room = Room { pages: tokens.div_ceil(PAGE), rows, wanted: slots };
+            return Ok(policy.behaviour_on_device(room, self.args.temperature as f32)?);
+        }
+        Ok(match self.args.numerics {
+            Numerics::Fast => policy.rounded_behaviour()?,
+            Numerics::Exact => policy.behaviour()?,
+        })
+    }
+
     /// The prompts of an iteration. Every pass over all prompts has its own random order.
     fn chosen(&self, iteration: u64) -> Vec<usize> {
         let n = (self.args.rollout_batch_size / self.group) as u64;
@@ -413,8 +434,7 @@ impl Sampler<'_> {
         let later = critic.is_some_and(|critic| self.one_pass(critic, &lengths).is_some());
         for group in micro_batches(&lengths, self.args.common.micro_batch_tokens) {
             let packed = PredictionBatch::of_turns(&group.iter().map(|&i| &rollout.sequences[i]).collect::<Vec<_>>());
-            let reference_hidden = packed.hidden_frozen(self.reference)?;
-            let reference = packed.logprobs(self.reference, &reference_hidden, self.args.temperature)?;
+            let reference = packed.scores_frozen(self.reference, self.args.temperature)?;
             let mut columns = vec![(&mut rollout.reference, to_f64(reference.logprobs.to_vec1()?))];
             let states = if exact_sampler {
                 let rows = group.iter().flat_map(|&i| &hidden[starts[i] * d..(starts[i] + rollout.lengths[i]) * d]);

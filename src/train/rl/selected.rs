@@ -43,8 +43,7 @@ impl Learner<'_> {
                 let cut = members.iter().flat_map(|&i| &field[starts[i]..starts[i] + rollout.lengths[i]]);
                 tensor(cut.copied().collect(), &device)
             };
-            let hidden = packed.hidden(self.policy.decoder())?;
-            let new = packed.logprobs(self.policy.decoder(), &hidden, self.args.temperature)?.logprobs;
+            let new = packed.scores(self.policy.decoder(), self.args.temperature)?.logprobs;
             let old = column(&rollout.logprobs)?;
             gap.add(&(&new.detach() - &column(&rollout.sampled)?)?.to_vec1::<f32>()?);
             // The losses have no ratio. It is measured to show how far the policy moves in a round.

@@ -141,7 +141,7 @@ impl Setting {
         let sources = Sources { model: None, rule, field: "reward", ensemble, weights: None };
         let mut services = RewardServices::default();
         services.remote = Some(self.seen.clone());
-        let (reward, _) = Reward::open(&sources, &rl.common, &Device::Cpu, &services).unwrap();
+        let (reward, _) = Reward::open(&sources, &rl.common, (&Device::Cpu, None), &services).unwrap();
         let sampler = Sampler {
             args: &rl,
             texts: &self.texts,

@@ -208,12 +208,12 @@ impl Learner<'_> {
                 stats.merge(&part);
                 critic_is_done = true;
             }
+            let (decoder, temperature) = (self.policy.decoder(), self.args.temperature);
             let hidden = match activations.take() {
-                None => packed.hidden(self.policy.decoder())?,
-                Some(made) => self.policy.decoder().forward_sampled(&packed.batch, &packed.lengths, made, &members)?,
+                None => packed.hidden(decoder)?,
+                Some(made) => decoder.forward_sampled(&packed.batch, &packed.lengths, made, &members)?,
             };
             let with_entropy = by_group.as_ref().is_some_and(GroupLoss::needs_entropy);
-            let (decoder, temperature) = (self.policy.decoder(), self.args.temperature);
             let TokenLogprobs { logprobs: new, entropy } = match with_entropy {
                 false => packed.logprobs(decoder, &hidden, temperature)?,
                 true => packed.logprobs_and_entropy(decoder, &hidden, temperature)?,
@@ -273,8 +273,7 @@ impl Learner<'_> {
         let total: usize = batch.iter().map(|s| s.predicted()).sum();
         for group in groups(&batch, self.args.common.micro_batch_tokens) {
             let packed = PredictionBatch::new(&group);
-            let hidden = packed.hidden(self.policy.decoder())?;
-            let logprobs = packed.logprobs(self.policy.decoder(), &hidden, 1.0)?.logprobs;
+            let logprobs = packed.scores(self.policy.decoder(), 1.0)?.logprobs;
             let (loss, part) = causal_lm::loss(&logprobs, total as f64)?;
             sum.add(self.params, &(loss * coef)?)?;
             stats.add(

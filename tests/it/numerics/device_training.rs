@@ -3,12 +3,14 @@
 use std::collections::{BTreeMap, HashMap};
 
 use candle_core::{Device, Tensor};
+use instructd::gpu::shared::Shared;
 use instructd::gpu::sim::Sim;
+use instructd::model::decoder::attached::{DevicePasses, Keep, Wanted};
 use instructd::model::decoder::training::{Element, State, TrainerOptions};
 use instructd::model::{DeviceTrainer, Recompute, load};
 use instructd::objective::causal_lm;
 use instructd::train::args::{FrozenPrecision, LoraArgs};
-use instructd::train::on_device::adam_step;
+use instructd::train::device_tensors::adam_step;
 use instructd::train::optim::{AdamConfig, AdamForm, AdamW, Grads, Group, global_norm};
 use instructd::train::step::{Accumulator, PredictionBatch, Sequence};
 use instructd::train::trainable::{Freeze, Trainable};
@@ -41,7 +43,8 @@ fn options(element: Element) -> TrainerOptions {
 
 fn trainer_with(policy: &Trainable, options: TrainerOptions) -> Result<DeviceTrainer, String> {
     let names: HashMap<_, _> = policy.params.iter().map(|(name, var)| (var.id(), name.clone())).collect();
-    DeviceTrainer::new(policy.decoder(), &names, Box::new(Sim::new(BYTES)), options).map_err(|e| e.to_string())
+    DeviceTrainer::new(policy.decoder(), &names, Shared::new(Box::new(Sim::new(BYTES))), options)
+        .map_err(|e| e.to_string())
 }
 
 fn trainer(policy: &Trainable, element: Element) -> DeviceTrainer {
@@ -58,12 +61,15 @@ fn on_host(policy: &Trainable, sequences: &[&Sequence], total: f64) -> (Vec<f32>
     (logprobs.to_vec1().unwrap(), sum.grads)
 }
 
+fn wanted(packed: &PredictionBatch) -> Wanted<'_> {
+    Wanted { batch: &packed.batch, rows: &packed.rows, targets: Some(&packed.targets) }
+}
+
 /// The same on a device; gradients are added to those that are there.
 fn on_device(trainer: &mut DeviceTrainer, policy: &Trainable, sequences: &[&Sequence], total: f64) -> Vec<f32> {
     let packed = PredictionBatch::new(sequences);
-    let (rows, targets) = (&packed.rows, &packed.targets);
-    let scores = trainer.logprobs(policy.decoder(), &packed.batch, rows, targets, 1.0, true).unwrap();
-    trainer.backward(&vec![-1.0 / total as f32; rows.len()]).unwrap();
+    let scores = trainer.logprobs(policy.decoder(), wanted(&packed), 1.0, Keep::All).unwrap();
+    trainer.backward(&vec![-1.0 / total as f32; packed.rows.len()]).unwrap();
     scores.logprobs
 }
 
@@ -217,7 +223,7 @@ fn recomputed_activations_give_the_same_bits_in_less_memory() {
             let held = trainer.memory().0;
             trainer.take_peak();
             let packed = PredictionBatch::new(&every);
-            trainer.logprobs(policy.decoder(), &packed.batch, &packed.rows, &packed.targets, 1.0, true).unwrap();
+            trainer.logprobs(policy.decoder(), wanted(&packed), 1.0, Keep::All).unwrap();
             peaks.push(trainer.memory().0 - held);
             trainer.backward(&vec![-1.0 / 42.0; packed.rows.len()]).unwrap();
             grads.push(trainer.read(State::Gradients).unwrap());
@@ -267,7 +273,7 @@ fn a_step_of_adamw_is_that_of_the_cpu() {
                     (name.clone(), Tensor::from_vec(g, policy.params[&name].shape(), &Device::Cpu).unwrap())
                 })
                 .collect();
-            let norm = trainer.update(&adam_step(config, step, 1e-2, 0.1, Some(0.05))).unwrap();
+            let norm = trainer.update(&adam_step(config, step, 1e-2, 0.1), Some(0.05)).unwrap();
             let want = global_norm(&grads).unwrap();
             assert!((norm - want).abs() < 1e-5 * want && want > 0.05, "{norm}, {want}");
             optimizer.update(&policy.params, &grads, 1e-2, Some(0.05)).unwrap();
@@ -317,7 +323,9 @@ fn the_gradient_of_hidden_states_reaches_every_tensor_below_them() {
     let mut sum = Accumulator::default();
     sum.add(&policy.params, &(&picked * weights).unwrap().sum_all().unwrap()).unwrap();
     let mut trainer = trainer(&policy, Element::F32);
-    let got = trainer.hidden(policy.decoder(), &packed.batch, &rows, true).unwrap();
+    let got = trainer
+        .hidden(policy.decoder(), Wanted { batch: &packed.batch, rows: &rows, targets: None }, Keep::All)
+        .unwrap();
     assert!(difference(&flat(&picked), &got) < 1e-5);
     trainer.backward_hidden(&by).unwrap();
     let grads = trainer.read(State::Gradients).unwrap();
@@ -335,16 +343,16 @@ fn what_the_device_cannot_train_is_refused() {
     let mut trainer = trainer(&policy, Element::F32);
     let packed = PredictionBatch::new(&[&Sequence::new(&[1, 2], &[3, 4])]);
     let error = trainer.backward(&[1.0]).unwrap_err().to_string();
-    assert!(error.contains("without a saved forward pass"), "{error}");
+    assert!(error.contains("a pass is needed that was not saved"), "{error}");
     let out = [policy.config.vocab_size as u32, 1];
-    let refused = trainer.logprobs(policy.decoder(), &packed.batch, &packed.rows, &out, 1.0, true);
+    let refused = trainer.logprobs(policy.decoder(), Wanted { targets: Some(&out), ..wanted(&packed) }, 1.0, Keep::All);
     assert!(refused.err().unwrap().to_string().contains("outside the vocabulary"));
     // A gradient that is not finite changes nothing and is named.
     let before = trainer.read(State::Weights).unwrap();
-    trainer.logprobs(policy.decoder(), &packed.batch, &packed.rows, &packed.targets, 1.0, true).unwrap();
+    trainer.logprobs(policy.decoder(), wanted(&packed), 1.0, Keep::All).unwrap();
     trainer.backward(&[1.0, f32::NAN]).unwrap();
-    let update = adam_step(AdamConfig::default(), 1, 1e-2, 0.0, None);
-    let error = trainer.update(&update).unwrap_err().to_string();
+    let update = adam_step(AdamConfig::default(), 1, 1e-2, 0.0);
+    let error = trainer.update(&update, None).unwrap_err().to_string();
     assert!(error.contains("the gradient of ") && error.contains("is not finite"), "{error}");
     assert_eq!(trainer.read(State::Weights).unwrap(), before);
 }

@@ -31,13 +31,16 @@ fn a_device_computes_the_losses_of_the_cpu() {
         ("dpo", reward(&world, "dpo")),
         ("simpo", with(&reward(&world, "simpo"), lora)),
         ("orpo", reward(&world, "orpo")),
+        ("kto", with(&feedback(&world), json!({"lora": {"rank": 4}}))),
+        ("reward", with(&reward(&world, "reward"), json!({"heads": 2, "length_control": true}))),
+        ("reward", with(&reward(&world, "reward"), json!({"lora": {"rank": 4}}))),
     ] {
         let args = with(&args, json!({"max_steps": 3, "micro_batch_tokens": 60, "batch_size": 4}));
         let run = |more: Value| train(recipe, &with(&args, more)).0;
         let host = run(json!({"device": "cpu"}));
         for (precision, tolerance) in [("f32", 1e-4), ("bf16", 5e-2)] {
             let device = run(json!({"device": "sim", "precision": precision}));
-            for name in ["loss", "grad_norm", "learning_rate", "heldout_loss"] {
+            for name in ["loss", "kl", "grad_norm", "learning_rate", "heldout_loss"] {
                 let (a, b) = (host.curve(name), device.curve(name));
                 assert_eq!(a.len(), b.len(), "{recipe}: {name}");
                 for (a, b) in a.iter().zip(&b) {
@@ -47,6 +50,81 @@ fn a_device_computes_the_losses_of_the_cpu() {
             assert_eq!(host.curve("loss").len(), 3);
         }
     }
+}
+
+/// Arguments of KTO from thumbs on completions of liked and other words.
+fn feedback(world: &World) -> Value {
+    let line = |i: usize| {
+        let words: Vec<String> =
+            (0..6).map(|k| format!("t{}", (if i % 2 == 0 { 10 } else { 40 }) + (i + k) % 20)).collect();
+        json!({"prompt": format!("t{} t5", 50 + i % 30), "completion": words.join(" "), "label": i % 2 == 0})
+    };
+    let lines: String = (0..40).map(|i| line(i).to_string() + "\n").collect();
+    std::fs::write(world.path("feedback.jsonl"), lines).unwrap();
+    json!({
+        "model": World::model(), "output_dir": world.path("kto"), "feedback": world.path("feedback.jsonl"),
+        "device": "cpu", "learning_rate": 1e-3, "max_length": 64,
+    })
+}
+
+/// The first round has the samples of the CPU, because the device draws with the same random numbers.
+#[test]
+fn a_round_on_a_device_is_that_of_the_cpu() {
+    let world = World::new();
+    train("reward", &with(&reward(&world, "judge"), json!({"epochs": 1})));
+    let by_model = json!({"reward_model": world.path("judge"), "temperature": 0.8, "micro_batch_tokens": 60});
+    let base = with(&rl(&world, "out"), json!({"iterations": 2}));
+    for (recipe, more) in [
+        ("ppo", json!({"critic": "shared"})),
+        ("ppo", json!({"critic": "separate"})),
+        ("ppo", with(&by_model, json!({"critic": "separate", "lora": {"rank": 4}, "max_grad_norm": 0.5}))),
+        (
+            "ppo",
+            json!({"ptx_coef": 0.5, "ptx_demonstrations": world.demonstrations(30), "minibatches": 2, "ppo_epochs": 2}),
+        ),
+        ("reinforce", by_model),
+        ("rloo", json!({"lora": {"rank": 4}})),
+        ("grpo", json!({"kl_coef": 0.1})),
+        ("online_dpo", json!({"kl_coef": 0.1})),
+        ("raft", json!({})),
+    ] {
+        let args = with(&base, more);
+        let run = |more: Value| train(recipe, &with(&args, more)).0;
+        let (host, device) = (run(json!({"device": "cpu"})), run(json!({"device": "sim"})));
+        let mut compared = 0;
+        for name in ["reward", "kl", "loss", "policy_loss", "value_loss", "ptx_loss", "entropy", "grad_norm"] {
+            let (a, b) = (host.curve(name), device.curve(name));
+            assert_eq!(a.len(), b.len(), "{recipe}: {name}");
+            for (a, b) in a.iter().zip(&b) {
+                assert!((a - b).abs() <= 2e-3 * a.abs().max(0.05), "{recipe} {args}: {name} is {b}, not {a}");
+            }
+            compared += a.len();
+        }
+        assert!(compared >= 8, "{recipe}: {compared} values");
+        assert!(
+            device.curve("sampling_gap").iter().all(|gap| *gap < 1e-4),
+            "{recipe}: {:?}",
+            device.curve("sampling_gap")
+        );
+        assert_eq!(device.curve("kl")[0], 0.0, "{recipe}: the reference is the start policy");
+    }
+}
+
+#[test]
+fn ppo_on_a_device_learns_what_people_like() {
+    let world = World::new();
+    let start = share_written_by(&World::model());
+    let args = with(
+        &rl(&world, "out"),
+        json!({"device": "sim", "precision": "bf16", "iterations": 12, "rollout_batch_size": 32, "learning_rate": 3e-3,
+               "kl_budget": 20.0}),
+    );
+    let (recorder, _) = train("ppo", &args);
+    assert!(recorder.curve("start_ratio").iter().all(|ratio| (ratio - 1.0).abs() < 1e-6));
+    let gaps = recorder.curve("sampling_gap_mean");
+    assert!(gaps.iter().all(|gap| *gap < 0.05), "{gaps:?}");
+    let share = share_written_by(&world.path("out"));
+    assert!(share > start + 0.05, "{start} -> {share}");
 }
 
 #[test]
@@ -65,19 +143,23 @@ fn sft_on_a_device_teaches_what_was_demonstrated() {
 #[test]
 fn a_resumed_run_on_a_device_ends_with_the_bits_of_an_uninterrupted_one() {
     let world = World::new();
-    for more in [
-        json!({"device": "sim", "weight_decay": 0.1}),
-        json!({"device": "sim", "precision": "bf16", "lora": {"rank": 4}}),
+    let sft = with(&sft(&world, "whole"), json!({"device": "sim", "batch_size": 4, "max_steps": 4}));
+    let reward = with(&reward(&world, "whole"), json!({"device": "sim", "length_control": true, "max_steps": 3}));
+    let ppo = with(&rl(&world, "whole"), json!({"device": "sim", "critic": "separate", "iterations": 3}));
+    for (name, args) in [
+        ("sft", with(&sft, json!({"weight_decay": 0.1}))),
+        ("sft", with(&sft, json!({"precision": "bf16", "lora": {"rank": 4}}))),
+        ("reward", reward),
+        ("ppo", ppo),
     ] {
-        let args = with(&sft(&world, "whole"), with(&more, json!({"batch_size": 4, "max_steps": 4})));
-        train("sft", &args);
+        train(name, &args);
         let checkpoints = tempfile::tempdir().unwrap();
         let resumed = json!({"output_dir": world.path("parts"), "checkpoint_dir": checkpoints.path(), "resume": true});
         let args = with(&args, resumed);
         let mut stops = 0;
         loop {
             let mut recorder = Recorder { stop_after: Some(1), ..Recorder::default() };
-            match (recipe("sft").unwrap().run)(&args, &mut recorder).unwrap() {
+            match (recipe(name).unwrap().run)(&args, &mut recorder).unwrap() {
                 TrainOutcome::Stopped { checkpoint } => assert!(Path::new(&checkpoint.unwrap()).exists()),
                 TrainOutcome::Done { .. } => break,
             }
@@ -86,7 +168,7 @@ fn a_resumed_run_on_a_device_ends_with_the_bits_of_an_uninterrupted_one() {
         }
         assert!(stops >= 2);
         let bytes = |dir: &str| std::fs::read(Path::new(&world.path(dir)).join("model.safetensors")).unwrap();
-        assert!(bytes("whole") == bytes("parts"), "{more}: other weights after resuming");
+        assert!(bytes("whole") == bytes("parts"), "{name} {args}: other weights after resuming");
     }
 }
 
@@ -118,9 +200,12 @@ fn what_a_device_does_not_support_is_refused_before_the_run() {
         refused("sft", &args, json!({"device": device, "recompute": "mlp", "precision": "bf16"})).unwrap();
     }
     assert_eq!(refused("sft", &args, json!({"precision": "bf16"})).unwrap_err().field, "precision");
-    let ppo = rl(&world, "ppo");
-    assert_eq!(refused("ppo", &ppo, json!({"device": "sim"})).unwrap_err().field, "device");
-    assert_eq!(refused("ppo", &ppo, json!({"device": "cuda", "precision": "bf16"})).unwrap_err().field, "precision");
+    let rl = rl(&world, "rl");
+    assert_eq!(refused("ppo", &rl, json!({"device": "sim", "numerics": "fast"})).unwrap_err().field, "numerics");
+    assert_eq!(refused("grpo", &rl, json!({"device": "cuda", "entropy_coef": 0.1})).unwrap_err().field, "entropy_coef");
+    let masked =
+        json!({"model": World::model(), "output_dir": world.path("mlm"), "texts": ["texts.txt"], "device": "sim"});
+    assert_eq!(refused("mlm", &masked, json!({})).unwrap_err().field, "device");
     let gemma2 = crate::support::fixture("families/gemma2").display().to_string();
     let error = fails("sft", &with(&args, json!({"device": "sim", "model": gemma2})));
     assert!(error.contains("device") && error.contains("soft caps"), "{error}");

@@ -4,7 +4,7 @@
 pub(super) mod kernels;
 mod pass;
 mod rows;
-pub(super) mod weights;
+pub(in crate::model::decoder) mod weights;
 
 use self::kernels::numbers;
 use self::pass::{Pass, Pending};
@@ -47,6 +47,10 @@ pub struct DeviceModel {
     wide: usize,
     inverse: f32,
     cap: Option<f32>,
+    /// 1 / temperature of the log-probs of drawn tokens.
+    drawn_inverse: f32,
+    /// Memory that is freed with the model: its pages, and weights of its own on a shared device.
+    owned: Vec<Slice>,
 }
 
 /// A token to be drawn on the device.
@@ -65,7 +69,7 @@ pub struct Draw {
 pub struct StepResult {
     /// Logits [wanted, vocab].
     pub logits: Vec<f32>,
-    /// The id of each draw, and its natural log-prob under softmax(logits).
+    /// The id of each draw, and its natural log-prob under softmax(logits / temperature of the model's log-probs).
     pub drawn: Vec<(u32, f32)>,
 }
 
@@ -102,6 +106,21 @@ impl DeviceModel {
             return Err(GpuError::Launch(why));
         }
         let weights = weights::load(decoder, device.as_mut(), element, quantised)?;
+        Self::with_weights(c, device, element, weights, wide, room)
+    }
+
+    /// A model of weights that are on the device, with pages in the memory that the largest step leaves free.
+    ///
+    /// # Errors
+    /// `OutOfMemory`, also when not even one whole context fits.
+    pub(in crate::model::decoder) fn with_weights(
+        c: ModelConfig,
+        mut device: Box<dyn Device>,
+        element: Element,
+        weights: Weights,
+        wide: usize,
+        room: Room,
+    ) -> Result<Self, GpuError> {
         let page = c.n_kv_heads * PAGE * c.head_dim * element.bytes();
         let (used, total) = device.memory();
         let free = (total - used).saturating_sub(most_scratch(&c, element, &weights, room));
@@ -117,6 +136,7 @@ impl DeviceModel {
         let bytes = page_count * page;
         let pool = |device: &mut dyn Device| Ok::<_, GpuError>([device.alloc(bytes)?, device.alloc(bytes)?]);
         let pages = (0..c.n_layers).map(|_| pool(device.as_mut())).collect::<Result<Vec<_>, _>>()?;
+        let owned = pages.iter().flatten().copied().collect();
         // What the largest step needs is taken now, so that no other user of the device gets it first.
         let scratch = device.alloc(most_scratch(&c, element, &weights, room) as usize)?;
         device.free(scratch)?;
@@ -132,7 +152,19 @@ impl DeviceModel {
             pages,
             page_count,
             wide,
+            drawn_inverse: 1.0,
+            owned,
         })
+    }
+
+    /// Sets the temperature of the log-probs of drawn tokens, which is 1 otherwise.
+    pub(in crate::model::decoder) fn set_temperature(&mut self, temperature: f32) {
+        self.drawn_inverse = 1.0 / temperature;
+    }
+
+    /// Frees `slices` with the model.
+    pub(in crate::model::decoder) fn own(&mut self, slices: impl IntoIterator<Item = Slice>) {
+        self.owned.extend(slices);
     }
 
     /// Number of pages.
@@ -183,7 +215,7 @@ impl DeviceModel {
                 self.config.vocab_size
             )));
         }
-        let Self { config, element, device, weights, pages, ropes, wide, inverse, cap, .. } = self;
+        let Self { config, element, device, weights, pages, ropes, wide, inverse, cap, drawn_inverse, .. } = self;
         let mut scratch = Scratch { device: device.as_mut(), held: Vec::new() };
         let step = || -> Result<[Option<Download>; 2], GpuError> {
             let inputs = Inputs { rows, positions: &positions, wanted, draws };
@@ -203,7 +235,7 @@ impl DeviceModel {
             let own = draws.len() * config.vocab_size * 4;
             let drawn = match draws.len() {
                 0 => None,
-                _ => Some(pass.draw(&mut scratch, logits.part(0, own), draws.len())?),
+                _ => Some(pass.draw(&mut scratch, logits.part(0, own), draws.len(), *drawn_inverse)?),
             };
             let drawn = drawn.map(|drawn| scratch.device.download(drawn)).transpose()?;
             let rest = logits.part(own, logits.bytes - own);
@@ -226,5 +258,15 @@ impl DeviceModel {
                 ids.iter().zip(logprobs).take(draws.len()).map(|(id, bits)| (*id, f32::from_bits(*bits))).collect();
         }
         Ok(result)
+    }
+}
+
+impl Drop for DeviceModel {
+    /// Frees the memory of the device, which others may use. A device that has failed frees nothing.
+    fn drop(&mut self) {
+        for slice in std::mem::take(&mut self.owned) {
+            let _ = self.device.free(slice);
+        }
+        let _ = self.device.wait();
     }
 }

@@ -316,16 +316,16 @@ impl Pass<'_> {
         Ok(logits)
     }
 
-    /// Draws a token from each row of logits [n, vocab]. Returns n ids and n log-probs, each padded to a multiple of 16
-    /// bytes.
-    pub fn draw(&self, scratch: &mut Scratch<'_>, logits: Slice, n: usize) -> Result<Slice, GpuError> {
+    /// Draws a token from each row of logits [n, vocab]. Returns n ids and n log-probs under softmax(logits · `inverse`),
+    /// each padded to a multiple of 16 bytes.
+    pub fn draw(&self, scratch: &mut Scratch<'_>, logits: Slice, n: usize, inverse: f32) -> Result<Slice, GpuError> {
         let (width, vocab) = ((n * 4).next_multiple_of(16), self.config.vocab_size as i32);
         let (drawn, sums) = (scratch.take(2 * width)?, scratch.take(2 * width)?);
         let (ids, logprob) = (drawn.part(0, width), drawn.part(width, width));
         let launched = Sample { z: logits, uniforms: self.rows.uniforms, inverses: self.rows.inverses, ids, vocab };
         launch(scratch.device, "sample", [n, 1, 1], &launched)?;
         let (lse, entropy) = (sums.part(0, width), sums.part(width, width));
-        let launched = Logprobs { z: logits, targets: ids, logprob, lse, entropy, vocab, inverse: 1.0 };
+        let launched = Logprobs { z: logits, targets: ids, logprob, lse, entropy, vocab, inverse };
         launch(scratch.device, "logprobs", [n, 1, 1], &launched)?;
         Ok(drawn)
     }

@@ -45,7 +45,7 @@ const CHUNK: usize = 8 << 20;
 
 /// A matrix [out, in] and its bias [out].
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Matrix {
+pub(in crate::model::decoder) struct Matrix {
     /// In the element type of the model; i8 where there are scales.
     pub weight: Slice,
     /// One f16 for each 32 neighbours in a row, as in GGUF's Q8_0.
@@ -56,7 +56,7 @@ pub(super) struct Matrix {
 }
 
 #[derive(Clone, Copy, Debug)]
-pub(super) struct NormWeights {
+pub(in crate::model::decoder) struct NormWeights {
     pub weight: Slice,
     /// Zeros where the norm has none.
     pub bias: Slice,
@@ -67,7 +67,7 @@ pub(super) struct NormWeights {
 }
 
 #[derive(Debug)]
-pub(super) struct Block {
+pub(in crate::model::decoder) struct Block {
     pub attn_norm: Option<NormWeights>,
     pub qkv: Matrix,
     pub by_head: bool,
@@ -86,7 +86,7 @@ pub(super) struct Block {
 }
 
 #[derive(Debug)]
-pub(super) struct Weights {
+pub(in crate::model::decoder) struct Weights {
     pub embed: Slice,
     pub positions: Option<Slice>,
     pub blocks: Vec<Block>,

@@ -3,12 +3,14 @@
 use super::layout::{Block, Linear, Norm};
 use super::rows::Rows;
 use super::{DeviceTrainer, Element};
+use crate::gpu::device::Device;
 use crate::gpu::launch::backward::{Flash, MatmulAdd, Rotate};
 use crate::gpu::launch::{Activate, Add, Embed, GatherRows, Matmul, Norm as NormLaunch};
 use crate::gpu::manifest::kernel;
 use crate::gpu::{GpuError, Slice};
+use crate::model::decoder::attached::{Keep, Wanted};
 use crate::model::decoder::device::kernels::{self, up};
-use crate::model::{Decoder, PackedBatch, Recompute};
+use crate::model::{Decoder, Recompute};
 
 /// A buffer, or another name for one (`own` = false), which is not freed.
 #[derive(Clone, Copy)]
@@ -48,25 +50,20 @@ pub(super) struct SavedBlock {
 /// The blocks of a forward pass, and the hidden states after the last.
 pub(super) struct Forward {
     pub rows: Rows,
+    pub keep: Keep,
     pub blocks: Vec<SavedBlock>,
     pub last: Slice,
 }
 
 impl DeviceTrainer {
     /// Runs all blocks.
-    pub(super) fn forward(
-        &mut self,
-        decoder: &Decoder,
-        batch: &PackedBatch,
-        rows: &[u32],
-        targets: Option<&[u32]>,
-        keep: bool,
-    ) -> Result<Forward, GpuError> {
+    pub(super) fn forward(&mut self, decoder: &Decoder, wanted: Wanted<'_>, keep: Keep) -> Result<Forward, GpuError> {
         // A saved pass that got no gradient is replaced.
         self.pass = None;
+        self.passes += 1;
         self.buffers.give_all()?;
-        let grouped = keep && self.embeddings_trained();
-        let rows = Rows::new(&mut self.buffers, decoder, &self.ropes, batch, (rows, targets), grouped)?;
+        let grouped = keep == Keep::All && self.embeddings_trained();
+        let rows = Rows::new(&mut self.buffers, decoder, &self.ropes, wanted, grouped)?;
         let mut x = self.embed(&rows)?;
         let mut blocks = Vec::new();
         for number in 0..self.blocks.len() {
@@ -76,13 +73,13 @@ impl DeviceTrainer {
             let (out, given) = self.down(&block, &rows, attention.mid, up)?;
             let saved = SavedBlock { number, x, attention: Some(attention), up: Some(up), given };
             x = out;
-            if keep && number >= self.plan.lowest_trained {
+            if keep == Keep::All && number >= self.plan.lowest_trained {
                 blocks.push(self.reduced(saved)?);
             } else {
                 self.give_block(saved)?;
             }
         }
-        Ok(Forward { rows, blocks, last: x })
+        Ok(Forward { rows, keep, blocks, last: x })
     }
 
     pub(super) fn embeddings_trained(&self) -> bool {
@@ -322,9 +319,20 @@ impl DeviceTrainer {
             return Ok(Buffer { slice: x, own: false });
         }
         let y = self.buffers.take(self.bytes(rows * width))?;
-        let launched = GatherRows { x, rows: every, y, d: width as i32 };
-        self.launch("gather_rows.bf16", [rows, up(width, 1024), 1], &launched)?;
+        self.to_element(x, every, y, [rows, width])?;
         Ok(Buffer { slice: y, own: true })
+    }
+
+    /// Writes values [rows, width] of f32 to y in bfloat16. `every`: 0, 1, … for each row.
+    pub(super) fn to_element(
+        &mut self,
+        x: Slice,
+        every: Slice,
+        y: Slice,
+        [rows, width]: [usize; 2],
+    ) -> Result<(), GpuError> {
+        let launched = GatherRows { x, rows: every, y, d: width as i32 };
+        self.launch("gather_rows.bf16", [rows, up(width, 1024), 1], &launched)
     }
 
     /// Values of the element type in f32.

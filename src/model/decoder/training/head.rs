@@ -3,10 +3,13 @@
 use std::ops::Range;
 
 use super::forward::Forward;
-use super::{DeviceTrainer, Element, Pass, TargetLogprobs};
+use super::rows::Rows;
+use super::{DeviceTrainer, Element, Pass};
+use crate::gpu::device::Device;
 use crate::gpu::launch::backward::{LogitsBack, MatmulNn, MatmulTn};
 use crate::gpu::launch::{GatherRows, Logprobs, Matmul};
 use crate::gpu::{GpuError, Slice};
+use crate::model::decoder::attached::{Keep, TargetLogprobs};
 use crate::model::decoder::device::kernels::{self, numbers, up};
 
 /// The values of the output matrix's part that a backward pass needs.
@@ -43,41 +46,50 @@ impl DeviceTrainer {
         Ok(SavedHead { last: forward.last, picked, hidden, scores: None })
     }
 
-    /// Saves a pass for its backward pass.
+    /// Saves a pass.
     fn save(&mut self, forward: Forward, head: SavedHead) {
-        let Forward { rows, blocks, .. } = forward;
-        self.pass = Some(Pass { rows, blocks, head });
+        let Forward { rows, keep, blocks, .. } = forward;
+        self.pass = Some(Pass { rows, keep, blocks, head });
     }
 
+    /// The requested hidden states; saves the pass.
     pub(super) fn head_hidden(&mut self, forward: Forward) -> Result<Vec<f32>, GpuError> {
-        let (m, d) = (forward.rows.picked_count, self.config.hidden_size);
+        let count = forward.rows.picked_count * self.config.hidden_size;
         let head = self.saved_head(&forward)?;
-        let wide = self.as_f32(head.hidden, m * d)?;
-        let download = self.buffers.device.download(wide.slice)?;
-        self.give(wide)?;
+        let hidden = head.hidden;
         self.save(forward, head);
-        self.buffers.device.wait()?;
-        Ok(numbers(&self.buffers.device.take(download)?))
+        self.downloaded(hidden, count)
     }
 
-    /// Computes log-probs, and saves the pass where `keep`.
-    pub(super) fn head_logprobs(
-        &mut self,
-        forward: Forward,
-        inverse: f32,
-        keep: bool,
-    ) -> Result<TargetLogprobs, GpuError> {
-        let m = forward.rows.picked_count;
+    /// Computes log-probs; saves the pass.
+    pub(super) fn head_logprobs(&mut self, forward: Forward, inverse: f32) -> Result<TargetLogprobs, GpuError> {
         let mut head = self.saved_head(&forward)?;
+        let scores = self.score(&forward.rows, &mut head, inverse, forward.keep)?;
+        self.save(forward, head);
+        Ok(scores)
+    }
+
+    /// Log-probs of the targets from the hidden states, with what their backward pass needs in `head`.
+    pub(super) fn score(
+        &mut self,
+        rows: &Rows,
+        head: &mut SavedHead,
+        inverse: f32,
+        keep: Keep,
+    ) -> Result<TargetLogprobs, GpuError> {
+        let m = rows.picked_count;
+        if let Some(SavedScores { lse, logits, .. }) = head.scores.take() {
+            std::iter::once(lse).chain(logits).try_for_each(|slice| self.buffers.give(slice))?;
+        }
         let [logprob, lse, entropy] = [self.buffers.take(m * 4)?, self.buffers.take(m * 4)?, self.buffers.take(m * 4)?];
         let mut logits = None;
         for chunk in self.chunks(m) {
-            let whole = keep && chunk.len() == m;
+            let whole = keep == Keep::All && chunk.len() == m;
             let z = self.logits(head.hidden, &chunk)?;
             let part = |slice: Slice| slice.part(chunk.start * 4, chunk.len() * 4);
             let launched = Logprobs {
                 z,
-                targets: part(forward.rows.targets),
+                targets: part(rows.targets),
                 logprob: part(logprob),
                 lse: part(lse),
                 entropy: part(entropy),
@@ -95,7 +107,6 @@ impl DeviceTrainer {
         self.buffers.give(logprob)?;
         self.buffers.give(entropy)?;
         head.scores = Some(SavedScores { lse, logits, inverse });
-        self.save(forward, head);
         self.buffers.device.wait()?;
         let mut taken = |i: usize| Ok::<_, GpuError>(numbers(&self.buffers.device.take(downloads[i])?));
         Ok(TargetLogprobs { logprobs: taken(0)?, entropies: taken(1)? })
@@ -124,10 +135,11 @@ impl DeviceTrainer {
         Ok(z)
     }
 
-    /// The gradient of the hidden states [rows, d] from that of the log-probs; adds to the output matrix's.
-    pub(super) fn head_back(&mut self, pass: &Pass, grad: &[f32]) -> Result<Slice, GpuError> {
+    /// The gradient of the hidden states [rows, d] from that of the log-probs; adds to the output matrix's. What the
+    /// log-probs have saved is freed.
+    pub(super) fn head_back(&mut self, pass: &mut Pass, grad: &[f32]) -> Result<Slice, GpuError> {
         let (m, d, vocab) = (pass.rows.picked_count, self.config.hidden_size, self.config.vocab_size);
-        let Some(scores) = pass.head.scores.as_ref().filter(|_| grad.len() == m) else {
+        let Some(scores) = pass.head.scores.take().filter(|_| grad.len() == m) else {
             let n = grad.len();
             return Err(GpuError::Launch(format!("a gradient of {n} log-probs for a pass over {m} rows")));
         };
@@ -165,6 +177,7 @@ impl DeviceTrainer {
             self.buffers.give(gz)?;
         }
         self.buffers.give(g)?;
+        self.buffers.give(scores.lse)?;
         Ok(gh)
     }
 }

@@ -10,7 +10,9 @@ mod backward;
 mod forward;
 mod head;
 mod layout;
+mod passes;
 mod rows;
+mod stepping;
 mod storage;
 
 use std::collections::{BTreeMap, HashMap};
@@ -26,11 +28,13 @@ use self::storage::{Buffers, Storage, Weight};
 use crate::gpu::device::{Counts, Device, launch};
 use crate::gpu::launch::Launch;
 use crate::gpu::launch::backward::{AdamWStep, Squares};
+use crate::gpu::shared::Shared;
 use crate::gpu::{GpuError, Slice};
+use crate::model::decoder::attached::Keep;
 use crate::model::decoder::device::kernels::{numbers, up};
 pub use crate::model::decoder::device::weights::Element;
 use crate::model::layers::rope_tables;
-use crate::model::{Decoder, ModelConfig, PackedBatch, Recompute};
+use crate::model::{Decoder, ModelConfig, Recompute};
 use crate::ops::rope::RopeTable;
 
 /// Head sizes, in channels, that attention was compiled for.
@@ -67,14 +71,6 @@ pub struct AdamStep {
     pub decay: f64,
     /// Divisors of the first and of the second moment.
     pub corrections: [f64; 2],
-    /// Gradients are scaled down to this global norm.
-    pub max_norm: Option<f64>,
-}
-
-/// Log-probs of the targets and entropies of their rows, in nats.
-pub struct TargetLogprobs {
-    pub logprobs: Vec<f32>,
-    pub entropies: Vec<f32>,
 }
 
 /// A decoder under training on a device.
@@ -90,13 +86,18 @@ pub struct DeviceTrainer {
     wide: usize,
     /// At least as many zeros as the widest vector.
     zeros: Slice,
-    /// The forward pass whose backward pass has not run.
+    /// The forward pass that is saved.
     pass: Option<Pass>,
+    /// Number of forward passes so far.
+    passes: u64,
+    /// Number of changes of the weights so far.
+    changes: u64,
 }
 
-/// The values that a backward pass needs.
+/// A forward pass that is saved.
 struct Pass {
     rows: Rows,
+    keep: Keep,
     /// The blocks from the lowest trained one up.
     blocks: Vec<SavedBlock>,
     head: head::SavedHead,
@@ -110,7 +111,7 @@ impl DeviceTrainer {
     pub fn new(
         decoder: &Decoder,
         names: &HashMap<TensorId, String>,
-        mut device: Box<dyn Device>,
+        mut device: Shared,
         options: TrainerOptions,
     ) -> Result<Self, GpuError> {
         let config = decoder.config.clone();
@@ -124,7 +125,7 @@ impl DeviceTrainer {
         };
         let mut plan = plan(decoder, names)?;
         let blocks = std::mem::take(&mut plan.blocks).into_iter().map(Arc::new).collect();
-        let storage = Storage::new(device.as_mut(), &plan, options.element)?;
+        let storage = Storage::new(&mut device, &plan, options.element)?;
         let widest = plan.matrices.iter().map(|m| m.rows.max(m.width)).max().unwrap_or(1);
         let zeros = device.alloc(widest * 4)?;
         device.zero(zeros)?;
@@ -140,81 +141,9 @@ impl DeviceTrainer {
             wide,
             zeros,
             pass: None,
+            passes: 0,
+            changes: 0,
         })
-    }
-
-    /// log p of `targets` at `rows` of the packed sequences, with logits divided by `temperature`; `decoder` is the one
-    /// that the trainer was made of. With `keep` the activations for `backward` are saved.
-    ///
-    /// # Errors
-    /// A position or an id that the model does not have; `OutOfMemory`; a failure of the device.
-    pub fn logprobs(
-        &mut self,
-        decoder: &Decoder,
-        batch: &PackedBatch,
-        rows: &[u32],
-        targets: &[u32],
-        temperature: f32,
-        keep: bool,
-    ) -> Result<TargetLogprobs, GpuError> {
-        let result = self.forward(decoder, batch, rows, Some(targets), keep).and_then(|pass| {
-            let inverse = 1.0 / (self.config.switches.logit_divisor as f32 * temperature);
-            self.head_logprobs(pass, inverse, keep)
-        });
-        self.finished(result, keep)
-    }
-
-    /// The hidden states [rows, d] after the final norm. With `keep` the activations for `backward_hidden` are saved.
-    ///
-    /// # Errors
-    /// Those of `logprobs`.
-    pub fn hidden(
-        &mut self,
-        decoder: &Decoder,
-        batch: &PackedBatch,
-        rows: &[u32],
-        keep: bool,
-    ) -> Result<Vec<f32>, GpuError> {
-        let result = self.forward(decoder, batch, rows, None, keep).and_then(|pass| self.head_hidden(pass));
-        self.finished(result, keep)
-    }
-
-    /// Frees the buffers of a pass that failed or has no backward pass.
-    fn finished<T>(&mut self, result: Result<T, GpuError>, keep: bool) -> Result<T, GpuError> {
-        if result.is_err() || !keep {
-            self.pass = None;
-            self.buffers.give_all()?;
-        }
-        result
-    }
-
-    /// Adds the gradients of the saved pass to those of the trained tensors. `grad` is the loss's gradient with respect
-    /// to the log-probs.
-    ///
-    /// # Errors
-    /// Without a saved pass; `OutOfMemory`; a failure of the device.
-    pub fn backward(&mut self, grad: &[f32]) -> Result<(), GpuError> {
-        let result = self.saved_pass().and_then(|pass| {
-            let gh = self.head_back(&pass, grad)?;
-            self.backward_from(pass, gh)
-        });
-        self.finished(result, false)
-    }
-
-    /// `backward` of the hidden states: `grad` is the loss's gradient [rows, d] with respect to them.
-    ///
-    /// # Errors
-    /// Those of `backward`.
-    pub fn backward_hidden(&mut self, grad: &[f32]) -> Result<(), GpuError> {
-        let result = self.saved_pass().and_then(|pass| {
-            let gh = self.buffers.numbers(grad, self.options.element)?;
-            self.backward_from(pass, gh)
-        });
-        self.finished(result, false)
-    }
-
-    fn saved_pass(&mut self) -> Result<Pass, GpuError> {
-        self.pass.take().ok_or_else(|| GpuError::Launch("a backward pass without a saved forward pass".to_owned()))
     }
 
     /// The Euclidean norm of all gradients.
@@ -257,10 +186,20 @@ impl DeviceTrainer {
     ///
     /// # Errors
     /// When a gradient is not finite, and nothing is changed; a failure of the device.
-    pub fn update(&mut self, step: &AdamStep) -> Result<f64, GpuError> {
+    pub fn update(&mut self, step: &AdamStep, max_norm: Option<f64>) -> Result<f64, GpuError> {
         let norm = self.gradient_norm()?;
         // As torch.nn.utils.clip_grad_norm_.
-        let clip = step.max_norm.map_or(1.0, |max| (max / (norm + 1e-6)).min(1.0));
+        let clip = max_norm.map_or(1.0, |max| (max / (norm + 1e-6)).min(1.0));
+        self.apply(step, clip)?;
+        Ok(norm)
+    }
+
+    /// One update by the gradients times `scale`, after which they are 0.
+    ///
+    /// # Errors
+    /// A failure of the device.
+    pub fn apply(&mut self, step: &AdamStep, scale: f64) -> Result<(), GpuError> {
+        self.changes += 1;
         for number in 0..self.storage.slabs.len() {
             let slab = &self.storage.slabs[number];
             let (len, decay) = (slab.len, if slab.decayed { step.decay } else { 0.0 });
@@ -282,14 +221,19 @@ impl DeviceTrainer {
                     decay: decay as f32,
                     correct1: step.corrections[0] as f32,
                     correct2: step.corrections[1] as f32,
-                    clip: clip as f32,
+                    clip: scale as f32,
                 };
                 let name = if half.is_some() { "adamw.bf16" } else { "adamw.f32" };
                 self.launch(name, [up(count, 1024), 1, 1], &launched)?;
             }
             self.buffers.device.zero(g)?;
         }
-        Ok(norm)
+        Ok(())
+    }
+
+    /// Number of changes of the weights so far.
+    pub fn changes(&self) -> u64 {
+        self.changes
     }
 
     /// Sets all gradients to 0.
@@ -305,7 +249,7 @@ impl DeviceTrainer {
     /// # Errors
     /// A failure of the device.
     pub fn read(&mut self, state: State) -> Result<BTreeMap<String, Vec<f32>>, GpuError> {
-        self.storage.read(self.buffers.device.as_mut(), &self.plan, state)
+        self.storage.read(&mut self.buffers.device, &self.plan, state)
     }
 
     /// Writes a state of trained tensors, in the layout of the host.
@@ -313,7 +257,8 @@ impl DeviceTrainer {
     /// # Errors
     /// A failure of the device.
     pub fn write(&mut self, state: State, values: &BTreeMap<String, Vec<f32>>) -> Result<(), GpuError> {
-        self.storage.write(self.buffers.device.as_mut(), &self.plan, state, values)
+        self.changes += 1;
+        self.storage.write(&mut self.buffers.device, &self.plan, state, values)
     }
 
     /// Returns when all requested work is done.
@@ -339,7 +284,7 @@ impl DeviceTrainer {
     }
 
     fn launch<L: Launch>(&mut self, name: &str, grid: [usize; 3], arguments: &L) -> Result<(), GpuError> {
-        launch(self.buffers.device.as_mut(), name, grid, arguments)
+        launch(&mut self.buffers.device, name, grid, arguments)
     }
 
     fn weight(&self, id: MatrixId) -> Weight {
@@ -352,5 +297,15 @@ impl DeviceTrainer {
 
     fn residual(&self) -> f32 {
         self.config.switches.residual_scale as f32
+    }
+}
+
+impl Drop for DeviceTrainer {
+    /// Frees the memory of the device, which others may use. A device that has failed frees nothing.
+    fn drop(&mut self) {
+        let _ = self.buffers.give_all();
+        let slices = self.storage.slices().chain([self.zeros]);
+        slices.for_each(|slice| drop(self.buffers.device.free(slice)));
+        let _ = self.buffers.device.wait();
     }
 }

@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use super::storage::Buffers;
 use crate::gpu::{GpuError, Slice};
+use crate::model::Decoder;
+use crate::model::decoder::attached::Wanted;
 use crate::model::decoder::device::weights::candle;
-use crate::model::{Decoder, PackedBatch};
 use crate::ops::rope::RopeTable;
 
 /// Rows of a gradient grouped by the row of a table that they are added to.
@@ -78,8 +79,7 @@ impl Rows {
         buffers: &mut Buffers,
         decoder: &Decoder,
         ropes: &[Option<Arc<RopeTable>>; 2],
-        batch: &PackedBatch,
-        (picked, targets): (&[u32], Option<&[u32]>),
+        Wanted { batch, rows: picked, targets }: Wanted<'_>,
         grouped: bool,
     ) -> Result<Self, GpuError> {
         let (n, vocab) = (batch.len(), decoder.config.vocab_size);

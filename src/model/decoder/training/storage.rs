@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::layout::{MatrixId, Plan, PlannedMatrix};
 use crate::gpu::device::Device;
+use crate::gpu::shared::Shared;
 use crate::gpu::{GpuError, Slice};
 use crate::model::decoder::device::kernels::numbers;
 use crate::model::decoder::device::weights::Element;
@@ -125,6 +126,13 @@ impl Storage {
         Ok(())
     }
 
+    /// Everything that is allocated.
+    pub fn slices(&self) -> impl Iterator<Item = Slice> {
+        let frozen = self.weights.iter().filter(|weight| weight.grad.is_none()).map(|weight| weight.value);
+        let slabs = self.slabs.iter().flat_map(|slab| [slab.p, slab.g, slab.m, slab.v].into_iter().chain(slab.half));
+        frozen.chain(slabs)
+    }
+
     /// The f32 values of a state of a trained matrix.
     fn slice(&self, matrix: &PlannedMatrix, id: MatrixId, state: State) -> Slice {
         let (slab, at) = self.places[&id];
@@ -244,14 +252,14 @@ fn transposed(values: &[f32], rows: usize, width: usize) -> Vec<f32> {
 
 /// The buffers of a pass. They are freed one by one, or all at once after an error.
 pub(super) struct Buffers {
-    pub device: Box<dyn Device>,
+    pub device: Shared,
     held: BTreeMap<u64, Slice>,
     /// The most bytes of the device that were in use.
     pub peak: u64,
 }
 
 impl Buffers {
-    pub fn new(device: Box<dyn Device>) -> Self {
+    pub fn new(device: Shared) -> Self {
         let peak = device.memory().0;
         Self { device, held: BTreeMap::new(), peak }
     }

@@ -1,0 +1,109 @@
+//! The passes of a trainer as `DevicePasses`.
+
+use super::{DeviceTrainer, Pass};
+use crate::gpu::device::Device;
+use crate::gpu::{GpuError, Slice};
+use crate::model::Decoder;
+use crate::model::decoder::attached::{DevicePasses, Keep, TargetLogprobs, Wanted};
+use crate::model::decoder::device::kernels::numbers;
+use crate::model::decoder::device::{DeviceModel, Room};
+
+impl DevicePasses for DeviceTrainer {
+    fn is_trained(&self) -> bool {
+        !self.storage.slabs.is_empty()
+    }
+
+    fn passes(&self) -> u64 {
+        self.passes
+    }
+
+    fn hidden(&mut self, decoder: &Decoder, wanted: Wanted<'_>, keep: Keep) -> Result<Vec<f32>, GpuError> {
+        let result = self.forward(decoder, wanted, keep).and_then(|pass| self.head_hidden(pass));
+        self.finished(result, keep)
+    }
+
+    fn logprobs(
+        &mut self,
+        decoder: &Decoder,
+        wanted: Wanted<'_>,
+        temperature: f32,
+        keep: Keep,
+    ) -> Result<TargetLogprobs, GpuError> {
+        let inverse = self.inverse(temperature);
+        let result = self.forward(decoder, wanted, keep).and_then(|pass| self.head_logprobs(pass, inverse));
+        self.finished(result, keep)
+    }
+
+    fn saved_logprobs(&mut self, temperature: f32) -> Result<TargetLogprobs, GpuError> {
+        let inverse = self.inverse(temperature);
+        let mut pass = self.saved_pass()?;
+        let result = self.score(&pass.rows, &mut pass.head, inverse, pass.keep);
+        self.pass = Some(pass);
+        self.finished(result, Keep::All)
+    }
+
+    fn backward(&mut self, grad: &[f32]) -> Result<(), GpuError> {
+        let result = self.saved_pass().and_then(|mut pass| {
+            let gh = self.head_back(&mut pass, grad)?;
+            self.backward_from(pass, gh)
+        });
+        self.finished(result, Keep::Nothing)
+    }
+
+    fn hidden_gradient(&mut self, grad: &[f32]) -> Result<Vec<f32>, GpuError> {
+        let mut pass = self.saved_pass()?;
+        let result = self.head_back(&mut pass, grad).and_then(|gh| {
+            let values = self.downloaded(gh, pass.rows.picked_count * self.config.hidden_size)?;
+            self.buffers.give(gh)?;
+            Ok(values)
+        });
+        self.pass = Some(pass);
+        self.finished(result, Keep::All)
+    }
+
+    fn backward_hidden(&mut self, grad: &[f32]) -> Result<(), GpuError> {
+        let result = self.saved_pass().and_then(|pass| {
+            let gh = self.buffers.numbers(grad, self.options.element)?;
+            self.backward_from(pass, gh)
+        });
+        self.finished(result, Keep::Nothing)
+    }
+
+    fn stepping(&mut self, room: Room, temperature: f32) -> Result<DeviceModel, GpuError> {
+        self.stepping_model(room, temperature)
+    }
+}
+
+impl DeviceTrainer {
+    /// The factor of logits at a temperature.
+    fn inverse(&self, temperature: f32) -> f32 {
+        1.0 / (self.config.switches.logit_divisor as f32 * temperature)
+    }
+
+    fn saved_pass(&mut self) -> Result<Pass, GpuError> {
+        let none = || GpuError::Launch("a pass is needed that was not saved".to_owned());
+        let pass = self.pass.take().ok_or_else(none)?;
+        if pass.keep == Keep::Nothing {
+            return Err(none());
+        }
+        Ok(pass)
+    }
+
+    /// Frees the buffers of a pass that failed or of which nothing is kept.
+    fn finished<T>(&mut self, result: Result<T, GpuError>, keep: Keep) -> Result<T, GpuError> {
+        if result.is_err() || keep == Keep::Nothing {
+            self.pass = None;
+            self.buffers.give_all()?;
+        }
+        result
+    }
+
+    /// `count` values of the element type, on the host as f32.
+    pub(super) fn downloaded(&mut self, x: Slice, count: usize) -> Result<Vec<f32>, GpuError> {
+        let wide = self.as_f32(x, count)?;
+        let download = self.buffers.device.download(wide.slice)?;
+        self.give(wide)?;
+        self.buffers.device.wait()?;
+        Ok(numbers(&self.buffers.device.take(download)?))
+    }
+}
