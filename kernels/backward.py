@@ -172,11 +172,17 @@ def rotate(x, cos, sin, rotary, heads, hd, half, sign, HD: tl.constexpr):
 
 
 @triton.jit
-def flash(q, k, v, offsets, out, lse, heads, kv_heads, hd, window, scale, HD: tl.constexpr, BM: tl.constexpr,
-          BN: tl.constexpr):
+def capped(z, cap):
+    """cap * tanh(z / cap), of f32."""
+    return cap * (1.0 - 2.0 / (tl.exp(2.0 * z / cap) + 1.0))
+
+
+@triton.jit
+def flash(q, k, v, offsets, out, lse, heads, kv_heads, hd, window, scale, cap, CAP: tl.constexpr, HD: tl.constexpr,
+          BM: tl.constexpr, BN: tl.constexpr):
     """Causal attention over packed sequences: q and out [n, heads, hd], k and v [n, kv_heads, hd], sequence s in rows
-    offsets[s]..offsets[s + 1]. lse [n, heads]: log-sum-exp of the scaled scores. window 0 = all keys.
-    Grid (ceil(longest / BM), sequences, heads)."""
+    offsets[s]..offsets[s + 1]. lse [n, heads]: log-sum-exp of the scaled scores, which become cap * tanh(score / cap)
+    where CAP. window 0 = all keys. Grid (ceil(longest / BM), sequences, heads)."""
     s = tl.program_id(1)
     h = tl.program_id(2)
     kv = h // (heads // kv_heads)
@@ -205,6 +211,8 @@ def flash(q, k, v, offsets, out, lse, heads, kv_heads, hd, window, scale, HD: tl
             kk = tl.load(k + at[None, :] + c[:, None], mask=there[None, :] & wide[:, None], other=0.0)
             vv = tl.load(v + at[:, None] + c[None, :], mask=there[:, None] & wide[None, :], other=0.0)
             z = tl.dot(qv, kk, input_precision="ieee") * scale
+            if CAP:
+                z = capped(z, cap)
             seen = there[None, :] & (key[None, :] <= i[:, None])
             if window > 0:
                 seen = seen & (key[None, :] > i[:, None] - window)
@@ -230,8 +238,8 @@ def flash_delta(out, gout, delta, heads, hd, HD: tl.constexpr):
 
 
 @triton.jit
-def flash_back_q(q, k, v, gout, offsets, lse, delta, gq, heads, kv_heads, hd, window, scale, HD: tl.constexpr,
-                 BM: tl.constexpr, BN: tl.constexpr):
+def flash_back_q(q, k, v, gout, offsets, lse, delta, gq, heads, kv_heads, hd, window, scale, cap, CAP: tl.constexpr,
+                 HD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
     """gq [n, heads, hd] of `flash`. Grid (ceil(longest / BM), sequences, heads)."""
     s = tl.program_id(1)
     h = tl.program_id(2)
@@ -262,18 +270,22 @@ def flash_back_q(q, k, v, gout, offsets, lse, delta, gq, heads, kv_heads, hd, wi
             kk = tl.load(k + at[:, None] + c[None, :], mask=there, other=0.0)
             vv = tl.load(v + at[:, None] + c[None, :], mask=there, other=0.0)
             z = tl.dot(qv, tl.trans(kk), input_precision="ieee") * scale
+            if CAP:
+                z = capped(z, cap)
             seen = asked[:, None] & (key < length)[None, :] & (key[None, :] <= i[:, None])
             if window > 0:
                 seen = seen & (key[None, :] > i[:, None] - window)
             p = tl.where(seen, tl.exp(z - ls[:, None]), 0.0)
             gz = p * (tl.dot(go, tl.trans(vv), input_precision="ieee") - de[:, None]) * scale
+            if CAP:
+                gz *= 1.0 - (z / cap) * (z / cap)
             acc += tl.dot(gz.to(kk.dtype), kk, input_precision="ieee")
         tl.store(gq + line[:, None] * hd + c[None, :], acc.to(gq.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def flash_back_kv(q, k, v, gout, offsets, lse, delta, gk, gv, heads, kv_heads, hd, window, scale, HD: tl.constexpr,
-                  BM: tl.constexpr, BN: tl.constexpr):
+def flash_back_kv(q, k, v, gout, offsets, lse, delta, gk, gv, heads, kv_heads, hd, window, scale, cap,
+                  CAP: tl.constexpr, HD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
     """gk and gv [n, kv_heads, hd] of `flash`: one program sums over all query heads of a key head, in order.
     Grid (ceil(longest / BN), sequences, kv_heads)."""
     s = tl.program_id(1)
@@ -308,12 +320,16 @@ def flash_back_kv(q, k, v, gout, offsets, lse, delta, gk, gv, heads, kv_heads, h
                 ls = tl.load(lse + line, mask=asked, other=0.0)
                 de = tl.load(delta + line, mask=asked, other=0.0)
                 z = tl.dot(qv, tl.trans(kk), input_precision="ieee") * scale
+                if CAP:
+                    z = capped(z, cap)
                 seen = asked[:, None] & (key < length)[None, :] & (key[None, :] <= i[:, None])
                 if window > 0:
                     seen = seen & (key[None, :] > i[:, None] - window)
                 p = tl.where(seen, tl.exp(z - ls[:, None]), 0.0)
                 sum_v += tl.dot(tl.trans(p).to(go.dtype), go, input_precision="ieee")
                 gz = p * (tl.dot(go, tl.trans(vv), input_precision="ieee") - de[:, None]) * scale
+                if CAP:
+                    gz *= 1.0 - (z / cap) * (z / cap)
                 sum_k += tl.dot(tl.trans(gz).to(qv.dtype), qv, input_precision="ieee")
         tl.store(gk + at, sum_k.to(gk.dtype.element_ty), mask=there)
         tl.store(gv + at, sum_v.to(gv.dtype.element_ty), mask=there)
@@ -353,16 +369,18 @@ def activate_back(x, gy, gx, inner, KIND: tl.constexpr, GATED: tl.constexpr, BLO
 
 
 @triton.jit
-def logits_back(z, targets, lse, g, gz, vocab, inverse, BLOCK: tl.constexpr):
-    """gz [n, vocab]: the gradient of `logprobs` at the targets, times g [n], with respect to z.
-    Grid (n, ceil(vocab / BLOCK))."""
+def logits_back(z, targets, lse, g, gz, vocab, inverse, before, cap, CAP: tl.constexpr, BLOCK: tl.constexpr):
+    """gz [n, vocab]: the gradient of `logprobs` at the targets, times g [n], with respect to z; where CAP with respect to
+    what `shape_logits` made z of, with the factor `before` and the cap. Grid (n, ceil(vocab / BLOCK))."""
     row = tl.program_id(0).to(tl.int64)
     c = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = c < vocab
-    v = tl.load(z + row * vocab + c, mask=inside, other=0.0) * inverse
-    p = tl.exp(v - tl.load(lse + row))
+    raw = tl.load(z + row * vocab + c, mask=inside, other=0.0)
+    p = tl.exp(raw * inverse - tl.load(lse + row))
     hit = tl.where(c == tl.load(targets + row), 1.0, 0.0)
     by = (hit - p) * tl.load(g + row) * inverse
+    if CAP:
+        by *= (1.0 - (raw / cap) * (raw / cap)) * before
     tl.store(gz + row * vocab + c, by.to(gz.dtype.element_ty), mask=inside)
 
 

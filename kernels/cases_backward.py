@@ -6,6 +6,7 @@ import numpy as np
 from cases import (ACTIVATED, TABLE, TOLERANCE, activation, case, ints, launch, log_softmax, norm_reference, normal, rng, turned,
                    up)
 from harness import Buffer, agree
+from table import HEADS
 
 
 def slope(f, x, step=1e-6):
@@ -107,13 +108,18 @@ def rotations(mods, t):
     agree(x.values, start, 2 * TOLERANCE[t], "there and back")
 
 
-def causal(q, k, v, offsets, scale, window):
+def squashed(z, cap):
+    """Capped scores and their derivative."""
+    return (cap * np.tanh(z / cap), 1 - np.tanh(z / cap) ** 2) if cap else (z, 1.0)
+
+
+def causal(q, k, v, offsets, scale, window, cap):
     """Attention of packed sequences in f64: out and log-sum-exp."""
     out, lse = np.zeros(q.shape), np.zeros(q.shape[:2])
     for a, b in zip(offsets, offsets[1:]):
         for h in range(q.shape[1]):
             g = h // (q.shape[1] // k.shape[1])
-            z = q[a:b, h] @ k[a:b, g].T * scale
+            z = squashed(q[a:b, h] @ k[a:b, g].T * scale, cap)[0]
             i, j = np.arange(b - a)[:, None], np.arange(b - a)[None, :]
             z = np.where((j <= i) & ((j > i - window) if window else True), z, -np.inf)
             lse[a:b, h] = z.max(1) + np.log(np.exp(z - z.max(1, keepdims=True)).sum(1))
@@ -121,17 +127,17 @@ def causal(q, k, v, offsets, scale, window):
     return out, lse
 
 
-def causal_back(q, k, v, gout, offsets, scale, window):
-    out, lse = causal(q, k, v, offsets, scale, window)
+def causal_back(q, k, v, gout, offsets, scale, window, cap):
+    out, lse = causal(q, k, v, offsets, scale, window, cap)
     gq, gk, gv = np.zeros(q.shape), np.zeros(k.shape), np.zeros(v.shape)
     for a, b in zip(offsets, offsets[1:]):
         for h in range(q.shape[1]):
             g = h // (q.shape[1] // k.shape[1])
-            z = q[a:b, h] @ k[a:b, g].T * scale
+            z, slope = squashed(q[a:b, h] @ k[a:b, g].T * scale, cap)
             i, j = np.arange(b - a)[:, None], np.arange(b - a)[None, :]
             p = np.where((j <= i) & ((j > i - window) if window else True), np.exp(z - lse[a:b, h, None]), 0.0)
             gp = gout[a:b, h] @ v[a:b, g].T
-            gz = p * (gp - (p * gp).sum(1, keepdims=True)) * scale
+            gz = p * (gp - (p * gp).sum(1, keepdims=True)) * scale * slope
             gq[a:b, h] += gz @ k[a:b, g]
             gk[a:b, g] += gz.T @ q[a:b, h]
             gv[a:b, g] += p.T @ gout[a:b, h]
@@ -140,22 +146,26 @@ def causal_back(q, k, v, gout, offsets, scale, window):
 
 @case("flash", "flash_delta", "flash_back_q", "flash_back_kv")
 def flash_attention(mods, t):
-    shapes = (([5, 70], 4, 2, 24, 0), ([40, 1, 67], 2, 1, 64, 20), ([3, 35], 2, 1, 24, 9), ([3, 35], 2, 1, 20, 9),
-              ([2, 35], 2, 1, 40, 0), ([2, 35], 2, 1, 36, 5), ([2, 7], 2, 1, 104, 3))
-    for lengths, heads, kv, hd, window in shapes:
+    shapes = (([5, 70], 4, 2, 24, 0, 0), ([40, 1, 67], 2, 1, 64, 20, 0), ([3, 35], 2, 1, 24, 9, 2.0),
+              ([3, 35], 2, 1, 20, 9, 0), ([2, 35], 2, 1, 40, 0, 1.5), ([2, 35], 2, 1, 36, 5, 2.0),
+              ([2, 7], 2, 1, 104, 3, 0), ([2, 19], 1, 1, 160, 5, 0), ([1, 17], 1, 1, 256, 0, 2.0))
+    for lengths, heads, kv, hd, window, cap in shapes:
         offsets = np.cumsum([0, *lengths])
         n, scale, longest = int(offsets[-1]), hd ** -0.5, max(lengths)
-        block = next(wide for wide in (32, 64, 128) if wide >= hd)
+        block = next(wide for wide in HEADS if wide >= hd)
         q, gout = normal(t, (n, heads, hd), 1), normal(t, (n, heads, hd), 2)
         k, v = normal(t, (n, kv, hd), 3), normal(t, (n, kv, hd), 4)
         wide = [b.values.astype(np.float64) for b in (q, k, v, gout)]
         out, lse = Buffer(t, shape=(n, heads, hd)), Buffer("f32", shape=(n, heads))
-        sizes = dict(heads=heads, kv_heads=kv, hd=hd, window=window, scale=scale)
-        tile = 32 if t == "f32" else 64
-        grid = (up(longest, tile), len(lengths), heads)
-        name = lambda kernel: f"{kernel}{'' if hd % 8 == 0 else '_any'}.{block}.{t}"  # noqa: E731, B023
-        launch(mods, name("flash"), grid, q=q, k=k, v=v, offsets=ints(offsets), out=out, lse=lse, **sizes)
-        want, want_lse = causal(*wide[:3], offsets, scale, window)
+        sizes = dict(heads=heads, kv_heads=kv, hd=hd, window=window, scale=scale, cap=cap)
+        end = f"{'_cap' if cap else ''}{'' if hd % 8 == 0 else '_any'}.{block}.{t}"
+
+        def flash(kernel, tile, heads):
+            name = f"{kernel}{end}"  # noqa: B023
+            return name, (up(longest, TABLE[name].constants[tile]), len(lengths), heads)  # noqa: B023
+
+        launch(mods, *flash("flash", "BM", heads), q=q, k=k, v=v, offsets=ints(offsets), out=out, lse=lse, **sizes)
+        want, want_lse = causal(*wide[:3], offsets, scale, window, cap)
         agree(out.values, want, TOLERANCE[t], f"flash, window {window}")
         agree(lse.values, want_lse, 1e-6, "flash: log-sum-exp")
         delta = Buffer("f32", shape=(n, heads))
@@ -163,9 +173,9 @@ def flash_attention(mods, t):
         agree(delta.values, (out.values.astype(np.float64) * wide[3]).sum(-1), 1e-6, "flash_delta")
         gq, gk, gv = Buffer(t, shape=(n, heads, hd)), Buffer(t, shape=(n, kv, hd)), Buffer(t, shape=(n, kv, hd))
         ins = dict(q=q, k=k, v=v, gout=gout, offsets=ints(offsets), lse=lse, delta=delta)
-        launch(mods, name("flash_back_q"), grid, **ins, gq=gq, **sizes)
-        launch(mods, name("flash_back_kv"), (up(longest, 32), len(lengths), kv), **ins, gk=gk, gv=gv, **sizes)
-        for name, got, right in zip("qkv", (gq, gk, gv), causal_back(*wide, offsets, scale, window)):
+        launch(mods, *flash("flash_back_q", "BM", heads), **ins, gq=gq, **sizes)
+        launch(mods, *flash("flash_back_kv", "BN", kv), **ins, gk=gk, gv=gv, **sizes)
+        for name, got, right in zip("qkv", (gq, gk, gv), causal_back(*wide, offsets, scale, window, cap)):
             agree(got.values, right, 2 * TOLERANCE[t], f"flash: gradient of {name}, window {window}")
 
 
@@ -190,15 +200,19 @@ def gradients_of_activations(mods, t):
 def gradients_of_logprobs(mods, t):
     n, vocab, inverse = 3, 1500, 1 / 0.7
     z, g, targets = normal("f32", (n, vocab), 1, 3.0), normal("f32", (n,), 2), [0, 1499, 800]
-    logp = log_softmax(z.values * np.float64(inverse))
     rows = np.arange(n)
-    lse = Buffer("f32", z.values[rows, targets] * np.float64(inverse) - logp[rows, targets])
     gz = Buffer(t, shape=(n, vocab))
-    launch(mods, f"logits_back.{t}", (n, 2), z=z, targets=ints(targets), lse=lse, g=g, gz=gz, vocab=vocab,
-           inverse=inverse)
-    want = -np.exp(logp)
-    want[rows, targets] += 1
-    agree(gz.values, want * g.values[:, None] * inverse, TOLERANCE[t], "logits_back")
+    for cap in (0, 5.0):
+        # With a cap, z are the capped logits.
+        z.values[:] = np.clip(z.values, -4.9, 4.9)
+        logp = log_softmax(z.values * np.float64(inverse))
+        lse = Buffer("f32", z.values[rows, targets] * np.float64(inverse) - logp[rows, targets])
+        launch(mods, f"logits_back{'_cap' if cap else ''}.{t}", (n, 2), z=z, targets=ints(targets), lse=lse, g=g, gz=gz,
+               vocab=vocab, inverse=inverse, before=0.3, cap=cap)
+        want = -np.exp(logp)
+        want[rows, targets] += 1
+        want *= (1 - (z.values.astype(np.float64) / cap) ** 2) * 0.3 if cap else 1.0
+        agree(gz.values, want * g.values[:, None] * inverse, TOLERANCE[t], f"logits_back, cap {cap}")
 
 
 @case("embed_back", "adamw", "squares")

@@ -143,6 +143,20 @@ def forward():
     yield plain("sample", "sample", "z:*f32 uniforms:*f64 inverses:*f32 ids:*i32 vocab:i32", dict(BLOCK=4096), warps=8)
 
 
+def flash_tiles(hd, t, cap):
+    """Tiles of attention over packed sequences for heads of `hd` channels: forward, gradient of q, gradient of k and v.
+    Some are smaller with capped scores, which would spill registers otherwise."""
+    if hd == 256:
+        rows = 16 if t == "f32" else 32
+        back = dict(HD=hd, BM=rows, BN=16)
+        return {**back, "BM": 16} if cap else back, back, dict(HD=hd, BM=16, BN=16)
+    tile = 32 if t == "f32" else 64
+    blocks = dict(HD=hd, BM=tile, BN=32 if hd == 128 else tile)
+    back = {**blocks, "BN": 16} if t == "f32" and hd == 128 else blocks
+    small = dict(HD=hd, BM=16 if t == "f32" or cap and hd == 32 else 32, BN=16 if cap and t == "f32" and hd == 128 else 32)
+    return blocks, back, small
+
+
 def backward():
     for t in ("f32", "bf16"):
         def one(name, kernel, text, constants, warps=4, stages=2, **kinds):
@@ -170,36 +184,40 @@ def backward():
             layer = kind == "layer"
             yield one(f"{kind}_back", "norm_back", back, dict(LAYER=layer, BLOCK=1024))
             yield one(f"{kind}_back_weight", "norm_back_weight", weight, dict(LAYER=layer, BN=64, BLOCK=32))
-        flash = "q:*T k:*T v:*T offsets:*i32 out:*T lse:*f32 heads:i32 kv_heads:i32 hd:i32/8 window:i32 scale:f32"
+        flash = ("q:*T k:*T v:*T offsets:*i32 out:*T lse:*f32 heads:i32 kv_heads:i32 hd:i32/8 window:i32 scale:f32 "
+                 "cap:f32")
         delta = "out:*T gout:*T delta:*f32 heads:i32 hd:i32"
         back_q = ("q:*T k:*T v:*T gout:*T offsets:*i32 lse:*f32 delta:*f32 gq:*T heads:i32 kv_heads:i32 hd:i32/8 "
-                  "window:i32 scale:f32")
+                  "window:i32 scale:f32 cap:f32")
         back_kv = ("q:*T k:*T v:*T gout:*T offsets:*i32 lse:*f32 delta:*f32 gk:*T gv:*T heads:i32 kv_heads:i32 hd:i32/8 "
-                   "window:i32 scale:f32")
-        for hd in (32, 64, 128):
+                   "window:i32 scale:f32 cap:f32")
+        for hd in HEADS:
             yield one(f"rotate.{hd}", "rotate", "x:*T cos:*f32 sin:*f32 rotary:*i32 heads:i32 hd:i32 half:i32 sign:f32",
                       dict(HD=hd), warps=1)
             yield one(f"flash_delta.{hd}", "flash_delta", delta, dict(HD=hd), warps=1)
-            tile = 32 if t == "f32" else 64
-            blocks = dict(HD=hd, BM=tile, BN=32 if hd == 128 else tile)
-            back = {**blocks, "BN": 16} if t == "f32" and hd == 128 else blocks
-            small = dict(HD=hd, BM=16 if t == "f32" else 32, BN=32)
-            few = 8 if hd == 128 else 4
+            few = 8 if hd >= 128 else 4
             # Heads of odd sizes exist in tests alone.
             for any_ in ("", "_any") if hd <= 64 else ("",):
                 kinds = [text.replace("/8", "") if any_ else text for text in (flash, back_q, back_kv)]
                 # With wider reads it would spill registers.
                 kinds[2] = back_kv.replace("/8", "") if t == "f32" else kinds[2]
-                yield one(f"flash{any_}.{hd}", "flash", kinds[0], blocks, warps=8, stages=1)
-                yield one(f"flash_back_q{any_}.{hd}", "flash_back_q", kinds[1], back, warps=8, stages=1)
-                yield one(f"flash_back_kv{any_}.{hd}", "flash_back_kv", kinds[2], small, warps=few, stages=1)
+                for cap in ("", "_cap"):
+                    blocks, back, small = flash_tiles(hd, t, cap)
+                    capped = dict(CAP=cap != "")
+                    if cap and hd == 64 and t == "f32":
+                        kinds[1] = back_q.replace("/8", "")
+                    end = f"{cap}{any_}.{hd}"
+                    yield one(f"flash{end}", "flash", kinds[0], {**capped, **blocks}, warps=8, stages=1)
+                    yield one(f"flash_back_q{end}", "flash_back_q", kinds[1], {**capped, **back}, warps=8, stages=1)
+                    yield one(f"flash_back_kv{end}", "flash_back_kv", kinds[2], {**capped, **small}, warps=few, stages=1)
         for kind, name in enumerate(ACTIVATIONS):
             for gated in (False, True):
                 constants = dict(KIND=kind, GATED=gated, BLOCK=1024)
                 yield one(f"{name}{'_gated' if gated else ''}_back", "activate_back", "x:*T gy:*T gx:*T inner:i32",
                           constants)
-        yield one("logits_back", "logits_back",
-                  "z:*f32 targets:*i32 lse:*f32 g:*f32 gz:*T vocab:i32 inverse:f32", dict(BLOCK=1024))
+        logits = "z:*f32 targets:*i32 lse:*f32 g:*f32 gz:*T vocab:i32 inverse:f32 before:f32 cap:f32"
+        yield one("logits_back", "logits_back", logits, dict(CAP=False, BLOCK=1024))
+        yield one("logits_back_cap", "logits_back", logits, dict(CAP=True, BLOCK=1024))
     adam = ("p:*f32 g:*f32 m:*f32 v:*f32 half:*bf16 count:i32 rate:f32 beta1:f32 beta2:f32 eps:f32 decay:f32 "
             "correct1:f32 correct2:f32 clip:f32")
     yield Variant("adamw.f32", "adamw", "backward", types(adam), dict(HALF=False, BLOCK=1024))

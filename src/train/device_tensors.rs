@@ -43,6 +43,11 @@ impl DeviceTensors {
         self.vars.keys()
     }
 
+    /// The trainer, which other models may use.
+    pub fn shared(&self) -> Arc<Mutex<DeviceTrainer>> {
+        self.trainer.clone()
+    }
+
     pub fn trainer(&self) -> MutexGuard<'_, DeviceTrainer> {
         self.trainer.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -19,7 +19,7 @@ use crate::gpu::device::Device;
 use crate::gpu::shared::Shared;
 use crate::gpu::sim::{self, Sim};
 use crate::model::decoder::attached::Attached;
-use crate::model::decoder::training::{Element, State, TrainerOptions};
+use crate::model::decoder::training::{BaseOf, Element, State, TrainerOptions};
 use crate::model::{Build, Decoder, DeviceTrainer};
 
 /// The device that weights are loaded to: the host's memory where the own kernels train.
@@ -92,6 +92,16 @@ impl RunDevice {
     pub fn score(&self, decoder: &mut Decoder) -> Result<()> {
         let trainer = self.trainer(decoder, &HashMap::new())?;
         decoder.attach(Attached::new(Arc::new(Mutex::new(trainer))));
+        Ok(())
+    }
+
+    /// Lets the device compute the passes of the base under the adapters of `trained`, which is on the device.
+    ///
+    /// # Errors
+    /// If `trained` is not.
+    pub fn score_base(trained: &Trainable<Decoder>, decoder: &mut Decoder) -> Result<()> {
+        let tensors = trained.tensors().context("the model is not on a device")?;
+        decoder.attach(Attached::new(Arc::new(Mutex::new(BaseOf(tensors.shared())))));
         Ok(())
     }
 

@@ -255,6 +255,10 @@ impl<M: Build> Trainable<M> {
         }
     }
 
+    pub(super) fn tensors(&self) -> Option<&DeviceTensors> {
+        self.tensors.as_ref()
+    }
+
     pub fn is_on_device(&self) -> bool {
         self.tensors.is_some()
     }

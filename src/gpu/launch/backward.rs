@@ -27,25 +27,25 @@ launches! {
     /// Causal attention over packed sequences.
     Flash = "flash" {
         q: Slice, k: Slice, v: Slice, offsets: Slice, out: Slice, lse: Slice, heads: i32, kv_heads: i32, hd: i32,
-        window: i32, scale: f32,
+        window: i32, scale: f32, cap: f32,
     }
     /// Sums of out · gout over the channels of each head.
     FlashDelta = "flash_delta" { out: Slice, gout: Slice, delta: Slice, heads: i32, hd: i32 }
     /// The gradient of attention's queries.
     FlashBackQ = "flash_back_q" {
         q: Slice, k: Slice, v: Slice, gout: Slice, offsets: Slice, lse: Slice, delta: Slice, gq: Slice, heads: i32,
-        kv_heads: i32, hd: i32, window: i32, scale: f32,
+        kv_heads: i32, hd: i32, window: i32, scale: f32, cap: f32,
     }
     /// The gradients of attention's keys and values.
     FlashBackKv = "flash_back_kv" {
         q: Slice, k: Slice, v: Slice, gout: Slice, offsets: Slice, lse: Slice, delta: Slice, gk: Slice, gv: Slice,
-        heads: i32, kv_heads: i32, hd: i32, window: i32, scale: f32,
+        heads: i32, kv_heads: i32, hd: i32, window: i32, scale: f32, cap: f32,
     }
     /// The gradient of `Activate`.
     ActivateBack = "activate_back" { x: Slice, gy: Slice, gx: Slice, inner: i32 }
-    /// The gradient of `Logprobs` with respect to the logits.
+    /// The gradient of `Logprobs` with respect to the logits, or to those before `ShapeLogits` capped them.
     LogitsBack = "logits_back" {
-        z: Slice, targets: Slice, lse: Slice, g: Slice, gz: Slice, vocab: i32, inverse: f32,
+        z: Slice, targets: Slice, lse: Slice, g: Slice, gz: Slice, vocab: i32, inverse: f32, before: f32, cap: f32,
     }
     /// Adds rows of gx to distinct rows of a table.
     EmbedBack = "embed_back" {

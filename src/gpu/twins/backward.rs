@@ -175,6 +175,8 @@ struct Attention {
     hd: usize,
     window: usize,
     scale: f32,
+    /// Scores become cap · tanh(score / cap), if there is a cap.
+    cap: Option<f32>,
     /// Rows and keys of a tile.
     rows: usize,
     keys: usize,
@@ -197,6 +199,7 @@ impl Attention {
             hd: call.size("hd")?,
             window: call.size("window")?,
             scale: call.number("scale")?,
+            cap: (call.constant("CAP") == 1).then(|| call.number("cap")).transpose()?,
             rows: call.constant("BM"),
             keys: call.constant("BN"),
         })
@@ -219,6 +222,12 @@ impl Attention {
 
     fn key<'a>(&self, of: &'a [f32], j: usize, head: usize) -> &'a [f32] {
         &of[(j * self.kv_heads + head) * self.hd..][..self.hd]
+    }
+
+    /// The score of a query and a key.
+    fn score(&self, q: &[f32], k: &[f32]) -> f32 {
+        let z = dot(q, k) * self.scale;
+        self.cap.map_or(z, |cap| cap * (1.0 - 2.0 / ((2.0 * z / cap).exp() + 1.0)))
     }
 
     fn sees(&self, i: usize, j: usize) -> bool {
@@ -246,7 +255,7 @@ fn flash(call: &mut Call<'_>) -> Done {
             let (mut top, mut mass, mut acc) = (NEVER, 0f32, vec![0f32; a.hd]);
             for from in (a.start(i)..=i).step_by(a.keys) {
                 let seen: Vec<usize> = (from..seq.length.min(from + a.keys)).filter(|j| a.sees(i, *j)).collect();
-                let z: Vec<f32> = seen.iter().map(|j| dot(q, a.key(&seq.k, *j, kv)) * a.scale).collect();
+                let z: Vec<f32> = seen.iter().map(|j| a.score(q, a.key(&seq.k, *j, kv))).collect();
                 let now = z.iter().fold(top, |m, z| m.max(*z));
                 let mut p: Vec<f32> = z.iter().map(|z| (z - now).exp()).collect();
                 let shrink = (top - now).exp();
@@ -294,10 +303,11 @@ impl Outputs {
     /// The probability of key j at row i, and the gradient of its score.
     fn score(&self, a: &Attention, seq: &Sequence, [i, j, head]: [usize; 3]) -> (f32, f32) {
         let (line, kv) = (i * a.heads + head, a.key_head(head));
-        let z = dot(a.row(&seq.q, i, head), a.key(&seq.k, j, kv)) * a.scale;
+        let z = a.score(a.row(&seq.q, i, head), a.key(&seq.k, j, kv));
         let p = (z - self.lse[line]).exp();
         let gp = dot(a.row(&self.gout, i, head), a.key(&seq.v, j, kv));
-        (p, p * (gp - self.delta[line]) * a.scale)
+        let gz = p * (gp - self.delta[line]) * a.scale;
+        (p, a.cap.map_or(gz, |cap| gz * (1.0 - (z / cap) * (z / cap))))
     }
 }
 
@@ -389,6 +399,8 @@ fn activate_back(call: &mut Call<'_>) -> Done {
 
 fn logits_back(call: &mut Call<'_>) -> Done {
     let (vocab, inverse) = (call.size("vocab")?, call.number("inverse")?);
+    let (before, cap) = (call.number("before")?, call.number("cap")?);
+    let capped = call.constant("CAP") == 1;
     let columns = vocab.min(call.grid(1) * call.constant("BLOCK"));
     for row in 0..call.grid(0) {
         let (lse, g) = (call.floats("lse", row, 1)?[0], call.floats("g", row, 1)?[0]);
@@ -396,7 +408,8 @@ fn logits_back(call: &mut Call<'_>) -> Done {
         let z = call.floats("z", row * vocab, columns)?;
         let gz = z.iter().enumerate().map(|(c, z)| {
             let hit = if c == target { 1.0 } else { 0.0 };
-            (hit - (z * inverse - lse).exp()) * g * inverse
+            let by = (hit - (z * inverse - lse).exp()) * g * inverse;
+            if capped { by * (1.0 - (z / cap) * (z / cap)) * before } else { by }
         });
         call.put("gz", row * vocab, &gz.collect::<Vec<_>>())?;
     }

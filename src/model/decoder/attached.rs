@@ -152,6 +152,11 @@ impl Decoder {
     pub fn attach(&mut self, attached: Attached) {
         self.attached = Some(attached);
     }
+
+    /// Frees what the device has of the decoder, which the host computes again.
+    pub fn detach(&mut self) {
+        self.attached = None;
+    }
 }
 
 impl Attached {

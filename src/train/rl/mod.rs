@@ -187,7 +187,10 @@ fn train<A: RecipeArgs>(
         .with_source(&loaded.source);
     // The start policy, before any update or resume.
     let mut reference = policy.reference(&loaded.weights)?;
-    kernels.iter().try_for_each(|kernels| kernels.score(&mut reference))?;
+    // Under adapters the reference is their base, which the policy's copy on a device serves later.
+    if let Some(kernels) = kernels.as_ref().filter(|_| rl.common.lora.is_none() || rl.gold_comparisons.is_some()) {
+        kernels.score(&mut reference)?;
+    }
     let mut critic = critic(&rl, &algorithm, &loaded, reward_source.as_ref())?;
     drop(reward_source);
     let whole = rl.common.max_length.unwrap_or(positions).min(positions);
@@ -231,7 +234,13 @@ fn train<A: RecipeArgs>(
     });
 
     if let Some(kernels) = &kernels {
+        if rl.common.lora.is_some() {
+            reference.detach();
+        }
         kernels.train(&mut run, &mut policy, "policy.")?;
+        if rl.common.lora.is_some() {
+            RunDevice::score_base(&policy, &mut reference)?;
+        }
         critic.iter_mut().try_for_each(|critic| critic.attach(kernels, &mut run))?;
     }
 

@@ -206,7 +206,7 @@ fn what_a_device_does_not_support_is_refused_before_the_run() {
     let masked =
         json!({"model": World::model(), "output_dir": world.path("mlm"), "texts": ["texts.txt"], "device": "sim"});
     assert_eq!(refused("mlm", &masked, json!({})).unwrap_err().field, "device");
-    let gemma2 = crate::support::fixture("families/gemma2").display().to_string();
-    let error = fails("sft", &with(&args, json!({"device": "sim", "model": gemma2})));
-    assert!(error.contains("device") && error.contains("soft caps"), "{error}");
+    let encoder = json!({"device": "sim", "model": crate::support::fixture("bert-tiny").display().to_string()});
+    let error = fails("reward", &with(&reward(&world, "reward"), encoder));
+    assert!(error.contains("device: encoders are trained on the CPU"), "{error}");
 }

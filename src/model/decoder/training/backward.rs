@@ -271,11 +271,12 @@ impl DeviceTrainer {
         let [q, k, v] = attention.qkv;
         let (offsets, lse) = (rows.offsets, attention.lse);
         let (window, scale) = (block.window as i32, self.config.attention_scale());
-        let (h, kv, hd) = (heads as i32, kv_heads as i32, hd as i32);
-        let launched = FlashBackQ { q, k, v, gout, offsets, lse, delta, gq, heads: h, kv_heads: kv, hd, window, scale };
+        let (h, kv, hd, cap) = (heads as i32, kv_heads as i32, hd as i32, self.attention_cap());
+        let launched =
+            FlashBackQ { q, k, v, gout, offsets, lse, delta, gq, heads: h, kv_heads: kv, hd, window, scale, cap };
         self.launch_tiles("flash_back_q", rows, "BM", heads, &launched)?;
         let launched =
-            FlashBackKv { q, k, v, gout, offsets, lse, delta, gk, gv, heads: h, kv_heads: kv, hd, window, scale };
+            FlashBackKv { q, k, v, gout, offsets, lse, delta, gk, gv, heads: h, kv_heads: kv, hd, window, scale, cap };
         self.launch_tiles("flash_back_kv", rows, "BN", kv_heads, &launched)?;
         self.buffers.give(delta)?;
         Ok([gq, gk, gv])

@@ -175,6 +175,7 @@ impl DeviceTrainer {
             hd: hd as i32,
             window: block.window as i32,
             scale: self.config.attention_scale(),
+            cap: self.attention_cap(),
         };
         self.launch_tiles("flash", rows, "BM", heads, &launched)?;
         let projected = self.linear(&block.out, out, n)?;
@@ -214,6 +215,11 @@ impl DeviceTrainer {
         Ok(y)
     }
 
+    /// The soft cap of scores; 0 without one.
+    pub(super) fn attention_cap(&self) -> f32 {
+        self.config.switches.attention_softcap.map_or(0.0, |cap| cap as f32)
+    }
+
     /// A launch with a program for each tile of `tile` rows, sequence, and one of `heads` heads.
     pub(super) fn launch_tiles<L: crate::gpu::launch::Launch>(
         &mut self,
@@ -223,8 +229,9 @@ impl DeviceTrainer {
         heads: usize,
         launched: &L,
     ) -> Result<(), GpuError> {
+        let cap = if self.config.switches.attention_softcap.is_some() { "_cap" } else { "" };
         let any = if self.config.head_dim.is_multiple_of(8) { "" } else { "_any" };
-        let name = format!("{attention}{any}.{}.{}", self.wide, self.t());
+        let name = format!("{attention}{cap}{any}.{}.{}", self.wide, self.t());
         let size = kernel(&name)?.constant(tile);
         self.launch(&name, [up(rows.longest, size), rows.sequences, heads], launched)
     }
@@ -361,7 +368,8 @@ impl DeviceTrainer {
             k: input as i32,
         };
         self.launch_matmul(variant, &launched)?;
-        for adapter in &linear.adapters {
+        let base_only = self.base_only;
+        for adapter in linear.adapters.iter().filter(|_| !base_only) {
             let (b, rank) = (self.weight(adapter.b), self.weight(adapter.a).rows);
             let low = self.low(adapter.a, x, n)?;
             let from = self.bytes(adapter.column);

@@ -7,7 +7,7 @@ use super::rows::Rows;
 use super::{DeviceTrainer, Element, Pass};
 use crate::gpu::device::Device;
 use crate::gpu::launch::backward::{LogitsBack, MatmulNn, MatmulTn};
-use crate::gpu::launch::{GatherRows, Logprobs, Matmul};
+use crate::gpu::launch::{GatherRows, Logprobs, Matmul, ShapeLogits};
 use crate::gpu::{GpuError, Slice};
 use crate::model::decoder::attached::{Keep, TargetLogprobs};
 use crate::model::decoder::device::kernels::{self, numbers, up};
@@ -28,7 +28,7 @@ pub(super) struct SavedScores {
     lse: Slice,
     /// The logits [rows, vocab], where all rows are one chunk.
     logits: Option<Slice>,
-    /// Factor of the logits.
+    /// Factor of the logits, after their soft cap if they have one.
     inverse: f32,
 }
 
@@ -118,7 +118,7 @@ impl DeviceTrainer {
         (0..m).step_by(rows).map(|from| from..m.min(from + rows)).collect()
     }
 
-    /// Logits of some rows, f32, without the factor.
+    /// Logits of some rows, f32, without the factor; with a soft cap, divided by the model's divisor and capped.
     fn logits(&mut self, hidden: Slice, chunk: &Range<usize>) -> Result<Slice, GpuError> {
         let (d, vocab) = (self.config.hidden_size, self.config.vocab_size);
         let z = self.buffers.take(chunk.len() * vocab * 4)?;
@@ -132,6 +132,11 @@ impl DeviceTrainer {
             k: d as i32,
         };
         self.launch_matmul(if self.options.element == Element::F32 { "" } else { "_out" }, &launched)?;
+        if let Some(cap) = self.config.switches.logit_softcap {
+            let count = chunk.len() * vocab;
+            let launched = ShapeLogits { z, count: count as i32, inverse: 1.0 / self.divisor(), cap: cap as f32 };
+            self.launch("cap_logits", [up(count, 1024), 1, 1], &launched)?;
+        }
         Ok(z)
     }
 
@@ -145,7 +150,8 @@ impl DeviceTrainer {
         };
         let g = self.buffers.numbers(grad, Element::F32)?;
         let gh = self.buffers.take(self.bytes(m * d))?;
-        let head = self.weight(self.plan.head);
+        let (head, cap) = (self.weight(self.plan.head), self.config.switches.logit_softcap);
+        let variant = if cap.is_some() { "_cap" } else { "" };
         for chunk in self.chunks(m) {
             let rows = chunk.len();
             let z = match scores.logits {
@@ -162,8 +168,10 @@ impl DeviceTrainer {
                 gz,
                 vocab: vocab as i32,
                 inverse: scores.inverse,
+                before: 1.0 / self.divisor(),
+                cap: cap.unwrap_or(0.0) as f32,
             };
-            self.launch(&format!("logits_back.{}", self.t()), [rows, up(vocab, 1024), 1], &launched)?;
+            self.launch(&format!("logits_back{variant}.{}", self.t()), [rows, up(vocab, 1024), 1], &launched)?;
             self.buffers.give(z)?;
             let part = |slice: Slice| slice.part(self.bytes(chunk.start * d), self.bytes(rows * d));
             let (x, gx) = (part(pass.head.hidden), part(gh));

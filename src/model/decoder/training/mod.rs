@@ -22,6 +22,7 @@ use candle_core::TensorId;
 
 use self::forward::SavedBlock;
 use self::layout::{Block, MatrixId, Plan, plan};
+pub use self::passes::BaseOf;
 use self::rows::Rows;
 pub use self::storage::State;
 use self::storage::{Buffers, Storage, Weight};
@@ -38,7 +39,7 @@ use crate::model::{Decoder, ModelConfig, Recompute};
 use crate::ops::rope::RopeTable;
 
 /// Head sizes, in channels, that attention was compiled for.
-const HEADS: [usize; 3] = [32, 64, 128];
+const HEADS: [usize; 4] = [32, 64, 128, 256];
 /// Most elements of one launch over a slab.
 const MOST: usize = 1 << 30;
 
@@ -92,6 +93,8 @@ pub struct DeviceTrainer {
     passes: u64,
     /// Number of changes of the weights so far.
     changes: u64,
+    /// Whether products leave adapters out.
+    base_only: bool,
 }
 
 /// A forward pass that is saved.
@@ -107,7 +110,7 @@ impl DeviceTrainer {
     /// Copies the weights of `decoder`, built for `Purpose::Train`, to a device. `names` are the trained tensors.
     ///
     /// # Errors
-    /// `OutOfMemory`; models with soft caps, heads of more than 128 channels, or weights that are only present in packed form.
+    /// `OutOfMemory`; heads of more than 256 channels; weights that are only present in packed form.
     pub fn new(
         decoder: &Decoder,
         names: &HashMap<TensorId, String>,
@@ -117,11 +120,8 @@ impl DeviceTrainer {
         let config = decoder.config.clone();
         let refuse =
             |what: String| Err(GpuError::Launch(format!("this device cannot train {what}; set device to cpu")));
-        if config.switches.attention_softcap.is_some() || config.switches.logit_softcap.is_some() {
-            return refuse("models with soft caps of scores or logits".to_owned());
-        }
         let Some(wide) = HEADS.into_iter().find(|wide| *wide >= config.head_dim) else {
-            return refuse(format!("heads of {} channels (at most 128)", config.head_dim));
+            return refuse(format!("heads of {} channels (at most 256)", config.head_dim));
         };
         let mut plan = plan(decoder, names)?;
         let blocks = std::mem::take(&mut plan.blocks).into_iter().map(Arc::new).collect();
@@ -143,6 +143,7 @@ impl DeviceTrainer {
             pass: None,
             passes: 0,
             changes: 0,
+            base_only: false,
         })
     }
 

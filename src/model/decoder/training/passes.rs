@@ -1,5 +1,7 @@
 //! The passes of a trainer as `DevicePasses`.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use super::{DeviceTrainer, Pass};
 use crate::gpu::device::Device;
 use crate::gpu::{GpuError, Slice};
@@ -74,10 +76,82 @@ impl DevicePasses for DeviceTrainer {
     }
 }
 
+/// The passes of a trainer's model without its adapters, which take no memory of their own. They have no gradient.
+pub struct BaseOf(pub Arc<Mutex<DeviceTrainer>>);
+
+impl BaseOf {
+    fn with_base<T>(&self, pass: impl FnOnce(&mut DeviceTrainer) -> Result<T, GpuError>) -> Result<T, GpuError> {
+        let mut trainer = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        trainer.base_only = true;
+        let result = pass(&mut trainer);
+        trainer.base_only = false;
+        result
+    }
+}
+
+/// # Errors
+/// Always: the model is not trained.
+fn untrained<T>() -> Result<T, GpuError> {
+    Err(GpuError::Launch("a model that is not trained has no gradient and generates nothing".to_owned()))
+}
+
+impl DevicePasses for BaseOf {
+    fn is_trained(&self) -> bool {
+        false
+    }
+
+    fn passes(&self) -> u64 {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).passes
+    }
+
+    fn hidden(&mut self, decoder: &Decoder, wanted: Wanted<'_>, keep: Keep) -> Result<Vec<f32>, GpuError> {
+        let keep = if keep == Keep::All { Keep::Hidden } else { keep };
+        self.with_base(|trainer| trainer.hidden(decoder, wanted, keep))
+    }
+
+    fn logprobs(
+        &mut self,
+        decoder: &Decoder,
+        wanted: Wanted<'_>,
+        temperature: f32,
+        _: Keep,
+    ) -> Result<TargetLogprobs, GpuError> {
+        self.with_base(|trainer| trainer.logprobs(decoder, wanted, temperature, Keep::Nothing))
+    }
+
+    fn saved_logprobs(&mut self, temperature: f32) -> Result<TargetLogprobs, GpuError> {
+        self.with_base(|trainer| trainer.saved_logprobs(temperature))
+    }
+
+    fn backward(&mut self, _: &[f32]) -> Result<(), GpuError> {
+        untrained()
+    }
+
+    fn hidden_gradient(&mut self, _: &[f32]) -> Result<Vec<f32>, GpuError> {
+        untrained()
+    }
+
+    fn backward_hidden(&mut self, _: &[f32]) -> Result<(), GpuError> {
+        untrained()
+    }
+
+    fn stepping(&mut self, _: Room, _: f32) -> Result<DeviceModel, GpuError> {
+        untrained()
+    }
+}
+
 impl DeviceTrainer {
-    /// The factor of logits at a temperature.
+    /// The model's divisor of logits.
+    pub(super) fn divisor(&self) -> f32 {
+        self.config.switches.logit_divisor as f32
+    }
+
+    /// The factor of logits at a temperature. That of capped logits does not contain the divisor.
     fn inverse(&self, temperature: f32) -> f32 {
-        1.0 / (self.config.switches.logit_divisor as f32 * temperature)
+        match self.config.switches.logit_softcap {
+            Some(_) => 1.0 / temperature,
+            None => 1.0 / (self.divisor() * temperature),
+        }
     }
 
     fn saved_pass(&mut self) -> Result<Pass, GpuError> {
