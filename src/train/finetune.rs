@@ -243,7 +243,6 @@ impl ClassifierTrainer {
     }
 
     fn evaluate(&self, examples: &[Example], max_tokens: usize) -> Result<Stats> {
-        #[expect(clippy::large_enum_variant, reason = "there is one of them")]
         enum Now {
             Decoder(Decoder),
             Encoder(Encoder),

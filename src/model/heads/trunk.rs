@@ -71,7 +71,6 @@ impl Build for Encoder {
 
 /// A decoder or an encoder, by its architecture.
 #[derive(Debug, Clone)]
-#[expect(clippy::large_enum_variant, reason = "there is one for each model in memory")]
 pub enum Trunk {
     Decoder(Decoder),
     Encoder(Encoder),

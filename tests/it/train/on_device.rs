@@ -55,9 +55,9 @@ fn a_device_computes_the_losses_of_the_cpu() {
 /// Arguments of KTO from thumbs on completions of liked and other words.
 fn feedback(world: &World) -> Value {
     let line = |i: usize| {
-        let words: Vec<String> =
-            (0..6).map(|k| format!("t{}", (if i % 2 == 0 { 10 } else { 40 }) + (i + k) % 20)).collect();
-        json!({"prompt": format!("t{} t5", 50 + i % 30), "completion": words.join(" "), "label": i % 2 == 0})
+        let liked = i.is_multiple_of(2);
+        let words: Vec<String> = (0..6).map(|k| format!("t{}", (if liked { 10 } else { 40 }) + (i + k) % 20)).collect();
+        json!({"prompt": format!("t{} t5", 50 + i % 30), "completion": words.join(" "), "label": liked})
     };
     let lines: String = (0..40).map(|i| line(i).to_string() + "\n").collect();
     std::fs::write(world.path("feedback.jsonl"), lines).unwrap();
