@@ -19,7 +19,7 @@ use instructd::gpu::cuda::Cuda;
 use instructd::gpu::device::Device;
 use instructd::gpu::sim::Sim;
 use instructd::gpu::tape;
-use instructd::model::decoder::device::{Draw, Room};
+use instructd::model::decoder::device::{Blocks, Draw, Room};
 use instructd::model::decoder::kv_cache::{CachedSequence, KvCache, StepRows};
 use instructd::model::init::{Heads, init};
 use instructd::model::{Decoder, DeviceModel, ModelConfig, PackedBatch, Purpose};
@@ -167,7 +167,8 @@ fn prompt(n: usize, vocab: usize, seed: usize) -> Vec<u32> {
 fn logits(simulated: bool, format: WeightFormat, tolerance: f32) -> Result<String, String> {
     const SHAPE: [usize; 6] = [96, 160, 2, 6, 2, 200];
     let decoder = decoder(SHAPE)?;
-    let mut model = DeviceModel::new(&decoder, open(simulated)?, format, room(128)).map_err(|e| e.to_string())?;
+    let mut model =
+        DeviceModel::new(&decoder, Blocks::Held, open(simulated)?, format, room(128)).map_err(|e| e.to_string())?;
     let mut cache = KvCache::on_device(128 * 16);
     let sequences = [prompt(300, 200, 0), prompt(3, 200, 1), prompt(17, 200, 2)];
     let mut together: Vec<_> = sequences.iter().map(|ids| (ids.clone(), CachedSequence::default())).collect();
@@ -226,8 +227,8 @@ const LARGE: Shape =
 fn speed(simulated: bool, decoder: &Decoder, shape: &Shape, streams: usize) -> Result<String, String> {
     let first = if simulated { shape.prompt } else { 512 };
     let pages = streams * (shape.prompt + 2 * shape.steps).div_ceil(16) + 2 * first.div_ceil(16) + streams;
-    let mut model =
-        DeviceModel::new(decoder, open(simulated)?, WeightFormat::Bf16, room(pages)).map_err(|e| e.to_string())?;
+    let mut model = DeviceModel::new(decoder, Blocks::Held, open(simulated)?, WeightFormat::Bf16, room(pages))
+        .map_err(|e| e.to_string())?;
     let mut cache = KvCache::on_device(pages * 16);
     let mut prompts = Vec::new();
     for i in 0..2 {

@@ -3,8 +3,6 @@
 use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock};
 
-use candle_core::Device;
-
 use super::constraint::{Compiler, Constraint, Guide};
 use super::device;
 use super::limits::{Limits, cache_tokens};
@@ -15,9 +13,9 @@ use crate::domain::ModelVersion;
 use crate::gpu;
 use crate::model::adapters::peft;
 use crate::model::adapters::served::ServedAdapter;
-use crate::model::decoder::device::Room;
+use crate::model::decoder::device::{Blocks, Room};
 use crate::model::decoder::kv_cache::{CachedSequence, KvCache, PAGE, StepRows};
-use crate::model::{self, Decoder, DeviceModel, ModelConfig, Purpose};
+use crate::model::{self, Decoder, DeviceModel, ModelConfig, Opened};
 use crate::ops::linear::WeightFormat;
 use crate::ops::pool;
 
@@ -82,14 +80,12 @@ pub(super) fn load_model(
     let parameters = opened.files.parameters();
     let decoder = match &device {
         None => Decoder::serve(&opened, weights),
-        Some(_) => {
-            let tensors = opened.weights(&Device::Cpu, None).map_err(|e| failed(e.to_string()))?;
-            Decoder::new(&opened.described.config, &tensors, Purpose::Score)
-        }
+        Some(_) => Decoder::without_blocks(&opened),
     };
     let decoder = decoder.map_err(|e| failed(e.to_string()))?;
+    let on_device = device.map(|device| on_device(&decoder, &opened, device, weights, limits));
+    let on_device = on_device.transpose().map_err(failed)?;
     let loaded = opened.described;
-    let on_device = device.map(|device| on_device(&decoder, device, weights, limits)).transpose().map_err(failed)?;
     if on_device.is_none() {
         warm_up(&decoder).map_err(failed)?;
     }
@@ -187,13 +183,15 @@ fn finite(total: candle_core::Result<f32>) -> Result<(), String> {
 /// Loads the model onto a device, with as much of the configured cache as fits.
 fn on_device(
     decoder: &Decoder,
+    opened: &Opened,
     device: Box<dyn gpu::device::Device>,
     weights: WeightFormat,
     limits: Limits,
 ) -> Result<OnDevice, String> {
     let pages = cache_tokens(&decoder.config, limits).0.div_ceil(PAGE);
     let rows = limits.max_running + limits.prefill_tokens;
-    let model = DeviceModel::new(decoder, device, weights, Room { pages, rows, wanted: rows });
+    let blocks = Blocks::Files(opened);
+    let model = DeviceModel::new(decoder, blocks, device, weights, Room { pages, rows, wanted: rows });
     let mut model = model.map_err(|e| e.to_string())?;
     warm_up_device(decoder, &mut model, limits)?;
     if model.page_count() < pages {

@@ -200,6 +200,14 @@ impl ModelConfig {
         Ok(parsed)
     }
 
+    /// The tensor of the output matrix: the word vectors where they are tied.
+    pub(in crate::model) fn head_name(&self) -> String {
+        match self.tie_embeddings {
+            true => format!("{}.weight", self.family().words),
+            false => "lm_head.weight".to_owned(),
+        }
+    }
+
     /// The properties of layer `i`.
     pub fn layer(&self, i: usize) -> LayerKind {
         self.switches.layers.get(i).copied().unwrap_or_default()

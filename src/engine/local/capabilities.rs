@@ -108,6 +108,10 @@ impl Inspection for LocalEngine {
             );
             return Err(EngineError::BadRequest { param: "model", message });
         }
+        if model.device.is_some() {
+            let message = format!("{} is on a GPU; attention maps are computed for models on the CPU", version.name);
+            return Err(EngineError::BadRequest { param: "model", message });
+        }
         self.inspecting
             .run(move |_| attention::of_decoder(&model.decoder, model.text.tokenizer()?, &text, max_tokens))
             .await

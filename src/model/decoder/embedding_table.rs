@@ -8,7 +8,7 @@ use crate::model::Purpose;
 use crate::model::layers::{Builder, Parameters};
 use crate::model::load::rows::StoredRows;
 use crate::ops::embedding::{self, embedding_with_padding};
-use crate::ops::read;
+use crate::ops::{read, with_f32s};
 
 /// The token embeddings of a decoder, [vocab, d].
 #[derive(Clone, Debug)]
@@ -31,6 +31,19 @@ impl EmbeddingTable {
             return Ok(Self::Stored(Arc::new(rows)));
         }
         b.tensor(name, &[vocab, d]).map(Self::Tensor)
+    }
+
+    /// Passes all rows to `take`, as parts of at most `values` numbers but at least one row.
+    ///
+    /// # Errors
+    /// Those of `take`; when the table is elsewhere, or its file cannot be read any more.
+    pub fn parts(&self, values: usize, take: &mut dyn FnMut(&[f32]) -> Result<()>) -> Result<()> {
+        match self {
+            Self::Tensor(table) => {
+                with_f32s(&table.detach().contiguous()?, |all| all.chunks(values).try_for_each(take))
+            }
+            Self::Stored(rows) => rows.parts(values, take),
+        }
     }
 
     /// The table in memory; `None` where it stays in the file.

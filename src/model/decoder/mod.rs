@@ -7,6 +7,7 @@ mod blocks_back;
 mod cached;
 pub mod device;
 mod embedding_table;
+mod frame;
 pub mod kv_cache;
 mod kv_pages;
 mod output_rows;
@@ -168,45 +169,23 @@ impl Decoder {
     }
 
     fn build(b: &Builder<'_>) -> Result<Self> {
-        let (c, family) = (b.config, b.config.family());
-        if family.is_encoder() {
-            candle_core::bail!("{} is an encoder, not a decoder", family.class);
-        }
-        let (d, vocab) = (c.hidden_size, c.vocab_size);
-        let embed_name = format!("{}.weight", family.words);
-        let embed = EmbeddingTable::new(b, &embed_name, (vocab, d))?;
-        let positions = family.positions.map(|name| b.tensor(&format!("{name}.weight"), &[c.max_positions, d]));
-        let positions = positions.transpose()?;
-        let ropes = rope_tables::tables(c);
-        let mut layers = (0..c.n_layers).map(|i| layer(b, i, &ropes)).collect::<Result<Vec<_>>>()?;
-        for layer in &mut layers {
+        let mut decoder = Self::frame(b)?;
+        let (c, ropes) = (b.config, rope_tables::tables(b.config));
+        decoder.layers = (0..c.n_layers).map(|i| layer(b, i, &ropes)).collect::<Result<Vec<_>>>()?;
+        for layer in &mut decoder.layers {
             layer.linears_mut().enumerate().for_each(|(slot, linear)| linear.slot = slot);
         }
-        let Some(final_norm) = family.final_norm else { candle_core::bail!("{} has no final norm", family.class) };
-        let final_norm = b.norm(final_norm)?;
-        let head_name = if c.tie_embeddings { embed_name.as_str() } else { "lm_head.weight" };
-        let head = Head { tensor: Mutex::default(), purpose: b.purpose, ready: OnceLock::new() };
+        let (name, shape) = (c.head_name(), (c.vocab_size, c.hidden_size));
+        let head = &decoder.head;
         match b.purpose {
             // The file's own blocks are available here.
-            Purpose::ServeAs(_) => drop(head.ready.set(b.weight(head_name, (vocab, d), WeightLayout::OutIn)?)),
-            _ => *head.tensor.lock().unwrap_or_else(|e| e.into_inner()) = Some(b.tensor(head_name, &[vocab, d])?),
+            Purpose::ServeAs(_) => drop(head.ready.set(b.weight(&name, shape, WeightLayout::OutIn)?)),
+            _ => {
+                let tensor = b.tensor(&name, &[shape.0, shape.1])?;
+                *head.tensor.lock().unwrap_or_else(|e| e.into_inner()) = Some(tensor);
+            }
         }
-        Ok(Self {
-            config: c.clone(),
-            embed,
-            positions,
-            layers,
-            final_norm,
-            head: Arc::new(head),
-            shape: LogitShape {
-                divisor: c.switches.logit_divisor as f32,
-                cap: c.switches.logit_softcap.map(|cap| cap as f32),
-            },
-            long_from: rope_tables::long_from(c),
-            recompute: Recompute::None,
-            collected: false,
-            attached: None,
-        })
+        Ok(decoder)
     }
 
     /// A decoder that shares the frozen weights of this one and has `change` of each adapter tensor, or no adapter

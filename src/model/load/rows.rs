@@ -50,6 +50,26 @@ impl StoredRows {
         (self.rows, self.width)
     }
 
+    /// Passes all rows to `take`, as parts of at most `values` numbers but at least one row.
+    ///
+    /// # Errors
+    /// Those of `take` and of `gather`.
+    pub fn parts(
+        &self,
+        values: usize,
+        take: &mut dyn FnMut(&[f32]) -> candle_core::Result<()>,
+    ) -> candle_core::Result<()> {
+        let count = (values / self.width.max(1)).max(1);
+        let mut buffer = vec![0f32; count.min(self.rows) * self.width];
+        for from in (0..self.rows).step_by(count) {
+            let ids: Vec<u32> = (from..self.rows.min(from + count)).map(|row| row as u32).collect();
+            let part = &mut buffer[..ids.len() * self.width];
+            self.gather(&ids, part)?;
+            take(part)?;
+        }
+        Ok(())
+    }
+
     /// Writes the rows `ids` to `y`, `[ids.len(), width]`.
     ///
     /// # Errors

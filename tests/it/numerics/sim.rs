@@ -6,7 +6,7 @@ use instructd::generation::sampling::{DrawContext, Warpers, draw};
 use instructd::gpu::cuda::Cuda;
 use instructd::gpu::device;
 use instructd::gpu::sim::Sim;
-use instructd::model::decoder::device::{Draw, Room};
+use instructd::model::decoder::device::{Blocks, Draw, Room};
 use instructd::model::decoder::kv_cache::{CachedSequence, KvCache, StepRows};
 use instructd::model::init::{Heads, init};
 use instructd::model::{Decoder, DeviceModel, ModelConfig, PackedBatch, Purpose, Weights, load};
@@ -43,7 +43,7 @@ impl OnDevice {
     fn new(name: &str, format: WeightFormat) -> Self {
         let loaded = load(&fixture(name), &Device::Cpu).unwrap();
         let decoder = Decoder::new(&loaded.config, &loaded.weights, Purpose::Score).unwrap();
-        let model = DeviceModel::new(&decoder, device(64 << 20), format, pages(PAGES)).unwrap();
+        let model = DeviceModel::new(&decoder, Blocks::Held, device(64 << 20), format, pages(PAGES)).unwrap();
         let cache = KvCache::new(&loaded.config, PAGES * 16);
         Self { decoder, model, cache }
     }
@@ -157,7 +157,7 @@ fn matrices_in_eight_bits_are_those_that_were_rounded_beforehand() {
         let batch = PackedBatch::new(&[long.clone(), short.clone()]);
         let want = exact.logits(&exact.forward(&batch).unwrap()).unwrap().to_vec2::<f32>().unwrap();
         let decoder = Decoder::new(&config, &weights, Purpose::Score).unwrap();
-        let open = |format| DeviceModel::new(&decoder, device(64 << 20), format, pages(PAGES)).unwrap();
+        let open = |format| DeviceModel::new(&decoder, Blocks::Held, device(64 << 20), format, pages(PAGES)).unwrap();
         let (dense, model) = (open(WeightFormat::Bf16), open(WeightFormat::Q8_0));
         assert!(model.memory().0 < dense.memory().0, "{} bytes, {} in bf16", model.memory().0, dense.memory().0);
         let mut on = OnDevice { decoder, model, cache: KvCache::new(&config, PAGES * 16) };
@@ -234,7 +234,7 @@ fn unsupported_models_are_refused_when_a_device_loads_them() {
     let loaded = load(&fixture("llama-tiny"), &Device::Cpu).unwrap();
     let decoder = Decoder::new(&loaded.config, &loaded.weights, Purpose::Score).unwrap();
     let open = |format, bytes| {
-        DeviceModel::new(&decoder, Box::new(Sim::new(bytes)), format, pages(4)).err().unwrap().to_string()
+        DeviceModel::new(&decoder, Blocks::Held, Box::new(Sim::new(bytes)), format, pages(4)).err().unwrap().to_string()
     };
     let error = open(WeightFormat::Q4_1, 64 << 20);
     assert!(error.contains("q4_1") && error.contains("f32, bf16 or q8_0"), "{error}");
@@ -243,8 +243,14 @@ fn unsupported_models_are_refused_when_a_device_loads_them() {
     // Out of memory in a step is an error of the step; a smaller one succeeds.
     let mut on = OnDevice::new("llama-tiny", WeightFormat::F32);
     let held = on.model.memory().0;
-    on.model =
-        DeviceModel::new(&decoder, Box::new(Sim::new(held + (24 << 10))), WeightFormat::F32, pages(PAGES)).unwrap();
+    on.model = DeviceModel::new(
+        &decoder,
+        Blocks::Held,
+        Box::new(Sim::new(held + (24 << 10))),
+        WeightFormat::F32,
+        pages(PAGES),
+    )
+    .unwrap();
     let mut rows = StepRows::default();
     let mut cached = fresh(2);
     assert!(on.cache.reserve(&mut cached[0], 60) && on.cache.reserve(&mut cached[1], 1));
@@ -265,7 +271,7 @@ fn a_smaller_cache_leaves_room_for_the_largest_step() {
         let decoder = Decoder::new(&loaded.config, &loaded.weights, Purpose::Score).unwrap();
         let context = loaded.config.max_positions;
         let room = Room { pages: 100_000, rows: 40, wanted: 40 };
-        let open = |bytes| DeviceModel::new(&decoder, Box::new(Sim::new(bytes)), format, room);
+        let open = |bytes| DeviceModel::new(&decoder, Blocks::Held, Box::new(Sim::new(bytes)), format, room);
         // The least that is enough.
         let (mut no, mut yes) = (0u64, 64 << 20);
         while yes - no > 4096 {

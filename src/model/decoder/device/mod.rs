@@ -9,6 +9,7 @@ pub(in crate::model::decoder) mod weights;
 use self::kernels::numbers;
 use self::pass::{Pass, Pending};
 use self::rows::{Inputs, Scratch, buffers, most_scratch, pack};
+pub use self::weights::Blocks;
 use self::weights::{Element, Weights, candle};
 use super::Decoder;
 use super::kv_cache::{PAGE, StepRows};
@@ -74,7 +75,7 @@ pub struct StepResult {
 }
 
 impl DeviceModel {
-    /// Copies the weights of `decoder`, built for `Purpose::Score`, and allocates pages in the memory that the largest
+    /// Copies the weights of `decoder`, whose blocks are in `blocks`, and allocates pages in the memory that the largest
     /// step leaves free: the requested number, or as many as fit.
     ///
     /// # Errors
@@ -82,6 +83,7 @@ impl DeviceModel {
     /// have 8 bits and whose other numbers are bf16; heads of more than 256 channels.
     pub fn new(
         decoder: &Decoder,
+        blocks: Blocks<'_>,
         mut device: Box<dyn Device>,
         format: WeightFormat,
         room: Room,
@@ -105,7 +107,7 @@ impl DeviceModel {
             let why = format!("heads of {} channels: above 64, this device takes multiples of 8", c.head_dim);
             return Err(GpuError::Launch(why));
         }
-        let weights = weights::load(decoder, device.as_mut(), element, quantised)?;
+        let weights = weights::load(decoder, blocks, device.as_mut(), element, quantised)?;
         Self::with_weights(c, device, element, weights, wide, room)
     }
 

@@ -1,15 +1,20 @@
 //! A decoder's weights on a device, as `gpu` launches read them: matrices with the same input joined, everything row-major
 //! `[out, in]` in one element type, or matrices in 8 bits.
 
+use std::sync::Arc;
+
 use candle_core::Tensor;
 use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 
 use crate::gpu::device::Device;
 use crate::gpu::{GpuError, Slice};
-use crate::model::layers::block::{Layer, Mlp, Projections};
-use crate::model::layers::{Linear, Norm};
-use crate::model::{Activation, Decoder, ModelConfig};
+use crate::model::decoder::embedding_table::EmbeddingTable;
+use crate::model::layers::block::{Layer, Mlp, Projections, layer};
+use crate::model::layers::{Builder, Linear, Norm, Parameters, rope_tables};
+use crate::model::load::Opened;
+use crate::model::load::rows::StoredRows;
+use crate::model::{Activation, Decoder, ModelConfig, Purpose};
 use crate::ops::linear::WeightLayout;
 use crate::ops::q8::quantize_block;
 use crate::ops::with_f32s;
@@ -188,27 +193,81 @@ impl Loader<'_> {
     }
 
     /// Writes a tensor of rows that are multiples of 32 as i8 and f16 scales, from element `at` on.
-    fn write_quantised(&mut self, [weight, scales]: [Slice; 2], at: usize, t: &Tensor) -> Result<(), GpuError> {
+    fn write_quantised(&mut self, to: [Slice; 2], at: usize, t: &Tensor) -> Result<(), GpuError> {
         let t = t.detach().contiguous().map_err(candle)?;
         let mut done = Ok(());
         with_f32s(&t, |values| {
-            done = values.chunks(CHUNK).enumerate().try_for_each(|(i, part)| {
-                let (mut bytes, mut factors) = (vec![0i8; part.len()], vec![0u16; part.len() / BLOCK]);
-                let blocks = bytes.par_chunks_mut(BLOCK).zip(&mut factors).zip(part.par_chunks(BLOCK));
-                blocks.for_each(|((to, factor), from)| {
-                    let mut quantised = [0; BLOCK];
-                    *factor = quantize_block(from, &mut quantised).to_bits();
-                    to.copy_from_slice(&quantised);
-                });
-                let from = at + i * CHUNK;
-                self.device.upload(weight.part(from, part.len()), bytemuck::cast_slice(&bytes))?;
-                let scales = scales.part(from / BLOCK * 2, factors.len() * 2);
-                self.device.upload(scales, bytemuck::cast_slice(&factors))
-            });
+            done = self.put_quantised(to, at, values);
             Ok(())
         })
         .map_err(candle)?;
         done
+    }
+
+    /// Writes values of whole blocks as i8 and f16 scales, from element `at` on.
+    fn put_quantised(&mut self, [weight, scales]: [Slice; 2], at: usize, values: &[f32]) -> Result<(), GpuError> {
+        values.chunks(CHUNK).enumerate().try_for_each(|(i, part)| {
+            let (mut bytes, mut factors) = (vec![0i8; part.len()], vec![0u16; part.len() / BLOCK]);
+            let blocks = bytes.par_chunks_mut(BLOCK).zip(&mut factors).zip(part.par_chunks(BLOCK));
+            blocks.for_each(|((to, factor), from)| {
+                let mut quantised = [0; BLOCK];
+                *factor = quantize_block(from, &mut quantised).to_bits();
+                to.copy_from_slice(&quantised);
+            });
+            let from = at + i * CHUNK;
+            self.device.upload(weight.part(from, part.len()), bytemuck::cast_slice(&bytes))?;
+            let scales = scales.part(from / BLOCK * 2, factors.len() * 2);
+            self.device.upload(scales, bytemuck::cast_slice(&factors))
+        })
+    }
+
+    /// A table [rows, width], part by part.
+    fn table(&mut self, table: &EmbeddingTable, (rows, width): (usize, usize)) -> Result<Slice, GpuError> {
+        let to = self.place(rows * width)?;
+        let mut at = 0;
+        self.parts(table, |loader, part| {
+            loader.put(to, at, part)?;
+            at += part.len();
+            Ok(())
+        })?;
+        Ok(to)
+    }
+
+    /// A matrix without bias whose rows are in a file, part by part.
+    fn stored(&mut self, rows: StoredRows) -> Result<Matrix, GpuError> {
+        let ((out, input), table) = (rows.shape(), EmbeddingTable::Stored(Arc::new(rows)));
+        if !(self.quantised && input.is_multiple_of(BLOCK)) {
+            return Ok(Matrix { weight: self.table(&table, (out, input))?, scales: None, bias: None, out, input });
+        }
+        let (weight, scales) = (self.device.alloc(out * input)?, self.device.alloc(out * (input / BLOCK) * 2)?);
+        let mut at = 0;
+        self.parts(&table, |loader, part| {
+            loader.put_quantised([weight, scales], at, part)?;
+            at += part.len();
+            Ok(())
+        })?;
+        Ok(Matrix { weight, scales: Some(scales), bias: None, out, input })
+    }
+
+    /// Passes the rows of a table on in parts, each of which is on the device before the next is read.
+    fn parts(
+        &mut self,
+        table: &EmbeddingTable,
+        mut take: impl FnMut(&mut Self, &[f32]) -> Result<(), GpuError>,
+    ) -> Result<(), GpuError> {
+        let mut failed = None;
+        let read = table.parts(CHUNK / 4, &mut |part| {
+            let put = take(self, part).and_then(|()| self.device.wait());
+            put.map_err(|why| {
+                let message = why.to_string();
+                failed = Some(why);
+                candle_core::Error::Msg(message)
+            })
+        });
+        match failed {
+            Some(why) => Err(why),
+            None => read.map_err(candle),
+        }
     }
 
     fn norm(&mut self, norm: &Norm, zeros: Slice) -> Result<NormWeights, GpuError> {
@@ -276,31 +335,58 @@ fn widest(c: &ModelConfig) -> usize {
     (2 * c.intermediate_size).max(c.hidden_size).max((c.n_heads + 2 * c.n_kv_heads) * c.head_dim)
 }
 
-/// Copies the weights of `decoder`, which must be built for `Purpose::Score`, to `device`.
+/// Where the blocks and the output matrix of a decoder are.
+#[derive(Clone, Copy)]
+pub enum Blocks<'a> {
+    /// In the decoder, which is built for `Purpose::Score`.
+    Held,
+    /// In the files of the model, from which they are read one block at a time.
+    Files(&'a Opened),
+}
+
+/// Copies the weights of `decoder` to `device`.
 ///
 /// # Errors
-/// `OutOfMemory`, or `Launch` when the decoder has adapters or packed weights.
+/// `OutOfMemory`, or `Launch` when the decoder has adapters or packed weights, or a file cannot be read.
 pub(super) fn load(
     decoder: &Decoder,
+    from: Blocks<'_>,
     device: &mut dyn Device,
     element: Element,
     quantised: bool,
 ) -> Result<Weights, GpuError> {
+    let c = &decoder.config;
     let mut loader = Loader { device, element, quantised };
-    let zeros = loader.place(widest(&decoder.config))?;
-    loader.put(zeros, 0, &vec![0.0; widest(&decoder.config)])?;
-    let Some(words) = decoder.embed.tensor() else {
-        return Err(GpuError::Launch("the word vectors are in the model's file, not in memory".into()));
-    };
-    let embed = loader.tensor(words)?;
+    let zeros = loader.place(widest(c))?;
+    loader.put(zeros, 0, &vec![0.0; widest(c)])?;
+    let embed = loader.table(&decoder.embed, (c.vocab_size, c.hidden_size))?;
     let positions = decoder.positions.as_ref().map(|t| loader.tensor(t)).transpose()?;
-    let blocks = decoder.layers.iter().map(|layer| loader.block(layer, zeros)).collect::<Result<Vec<_>, _>>()?;
+    let blocks = match from {
+        Blocks::Held => decoder.layers.iter().map(|layer| loader.block(layer, zeros)).collect::<Result<_, _>>()?,
+        Blocks::Files(opened) => {
+            let (parameters, ropes) = (Parameters::Files(&opened.files), rope_tables::tables(c));
+            let b = Builder { config: c, parameters, lora: None, purpose: Purpose::Score };
+            let one = |i| {
+                let block = loader.block(&layer(&b, i, &ropes).map_err(candle)?, zeros)?;
+                loader.device.wait()?;
+                Ok(block)
+            };
+            (0..c.n_layers).map(one).collect::<Result<_, GpuError>>()?
+        }
+    };
     let final_norm = loader.norm(&decoder.final_norm, zeros)?;
-    let (out, input) = (decoder.config.vocab_size, decoder.config.hidden_size);
-    let head = match decoder.config.tie_embeddings {
+    let (out, input) = (c.vocab_size, c.hidden_size);
+    let head = match (c.tie_embeddings, from) {
         // The word vectors are read by row too, and stay in the element type.
-        true => Matrix { weight: embed, scales: None, bias: None, out, input },
-        false => loader.one(&decoder.head_tensor().map_err(candle)?)?,
+        (true, _) => Matrix { weight: embed, scales: None, bias: None, out, input },
+        (false, Blocks::Held) => loader.one(&decoder.head_tensor().map_err(candle)?)?,
+        (false, Blocks::Files(opened)) => {
+            let failed = |e: crate::model::LoadError| GpuError::Launch(e.to_string());
+            match opened.files.rows(&c.head_name()).map_err(failed)? {
+                Some(rows) => loader.stored(rows)?,
+                None => loader.one(&opened.files.tensor(&c.head_name(), &candle_core::Device::Cpu).map_err(failed)?)?,
+            }
+        }
     };
     Ok(Weights { embed, positions, blocks, final_norm, head, zeros })
 }
