@@ -4,9 +4,11 @@
 //! device that `.ci/run` makes. The program needs no CUDA and no network: it can be built on one machine and run on
 //! another. Phases: the device, every recorded launch, logits and equality of bits of tiny models, their gradients, and
 //! tokens per second of serving and training with random weights in the shapes of SmolLM2-135M and, for serving,
-//! SmolLM2-1.7B (a tiny shape in the dry run). Exit status 1 when anything fails. With `--json FILE`, the table is also
+//! SmolLM2-1.7B (a tiny shape in the dry run), and rounds of PPO. Exit status 1 when anything fails. With `--json FILE`, the table is also
 //! written there, with INSTRUCTD_BENCH_COMMIT, _MACHINE, _DATE and _COMMAND.
 
+#[path = "gpu/rl.rs"]
+mod rl;
 #[path = "gpu/training.rs"]
 mod training;
 
@@ -301,6 +303,7 @@ fn main() -> ExitCode {
         }
     }
     training::phases(&mut table, simulated);
+    rl::phase(&mut table, simulated);
     let good = table.print();
     let arguments: Vec<String> = std::env::args().collect();
     if let Some([_, file]) = arguments.windows(2).find(|pair| pair[0] == "--json")
