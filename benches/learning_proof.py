@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Does it learn? Human ratings of real sentences teach a reward model, and the reward model teaches a policy to
-write more positive continuations, by PPO, REINFORCE, RLOO, GRPO and DPO.
+write more positive continuations, by every method that learns from rewards, rankings or thumbs.
 
     benches/learning_proof.py --binary target/release/instructd --model MODEL.gguf --work DIR [--seeds 3]
 
@@ -33,7 +33,7 @@ SOURCES = ["movieReviewSnippets", "amazonReviewSnippets", "tweets"]
 LEAD = "Comment:"
 TOKENS = 16
 SAMPLES = 4
-RECIPES = ["ppo", "reinforce", "rloo", "grpo", "dpo"]
+RECIPES = ["ppo", "reinforce", "rloo", "grpo", "online_dpo", "raft", "dpo", "kto"]
 
 
 def fetch(work):
@@ -203,10 +203,11 @@ def run(binary, recipe, args, name, work):
     return json.loads(done.read_text())
 
 
-def preferences(binary, model, reward, prompts, work):
-    """Rankings of the start policy's own samples by the reward model, for DPO."""
-    path = work / "own.jsonl"
-    if not path.exists():
+def feedback(binary, model, reward, prompts, work):
+    """The start policy's own samples, judged by the reward model: rankings for DPO, thumbs for KTO. Of the eight samples
+    of a prompt the best is ranked above the worst, and the two best get a thumb up, the two worst a thumb down."""
+    rankings, thumbs = work / "own.jsonl", work / "own.thumbs.jsonl"
+    if not thumbs.exists():
         texts = [json.loads(line)["prompt"] for line in Path(prompts).read_text().splitlines()]
         with Server(binary, model) as server:
             samples = [s for at in range(0, len(texts), 32) for s in
@@ -216,7 +217,7 @@ def preferences(binary, model, reward, prompts, work):
         args.write_text(json.dumps({"kind": "scores", "model": str(reward), "completions": written}))
         out = subprocess.run([binary, "eval", "--args", str(args)], stdout=subprocess.PIPE, check=True).stdout
         scores = [s["mean"] for s in json.loads(out)["scores"]]
-        lines = []
+        lines, liked = [], []
         for i, prompt in enumerate(texts):
             own = sorted(((score, t) for (j, t, _, _), score in zip(samples, scores) if j == i), reverse=True)
             # The ends of the eight are compared: the middle teaches little.
@@ -224,8 +225,11 @@ def preferences(binary, model, reward, prompts, work):
             if chosen[0] > rejected[0]:
                 completions = [{"text": chosen[1], "tier": 0}, {"text": rejected[1], "tier": 1}]
                 lines.append({"prompt": prompt, "completions": completions, "split": "train"})
-        write_lines(path, lines)
-    return str(path)
+            for (_, text), label in [(own[0], True), (own[1], True), (own[-2], False), (own[-1], False)]:
+                liked.append({"prompt": prompt, "completion": text, "label": label, "split": "train"})
+        write_lines(rankings, lines)
+        write_lines(thumbs, liked)
+    return str(rankings), str(thumbs)
 
 
 def main():
@@ -272,16 +276,19 @@ def main():
         "reinforce": {"learning_rate": 3e-3, "kl_coef": 0.03},
         "rloo": {"learning_rate": 3e-3, "kl_coef": 0.03, "group_size": 4},
         "grpo": {"learning_rate": 3e-3, "kl_coef": 0.03, "group_size": 4},
+        "online_dpo": {"learning_rate": 3e-3, "kl_coef": 0.3, "group_size": 4},
+        "raft": {"learning_rate": 2e-3, "group_size": 4},
     }
+    offline = {**common, "heldout_fraction": 0.0, "batch_size": 16, "epochs": 2, "learning_rate": 1e-3, "beta": 0.3}
     rows = {recipe: [] for recipe in options.recipes}
     for seed in range(options.seeds):
         for recipe in options.recipes:
             name = f"{recipe}-{seed}"
-            if recipe == "dpo":
-                args = {**common, "comparisons": preferences(binary, model, work / "reward", prompts, work),
-                        "heldout_fraction": 0.0, "batch_size": 16, "epochs": 2, "learning_rate": 1e-3, "beta": 0.3}
-            else:
+            if recipe in own:
                 args = {**online, **own[recipe]}
+            else:
+                rankings, thumbs = feedback(binary, model, work / "reward", prompts, work)
+                args = {**offline, **({"comparisons": rankings} if recipe == "dpo" else {"feedback": thumbs})}
             result = run(binary, recipe, {**args, "seed": seed}, name, work)
             judged = work / f"{name}.judged.json"
             if not judged.exists():

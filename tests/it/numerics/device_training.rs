@@ -1,14 +1,15 @@
 //! Gradients and updates of decoders on the simulated device, with the launches that a GPU would get, against the CPU's.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex};
 
 use candle_core::{Device, Tensor};
 use instructd::gpu::shared::Shared;
 use instructd::gpu::sim::Sim;
-use instructd::model::decoder::attached::{DevicePasses, Keep, Wanted};
-use instructd::model::decoder::training::{Element, State, TrainerOptions};
+use instructd::model::decoder::attached::{Attached, DevicePasses, Keep, Wanted};
+use instructd::model::decoder::training::{BaseOf, Element, State, TrainerOptions};
 use instructd::model::init::{Heads, init};
-use instructd::model::{DeviceTrainer, ModelConfig, Recompute, load};
+use instructd::model::{Decoder, DeviceTrainer, ModelConfig, Recompute, load};
 use instructd::objective::causal_lm;
 use instructd::train::args::{FrozenPrecision, LoraArgs};
 use instructd::train::device_tensors::adam_step;
@@ -365,6 +366,68 @@ fn the_gradient_of_hidden_states_reaches_every_tensor_below_them() {
     for (name, grad) in sum.grads {
         assert!(difference(&flat(&grad), &grads[&name]) < 1e-5, "{name}");
     }
+}
+
+/// A decoder on a device, whose tensors' backward passes run there.
+fn attached(policy: &Trainable) -> (Decoder, Arc<Mutex<DeviceTrainer>>) {
+    let trainer = Arc::new(Mutex::new(trainer(policy, Element::F32)));
+    let mut decoder = policy.decoder().clone();
+    decoder.attach(Attached::new(trainer.clone()));
+    (decoder, trainer)
+}
+
+#[test]
+fn the_graph_of_a_loss_continues_on_the_device() {
+    let policy = policy("llama-tiny", None, Freeze::default());
+    let sequences = sequences(policy.config.vocab_size);
+    let packed = PredictionBatch::new(&sequences.iter().collect::<Vec<_>>());
+    // A loss of the log-probs and, by a head on the host, of the hidden states.
+    let head = Tensor::arange(0f32, policy.config.hidden_size as f32, &Device::Cpu).unwrap().sin().unwrap();
+    let loss = |decoder: &Decoder| {
+        let hidden = packed.hidden(decoder).unwrap();
+        let logprobs = packed.logprobs(decoder, &hidden, 0.7).unwrap().logprobs;
+        let values = hidden.broadcast_mul(&head).unwrap().sum_all().unwrap();
+        (logprobs.sqr().unwrap().sum_all().unwrap() + values).unwrap()
+    };
+    let mut sum = Accumulator::default();
+    sum.add(&policy.params, &loss(policy.decoder())).unwrap();
+    let (decoder, trainer) = attached(&policy);
+    let on_device = loss(&decoder);
+    let mut none = Accumulator::default();
+    none.add(&policy.params, &on_device).unwrap();
+    assert!(none.grads.is_empty(), "gradients of the weights stay on the device");
+    let got = trainer.lock().unwrap().read(State::Gradients).unwrap();
+    compare("llama-tiny", &sum.grads, &got, 2e-5, 1e-5);
+    // A pass is saved once, and a newer one replaces it.
+    assert!(on_device.backward().unwrap_err().to_string().contains("was not saved"));
+    let (old, hidden) = (loss(&decoder), packed.hidden(&decoder).unwrap());
+    assert!(old.backward().unwrap_err().to_string().contains("a newer one has replaced"));
+    packed.scores_frozen(&decoder, 1.0).unwrap();
+    let stale = packed.logprobs(&decoder, &hidden, 1.0).err().unwrap().to_string();
+    assert!(stale.contains("not the newest"), "{stale}");
+    let error = packed.logprobs_and_entropy(&decoder, &hidden, 1.0).err().unwrap().to_string();
+    assert!(error.contains("no gradient of entropies"), "{error}");
+}
+
+/// The passes of the base under adapters are those of a model without adapters, and take no memory of their own.
+#[test]
+fn the_base_under_adapters_is_the_reference() {
+    let lora = LoraArgs { rank: 4, alpha: 8.0, targets: None };
+    let policy = policy("llama-tiny", Some(&lora), Freeze::default());
+    let sequences = sequences(policy.config.vocab_size);
+    let packed = PredictionBatch::new(&sequences.iter().collect::<Vec<_>>());
+    let (decoder, trainer) = attached(&policy);
+    let held = trainer.lock().unwrap().memory().0;
+    let mut base = policy.decoder().with_changed_adapters(&|_| Ok(None)).unwrap();
+    let want = packed.scores_frozen(&base, 1.0).unwrap().logprobs.to_vec1::<f32>().unwrap();
+    base.attach(Attached::new(Arc::new(Mutex::new(BaseOf(trainer.clone())))));
+    let of = |decoder: &Decoder| packed.scores_frozen(decoder, 1.0).unwrap().logprobs.to_vec1::<f32>().unwrap();
+    assert!(difference(&want, &of(&base)) < 1e-5);
+    let hidden = packed.hidden(&base).unwrap();
+    assert!(!hidden.track_op());
+    assert!(difference(&want, &packed.logprobs(&base, &hidden, 1.0).unwrap().logprobs.to_vec1().unwrap()) < 1e-5);
+    assert!(difference(&want, &of(&decoder)) > 1e-3, "the adapters change the model");
+    assert_eq!(trainer.lock().unwrap().memory().0, held);
 }
 
 #[test]
