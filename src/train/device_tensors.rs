@@ -35,7 +35,8 @@ pub struct DeviceTensors {
 impl DeviceTensors {
     /// `vars` have the values of the device.
     pub fn new(trainer: Arc<Mutex<DeviceTrainer>>, vars: Params) -> Self {
-        Self { trainer, vars, pulled: Arc::default() }
+        let changes = trainer.lock().unwrap_or_else(PoisonError::into_inner).changes();
+        Self { trainer, vars, pulled: Arc::new(AtomicU64::new(changes)) }
     }
 
     /// The names of the tensors among the run's parameters.
