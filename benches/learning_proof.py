@@ -243,6 +243,7 @@ def main():
     parser.add_argument("--iterations", type=int, default=20)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--recipes", nargs="*", default=RECIPES)
+    parser.add_argument("--json", type=Path, help="write the results there, with INSTRUCTD_BENCH_COMMIT, _DATE, _MACHINE")
     options = parser.parse_args()
     work = options.work
     work.mkdir(parents=True, exist_ok=True)
@@ -306,6 +307,16 @@ def main():
         mean = lambda key: statistics.mean(r[key] for r in results)
         print(f"| {recipe} | {several('positive')} | {mean('positive'):.2f} | {several('kl')} | "
               f"{mean('distinct'):.2f} | {mean('seconds'):.0f} |")
+
+
+    if options.json:
+        known = {key: os.environ.get(f"INSTRUCTD_BENCH_{key.upper()}", "") for key in ("commit", "date", "machine")}
+        known["command"] = "python3 benches/learning_proof.py --binary BINARY --model FILE.gguf --work DIR"
+        rounded = lambda results, key: [round(r[key], 2) for r in results]
+        found = [{"name": recipe, "share": rounded(results, "positive"), "kl": rounded(results, "kl"),
+                  "distinct": round(statistics.mean(r["distinct"] for r in results), 2)} for recipe, results in rows.items()]
+        result = {**known, "start": round(start["positive"], 2), "reward": heldout, "raters": facts, "rows": found}
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -73,6 +73,19 @@ def learning(data):
     return table(head, rows) + "\n\n" + source(data)
 
 
+def overoptimisation(data):
+    """Proxy, gold and KL of a run without a guard, every fifth round, with the rounds that the guard chose."""
+    stop, published = data["stopped_after"], data["published"]
+    marks = {published: "the guard publishes this policy", stop: "the guard stops the run"}
+    shown = [r for r in data["rows"] if r["round"] % 5 == 0 or r["round"] in marks]
+    rows = [
+        [str(r["round"]), f"{r['proxy']:.2f}", f"{r['gold']:.3f}", f"{r['kl']:.1f}", marks.get(r["round"], "")]
+        for r in shown
+    ]
+    head = ["round", "proxy (mean score)", "gold (share of liked words)", "KL (nats)", ""]
+    return table(head, rows) + "\n\n" + source(data)
+
+
 def default_model(data):
     rows = [
         [
@@ -243,6 +256,7 @@ TABLES = {
     "serving-transformers": (serving, "serving-transformers"),
     "ppo-iteration": (ppo, "ppo-iteration"),
     "learning": (learning, "learning"),
+    "overoptimisation": (overoptimisation, "overoptimisation"),
     "qlora": (qlora, "qlora"),
     "serving-memory": (serving_memory, "serving-memory"),
     "default-model": (default_model, "default-model"),
