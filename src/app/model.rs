@@ -26,10 +26,11 @@ pub async fn start(services: &Arc<Services>) -> Result<Arc<dyn Generator>> {
     let artifacts = Artifacts::open(config, services.store.clone())?;
     let fault = services.model_fault_handle();
     artifacts.on_damage(Arc::new(move |version, message| fault.set(version.id.clone(), message)));
+    // First, because a model may have to be fetched.
+    let engine = engine(services, artifacts.clone())?;
     let configured = named(services, &artifacts, &config.model, ModelKind::Policy, pull_model).await?;
     share(&artifacts, services.store.as_ref(), &configured).await?;
     let wanted = version_to_serve(services.store.as_ref(), configured.clone()).await?;
-    let engine = engine(services, artifacts.clone())?;
     let version = load_first(services, engine.as_ref(), &wanted, configured).await?;
     engine.activate(&version.id).await?;
     if version.id == wanted.id {
@@ -122,7 +123,7 @@ fn engine(services: &Services, artifacts: Arc<Artifacts>) -> Result<Arc<LocalEng
         data_dir: config.data_dir.clone(),
         weights,
         kv_format,
-        device: config.engine.device.clone(),
+        devices: config.engine.device.clone(),
         max_running: config.engine.max_batch,
         max_waiting: config.engine.max_waiting,
         kv_tokens: config.engine.kv_tokens,
@@ -131,5 +132,5 @@ fn engine(services: &Services, artifacts: Arc<Artifacts>) -> Result<Arc<LocalEng
         draft_tokens: config.engine.draft_tokens,
         ..EngineOptions::default()
     };
-    Ok(LocalEngine::start(options)?)
+    LocalEngine::start(options).context("engine.device")
 }

@@ -3,24 +3,25 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::text::{optional_text, text};
+use super::text::{optional_text, text, texts};
 use super::{ConfigError, error};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct EngineConfig {
-    /// `cpu`, `cuda` or `cuda:N`: the device that the model is served on. `cuda` needs NVIDIA's driver (525 or newer),
-    /// and weights as exact, f32, bf16 or q8_0. `sim` is the simulated device: the launches of a GPU computed slowly on
-    /// the CPU, for tests.
-    #[serde(deserialize_with = "text")]
-    pub device: String,
+    /// `cpu`, `cuda` or `cuda:N`: the device that the model is served on; or a list of GPUs, `["cuda:0", "cuda:1"]`,
+    /// that each hold the whole model and share the requests. `cuda` needs NVIDIA's driver (525 or newer), and weights
+    /// as exact, f32, bf16 or q8_0. `sim` is the simulated device: the launches of a GPU computed slowly on the CPU, for
+    /// tests.
+    #[serde(deserialize_with = "texts")]
+    pub device: Vec<String>,
     /// Compute threads; 0 = one per physical core.
     pub threads: usize,
-    /// Sequences decoded together.
+    /// Sequences decoded together, on each device.
     pub max_batch: usize,
     /// Samples that may wait for a slot before requests are refused with 429.
     pub max_waiting: usize,
-    /// Capacity of the key-value cache in tokens; 0 = sized from the model and `max_batch`.
+    /// Capacity of the key-value cache in tokens, on each device; 0 = sized from the model and `max_batch`.
     pub kv_tokens: usize,
     /// How the key-value cache stores numbers: `f32` (exact), `f16` (half the memory) or `q8_0` (8 bits and a scale for
     /// 32 numbers: 3.5 times less memory). Other formats than `f32` change log-probs slightly. CPU only.
@@ -42,7 +43,7 @@ pub struct EngineConfig {
 impl Default for EngineConfig {
     fn default() -> Self {
         Self {
-            device: "cpu".to_owned(),
+            device: vec!["cpu".to_owned()],
             threads: 0,
             max_batch: 32,
             max_waiting: 256,
@@ -74,7 +75,7 @@ impl EngineConfig {
             ("engine.kv_cache", self.kv_cache != "f32"),
         ];
         for (key, on) in of_the_cpu {
-            if on && self.device != "cpu" {
+            if on && self.device != ["cpu"] {
                 return Err(error(key, "requires engine.device = \"cpu\""));
             }
         }

@@ -64,6 +64,29 @@ fn settings_of_the_cpu_and_of_drafts_are_checked() {
 }
 
 #[test]
+fn devices_are_one_name_a_list_or_names_with_commas() {
+    for (text, devices) in [
+        ("", &["cpu"][..]),
+        ("device = \"cuda\"", &["cuda"]),
+        ("device = [\"cuda:0\", \"cuda:1\"]", &["cuda:0", "cuda:1"]),
+        ("device = \"cuda:0, cuda:1\"", &["cuda:0", "cuda:1"]),
+    ] {
+        let config = from_toml(&format!("[engine]\n{text}")).expect(text);
+        assert_eq!(config.engine.device, devices, "{text}");
+    }
+    // Figment reads a variable with brackets as a list, and others as one value.
+    for value in ["cuda:0,cuda:1", "[cuda:0, cuda:1]"] {
+        let device: figment::value::Value = value.parse().expect("no value is refused");
+        let config: Config = Figment::from(Serialized::defaults(Config::default()))
+            .merge(Serialized::default("engine.device", device))
+            .extract()
+            .expect(value);
+        assert_eq!(config.engine.device, ["cuda:0", "cuda:1"], "{value}");
+    }
+    assert_eq!(from_toml("[engine]\ndevice = 7").expect("a text").engine.device, ["7"], "refused by the engine");
+}
+
+#[test]
 fn numbers_are_keys_too() {
     let config = from_toml("admin_key = 12345678").expect("loads");
     assert_eq!(config.admin_key.as_deref(), Some("12345678"));

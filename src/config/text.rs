@@ -26,6 +26,22 @@ pub(super) fn text<'de, D: Deserializer<'de>>(d: D) -> Result<String, D::Error> 
     Ok(Scalar::deserialize(d)?.into())
 }
 
+/// A list of texts, or one text whose entries are separated by commas, as in an environment variable.
+pub(super) fn texts<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Texts {
+        List(Vec<Scalar>),
+        One(Scalar),
+    }
+    Ok(match Texts::deserialize(d)? {
+        Texts::List(list) => list.into_iter().map(String::from).collect(),
+        Texts::One(one) => {
+            String::from(one).split(',').map(str::trim).filter(|text| !text.is_empty()).map(str::to_owned).collect()
+        }
+    })
+}
+
 /// An empty text is `None`.
 pub(super) fn optional_text<'de, D: Deserializer<'de>>(d: D) -> Result<Option<String>, D::Error> {
     let value = Option::<Scalar>::deserialize(d)?;

@@ -1,10 +1,10 @@
 //! A model version in memory: loading and warming it up.
 
 use std::path::Path;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use super::constraint::{Compiler, Constraint, Guide};
-use super::device;
+use super::device::Devices;
 use super::limits::{Limits, cache_tokens};
 use super::model_text::ModelText;
 use super::text::TextStream;
@@ -19,21 +19,35 @@ use crate::model::{self, Decoder, DeviceModel, ModelConfig, Opened};
 use crate::ops::linear::WeightFormat;
 use crate::ops::pool;
 
-/// A version on a device that runs the kernels of `gpu`.
+/// A replica of a version on a device that runs the kernels of `gpu`.
 pub(super) struct OnDevice {
     /// Number of cache pages.
     pub pages: usize,
     /// Bytes in use and bytes in total when the version was loaded.
     pub memory: (u64, u64),
+    /// The device's PCI address.
+    pub bus_id: Option<String>,
     pub model: Mutex<DeviceModel>,
+}
+
+impl OnDevice {
+    /// Computes a token of a new sequence, to find out whether the device works. Does nothing if `cache` has no free
+    /// page.
+    ///
+    /// # Errors
+    /// Those of the device; a logit that is not finite.
+    pub fn check(&self, decoder: &Decoder, cache: &mut KvCache) -> Result<(), String> {
+        compute(decoder, &mut self.model.lock().unwrap_or_else(PoisonError::into_inner), cache, 1)
+    }
 }
 
 /// A version in memory. It is never modified.
 pub struct LoadedModel {
     pub served: Arc<ServedModel>,
     pub decoder: Decoder,
-    /// The model and its cache on a device that runs the kernels of `gpu`. If present, it computes all steps.
-    pub(super) device: Option<OnDevice>,
+    /// The model and its cache on each device of the engine, in their order, if these run the kernels of `gpu`. They
+    /// compute all steps. Empty on the CPU.
+    pub(super) replicas: Vec<OnDevice>,
     /// Its tokenizer and chat template.
     pub text: Arc<ModelText>,
     /// Built when the first constraint is compiled, because that takes long.
@@ -66,27 +80,26 @@ impl LoadedModel {
     }
 }
 
-/// Loads and warms up a version. Takes long; call it on a blocking thread.
+/// Loads and warms up a version, on all devices. Takes long; call it on a blocking thread.
 pub(super) fn load_model(
     path: &Path,
     version: ModelVersion,
     weights: WeightFormat,
-    device_name: &str,
+    devices: &Devices,
     limits: Limits,
 ) -> Result<LoadedModel, EngineError> {
     let failed = |e: String| EngineError::Failed(format!("loading '{}': {e}", version.name));
-    let device = device::open(device_name).map_err(failed)?;
+    let devices = devices.open().map_err(failed)?;
     let opened = model::open(path).map_err(|e| failed(e.to_string()))?;
     let parameters = opened.files.parameters();
-    let decoder = match &device {
-        None => Decoder::serve(&opened, weights),
-        Some(_) => Decoder::without_blocks(&opened),
+    let decoder = match devices.is_empty() {
+        true => Decoder::serve(&opened, weights),
+        false => Decoder::without_blocks(&opened),
     };
     let decoder = decoder.map_err(|e| failed(e.to_string()))?;
-    let on_device = device.map(|device| on_device(&decoder, &opened, device, weights, limits));
-    let on_device = on_device.transpose().map_err(failed)?;
+    let replicas = on_devices(&decoder, &opened, devices, weights, limits).map_err(failed)?;
     let loaded = opened.described;
-    if on_device.is_none() {
+    if replicas.is_empty() {
         warm_up(&decoder).map_err(failed)?;
     }
     pool::return_free_memory();
@@ -105,7 +118,7 @@ pub(super) fn load_model(
     Ok(LoadedModel {
         served: Arc::new(served),
         decoder,
-        device: on_device,
+        replicas,
         text: Arc::new(text),
         compiler: OnceLock::new(),
         base: None,
@@ -121,7 +134,7 @@ pub(super) fn load_lora(
     version: ModelVersion,
 ) -> Result<Option<LoadedModel>, EngineError> {
     let dir = path.join(peft::FOLDER);
-    if !dir.is_dir() || !base.decoder.on_host() || base.device.is_some() || base.base.is_some() {
+    if !dir.is_dir() || !base.decoder.on_host() || !base.replicas.is_empty() || base.base.is_some() {
         return Ok(None);
     }
     let failed = |e: String| EngineError::Failed(format!("loading '{}': {e}", version.name));
@@ -148,7 +161,7 @@ pub(super) fn load_lora(
     Ok(Some(LoadedModel {
         served: Arc::new(served),
         decoder,
-        device: None,
+        replicas: Vec::new(),
         text: Arc::new(text),
         compiler: OnceLock::new(),
         base: Some(base.clone()),
@@ -180,10 +193,33 @@ fn finite(total: candle_core::Result<f32>) -> Result<(), String> {
     }
 }
 
+/// Loads the model onto all devices at the same time.
+fn on_devices(
+    decoder: &Decoder,
+    opened: &Opened,
+    devices: Vec<(String, Box<dyn gpu::device::Device>)>,
+    weights: WeightFormat,
+    limits: Limits,
+) -> Result<Vec<OnDevice>, String> {
+    // Not on rayon's threads, which draw tokens for the versions that are being served.
+    std::thread::scope(|scope| {
+        let load = |(name, device): (String, Box<dyn gpu::device::Device>)| {
+            scope.spawn(move || {
+                on_device(decoder, opened, &name, device, weights, limits).map_err(|e| format!("{name}: {e}"))
+            })
+        };
+        let threads: Vec<_> = devices.into_iter().map(load).collect();
+        let joined = threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| Err("panicked".to_owned())));
+        // All threads are waited for, also after an error.
+        joined.collect::<Vec<_>>().into_iter().collect()
+    })
+}
+
 /// Loads the model onto a device, with as much of the configured cache as fits.
 fn on_device(
     decoder: &Decoder,
     opened: &Opened,
+    name: &str,
     device: Box<dyn gpu::device::Device>,
     weights: WeightFormat,
     limits: Limits,
@@ -196,9 +232,10 @@ fn on_device(
     warm_up_device(decoder, &mut model, limits)?;
     if model.page_count() < pages {
         let (tokens, configured) = (model.page_count() * PAGE, pages * PAGE);
-        tracing::warn!(tokens, configured, "the device has room for a smaller cache than configured");
+        tracing::warn!(device = name, tokens, configured, "the device has room for a smaller cache than configured");
     }
-    Ok(OnDevice { pages: model.page_count(), memory: model.memory(), model: Mutex::new(model) })
+    let (pages, memory, bus_id) = (model.page_count(), model.memory(), model.bus_id());
+    Ok(OnDevice { pages, memory, bus_id, model: Mutex::new(model) })
 }
 
 /// Runs steps of two tokens, of the fewest that take larger tiles, and of a whole prompt chunk, so that the driver
@@ -207,17 +244,24 @@ fn warm_up_device(decoder: &Decoder, model: &mut DeviceModel, limits: Limits) ->
     let mut cache = KvCache::on_device(model.page_count() * PAGE);
     let most = limits.prefill_tokens.min(decoder.config.max_positions);
     for tokens in [2, 33, most].into_iter().filter(|tokens| *tokens <= most) {
-        let mut sequence = CachedSequence::default();
-        if !cache.reserve(&mut sequence, tokens) {
-            continue;
-        }
-        let mut rows = StepRows::default();
-        rows.push(&vec![0; tokens], &sequence);
-        let logits = model.step(decoder, &rows, &[tokens as u32 - 1], &[]).map_err(|e| e.to_string())?.logits;
-        finite(Ok(logits.iter().map(|v| v.abs()).sum()))?;
-        cache.release_all(&mut sequence);
+        compute(decoder, model, &mut cache, tokens)?;
     }
     Ok(())
+}
+
+/// Runs a step of `tokens` tokens of a new sequence and releases its pages; does nothing if there are too few. Fails if
+/// a logit is not finite.
+fn compute(decoder: &Decoder, model: &mut DeviceModel, cache: &mut KvCache, tokens: usize) -> Result<(), String> {
+    let mut sequence = CachedSequence::default();
+    if !cache.reserve(&mut sequence, tokens) {
+        return Ok(());
+    }
+    let mut rows = StepRows::default();
+    rows.push(&vec![0; tokens], &sequence);
+    let result = model.step(decoder, &rows, &[tokens as u32 - 1], &[]);
+    cache.release_all(&mut sequence);
+    let logits = result.map_err(|e| e.to_string())?.logits;
+    finite(Ok(logits.iter().map(|v| v.abs()).sum()))
 }
 
 /// Runs one forward pass of two tokens. Fails if a logit is not finite, so that such a version is never served.

@@ -1,33 +1,38 @@
-//! The built-in engine: one OS thread owns the running batches; callers talk to it through a channel.
+//! The built-in engine: an OS thread for each replica owns the running batches; callers talk to them through a queue.
 
 mod capabilities;
+mod replica;
 mod versions;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed, Ordering::SeqCst};
-use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use tokio::sync::mpsc;
 
+use self::replica::Replica;
+use super::device::{self, Devices};
 use super::encoders::Encoders;
 use super::limits::Limits;
 use super::loaded::LoadedModel;
+use super::prefix_index::beginnings;
+use super::queue::{Queue, RETRY, Refused, Ticket};
 use super::rewards::RewardModels;
-use super::scheduler::Scheduler;
 use super::sequence::{QueueWait, RunningRequest};
 use super::soft_prompts::SoftPromptCache;
 use super::stats::StatCounters;
 use super::tokenizing::Tokenizing;
 use super::{
-    BlockingPool, DataDir, DeviceMemory, EncoderModels, EngineError, EngineStats, GenerateRequest, Generation,
-    Generator, Inspection, ModelFiles, RewardScorer, ServedModel, SoftPrompts, Tokens,
+    BlockingPool, DataDir, DeviceMemory, DeviceStats, EncoderModels, EngineError, EngineStats, GenerateRequest,
+    Generation, Generator, Inspection, ModelFiles, RewardScorer, ServedModel, SoftPrompts, Tokens,
 };
 use crate::domain::{ModelVersion, ModelVersionId};
+use crate::gpu::nvml::{self, Meter};
 use crate::model::SoftPrompt;
+use crate::model::decoder::kv_cache::PAGE;
 use crate::ops::kv_blocks::KvFormat;
 use crate::ops::linear::WeightFormat;
 
@@ -42,13 +47,18 @@ pub struct EngineOptions {
     /// The directory to which artifact paths of model versions are relative.
     pub data_dir: PathBuf,
     pub weights: WeightFormat,
-    /// See `device::open`.
-    pub device: String,
+    /// The CPU (`cpu`), or GPUs (`cuda:N`) that each hold a replica of every loaded version.
+    pub devices: Vec<String>,
+    /// Opens the devices.
+    pub open: device::Open,
+    /// Reads figures of the devices for monitoring.
+    pub meter: Arc<dyn Meter>,
+    /// Maximum number of samples of a version that a replica advances together.
     pub max_running: usize,
     /// Maximum number of waiting requests; more are refused with `Overloaded`.
     pub max_waiting: usize,
     pub prefill_tokens: usize,
-    /// Size of each version's cache in tokens; 0 means `max_running` full contexts, at most 2 GiB.
+    /// Size of the cache of each version and replica in tokens; 0 means `max_running` full contexts, at most 2 GiB.
     pub kv_tokens: usize,
     /// How the cache stores keys and values. CPU only.
     pub kv_format: KvFormat,
@@ -68,7 +78,9 @@ impl Default for EngineOptions {
         Self {
             data_dir: PathBuf::from("data"),
             weights: WeightFormat::F32,
-            device: "cpu".to_owned(),
+            devices: vec!["cpu".to_owned()],
+            open: device::open,
+            meter: nvml::meter(),
             max_running: 64,
             max_waiting: 256,
             prefill_tokens: 512,
@@ -94,14 +106,9 @@ impl EngineOptions {
     }
 }
 
-enum Command {
-    Submit(Arc<RunningRequest>),
-    /// Ends all requests with `Draining`.
-    Abort,
-}
-
-/// What the engine thread and the callers share.
+/// What the threads of the replicas and the callers share.
 struct EngineState {
+    queue: Queue<Arc<RunningRequest>>,
     models: RwLock<HashMap<ModelVersionId, Arc<LoadedModel>>>,
     /// Activated versions, the active one last.
     activations: RwLock<Vec<ModelVersionId>>,
@@ -114,8 +121,8 @@ struct EngineState {
 /// The engine of this process.
 pub struct LocalEngine {
     options: EngineOptions,
+    devices: Devices,
     state: Arc<EngineState>,
-    commands: Sender<Command>,
     files: Arc<dyn ModelFiles>,
     rewards: RewardModels,
     soft_prompts: SoftPromptCache,
@@ -136,25 +143,30 @@ fn write<T>(lock: &RwLock<T>) -> std::sync::RwLockWriteGuard<'_, T> {
 }
 
 impl LocalEngine {
-    /// Starts the engine thread, without any model.
+    /// Starts a thread for each replica, without any model.
     ///
     /// # Errors
-    /// If the thread cannot be started.
+    /// If the devices cannot serve together (see [`Devices::new`]), or a thread cannot be started.
     pub fn start(options: EngineOptions) -> Result<Arc<Self>, EngineError> {
+        let devices = Devices::new(&options.devices, options.open).map_err(EngineError::Failed)?;
+        let names = devices.names().to_vec();
         let state = Arc::new(EngineState {
+            queue: Queue::new(names.len(), options.max_running),
             models: RwLock::default(),
             activations: RwLock::default(),
             draft_model: OnceLock::new(),
             stats: StatCounters::default(),
             draining: AtomicBool::new(false),
         });
-        let (commands, inbox) = channel();
-        let limits = options.limits();
-        let thread_state = state.clone();
-        std::thread::Builder::new()
-            .name("engine".into())
-            .spawn(move || engine_thread(&inbox, &thread_state, limits))
-            .map_err(|e| EngineError::Failed(format!("the engine thread did not start: {e}")))?;
+        for (index, name) in names.into_iter().enumerate() {
+            let (on_cpu, state) = (devices.is_cpu(), state.clone());
+            let replica = Replica { index, name, on_cpu, limits: options.limits(), state: state.clone() };
+            let thread = std::thread::Builder::new().name(format!("engine {index}"));
+            if let Err(e) = thread.spawn(move || replica.run()) {
+                state.queue.close();
+                return Err(EngineError::Failed(format!("the engine thread did not start: {e}")));
+            }
+        }
         let here = || Arc::new(DataDir(options.data_dir.clone())) as Arc<dyn ModelFiles>;
         Ok(Arc::new(Self {
             files: options.files.clone().unwrap_or_else(here),
@@ -165,8 +177,8 @@ impl LocalEngine {
             inspecting: BlockingPool::new(MAX_INSPECTING, MAX_WAITING),
             compiling: BlockingPool::new(MAX_COMPILING, MAX_WAITING),
             options,
+            devices,
             state,
-            commands,
         }))
     }
 
@@ -213,21 +225,26 @@ impl LocalEngine {
         Ok(())
     }
 
-    /// `None` if no model is on a device.
-    fn device_memory(&self) -> Option<DeviceMemory> {
-        let models = read(&self.state.models);
-        let held = models.values().filter_map(|model| model.device.as_ref()).map(|device| device.memory);
-        held.fold(None, |sum: Option<DeviceMemory>, (used, total)| {
-            let sum = sum.unwrap_or_default();
-            Some(DeviceMemory { used: sum.used + used, total: sum.total + total })
-        })
+    fn ticket(&self, shared: &RunningRequest) -> Ticket {
+        let version = shared.batch_model().served.version.id.clone();
+        let beginnings = match self.devices.names().len() {
+            1 => Vec::new(),
+            _ => beginnings(&version, shared.prefix_root(), &shared.prompt_tokens()),
+        };
+        Ticket { version, samples: shared.request.n, background: shared.request.background, beginnings }
     }
 
     fn unload_surplus(&self) {
         let activations = read(&self.state.activations).clone();
         let recent: Vec<_> = activations.iter().rev().take(self.options.max_loaded).collect();
-        write(&self.state.models)
-            .retain(|id, model| recent.contains(&id) || !activations.contains(id) || Arc::strong_count(model) > 1);
+        let mut models = write(&self.state.models);
+        // LoRA versions run in the batch of their base.
+        let bases: Vec<ModelVersionId> =
+            models.values().filter_map(|model| Some(model.base.as_ref()?.served.version.id.clone())).collect();
+        models.retain(|id, _| recent.contains(&id) || !activations.contains(id) || bases.contains(id));
+        drop(models);
+        // Replicas keep what runs until it has ended, and free the rest when they are woken.
+        self.state.queue.wake();
     }
 }
 
@@ -247,11 +264,6 @@ impl Generator for LocalEngine {
                 Some(self.compiling.run(move |_| model.guide(&constraint, &prompt)).await?)
             }
         };
-        let stats = &self.state.stats;
-        if stats.queued.load(SeqCst) + stats.waiting.load(SeqCst) >= self.options.max_waiting {
-            return Err(EngineError::Overloaded { retry_after_s: 1 });
-        }
-        stats.queued.fetch_add(1, SeqCst);
         let (events, receiver) = mpsc::unbounded_channel();
         let (prompt_tokens, version) = (request.prompt_ids.len(), model.served.clone());
         let mut end_ids = request.params.stop_token_ids.clone();
@@ -260,10 +272,21 @@ impl Generator for LocalEngine {
         }
         let queued = QueueWait::since(Instant::now());
         let shared = Arc::new(RunningRequest { request, events, end_ids, soft, queued, guide, model });
-        if self.commands.send(Command::Submit(shared)).is_err() {
-            return Err(EngineError::Failed("the engine thread has ended".into()));
+        match self.state.queue.submit(self.ticket(&shared), shared, self.options.max_waiting) {
+            Ok(()) => {}
+            Err(Refused::Full) => return Err(EngineError::Overloaded { retry_after_s: 1 }),
+            Err(Refused::Ended) => return Err(EngineError::Failed("the engine threads have ended".into())),
         }
         Ok(Generation { version, prompt_tokens, events: receiver })
+    }
+
+    fn ready(&self) -> Result<(), EngineError> {
+        self.find(None)?;
+        if self.state.queue.loads().iter().all(|load| load.failing) {
+            let message = format!("steps fail on {}; the log has the reason", self.devices.names().join(", "));
+            return Err(EngineError::Unavailable { message, retry_after_s: RETRY.as_secs() });
+        }
+        Ok(())
     }
 
     fn active(&self) -> Option<Arc<ServedModel>> {
@@ -320,19 +343,45 @@ impl Generator for LocalEngine {
     }
 
     fn stats(&self) -> EngineStats {
-        let cells = &self.state.stats;
+        let (cells, totals) = (&self.state.stats, self.state.queue.totals());
         EngineStats {
-            running: cells.running.load(Relaxed),
-            waiting: cells.waiting.load(Relaxed) + cells.queued.load(Relaxed),
-            kv_tokens_used: cells.used_tokens.load(Relaxed),
-            kv_tokens_remembered: cells.remembered_tokens.load(Relaxed),
-            kv_tokens_total: cells.total_tokens.load(Relaxed),
+            running: totals.running,
+            waiting: totals.waiting,
+            kv_tokens_used: totals.used_tokens,
+            kv_tokens_remembered: totals.remembered_tokens,
+            kv_tokens_total: totals.total_tokens,
             tokens_generated: cells.generated.load(Relaxed),
             prompt_tokens: cells.prompt_tokens.load(Relaxed),
             draft_tokens: cells.drafted.load(Relaxed),
             draft_tokens_right: cells.accepted.load(Relaxed),
-            device: self.device_memory(),
         }
+    }
+
+    fn devices(&self) -> Vec<DeviceStats> {
+        if self.devices.is_cpu() {
+            return Vec::new();
+        }
+        let models: Vec<_> = read(&self.state.models).values().cloned().collect();
+        let loads = self.state.queue.loads();
+        let stats = self.devices.names().iter().zip(loads).enumerate().map(|(i, (name, load))| {
+            let replicas: Vec<_> = models.iter().filter_map(|model| model.replicas.get(i)).collect();
+            let used = replicas.iter().map(|replica| replica.memory.0).sum();
+            // Each version recorded what was free when it was loaded: the last one has the smallest value.
+            let free = replicas.iter().map(|replica| replica.memory.1 - replica.memory.0).min().unwrap_or(0);
+            let bus_id = replicas.iter().find_map(|replica| replica.bus_id.as_deref());
+            let reading = bus_id.map(|bus_id| self.options.meter.read(bus_id)).unwrap_or_default();
+            DeviceStats {
+                device: name.clone(),
+                works: !load.failing,
+                running: load.sum(|v| v.running),
+                models: DeviceMemory { used, total: used + free },
+                pages_used: load.sum(|v| v.used_tokens) / PAGE,
+                pages_total: replicas.iter().map(|replica| replica.pages).sum(),
+                utilization: reading.utilization,
+                all_programs: reading.memory.map(|(used, total)| DeviceMemory { used, total }),
+            }
+        });
+        stats.collect()
     }
 
     async fn drain(&self, deadline: Duration) {
@@ -345,72 +394,12 @@ impl Generator for LocalEngine {
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        self.commands.send(Command::Abort).ok();
+        self.state.queue.abort();
     }
 }
 
-/// Serves until every sender is dropped. Blocks only while all schedulers are idle.
-fn engine_thread(inbox: &Receiver<Command>, state: &EngineState, limits: Limits) {
-    let mut schedulers: Vec<Scheduler> = Vec::new();
-    loop {
-        let idle = schedulers.iter().all(Scheduler::is_idle);
-        let mut command = match idle {
-            true => match inbox.recv() {
-                Ok(command) => Some(command),
-                Err(_) => return,
-            },
-            false => None,
-        };
-        loop {
-            if let Some(command) = command.take() {
-                dispatch(command, &mut schedulers, state, limits);
-            }
-            match inbox.try_recv() {
-                Ok(next) => command = Some(next),
-                Err(TryRecvError::Empty) => break,
-                Err(TryRecvError::Disconnected) if idle => return,
-                Err(TryRecvError::Disconnected) => break,
-            }
-        }
-        // Inside the pool, kernels fork and join without waking this thread for every operation.
-        rayon::scope(|_| {
-            for scheduler in schedulers.iter_mut().filter(|l| !l.is_idle()) {
-                scheduler.step(&state.stats);
-            }
-        });
-        let models = read(&state.models);
-        schedulers.retain(|l| !l.is_idle() || models.contains_key(&l.model.served.version.id));
-        drop(models);
-        publish_stats(&schedulers, &state.stats);
+impl Drop for LocalEngine {
+    fn drop(&mut self) {
+        self.state.queue.close();
     }
-}
-
-fn dispatch(command: Command, schedulers: &mut Vec<Scheduler>, state: &EngineState, limits: Limits) {
-    match command {
-        Command::Submit(shared) => {
-            // LoRA versions of one base share its batch.
-            let model = shared.model.base.as_ref().unwrap_or(&shared.model).clone();
-            let id = &model.served.version.id;
-            let scheduler = match schedulers.iter().position(|l| l.model.served.version.id == *id) {
-                Some(i) => &mut schedulers[i],
-                None => {
-                    schedulers.push(Scheduler::new(model, limits, state.draft_model.get()));
-                    schedulers.last_mut().expect("just pushed")
-                }
-            };
-            scheduler.submit(shared);
-            state.stats.waiting.fetch_add(1, SeqCst);
-            state.stats.queued.fetch_sub(1, SeqCst);
-        }
-        Command::Abort => schedulers.iter_mut().for_each(|l| l.fail_all(&EngineError::Draining)),
-    }
-}
-
-fn publish_stats(schedulers: &[Scheduler], stats: &StatCounters) {
-    // The total first, so that a reader never sees more tokens in use than there are.
-    stats.total_tokens.store(schedulers.iter().map(Scheduler::total_tokens).sum(), SeqCst);
-    stats.running.store(schedulers.iter().map(Scheduler::running).sum(), SeqCst);
-    stats.waiting.store(schedulers.iter().map(Scheduler::waiting).sum(), SeqCst);
-    stats.used_tokens.store(schedulers.iter().map(Scheduler::used_tokens).sum(), Relaxed);
-    stats.remembered_tokens.store(schedulers.iter().map(Scheduler::remembered_tokens).sum(), Relaxed);
 }

@@ -17,6 +17,8 @@ mod model_cache;
 pub mod model_text;
 mod output;
 mod prefix;
+mod prefix_index;
+mod queue;
 mod rewards;
 mod scheduler;
 mod sequence;
@@ -269,11 +271,32 @@ pub struct EngineStats {
     pub draft_tokens: u64,
     /// Drafted tokens that the sampler drew.
     pub draft_tokens_right: u64,
-    /// Memory of the devices on which models are loaded; `None` on the CPU.
-    pub device: Option<DeviceMemory>,
 }
 
-/// Memory of devices in bytes: used by the weights and caches of loaded models, and in total.
+/// Current figures of a device that serves.
+#[derive(Clone, Debug, PartialEq, Serialize, schemars::JsonSchema)]
+pub struct DeviceStats {
+    /// Name, such as `cuda:0`.
+    pub device: String,
+    /// Whether its last steps succeeded. A device that fails gets no requests while another one works.
+    pub works: bool,
+    /// Samples that it generates.
+    pub running: usize,
+    /// Memory that loaded models use, and all that models may use.
+    pub models: DeviceMemory,
+    /// Pages of the key-value cache that running samples hold. A page has 16 tokens.
+    pub pages_used: usize,
+    /// All pages of the key-value cache.
+    pub pages_total: usize,
+    /// Share of the last second in which the device computed, 0 to 1, from NVML.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub utilization: Option<f64>,
+    /// Memory that all programs use, and that the device has, from NVML.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub all_programs: Option<DeviceMemory>,
+}
+
+/// Memory of a device, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, schemars::JsonSchema)]
 pub struct DeviceMemory {
     pub used: u64,
@@ -351,6 +374,11 @@ pub trait Generator: Send + Sync + 'static {
         None
     }
     fn stats(&self) -> EngineStats;
+    /// Figures of the devices that run the kernels of `gpu`; none on the CPU. Reads them from the driver, which may take
+    /// some milliseconds; call it on a blocking thread.
+    fn devices(&self) -> Vec<DeviceStats> {
+        Vec::new()
+    }
     /// Stops admitting requests. Returns when the last request has ended or the deadline has passed.
     async fn drain(&self, deadline: std::time::Duration);
 }

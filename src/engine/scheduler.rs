@@ -15,6 +15,7 @@ use super::loaded::LoadedModel;
 use super::lookup;
 use super::output::StepOutput;
 use super::prefix::PrefixTree;
+use super::queue::{Cancellable, VersionLoad};
 use super::sequence::{RunningRequest, Sequence};
 use super::stats::StatCounters;
 use super::{EngineError, GenEvent, TokenLogprob};
@@ -26,6 +27,8 @@ use crate::model::decoder::kv_cache::{CachedSequence, KvCache, PAGE};
 /// Batches the requests to one model version, and to the LoRA versions that share its weights.
 pub struct Scheduler {
     pub model: Arc<LoadedModel>,
+    /// Which of the model's replicas computes the steps, where they are on devices.
+    replica: usize,
     limits: Limits,
     batch: Stepper<Sequence>,
     prefixes: PrefixTree,
@@ -47,8 +50,13 @@ fn drafter(draft: &Arc<LoadedModel>, model: &LoadedModel, limits: Limits) -> Opt
 }
 
 impl Scheduler {
-    pub fn new(model: Arc<LoadedModel>, limits: Limits, draft_model: Option<&Arc<LoadedModel>>) -> Self {
-        let cache = match &model.device {
+    pub fn new(
+        model: Arc<LoadedModel>,
+        replica: usize,
+        limits: Limits,
+        draft_model: Option<&Arc<LoadedModel>>,
+    ) -> Self {
+        let cache = match model.replicas.get(replica) {
             None => {
                 let (tokens, windowed) = cache_tokens(&model.decoder.config, limits);
                 KvCache::with_format(&model.decoder.config, limits.kv_format, tokens, windowed)
@@ -56,13 +64,14 @@ impl Scheduler {
             Some(device) => KvCache::on_device(device.pages * PAGE),
         };
         // On other devices a row's result depends on the batch, so drafts could change the text.
-        let on_host = model.device.is_none() && model.decoder.on_host();
+        let on_host = model.replicas.is_empty() && model.decoder.on_host();
         let draft_tokens = if on_host { limits.draft_tokens } else { 0 };
         let limits = Limits { draft_tokens, ..limits };
         let drafter = draft_model.filter(|_| draft_tokens > 0).and_then(|draft| drafter(draft, &model, limits));
         Self {
             drafter,
             model,
+            replica,
             limits,
             batch: Stepper::new(cache),
             prefixes: PrefixTree::default(),
@@ -94,41 +103,50 @@ impl Scheduler {
         self.waiting.is_empty() && self.batch.running().is_empty()
     }
 
-    pub fn waiting(&self) -> usize {
-        self.waiting.len()
-    }
-
-    pub fn running(&self) -> usize {
+    fn running(&self) -> usize {
         self.batch.running().len()
     }
 
-    pub fn total_tokens(&self) -> usize {
-        self.batch.cache.total_pages() * PAGE
+    /// The samples of this scheduler and the use of its cache.
+    pub fn load(&self) -> VersionLoad {
+        let cache = &self.batch.cache;
+        let remembered_tokens = self.prefixes.idle_pages(cache) * PAGE;
+        VersionLoad {
+            version: self.model.served.version.id.clone(),
+            running: self.running(),
+            waiting: self.waiting.len(),
+            running_background: self.batch.running().iter().filter(|s| s.background()).count(),
+            waiting_background: self.waiting.iter().filter(|s| s.background()).count(),
+            used_tokens: (cache.total_pages() - cache.free_pages()) * PAGE - remembered_tokens,
+            remembered_tokens,
+            total_tokens: cache.total_pages() * PAGE,
+        }
     }
 
-    /// Cached tokens that running samples hold.
-    pub fn used_tokens(&self) -> usize {
-        (self.batch.cache.total_pages() - self.batch.cache.free_pages()) * PAGE - self.remembered_tokens()
+    /// Whether the device computes a step. Always `true` on the CPU.
+    pub fn device_works(&mut self) -> bool {
+        let Some(device) = self.model.replicas.get(self.replica) else { return true };
+        self.prefixes.evict(1, 0, &mut self.batch.cache);
+        let (decoder, cache) = (&self.model.decoder, &mut self.batch.cache);
+        let check = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| device.check(decoder, cache)));
+        matches!(check, Ok(Ok(())))
     }
 
-    /// Cached tokens of prefixes that no running sample uses.
-    pub fn remembered_tokens(&self) -> usize {
-        self.prefixes.idle_pages(&self.batch.cache) * PAGE
-    }
-
-    /// Advances all samples by one step. On an error every sample of this scheduler fails with it.
-    pub fn step(&mut self, stats: &StatCounters) {
+    /// Advances all samples by one step. On an error every sample of this scheduler fails with it, and the result is
+    /// `false`.
+    pub fn step(&mut self, stats: &StatCounters) -> bool {
         self.drop_cancelled();
         self.admit();
         // A panic must not end serving: like any other error, it fails this scheduler's samples only.
         let step = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.advance(stats)));
         let error = match step {
-            Ok(Ok(())) => return,
+            Ok(Ok(())) => return true,
             Ok(Err(error)) => error.to_string(),
             Err(_) => "the engine panicked in this step".to_owned(),
         };
         tracing::error!(error = %error, version = %self.model.served.version.name, "engine step failed");
         self.fail_all(&EngineError::Failed(error));
+        false
     }
 
     /// Ends all samples with `error`, for instance at the shutdown deadline.
@@ -237,7 +255,7 @@ impl Scheduler {
 
     /// Runs the step on the device of the model.
     fn compute(&mut self, step: &Step) -> candle_core::Result<StepOutput> {
-        let Some(device) = &self.model.device else {
+        let Some(device) = self.model.replicas.get(self.replica) else {
             return self.batch.hidden(&self.model.decoder, step).map(StepOutput::Hidden);
         };
         let (mut wanted, mut draws, mut owners) = (Vec::new(), Vec::new(), Vec::new());

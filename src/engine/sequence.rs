@@ -9,6 +9,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::constraint::Guide;
 use super::loaded::LoadedModel;
+use super::queue::Cancellable;
 use super::stats::StatCounters;
 use super::text::{SampleProgress, TextStream};
 use super::{EngineError, FinishReason, GenEvent, GenerateRequest, TokenLogprob};
@@ -53,9 +54,9 @@ impl RunningRequest {
         }
     }
 
-    /// Whether the receiver of the events was dropped.
-    pub fn is_cancelled(&self) -> bool {
-        self.events.is_closed()
+    /// The model in whose batch the request runs: the base of a LoRA version.
+    pub fn batch_model(&self) -> &Arc<LoadedModel> {
+        self.model.base.as_ref().unwrap_or(&self.model)
     }
 
     /// The root in the prefix tree whose pages this request may read: that of its soft prompt or LoRA version; `None`
@@ -75,6 +76,13 @@ impl RunningRequest {
         let mut tokens = vec![0; self.soft_len()];
         tokens.extend_from_slice(&self.request.prompt_ids);
         tokens
+    }
+}
+
+impl Cancellable for Arc<RunningRequest> {
+    /// Whether the receiver of the events was dropped.
+    fn is_cancelled(&self) -> bool {
+        self.events.is_closed()
     }
 }
 
@@ -250,7 +258,7 @@ impl Sequence {
     }
 
     /// Sends an event. If the receiver was dropped, the scheduler removes the request in its next step
-    /// (`RunningRequest::is_cancelled`).
+    /// (`Cancellable::is_cancelled`).
     pub fn send(&self, event: GenEvent) {
         self.shared.events.send(event).ok();
     }

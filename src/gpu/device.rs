@@ -93,6 +93,11 @@ pub trait Device: Send {
 
     /// (bytes in use, bytes in use and bytes that can be allocated).
     fn memory(&self) -> (u64, u64);
+
+    /// The PCI address `domain:bus:device.function` by which NVML finds the GPU. `None` for a device that is no GPU.
+    fn bus_id(&self) -> Option<String> {
+        None
+    }
 }
 
 /// Starts the variant of a kernel called `name`.

@@ -8,6 +8,7 @@ pub mod device;
 pub mod launch;
 pub mod manifest;
 mod memory;
+pub mod nvml;
 pub mod shared;
 pub mod sim;
 pub mod tape;

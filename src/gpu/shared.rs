@@ -69,4 +69,8 @@ impl Device for Shared {
     fn memory(&self) -> (u64, u64) {
         self.device().memory()
     }
+
+    fn bus_id(&self) -> Option<String> {
+        self.device().bus_id()
+    }
 }

@@ -11,8 +11,8 @@ use serde::Serialize;
 
 use super::AppState;
 use super::error::{ApiError, ApiResult};
-use crate::engine::EngineError;
-use crate::service::health as store_health;
+use crate::engine::{DeviceStats, EngineError};
+use crate::service::{health as store_health, overview};
 
 const BUCKETS: &[f64] =
     &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0];
@@ -52,11 +52,15 @@ fn describe() {
     metrics::describe_gauge!("instructd_kv_tokens_used", "Cached tokens that running samples hold");
     metrics::describe_gauge!("instructd_kv_tokens_remembered", "Cached prefixes kept for later prompts");
     metrics::describe_gauge!("instructd_kv_tokens_total", "Tokens the key-value cache can hold");
-    metrics::describe_gauge!(
-        "instructd_device_bytes_used",
-        "Bytes of weights and caches on the device; none on the CPU"
-    );
+    metrics::describe_gauge!("instructd_device_up", "1 = the last steps of the device succeeded");
+    metrics::describe_gauge!("instructd_device_requests_running", "Samples being generated on the device");
+    metrics::describe_gauge!("instructd_device_bytes_used", "Bytes of weights and caches on the device");
     metrics::describe_gauge!("instructd_device_bytes_total", "Bytes of the device that models may use");
+    metrics::describe_gauge!("instructd_device_kv_pages_used", "Cache pages of 16 tokens that running samples hold");
+    metrics::describe_gauge!("instructd_device_kv_pages_total", "Cache pages on the device");
+    metrics::describe_gauge!("instructd_device_utilization", "Share of time in which kernels ran, from NVML");
+    metrics::describe_gauge!("instructd_device_driver_bytes_used", "Bytes that all programs use, from NVML");
+    metrics::describe_gauge!("instructd_device_driver_bytes_total", "Bytes of the device, from NVML");
     metrics::describe_gauge!("instructd_jobs", "Jobs by state");
     metrics::describe_counter!("instructd_upstream_calls_total", "Calls to the upstream server by outcome");
     metrics::describe_counter!("instructd_upstream_failovers_total", "Calls made at another replica after a failure");
@@ -64,6 +68,24 @@ fn describe() {
     metrics::describe_counter!("instructd_judgments_total", "Judgments stored by this process");
     metrics::describe_counter!("instructd_webhook_attempts_total", "Attempts at deliveries to webhooks by outcome");
     metrics::describe_counter!("instructd_store_statements_total", "Statements sent to the database");
+}
+
+/// The figures of one device, which is named by a label.
+fn record(stats: &DeviceStats) {
+    let device = || stats.device.clone();
+    metrics::gauge!("instructd_device_up", "device" => device()).set(f64::from(u8::from(stats.works)));
+    metrics::gauge!("instructd_device_requests_running", "device" => device()).set(stats.running as f64);
+    metrics::gauge!("instructd_device_bytes_used", "device" => device()).set(stats.models.used as f64);
+    metrics::gauge!("instructd_device_bytes_total", "device" => device()).set(stats.models.total as f64);
+    metrics::gauge!("instructd_device_kv_pages_used", "device" => device()).set(stats.pages_used as f64);
+    metrics::gauge!("instructd_device_kv_pages_total", "device" => device()).set(stats.pages_total as f64);
+    if let Some(share) = stats.utilization {
+        metrics::gauge!("instructd_device_utilization", "device" => device()).set(share);
+    }
+    if let Some(memory) = stats.all_programs {
+        metrics::gauge!("instructd_device_driver_bytes_used", "device" => device()).set(memory.used as f64);
+        metrics::gauge!("instructd_device_driver_bytes_total", "device" => device()).set(memory.total as f64);
+    }
 }
 
 /// The process is alive.
@@ -116,10 +138,9 @@ pub async fn metrics(State(state): State<AppState>) -> Result<Response, ApiError
         metrics::gauge!("instructd_kv_tokens_total").set(stats.kv_tokens_total as f64);
         metrics::counter!("instructd_draft_tokens_total").absolute(stats.draft_tokens);
         metrics::counter!("instructd_draft_tokens_right_total").absolute(stats.draft_tokens_right);
-        if let Some(device) = stats.device {
-            metrics::gauge!("instructd_device_bytes_used").set(device.used as f64);
-            metrics::gauge!("instructd_device_bytes_total").set(device.total as f64);
-        }
+    }
+    for device in overview::devices(services).await {
+        record(&device);
     }
     metrics::counter!("instructd_store_statements_total").absolute(store_health::statements(services));
     // An unavailable database must not suppress the other metrics.

@@ -10,7 +10,7 @@ use super::projects::{self, CountedProject};
 use super::{Result, Services};
 use crate::domain::time::DAY;
 use crate::domain::{Job, JobState, Micros, ModelKind, ModelState, ModelVersion, ProjectId};
-use crate::engine::DeviceMemory;
+use crate::engine::DeviceStats;
 use crate::store::{Counts, DayCount, Page};
 
 #[derive(Clone, Debug, Serialize, schemars::JsonSchema)]
@@ -26,9 +26,9 @@ pub struct Overview {
     /// The named project, with the amounts of its data; absent where none is named.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub project: Option<CountedProject>,
-    /// Device memory of the served models; absent on the CPU.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub device: Option<DeviceMemory>,
+    /// The devices that serve; absent on the CPU.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<DeviceStats>,
 }
 
 /// Data behind the active versions.
@@ -136,7 +136,6 @@ async fn read(services: &Services) -> Result<Overview> {
         policy: summary(policy.filter(|p| p.job_id.is_some()), None).await?,
     };
     let (active_policy, active_reward) = (policy.cloned(), reward.cloned());
-    let device = services.engine().ok().and_then(|engine| engine.stats().device);
     Ok(Overview {
         counted,
         counts,
@@ -146,8 +145,14 @@ async fn read(services: &Services) -> Result<Overview> {
         next_action,
         running_jobs,
         project: None,
-        device,
+        devices: devices(services).await,
     })
+}
+
+/// Figures of the devices that serve; none on the CPU and before a model is loaded.
+pub async fn devices(services: &Services) -> Vec<DeviceStats> {
+    let Ok(engine) = services.engine() else { return Vec::new() };
+    tokio::task::spawn_blocking(move || engine.devices()).await.unwrap_or_default()
 }
 
 fn candidate<'a>(version: Option<&'a ModelVersion>, summary: &'a Option<Summary>) -> Option<Candidate<'a>> {

@@ -791,10 +791,30 @@ export type Detokenized = {
   prompt: string;
 };
 
-/** Memory of devices in bytes: used by the weights and caches of loaded models, and in total. */
+/** Memory of a device, in bytes. */
 export type DeviceMemory = {
   used: number;
   total: number;
+};
+
+/** Current figures of a device that serves. */
+export type DeviceStats = {
+  /** Name, such as `cuda:0`. */
+  device: string;
+  /** Whether its last steps succeeded. A device that fails gets no requests while another one works. */
+  works: boolean;
+  /** Samples that it generates. */
+  running: number;
+  /** Memory that loaded models use, and all that models may use. */
+  models: DeviceMemory;
+  /** Pages of the key-value cache that running samples hold. A page has 16 tokens. */
+  pages_used: number;
+  /** All pages of the key-value cache. */
+  pages_total: number;
+  /** Share of the last second in which the device computed, 0 to 1, from NVML. */
+  utilization?: number | null;
+  /** Memory that all programs use, and that the device has, from NVML. */
+  all_programs?: DeviceMemory | null;
 };
 
 /** One thing that is rated of every completion. */
@@ -1949,8 +1969,8 @@ export type Overview = {
   running_jobs: Job[];
   /** The named project, with the amounts of its data; absent where none is named. */
   project?: CountedProject | null;
-  /** Device memory of the served models; absent on the CPU. */
-  device?: DeviceMemory | null;
+  /** The devices that serve; absent on the CPU. */
+  devices?: DeviceStats[];
 };
 
 /** The caller's own progress. */

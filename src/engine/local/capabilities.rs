@@ -108,7 +108,7 @@ impl Inspection for LocalEngine {
             );
             return Err(EngineError::BadRequest { param: "model", message });
         }
-        if model.device.is_some() {
+        if !model.replicas.is_empty() {
             let message = format!("{} is on a GPU; attention maps are computed for models on the CPU", version.name);
             return Err(EngineError::BadRequest { param: "model", message });
         }

@@ -35,8 +35,8 @@ impl LocalEngine {
     async fn read_whole(&self, version: &ModelVersion) -> Result<LoadedModel, EngineError> {
         let path = self.files.path(version).await.map_err(EngineError::Failed)?;
         let version = version.clone();
-        let (weights, device, limits) = (self.options.weights, self.options.device.clone(), self.options.limits());
-        tokio::task::spawn_blocking(move || load_model(&path, version, weights, &device, limits))
+        let (weights, devices, limits) = (self.options.weights, self.devices.clone(), self.options.limits());
+        tokio::task::spawn_blocking(move || load_model(&path, version, weights, &devices, limits))
             .await
             .map_err(|e| EngineError::Failed(e.to_string()))?
     }

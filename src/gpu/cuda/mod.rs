@@ -398,6 +398,16 @@ impl Device for Cuda {
         let room = self.enter().map_or(0, |()| self.room());
         (used, taken + room)
     }
+
+    fn bus_id(&self) -> Option<String> {
+        use sys::CUdevice_attribute_enum as Attribute;
+        // SAFETY: `device` is what the driver gave.
+        let attribute = |name| unsafe { result::device::get_attribute(self.device, name) }.ok();
+        let domain = attribute(Attribute::CU_DEVICE_ATTRIBUTE_PCI_DOMAIN_ID)?;
+        let bus = attribute(Attribute::CU_DEVICE_ATTRIBUTE_PCI_BUS_ID)?;
+        let device = attribute(Attribute::CU_DEVICE_ATTRIBUTE_PCI_DEVICE_ID)?;
+        Some(format!("{domain:08x}:{bus:02x}:{device:02x}.0"))
+    }
 }
 
 impl Drop for Cuda {

@@ -66,6 +66,20 @@ const node = (name, lit, href, value, ...lines) =>
     lines.filter(Boolean).map((text) => h('span', { class: 'node-line', text })),
   );
 
+/** One line about a device that serves. */
+function deviceText(stats) {
+  if (!stats.works) return t('loop.device_fails', { device: stats.device });
+  const figures = {
+    device: stats.device,
+    used: bytes(stats.models.used),
+    total: bytes(stats.models.total),
+    pages: num(stats.pages_used),
+    all: num(stats.pages_total),
+  };
+  const share = stats.utilization;
+  return Number.isFinite(share) ? t('loop.device_busy', { ...figures, share: percent(share) }) : t('loop.device', figures);
+}
+
 export async function overviewView(el, { signal }) {
   const draw = async () => {
     const o = await get('/admin/api/overview', { project: projectId() }, { signal });
@@ -151,7 +165,7 @@ export async function overviewView(el, { signal }) {
           e.policy?.reward ? t('loop.policy_reward', { v: meanText(e.policy.reward.after) }) : null,
           e.policy?.kl ? t('loop.policy_kl', { v: show('kl', e.policy.kl.value) }) : null,
           policy ? t('loop.policy_rankings', { n: e.policy_rankings ?? 0 }) : null,
-          o.device ? t('loop.device', { used: bytes(o.device.used), total: bytes(o.device.total) }) : null,
+          ...(o.devices ?? []).map((stats) => deviceText(stats)),
         ),
         arrow('a6', t('loop.serve')),
       ),

@@ -100,13 +100,19 @@ impl Server {
 
     /// As `serving`, on this device.
     pub async fn serving_on(fixture: &str, device: &str) -> Self {
+        Self::serving_with(fixture, EngineOptions { devices: vec![device.to_owned()], ..EngineOptions::default() })
+            .await
+    }
+
+    /// As `serving`, with these options of the engine.
+    pub async fn serving_with(fixture: &str, options: EngineOptions) -> Self {
         let server = Self::without_engine(|_| {}).await;
         let mut base = version("base", ModelKind::Policy, None);
         base.artifact_uri = crate::support::fixture(fixture).display().to_string();
         server.services.store.models().put(base.clone()).await.unwrap();
         server.services.store.models().activate(&base.id, 1).await.unwrap();
         let data_dir = server.services.config.data_dir.clone();
-        let options = EngineOptions { data_dir, device: device.to_owned(), ..EngineOptions::default() };
+        let options = EngineOptions { data_dir, ..options };
         let engine = LocalEngine::start(options).unwrap();
         engine.load(&base).await.unwrap();
         engine.activate(&base.id).await.unwrap();

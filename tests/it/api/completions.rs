@@ -266,22 +266,3 @@ async fn metrics_have_their_names() {
     }
     assert!(text.contains("route=\"/v1/completions\",outcome=\"ok\""), "{text}");
 }
-
-/// What a model holds of a device is in the metrics and in the overview; on the CPU there is nothing to say.
-#[tokio::test]
-async fn device_memory_is_shown_where_there_is_a_device() {
-    for device in ["sim", "cpu"] {
-        let server = Server::serving_on("llama-tiny", device).await;
-        let ask = json!({"prompt": [5, 6, 7], "max_tokens": 4, "temperature": 0});
-        server.open_post("/v1/completions", ask).await.expect(200);
-        let overview = server.call("GET", "/admin/api/overview", &[admin()], None).await.expect(200).json();
-        assert_eq!(overview.get("device").is_some(), device == "sim", "{overview}");
-        if device == "sim" {
-            let [used, total] = ["used", "total"].map(|name| overview["device"][name].as_u64().unwrap());
-            assert!(used > 0 && used < total, "{overview}");
-            let text = server.call("GET", "/metrics", &[admin()], None).await.expect(200).text;
-            assert!(text.contains(&format!("instructd_device_bytes_used {used}")), "{text}");
-            assert!(text.contains(&format!("instructd_device_bytes_total {total}")), "{text}");
-        }
-    }
-}

@@ -9,6 +9,7 @@ mod choices;
 pub mod client;
 mod completions;
 pub mod contract;
+mod devices;
 mod dialects;
 mod encoders;
 mod equal_texts;

@@ -49,7 +49,7 @@ const Q8_TOLERANCE: f32 = 0.5;
 /// bits where the cache stores f32.
 async fn batch_invariant(kv_format: KvFormat, tolerance: f32) {
     let of_the_format = EngineOptions { kv_format, ..EngineOptions::default() };
-    let on_cpu = on_device(EngineOptions::default()).device == "cpu";
+    let on_cpu = on_device(EngineOptions::default()).devices == ["cpu"];
     if !on_cpu && kv_format != KvFormat::F32 {
         println!("skipped: {} is a format of the CPU's cache", kv_format.as_str());
         return;

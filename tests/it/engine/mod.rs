@@ -5,6 +5,7 @@ mod constrained;
 mod drafts;
 mod families;
 mod lora_versions;
+mod replicas;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,10 +35,10 @@ fn version(id: &str, fixture: &str) -> ModelVersion {
     }
 }
 
-/// `options` on the device that `INSTRUCTD_TEST_DEVICE` names; on the CPU without it.
+/// `options` on the devices that `INSTRUCTD_TEST_DEVICE` names, with commas between them; on the CPU without it.
 fn on_device(options: EngineOptions) -> EngineOptions {
     match std::env::var("INSTRUCTD_TEST_DEVICE") {
-        Ok(device) => EngineOptions { device, ..options },
+        Ok(devices) => EngineOptions { devices: devices.split(',').map(str::to_owned).collect(), ..options },
         Err(_) => options,
     }
 }
@@ -204,6 +205,31 @@ async fn a_promotion_never_disturbs_requests_in_flight() {
     assert_ne!(collect(after, 1).await.tokens, before.tokens);
     engine.activate(&ModelVersionId::from("a")).await.unwrap();
     assert_eq!(run(&engine, r).await, before, "rolled back");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn versions_beyond_the_limit_are_unloaded_once_they_have_answered() {
+    let engine = engine(EngineOptions { max_loaded: 1, ..EngineOptions::default() }).await;
+    let r = request((0..20).collect(), 1, params(3, 40));
+    let in_flight = engine.generate(r.clone()).await.unwrap();
+    let b = version("b", "llama-tied-tiny");
+    engine.load(&b).await.unwrap();
+    engine.activate(&b.id).await.unwrap();
+    let loaded = || engine.loaded().iter().map(|m| m.version.id.to_string()).collect::<Vec<_>>();
+    assert_eq!(loaded(), ["b"]);
+    let got = collect(in_flight, 1).await;
+    assert_eq!((got.failed, got.tokens[0].len()), (None, 40));
+    let old = GenerateRequest { version: Some("a".into()), ..r.clone() };
+    assert!(matches!(engine.generate(old).await, Err(EngineError::UnknownModel(_))));
+    // The scheduler of the old version is gone, and with it its cache.
+    let of_one = eventually(LONG, "one cache", async || {
+        let got = run(&engine, r.clone()).await;
+        assert_eq!(got.tokens[0].len(), 40);
+        idle(&engine).await;
+        let all = engine.stats().kv_tokens_total;
+        (all == 64 * 64).then_some(())
+    });
+    of_one.await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,6 +1,7 @@
 //! Helpers that several rooms' tests share.
 
 pub mod allocations;
+pub mod devices;
 pub mod eventually;
 pub mod mock;
 mod models;

@@ -183,6 +183,11 @@ impl DeviceModel {
         self.device.memory()
     }
 
+    /// The device's PCI address; see [`Device::bus_id`].
+    pub fn bus_id(&self) -> Option<String> {
+        self.device.bus_id()
+    }
+
     /// Copies a page of every block, before the next step.
     ///
     /// # Errors
