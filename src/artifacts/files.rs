@@ -1,13 +1,14 @@
 //! Files of one version on a local disk: lists them with sizes and hashes, copies and verifies them.
 
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::Read;
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::Context;
 use sha2::{Digest, Sha256};
 
 use super::{ArtifactError, Result};
+use crate::domain::files::copy_atomically;
 use crate::domain::hash;
 use crate::store::ModelFile;
 
@@ -103,7 +104,7 @@ pub fn verify(name: &str, root: &Path, files: &[ModelFile]) -> Result<()> {
     Ok(())
 }
 
-/// Copies `files` of the version at `from` below `to`, durably, and checks the copies.
+/// Copies `files` of the version at `from` below `to`, durably and each as a whole or not at all, and checks the copies.
 pub fn copy_tree(name: &str, from: &Path, files: &[ModelFile], to: &Path) -> Result<()> {
     for file in files {
         if !is_inside(&file.path) {
@@ -113,17 +114,10 @@ pub fn copy_tree(name: &str, from: &Path, files: &[ModelFile], to: &Path) -> Res
         let (source, target) = (place(from, file), to.join(&file.path));
         let parent = target.parent().unwrap_or(to);
         fs::create_dir_all(parent).map_err(ArtifactError::io(parent))?;
-        copy_synced(&source, &target).map_err(ArtifactError::io(&target))?;
+        copy_atomically(&source, &target).map_err(ArtifactError::io(&target))?;
     }
     sync_dir(to).map_err(ArtifactError::io(to))?;
     verify(name, to, files)
-}
-
-fn copy_synced(source: &Path, target: &Path) -> std::io::Result<()> {
-    let (mut from, mut to) = (File::open(source)?, File::create(target)?);
-    std::io::copy(&mut from, &mut to)?;
-    to.flush()?;
-    to.sync_all()
 }
 
 /// Makes names inside `dir` durable.

@@ -18,8 +18,9 @@ pub use remote::Remote;
 pub use snapshots::Snapshot;
 
 use crate::config::Config;
+use crate::domain::files::is_disk_full;
 use crate::domain::{ModelVersion, ModelVersionId};
-use crate::engine::ModelFiles;
+use crate::engine::{EngineError, ModelFiles};
 use crate::store::{ModelFile, Store, StoreError};
 
 /// Directory of downloaded versions in the data directory: `fetched/<version id>/`.
@@ -43,6 +44,15 @@ impl ArtifactError {
     /// Whether a retry may succeed.
     pub fn is_transient(&self) -> bool {
         matches!(self, Self::Remote(_) | Self::Io { .. } | Self::Store(_))
+    }
+
+    /// Whether there is no space on this machine's disk.
+    pub fn is_disk_full(&self) -> bool {
+        match self {
+            Self::Io { error, .. } => is_disk_full(error),
+            Self::Store(error) => matches!(error, StoreError::Full(_)),
+            _ => false,
+        }
     }
 
     pub(crate) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
@@ -136,8 +146,11 @@ impl std::fmt::Debug for Artifacts {
 
 #[async_trait]
 impl ModelFiles for Artifacts {
-    async fn path(&self, version: &ModelVersion) -> Result<PathBuf, String> {
-        self.checked_path(version).await.map_err(|e| e.to_string())
+    async fn path(&self, version: &ModelVersion) -> Result<PathBuf, EngineError> {
+        self.checked_path(version).await.map_err(|error| match error.is_disk_full() {
+            true => EngineError::DiskFull(error.to_string()),
+            false => EngineError::Failed(error.to_string()),
+        })
     }
 
     async fn parent(&self, version: &ModelVersion) -> Option<ModelVersion> {

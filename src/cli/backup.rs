@@ -23,6 +23,12 @@ pub async fn run(args: Args) -> Result<()> {
     for missing in &covered.missing {
         eprintln!("left out: {missing}");
     }
+    if let Some(why) = &covered.unlisted {
+        eprintln!(
+            "the database does not list this backup ({why}): who is erased later is not noted in it, so restore it with \
+             --erased"
+        );
+    }
     println!("{}: the database and {} model versions", args.out.display(), covered.versions);
     Ok(())
 }

@@ -251,6 +251,9 @@ pub enum EngineError {
     /// An upstream server cannot be reached at the moment.
     #[error("{message}")]
     Unavailable { message: String, retry_after_s: u64 },
+    /// A model's files could not be written to this machine's disk.
+    #[error("the disk is full: {0}")]
+    DiskFull(String),
     #[error("the engine failed: {0}")]
     Failed(String),
 }
@@ -309,8 +312,8 @@ pub trait ModelFiles: std::fmt::Debug + Send + Sync {
     /// The directory or file to load.
     ///
     /// # Errors
-    /// Why there is none.
-    async fn path(&self, version: &ModelVersion) -> Result<std::path::PathBuf, String>;
+    /// `DiskFull` when the files cannot be stored here; `Failed` with the reason why there are none.
+    async fn path(&self, version: &ModelVersion) -> Result<std::path::PathBuf, EngineError>;
     /// The version from which this one was trained, if it is known.
     async fn parent(&self, version: &ModelVersion) -> Option<ModelVersion> {
         let _ = version;
@@ -324,7 +327,7 @@ pub struct DataDir(pub std::path::PathBuf);
 
 #[async_trait]
 impl ModelFiles for DataDir {
-    async fn path(&self, version: &ModelVersion) -> Result<std::path::PathBuf, String> {
+    async fn path(&self, version: &ModelVersion) -> Result<std::path::PathBuf, EngineError> {
         Ok(self.0.join(&version.artifact_uri))
     }
 }

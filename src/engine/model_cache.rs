@@ -60,7 +60,7 @@ impl<T: Send + Sync + 'static> ModelCache<T> {
             if let Some(found) = this.get(&version.id) {
                 return Ok(found);
             }
-            let path = files.path(&version).await.map_err(EngineError::Failed)?;
+            let path = files.path(&version).await?;
             let loaded = tokio::task::spawn_blocking(move || load(&path));
             let loaded = Arc::new(loaded.await.map_err(|e| EngineError::Failed(e.to_string()))??);
             let mut entries = this.entries.lock().unwrap_or_else(PoisonError::into_inner);

@@ -63,6 +63,12 @@ impl ApiError {
         Self { retry_after_s: Some(1), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, message) }
     }
 
+    fn disk_full(detail: &str) -> Self {
+        tracing::error!(error = detail, "the server's disk is full");
+        let message = "the server's disk is full; the operator must free space";
+        Self { retry_after_s: Some(60), ..Self::unavailable(message) }.code("disk_full")
+    }
+
     fn kind(&self) -> &'static str {
         match self.status.as_u16() {
             401 => "authentication_error",
@@ -145,6 +151,7 @@ impl From<EngineError> for ApiError {
                 Self { retry_after_s: Some(retry_after_s.max(1)), ..Self::unavailable(message) }
                     .code("upstream_unavailable")
             }
+            EngineError::DiskFull(_) => Self::disk_full(&message),
             EngineError::Failed(_) => Self::internal(&message),
         }
     }
@@ -161,17 +168,7 @@ impl From<StoreError> for ApiError {
                 tracing::warn!(error = message, "the database is not available");
                 Self::unavailable("the database is not available; try again").code("database_unavailable")
             }
-            StoreError::Full(_) => {
-                tracing::error!(error = message, "the database's disk is full");
-                Self {
-                    retry_after_s: Some(60),
-                    ..Self::new(
-                        StatusCode::SERVICE_UNAVAILABLE,
-                        "the server's disk is full; the operator must free space",
-                    )
-                }
-                .code("disk_full")
-            }
+            StoreError::Full(_) => Self::disk_full(&message),
             StoreError::Internal(_) => Self::internal(&message),
         }
     }
@@ -193,6 +190,7 @@ impl From<ServiceError> for ApiError {
             ServiceError::Conflict(message) => Self::new(StatusCode::CONFLICT, message).code("conflict"),
             ServiceError::Store(e) => e.into(),
             ServiceError::Engine(e) => e.into(),
+            ServiceError::DiskFull(detail) => Self::disk_full(&detail),
             ServiceError::Internal(detail) => Self::internal(&detail),
         }
     }

@@ -118,9 +118,9 @@ impl Adapters {
 
 #[async_trait]
 impl ModelFiles for Adapters {
-    async fn path(&self, version: &ModelVersion) -> Result<PathBuf, String> {
+    async fn path(&self, version: &ModelVersion) -> Result<PathBuf, EngineError> {
         let path = self.paths().get(&version.id).cloned();
-        path.ok_or_else(|| format!("{} was not pushed by this run", version.name))
+        path.ok_or_else(|| EngineError::Failed(format!("{} was not pushed by this run", version.name)))
     }
 }
 

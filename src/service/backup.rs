@@ -4,6 +4,7 @@
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::slice;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
@@ -97,16 +98,19 @@ pub struct Covered {
     pub missing: Vec<String>,
     /// People erased again because their erasure is newer than the backup; 0 for a backup.
     pub erased: usize,
+    /// Why the database does not list the backup, which is complete nevertheless.
+    pub unlisted: Option<String>,
 }
 
 /// Writes a backup to the new directory `out` while servers continue to run; `now` is its date.
 ///
 /// # Errors
-/// Data that cannot be read or written. A version without files is not an error; it is listed in `Covered::missing`.
+/// Data that cannot be read or written; nothing is left at `out` then. A version without files is not an error; it is
+/// listed in `Covered::missing`.
 pub async fn backup(config: &Config, out: &Path, now: Micros) -> Result<Covered> {
     let store = store::connect(&config.database_url()).await.context("opening the database")?;
     let artifacts = Artifacts::open(config, store.clone())?;
-    let made = filled(out, async |dir| {
+    let mut made = filled(out, async |dir| {
         // The database first: models never change and their files exist before they are registered, so the files of all
         // versions in the copy can be copied after it.
         let database = match store.backend() {
@@ -131,12 +135,13 @@ pub async fn backup(config: &Config, out: &Path, now: Micros) -> Result<Covered>
             erased: store.privacy().erased_people().await?,
         };
         write_synced(&dir.join(MANIFEST), &serde_json::to_string_pretty(&manifest)?)?;
-        Ok(Covered { versions: manifest.models.len(), created: manifest.created, missing, erased: 0 })
+        Ok(Covered { versions: manifest.models.len(), created: manifest.created, missing, erased: 0, unlisted: None })
     })
     .await;
-    if made.is_ok() {
+    if let Ok(covered) = &mut made {
         let place = std::path::absolute(out)?.display().to_string();
-        store.backups().put(&place, now).await?;
+        // The database's disk may be full, which is a reason to make a backup.
+        covered.unlisted = store.backups().put(&place, now).await.err().map(|error| error.to_string());
     }
     store.close().await;
     made
@@ -171,8 +176,9 @@ async fn keep(
 /// Restores a backup, of either kind of database, into an empty database and a data directory.
 ///
 /// # Errors
-/// A file that differs from the manifest; a list that cannot be read; a database that is not empty. No part of an
-/// existing installation is overwritten.
+/// A file that differs from the manifest; a list that cannot be read; a database that is not empty; a full disk. No part of
+/// an existing installation is overwritten, and after an error the same restore can be tried again: files that were placed
+/// are used, and no SQLite database is left behind.
 pub async fn restore(config: &Config, from: &Path, lists: &[PathBuf], now: Micros) -> Result<Covered> {
     let text = read_text(from, MANIFEST).with_context(|| format!("{} is not a backup", from.display()))?;
     let manifest: Manifest = serde_json::from_str(&text).context(MANIFEST)?;
@@ -215,11 +221,20 @@ pub async fn restore(config: &Config, from: &Path, lists: &[PathBuf], now: Micro
             dump::import(&url, &dir, &dump).await?;
         }
     }
-    let store = store::connect(&url).await.context("opening the restored database")?;
-    let again = erased::apply(store.as_ref(), &people, now).await;
-    store.close().await;
+    let again = erase_again(&url, &people, now).await;
+    if again.is_err() {
+        // No server may start on the data of people who were erased.
+        dump::remove(&url)?;
+    }
     let erased = again.context("erasing again the people who were erased after the backup")?;
-    Ok(Covered { versions: manifest.models.len(), created: manifest.created, missing, erased })
+    Ok(Covered { versions: manifest.models.len(), created: manifest.created, missing, erased, unlisted: None })
+}
+
+async fn erase_again(url: &str, people: &[ErasedPerson], now: Micros) -> Result<usize> {
+    let store = store::connect(url).await.context("opening the restored database")?;
+    let erased = erased::apply(store.as_ref(), people, now).await;
+    store.close().await;
+    Ok(erased?)
 }
 
 /// Most bytes of a manifest or dump; a longer file is refused.
@@ -283,7 +298,11 @@ fn place(config: &Config, kept: &Kept, from: &Path, missing: &mut Vec<String>) -
     if artifacts::verify(&kept.name, &root, &kept.files).is_ok() {
         return Ok(());
     }
-    if let Some(file) = kept.files.iter().find(|f| root.join(&f.path).exists()) {
+    // Those that an earlier restore copied before it failed are as they should be.
+    let differs = |f: &&ModelFile| {
+        root.join(&f.path).exists() && artifacts::verify(&kept.name, &root, slice::from_ref(f)).is_err()
+    };
+    if let Some(file) = kept.files.iter().find(differs) {
         bail!("{} exists already with other contents; move it away first", root.join(&file.path).display());
     }
     Ok(artifacts::copy_tree(&kept.name, &from.join(MODELS).join(kept.id.as_str()), &kept.files, &root)?)

@@ -238,6 +238,9 @@ pub enum ServiceError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// A file could not be written to the server's disk.
+    #[error("the disk is full: {0}")]
+    DiskFull(String),
     #[error("{0}")]
     Internal(String),
 }

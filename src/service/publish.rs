@@ -69,7 +69,7 @@ async fn switch(
         let replaced = services.store.models().active(version.kind).await?.filter(|m| m.id != version.id).map(|m| m.id);
         let former = if version.kind == ModelKind::Policy {
             let engine = services.engine()?;
-            let former = engine.active().map(|m| m.version.id.clone());
+            let former = engine.active().map(|m| m.version.clone());
             // Damaged files are an error of the version, not of the server.
             let refused = |e: EngineError| match e {
                 EngineError::Failed(why) => ServiceError::Conflict(format!("{} cannot be served: {why}", version.name)),
@@ -91,9 +91,11 @@ async fn switch(
         let active = match services.store.models().promote(&version.id, &actor, action, detail, now).await {
             Ok(active) => active,
             Err(e) => {
-                // The served version must be the one in the database.
-                if let (Some(former), Ok(engine)) = (former, services.engine()) {
-                    engine.activate(&former).await?;
+                if let Some(former) = former
+                    && let Err(error) = serve_again(&services, &former, &version).await
+                {
+                    // `follow` tries again.
+                    tracing::warn!(%error, model.name = %former.name, "the active version is not served again");
                 }
                 return Err(e.into());
             }
@@ -103,6 +105,20 @@ async fn switch(
         Ok(active)
     })
     .await
+}
+
+/// Serves `former` again in place of `refused`, whose promotion could not be stored: the served version must be the one
+/// in the database.
+async fn serve_again(services: &Services, former: &ModelVersion, refused: &ModelVersion) -> Result<()> {
+    let engine = services.engine()?;
+    engine.load(former).await?;
+    engine.activate(&former.id).await?;
+    if former.id != refused.id
+        && services.live().canary.as_ref().is_none_or(|canary| canary.model_version_id != refused.id)
+    {
+        engine.release(&refused.id).await;
+    }
+    Ok(())
 }
 
 /// Serves the version that is active in the database, whichever server activated it. Checks whenever `activations`

@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::{Result, ServiceError, Services};
 use crate::artifacts::{Artifacts, weights_sha256};
+use crate::domain::files::is_disk_full;
 use crate::domain::{ModelKind, ModelState, ModelVersion, ModelVersionId, is_model_name};
 use crate::hub::builtin;
 use crate::hub::pull;
@@ -43,7 +44,8 @@ pub async fn find(
 /// Finds a version, and registers the built-in model and pulled models when they are first named.
 ///
 /// # Errors
-/// `UnknownModel` like `find`; `BadInput` for model files that cannot be opened.
+/// `UnknownModel` like `find`; `BadInput` for model files that cannot be opened; `DiskFull` when the built-in model cannot
+/// be written.
 pub async fn find_or_register(
     services: &Services,
     name: &str,
@@ -61,7 +63,14 @@ pub async fn find_or_register(
         // Names only: a request cannot name a path on this machine.
         anyhow::Ok(pull::installed_by_name(&wanted, &data_dir))
     });
-    let failed = |e: anyhow::Error| super::bad_input(param.unwrap_or("model"), format!("{name}: {e:#}"));
+    let failed = |e: anyhow::Error| match e.downcast::<StoreError>() {
+        Ok(error) => error.into(),
+        Err(e) => {
+            let full = e.chain().filter_map(|cause| cause.downcast_ref()).any(is_disk_full);
+            let message = format!("{name}: {e:#}");
+            if full { ServiceError::DiskFull(message) } else { super::bad_input(param.unwrap_or("model"), message) }
+        }
+    };
     let path = installed.await.map_err(|e| ServiceError::Internal(e.to_string()))?.map_err(failed)?;
     let Some(path) = path else { return Err(unknown(services, name, kind, param).await?) };
     let described = {

@@ -98,7 +98,7 @@ pub enum StoreError {
     #[error("the database is not available: {0}")]
     Unavailable(String),
     /// Nothing can be written until there is space on the disk; stored data can be read.
-    #[error("the database's disk is full: {0}")]
+    #[error("the disk is full: {0}")]
     Full(String),
     #[error("database error: {0}")]
     Internal(String),

@@ -33,7 +33,7 @@ impl LocalEngine {
     }
 
     async fn read_whole(&self, version: &ModelVersion) -> Result<LoadedModel, EngineError> {
-        let path = self.files.path(version).await.map_err(EngineError::Failed)?;
+        let path = self.files.path(version).await?;
         let version = version.clone();
         let (weights, devices, limits) = (self.options.weights, self.devices.clone(), self.options.limits());
         tokio::task::spawn_blocking(move || load_model(&path, version, weights, &devices, limits))
@@ -48,12 +48,12 @@ impl LocalEngine {
         version: &ModelVersion,
         parent: &ModelVersion,
     ) -> Result<Option<LoadedModel>, EngineError> {
-        let path = self.files.path(version).await.map_err(EngineError::Failed)?;
+        let path = self.files.path(version).await?;
         if !path.join(peft::FOLDER).is_dir() {
             return Ok(None);
         }
         // Adapters are not stacked.
-        let parent_path = self.files.path(parent).await.map_err(EngineError::Failed)?;
+        let parent_path = self.files.path(parent).await?;
         if parent_path.join(peft::FOLDER).is_dir() {
             return Ok(None);
         }

@@ -274,7 +274,7 @@ impl UpstreamEngine {
                 version.name
             )));
         };
-        let mut path = self.options.files.path(version).await.map_err(EngineError::Failed)?;
+        let mut path = self.options.files.path(version).await?;
         let mut model = self.base.target.model.clone();
         if push.loader == Loader::Vllm {
             // A version trained with LoRA has its adapter beside the merged weights.

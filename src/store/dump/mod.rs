@@ -18,6 +18,7 @@ use sha2::{Digest, Sha256};
 
 use super::connect::Target;
 use super::{Result, StoreError};
+use crate::domain::files::{copy_atomically, is_disk_full};
 use cells::{Cell, Kind, same};
 
 /// Description of a dump, stored with its files.
@@ -58,7 +59,19 @@ struct Column {
 
 fn failed(path: &Path) -> impl Fn(std::io::Error) -> StoreError {
     let path = path.to_owned();
-    move |e| StoreError::Internal(format!("{}: {e}", path.display()))
+    move |e| match is_disk_full(&e) {
+        true => StoreError::Full(path.display().to_string()),
+        false => StoreError::Internal(format!("{}: {e}", path.display())),
+    }
+}
+
+/// Names the file for which there is no space.
+fn full_at(path: &Path) -> impl Fn(StoreError) -> StoreError {
+    let path = path.to_owned();
+    move |e| match e {
+        StoreError::Full(_) => StoreError::Full(path.display().to_string()),
+        other => other,
+    }
 }
 
 fn refused<T>(message: impl Into<String>) -> Result<T> {
@@ -104,25 +117,41 @@ pub async fn import(url: &str, dir: &Path, dump: &Dump) -> Result<()> {
         ));
     }
     match super::connect::target(url)? {
-        Target::Sqlite(path) => sqlite::import(&path, dir, dump).await?,
-        Target::Postgres => postgres::import(url, dir, dump).await?,
+        Target::Sqlite(path) => {
+            let is_new = !path.exists();
+            let done = match sqlite::import(&path, dir, dump).await {
+                Ok(()) => super::migrate(url).await,
+                Err(error) => Err(error),
+            };
+            // An incomplete database would be in the way of the next attempt.
+            if done.is_err() && is_new {
+                remove_sqlite(&path);
+            }
+            done.map_err(full_at(&path))
+        }
+        Target::Postgres => {
+            postgres::import(url, dir, dump).await?;
+            super::migrate(url).await
+        }
     }
-    // Newer migrations.
-    super::migrate(url).await
 }
 
 /// Copies the SQLite database at `url` into one file from a consistent snapshot; other connections can write meanwhile.
 ///
 /// # Errors
-/// `Conflict` for other databases, and when the copy does not pass SQLite's integrity check.
+/// `Conflict` for other databases, and when the copy does not pass SQLite's integrity check; `Full` when there is no space
+/// for it.
 pub async fn copy(url: &str, to: &Path) -> Result<i64> {
     match super::connect::target(url)? {
-        Target::Sqlite(path) => sqlite::copy(&path, to).await,
+        Target::Sqlite(path) => sqlite::copy(&path, to).await.map_err(full_at(to)),
         Target::Postgres => refused("only a SQLite database can be copied as a file"),
     }
 }
 
 /// Installs a copied SQLite file at the path of `url`, where there must be no database, and applies newer migrations.
+///
+/// # Errors
+/// `Conflict` when there is a database; `Full` when there is no space. No database is left behind then.
 pub async fn place(file: &Path, url: &str) -> Result<()> {
     let Target::Sqlite(path) = super::connect::target(url)? else {
         return refused("only a SQLite database can be copied as a file");
@@ -132,12 +161,34 @@ pub async fn place(file: &Path, url: &str) -> Result<()> {
     }
     let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     std::fs::create_dir_all(parent).map_err(failed(parent))?;
-    let partial = path.with_extension("restoring");
-    std::fs::copy(file, &partial).map_err(failed(&partial))?;
-    File::open(&partial).and_then(|f| f.sync_all()).map_err(failed(&partial))?;
-    std::fs::rename(&partial, &path).map_err(failed(&path))?;
-    File::open(parent).and_then(|f| f.sync_all()).map_err(failed(parent))?;
-    super::migrate(url).await
+    copy_atomically(file, &path).map_err(failed(&path))?;
+    let synced = File::open(parent).and_then(|f| f.sync_all()).map_err(failed(parent));
+    let done = match synced {
+        Ok(()) => super::migrate(url).await.map_err(full_at(&path)),
+        Err(error) => Err(error),
+    };
+    if done.is_err() {
+        remove_sqlite(&path);
+    }
+    done
+}
+
+/// Removes the SQLite database at `url`, which a restore has just made; a PostgreSQL database is left as it is.
+///
+/// # Errors
+/// An address of neither kind of database.
+pub fn remove(url: &str) -> Result<()> {
+    if let Target::Sqlite(path) = super::connect::target(url)? {
+        remove_sqlite(&path);
+    }
+    Ok(())
+}
+
+/// Removes a SQLite file and the files that SQLite keeps beside it.
+fn remove_sqlite(path: &Path) {
+    for end in ["", "-wal", "-shm"] {
+        let _ = std::fs::remove_file(format!("{}{end}", path.display()));
+    }
 }
 
 fn file(dir: &Path, table: &str) -> PathBuf {

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use futures::TryStreamExt;
-use sqlx::sqlite::{SqliteConnection, SqliteRow};
+use sqlx::sqlite::{SqliteConnection, SqliteJournalMode, SqliteRow};
 use sqlx::{AssertSqlSafe, Connection, Row, SqlSafeStr, TypeInfo, ValueRef};
 
 use super::cells::{Cell, Kind};
@@ -106,18 +106,6 @@ pub(super) async fn import(path: &Path, dir: &Path, dump: &Dump) -> Result<()> {
     if let Some(parent) = path.parent() {
         std::fs::create_dir_all(parent).map_err(super::failed(parent))?;
     }
-    let new = !path.exists();
-    let done = fill(path, dir, dump).await;
-    if done.is_err() && new {
-        // Removes an incomplete database.
-        for end in ["", "-wal", "-shm"] {
-            let _ = std::fs::remove_file(format!("{}{end}", path.display()));
-        }
-    }
-    done
-}
-
-async fn fill(path: &Path, dir: &Path, dump: &Dump) -> Result<()> {
     let mut conn = SqliteConnection::connect_with(&sqlite_options(path)).await?;
     let there: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM sqlite_master").fetch_one(&mut conn).await?;
     if there > 0 {
@@ -175,13 +163,13 @@ pub(super) async fn copy(path: &Path, to: &Path) -> Result<i64> {
         sqlx::query_scalar("SELECT MAX(version) FROM _sqlx_migrations WHERE success").fetch_one(&mut conn).await?;
     sqlx::query("VACUUM INTO $1").bind(to.display().to_string()).execute(&mut conn).await?;
     conn.close().await?;
-    let mut copy = SqliteConnection::connect_with(&sqlite_options(to).create_if_missing(false)).await?;
+    // One file, without a write-ahead log.
+    let options = sqlite_options(to).create_if_missing(false).journal_mode(SqliteJournalMode::Delete);
+    let mut copy = SqliteConnection::connect_with(&options).await?;
     let words: Vec<String> = sqlx::query_scalar("PRAGMA integrity_check").fetch_all(&mut copy).await?;
     if words != ["ok"] {
         return refused(format!("the copy fails SQLite's integrity check: {}", words.join("; ")));
     }
-    // One file, without a write-ahead log.
-    sqlx::query("PRAGMA journal_mode = DELETE").execute(&mut copy).await?;
     copy.close().await?;
     Ok(schema)
 }

@@ -12,8 +12,8 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use instructd::domain::{ModelKind, ModelVersion, ModelVersionId};
 use instructd::engine::{
-    EngineOptions, FinishReason, GenEvent, GenerateRequest, Generator, LocalEngine, ModelFiles, SamplingParams,
-    TextForm, TokenLogprob, Warpers,
+    EngineError, EngineOptions, FinishReason, GenEvent, GenerateRequest, Generator, LocalEngine, ModelFiles,
+    SamplingParams, TextForm, TokenLogprob, Warpers,
 };
 use serde_json::{Value, json};
 
@@ -190,7 +190,7 @@ impl AdapterLoader {
 
 #[async_trait::async_trait]
 impl ModelFiles for AdapterLoader {
-    async fn path(&self, version: &ModelVersion) -> Result<PathBuf, String> {
+    async fn path(&self, version: &ModelVersion) -> Result<PathBuf, EngineError> {
         let versions = self.versions.lock().unwrap();
         let found = versions.iter().find(|(known, _)| known.id == version.id).map(|(_, path)| path.clone());
         Ok(found.unwrap_or_else(|| self.base.clone()))

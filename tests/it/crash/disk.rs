@@ -14,10 +14,10 @@ use crate::store::integrity::assert_sound;
 use crate::support;
 
 /// A file system in memory of a few MiB; unmounted when dropped.
-struct SmallDisk(tempfile::TempDir);
+pub struct SmallDisk(tempfile::TempDir);
 
 impl SmallDisk {
-    fn mount(mib: u32) -> Option<Self> {
+    pub fn mount(mib: u32) -> Option<Self> {
         let dir = tempfile::tempdir().unwrap();
         let (target, options) = (path(dir.path()), CString::new(format!("size={mib}m")).unwrap());
         // SAFETY: all pointers are valid for the call.
@@ -30,10 +30,28 @@ impl SmallDisk {
         Some(Self(dir))
     }
 
-    fn path(&self) -> &Path {
+    pub fn path(&self) -> &Path {
         self.0.path()
     }
+
+    /// Takes all the space that is left.
+    pub fn fill(&self) {
+        fill(self.path());
+    }
+
+    /// Gives back `bytes` of what `fill` took.
+    pub fn leave(&self, bytes: u64) {
+        let filler = std::fs::File::options().write(true).open(self.path().join(FILLER)).unwrap();
+        filler.set_len(filler.metadata().unwrap().len() - bytes).unwrap();
+    }
+
+    /// Gives back all that `fill` took.
+    pub fn clear(&self) {
+        std::fs::remove_file(self.path().join(FILLER)).unwrap();
+    }
 }
+
+const FILLER: &str = "filler";
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
@@ -49,7 +67,7 @@ fn path(path: &Path) -> CString {
 /// Takes all the space that is left.
 fn fill(dir: &Path) {
     use std::io::Write;
-    let mut file = std::fs::File::create(dir.join("filler")).unwrap();
+    let mut file = std::fs::File::create(dir.join(FILLER)).unwrap();
     for size in [1 << 20, 1 << 12, 1] {
         while file.write_all(&vec![0; size]).is_ok() {}
     }
@@ -69,7 +87,7 @@ async fn a_full_disk_refuses_rankings_and_loses_none() {
     for i in 0..20 {
         server.call("POST", "/v1/comparisons", Some(ranking(i))).await.expect(201);
     }
-    fill(disk.path());
+    disk.fill();
     let (mut stored, mut refused) = (20, 0);
     // What is left inside the log's pages still takes some.
     while refused < 5 {
@@ -83,7 +101,7 @@ async fn a_full_disk_refuses_rankings_and_loses_none() {
         }
     }
     server.call("GET", "/v1/judgments?limit=500", None).await.expect(200);
-    std::fs::remove_file(disk.path().join("filler")).unwrap();
+    disk.clear();
     // The same requests again, without a restart.
     for i in stored..stored + refused {
         let answer = server.call("POST", "/v1/comparisons", Some(ranking(i))).await;
@@ -142,7 +160,7 @@ fn a_full_disk_keeps_the_last_checkpoint() {
     assert!(kept.1.is_empty() && kept.0.step == 2, "{:?}", kept.1);
     assert!(std::fs::read_dir(&checkpoints).unwrap().all(|e| !e.unwrap().path().ends_with("tmp")));
     // With room again it goes on from there, to the end.
-    std::fs::remove_file(disk.path().join("filler")).unwrap();
+    disk.clear();
     let mut again = args.clone();
     again["resume"] = json!(true);
     let done = (sft.run)(&again, &mut Filler { disk: disk.path(), checkpoints: 1 }).unwrap();

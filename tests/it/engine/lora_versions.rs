@@ -8,7 +8,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use candle_core::{Device, Tensor};
 use instructd::domain::ModelVersion;
-use instructd::engine::{EngineOptions, GenerateRequest, Generator, LocalEngine, ModelFiles};
+use instructd::engine::{EngineError, EngineOptions, GenerateRequest, Generator, LocalEngine, ModelFiles};
 use instructd::model::adapters::{lora, peft};
 use instructd::model::{self, LoraConfig, Weights};
 
@@ -21,7 +21,7 @@ struct Files(HashMap<String, ModelVersion>);
 
 #[async_trait]
 impl ModelFiles for Files {
-    async fn path(&self, version: &ModelVersion) -> Result<PathBuf, String> {
+    async fn path(&self, version: &ModelVersion) -> Result<PathBuf, EngineError> {
         Ok(PathBuf::from(&version.artifact_uri))
     }
 
