@@ -8,6 +8,9 @@ use crate::gpu::sim::{self, Sim};
 /// Opens a device by its name; `None` for the CPU. See [`open`].
 pub type Open = fn(&str) -> Result<Option<Box<dyn Device>>, String>;
 
+/// An open device with its name.
+pub type NamedDevice = (String, Box<dyn Device>);
+
 /// Opens the device `cuda:N`, GPU N counted from 0, or `sim:N`, a simulated device, which is slow and meant for tests.
 /// `cuda` and `sim` are `cuda:0` and `sim:0`. `None` for `cpu`.
 ///
@@ -90,7 +93,7 @@ impl Devices {
     ///
     /// # Errors
     /// If one of them cannot be used.
-    pub fn open(&self) -> Result<Vec<(String, Box<dyn Device>)>, String> {
+    pub fn open(&self) -> Result<Vec<NamedDevice>, String> {
         let opened = self.names.iter().map(|name| Ok((self.open)(name)?.map(|device| (name.clone(), device))));
         opened.filter_map(Result::transpose).collect()
     }

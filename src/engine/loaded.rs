@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use super::constraint::{Compiler, Constraint, Guide};
-use super::device::Devices;
+use super::device::{Devices, NamedDevice};
 use super::limits::{Limits, cache_tokens};
 use super::model_text::ModelText;
 use super::text::TextStream;
@@ -197,13 +197,13 @@ fn finite(total: candle_core::Result<f32>) -> Result<(), String> {
 fn on_devices(
     decoder: &Decoder,
     opened: &Opened,
-    devices: Vec<(String, Box<dyn gpu::device::Device>)>,
+    devices: Vec<NamedDevice>,
     weights: WeightFormat,
     limits: Limits,
 ) -> Result<Vec<OnDevice>, String> {
     // Not on rayon's threads, which draw tokens for the versions that are being served.
     std::thread::scope(|scope| {
-        let load = |(name, device): (String, Box<dyn gpu::device::Device>)| {
+        let load = |(name, device): NamedDevice| {
             scope.spawn(move || {
                 on_device(decoder, opened, &name, device, weights, limits).map_err(|e| format!("{name}: {e}"))
             })
