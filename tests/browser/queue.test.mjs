@@ -153,8 +153,8 @@ test('a judgment leads to its set, a name to its judgments; practice sets have a
   const { page, context, trouble } = await signedInPage(browser, server.url);
   await visit(page, server.url, '/admin#/labels', '#judgments-q');
   await page.locator('td a.strong', { hasText: 'Ada' }).click();
-  await page.locator('#judgments-labeler').waitFor();
-  assert.equal(await page.locator('#judgments-labeler').inputValue(), key.labeler_id);
+  // The field is there before the name is followed, too.
+  await page.waitForFunction((id) => document.querySelector('#judgments-labeler')?.value === id, key.labeler_id);
   const row = page.locator('section', { has: page.locator('#judgments-q') }).locator('tbody tr');
   await row.first().waitFor();
   assert.equal(await row.count(), 1);
