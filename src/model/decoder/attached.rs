@@ -71,13 +71,13 @@ pub trait DevicePasses: Send {
     /// Without a saved pass; `OutOfMemory`; a failure of the device.
     fn saved_logprobs(&mut self, temperature: f32) -> Passed<TargetLogprobs>;
 
-    /// Adds the gradients of the saved pass, from that of its log-probs [rows].
+    /// Adds the gradients of the saved pass, from that of its log-probs `[rows]`.
     ///
     /// # Errors
     /// Those of `saved_logprobs`.
     fn backward(&mut self, grad: &[f32]) -> Passed<()>;
 
-    /// The gradient of the hidden states [rows, d] of the saved pass, from that of its log-probs [rows]. Adds that of the
+    /// The gradient of the hidden states [rows, d] of the saved pass, from that of its log-probs `[rows]`. Adds that of the
     /// output matrix. The pass stays saved.
     ///
     /// # Errors
