@@ -78,7 +78,7 @@ fn open(simulated: bool) -> Result<Box<dyn Device>, String> {
 }
 
 fn room(pages: usize) -> Room {
-    Room { pages, rows: 512, wanted: 128 }
+    Room { pages, longest: usize::MAX, rows: 512, wanted: 128 }
 }
 
 fn config(shape: [usize; 6]) -> ModelConfig {

@@ -227,7 +227,8 @@ fn on_device(
     let pages = cache_tokens(&decoder.config, limits).0.div_ceil(PAGE);
     let rows = limits.max_running + limits.prefill_tokens;
     let blocks = Blocks::Files(opened);
-    let model = DeviceModel::new(decoder, blocks, device, weights, Room { pages, rows, wanted: rows });
+    let room = Room { pages, longest: decoder.config.max_positions, rows, wanted: rows };
+    let model = DeviceModel::new(decoder, blocks, device, weights, room);
     let mut model = model.map_err(|e| e.to_string())?;
     warm_up_device(decoder, &mut model, limits)?;
     if model.page_count() < pages {

@@ -80,6 +80,14 @@ impl DeviceTensors {
         self.trainer().gradient_norm().map_err(Error::wrap)
     }
 
+    /// Drops the gradients.
+    ///
+    /// # Errors
+    /// A failure of the device.
+    pub fn clear_gradients(&self) -> Result<()> {
+        self.trainer().clear_gradients().map_err(Error::wrap)
+    }
+
     /// One update by the gradients times `scale`.
     ///
     /// # Errors

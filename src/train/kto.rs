@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use serde_json::{Value, json};
 
 use super::args::{KtoArgs, parse_for_run};
@@ -96,7 +96,9 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
         let z0 = reference_point(policy.decoder(), &batch, tokens)?;
         let (mut sum, mut stats) = (Accumulator::default(), Stats::default());
         for group in in_groups(&batch, tokens) {
-            let (loss, part, _) = loss(policy.decoder(), &group, z0, &settings, batch.len() as f64)?;
+            let sequences: Vec<&Sequence> = group.iter().map(|item| &item.sequence).collect();
+            let sums = sequence_logprobs(policy.decoder(), &sequences)?.0;
+            let (loss, part, _) = loss(&sums, &group, z0, &settings, batch.len() as f64)?;
             sum.add(&policy.params, &loss)?;
             stats.merge(&part);
             run.meter.add_tokens(group.iter().map(|i| i.sequence.ids.len()).sum());
@@ -113,7 +115,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
         if run.due(run.common.eval_every) || run.checkpoint_due() {
             let now = policy.frozen_decoder()?;
             if run.due(run.common.eval_every) && !data.heldout.is_empty() {
-                (heldout, auc) = evaluate(policy.scorer(&now), &data.heldout, &settings, tokens)?;
+                (heldout, auc) = evaluate(policy.scorer(Some(&now)), &data.heldout, &settings, tokens)?;
                 run.metrics(heldout.mean("loss").map(|v| ("heldout_loss", v)));
                 run.metrics(auc.map(|v| ("heldout_accuracy", v)));
             }
@@ -186,14 +188,13 @@ fn reference_point(decoder: &Decoder, batch: &[&FeedbackExample], tokens: usize)
 
 type Loss = (Tensor, Stats, Vec<f64>);
 
-/// The loss, and log π − log π_ref of every completion.
-fn loss(decoder: &Decoder, items: &[&FeedbackExample], z0: f64, settings: &kto::Settings, total: f64) -> Result<Loss> {
-    let policy = sequence_logprobs(decoder, &items.iter().map(|item| &item.sequence).collect::<Vec<_>>())?.0;
+/// The loss, and log π − log π_ref of every completion, from log π of the completions.
+fn loss(policy: &Tensor, items: &[&FeedbackExample], z0: f64, settings: &kto::Settings, total: f64) -> Result<Loss> {
     let reference: Vec<f32> = items.iter().map(|item| item.reference as f32).collect();
     let reference = Tensor::new(reference, policy.device())?;
     let liked: Vec<bool> = items.iter().map(|item| item.liked).collect();
     let ratios = (policy.detach() - &reference)?.to_vec1::<f32>()?.into_iter().map(f64::from).collect();
-    let (loss, stats) = kto::loss(&policy, &reference, &liked, z0, settings, total)?;
+    let (loss, stats) = kto::loss(policy, &reference, &liked, z0, settings, total)?;
     Ok((loss, stats, ratios))
 }
 
@@ -209,7 +210,9 @@ fn evaluate(
     let z0 = reference_point(now, &all, tokens)?;
     let (mut stats, mut liked, mut others) = (Stats::default(), Vec::new(), Vec::new());
     for group in in_groups(&all, tokens) {
-        let (_, part, ratios) = loss(now, &group, z0, settings, 1.0)?;
+        let sequences: Vec<&Sequence> = group.iter().map(|item| &item.sequence).collect();
+        let own: Vec<f32> = sums(now, &sequences, tokens)?.into_iter().map(|sum| sum as f32).collect();
+        let (_, part, ratios) = loss(&Tensor::new(own, &Device::Cpu)?, &group, z0, settings, 1.0)?;
         stats.merge(&part);
         for (item, ratio) in group.iter().zip(ratios) {
             if item.liked { &mut liked } else { &mut others }.push(ratio);

@@ -1,7 +1,7 @@
 //! The device that trains the models of a run by kernel launches alone, if it is not the host.
 //!
-//! On a device weights, gradients and moments stay there. They are copied to the host for evaluations, checkpoints and
-//! the result; a checkpoint has the same format in both cases.
+//! On a device weights, gradients and moments stay there. They are copied to the host for samples, checkpoints and the
+//! result; a checkpoint has the same format in both cases.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};

@@ -176,7 +176,7 @@ fn train<A: RecipeArgs>(
                 heldout = Stats::default();
                 for group in groups(&heldout_items.iter().collect::<Vec<_>>(), tokens) {
                     let packed = PredictionBatch::new(&sequences(&group));
-                    let logprobs = packed.scores_frozen(policy.scorer(&now), 1.0)?.logprobs;
+                    let logprobs = packed.scores_frozen(policy.scorer(Some(&now)), 1.0)?.logprobs;
                     let sums = sequence_sums_tensor(&logprobs, &packed.lengths)?;
                     heldout.merge(&loss(&sums, &packed.lengths, &group, &objective, 1.0)?.1);
                 }

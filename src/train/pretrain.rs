@@ -103,7 +103,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
         run.progress("train");
         if run.due(run.common.eval_every) {
             let now = policy.frozen_decoder()?;
-            let (scorer, tokens) = (policy.scorer(&now), run.common.micro_batch_tokens);
+            let (scorer, tokens) = (policy.scorer(Some(&now)), run.common.micro_batch_tokens);
             heldout = validate(scorer, &corpus.heldout, corpus.counts, length, tokens)?;
             if let Some(h) = heldout {
                 run.metrics([("heldout_loss", h.loss), ("heldout_perplexity", h.perplexity)]);

@@ -131,7 +131,8 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
         run.progress("train");
         if run.due(run.common.eval_every) {
             run.progress("evaluate");
-            heldout = evaluate(&trainer, backbone.scorer(&backbone.frozen_model()?), &data, &by, &baselines)?;
+            let copy = backbone.host_copy()?;
+            heldout = evaluate(&trainer, backbone.scorer(copy.as_ref()), &data, &by, &baselines)?;
             if let Some(h) = &heldout {
                 report(&mut run, h);
             }
@@ -141,8 +142,8 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
         }
     }
 
-    let copy = backbone.frozen_model()?;
-    let trunk = backbone.scorer(&copy);
+    let copy = backbone.host_copy()?;
+    let trunk = backbone.scorer(copy.as_ref());
     let scoring = match args.normalize {
         true => {
             let reference: Vec<&Sequence> = match &reference {

@@ -239,6 +239,14 @@ impl<'a> Run<'a> {
         Ok(norm)
     }
 
+    /// Drops gradients that devices hold and that are not applied.
+    ///
+    /// # Errors
+    /// A failure of a device.
+    pub fn drop_gradients(&self) -> Result<()> {
+        Ok(self.devices.iter().try_for_each(DeviceTensors::clear_gradients)?)
+    }
+
     /// An accumulator of gradients for one update. With `at_once`, and without clipping, gradients are applied and
     /// freed during the backward pass; then no parameter may get gradients from two losses.
     pub fn accumulator(&mut self, params: &Params, at_once: bool) -> Accumulator {
@@ -390,6 +398,7 @@ impl<'a> Run<'a> {
 
     /// Names a parameter with values that are not finite, for error messages.
     pub fn describe_non_finite(&self, params: &Params) -> Result<String> {
+        self.devices.iter().try_for_each(DeviceTensors::pull)?;
         for (name, var) in params {
             let sum =
                 var.as_detached_tensor().to_dtype(candle_core::DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>()?;

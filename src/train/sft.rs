@@ -88,7 +88,7 @@ pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
         if run.due(run.common.eval_every) || run.checkpoint_due() {
             let now = policy.frozen_decoder()?;
             if run.due(run.common.eval_every) {
-                heldout = nats_per_token(policy.scorer(&now), &data.heldout, run.common.micro_batch_tokens)?;
+                heldout = nats_per_token(policy.scorer(Some(&now)), &data.heldout, run.common.micro_batch_tokens)?;
                 run.metrics(heldout.map(|loss| ("heldout_loss", loss)));
             }
             samples.write(&mut run, &now, max_length, None)?;

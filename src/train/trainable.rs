@@ -264,8 +264,13 @@ impl<M: Build> Trainable<M> {
     }
 
     /// What computes scores without a gradient: the model on the device that trains it, or `copy`, a frozen model.
-    pub fn scorer<'m>(&'m self, copy: &'m M) -> &'m M {
-        if self.is_on_device() { &self.model } else { copy }
+    pub fn scorer<'m>(&'m self, copy: Option<&'m M>) -> &'m M {
+        copy.filter(|_| !self.is_on_device()).unwrap_or(&self.model)
+    }
+
+    /// A frozen model for [`Self::scorer`]; `None` where a device computes the scores.
+    pub fn host_copy(&self) -> Result<Option<M>> {
+        if self.is_on_device() { Ok(None) } else { self.frozen_model().map(Some) }
     }
 
     /// Writes the adapters to `dir` in the format of peft; writes nothing without adapters. `base` names the model

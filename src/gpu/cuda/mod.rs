@@ -175,6 +175,23 @@ impl Cuda {
         Ok(())
     }
 
+    /// Gives pieces without allocations back to the driver, which can join them. Whether there were any.
+    fn give_back(&mut self) -> Result<bool, GpuError> {
+        if self.pieces.values().all(|arena| arena.used_bytes() > 0) {
+            return Ok(false);
+        }
+        self.wait()?;
+        let (empty, used) =
+            std::mem::take(&mut self.pieces).into_iter().partition(|(_, arena)| arena.used_bytes() == 0);
+        self.pieces = used;
+        let empty: BTreeMap<u64, Arena> = empty;
+        for base in empty.into_keys() {
+            // SAFETY: the stream was waited for, and nothing in the piece is allocated.
+            unsafe { result::free_sync(base) }.map_err(|e| failed("the GPU", e))?;
+        }
+        Ok(true)
+    }
+
     fn alloc_in_pieces(&mut self, bytes: usize) -> Option<Slice> {
         let found = self.pieces.iter_mut().find_map(|(base, arena)| Some(base + arena.alloc(bytes as u64)?));
         found.map(|address| Slice { address, bytes })
@@ -284,7 +301,12 @@ impl Device for Cuda {
             return Ok(slice);
         }
         self.enter()?;
-        self.grow(bytes as u64)?;
+        if let Err(full) = self.grow(bytes as u64) {
+            if !self.give_back()? {
+                return Err(full);
+            }
+            self.grow(bytes as u64)?;
+        }
         self.alloc_in_pieces(bytes).ok_or(GpuError::OutOfMemory { wanted: bytes as u64, free: 0 })
     }
 

@@ -102,8 +102,8 @@ pub trait DevicePasses: Send {
 #[derive(Clone)]
 pub struct Attached {
     passes: Arc<Mutex<dyn DevicePasses>>,
-    /// The hidden states of the newest pass.
-    newest: Arc<Mutex<Option<TensorId>>>,
+    /// The hidden states that this handle returned last, and the number of their pass.
+    newest: Arc<Mutex<Option<(TensorId, u64)>>>,
     /// Advances cached sequences on the device, by the same weights.
     steps: Option<Arc<Mutex<DeviceModel>>>,
 }
@@ -193,7 +193,7 @@ impl Attached {
             false => Tensor::from_vec(values, shape, &Device::Cpu)?,
             true => self.root(values, shape, number, |passes, grad| passes.backward_hidden(grad))?,
         };
-        *locked(&self.newest) = Some(hidden.id());
+        *locked(&self.newest) = Some((hidden.id(), number));
         Ok(hidden)
     }
 
@@ -203,10 +203,11 @@ impl Attached {
     /// # Errors
     /// If `hidden` are the states of an older pass; those of the device.
     pub fn logprobs_of(&self, hidden: &Tensor, temperature: f32) -> Result<TokenLogprobs> {
-        if *locked(&self.newest) != Some(hidden.id()) {
+        let mut passes = locked(&self.passes);
+        // Another handle may have the same device.
+        if *locked(&self.newest) != Some((hidden.id(), passes.passes())) {
             candle_core::bail!("log-probs of the hidden states of a pass that is not the newest");
         }
-        let mut passes = locked(&self.passes);
         let TargetLogprobs { logprobs, entropies } = passes.saved_logprobs(temperature).map_err(Error::wrap)?;
         let number = passes.passes();
         drop(passes);

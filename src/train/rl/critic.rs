@@ -74,11 +74,13 @@ impl Critic {
         self.model.is_none()
     }
 
-    /// Values `[n]` at the predicting rows, with a gradient. `policy_hidden` are the policy's states there.
-    pub fn values(&self, packed: &PredictionBatch, policy_hidden: &Tensor) -> Result<Tensor> {
-        match &self.model {
-            None => head(policy_hidden, self.weight.as_tensor(), self.bias.as_tensor()),
-            Some(_) => self.own_values(packed),
+    /// Values `[n]` at the predicting rows, with a gradient. A critic on the policy's trunk uses `policy_hidden`, the
+    /// policy's states there.
+    pub fn values(&self, packed: &PredictionBatch, policy_hidden: Option<&Tensor>) -> Result<Tensor> {
+        match (&self.model, policy_hidden) {
+            (None, Some(hidden)) => head(hidden, self.weight.as_tensor(), self.bias.as_tensor()),
+            (None, None) => anyhow::bail!("a critic on the policy's trunk needs the policy's states"),
+            (Some(_), _) => self.own_values(packed),
         }
     }
 

@@ -347,7 +347,7 @@ fn train<A: RecipeArgs>(
                 run.phase("evaluate", None);
             }
             let exact = (fast && signal.is_some()).then(|| policy.behaviour()).transpose()?;
-            let measured = policy.scorer(exact.as_ref().unwrap_or(&behaviour));
+            let measured = policy.scorer(exact.as_ref().or(Some(&behaviour)));
             let signal = signal.map(|g| g.measure(measured, &sampler.items(&rollout))).transpose()?;
             gold_mean = signal.as_deref().map(|s| moments(s).0);
             let measured = Measurement { step: run.step, kl: mean_kl, proxy, gold: signal.as_deref() };

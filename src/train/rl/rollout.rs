@@ -183,14 +183,21 @@ const REPORT_INTERVAL: Duration = Duration::from_millis(500);
 impl Sampler<'_> {
     /// The policy that generates the responses of `iteration`.
     pub fn behaviour(&self, policy: &Trainable, iteration: u64) -> Result<Decoder> {
+        if policy.is_on_device() && self.fleet.is_some() {
+            // Other servers generate; this model samples nothing.
+            return Ok(policy.decoder().clone());
+        }
         if policy.is_on_device() {
             let slots = GenParams::default().max_batch.min(self.args.rollout_batch_size);
-            let chosen = self.chosen(iteration);
+            // Replaced groups may have any prompt.
+            let all = (0..self.prompts.len()).collect::<Vec<_>>();
+            let chosen = if self.redraws > 0 { all } else { self.chosen(iteration) };
             let most = chosen.iter().map(|&i| self.prompts[i].ids.most_tokens(self.args.response_length)).max();
-            let tokens = slots * (most.unwrap_or(0).min(self.max_length) + PAGE);
+            let longest = most.unwrap_or(0).min(self.max_length) + PAGE;
+            let tokens = slots * longest;
             // A step has the tokens of a prefill, or of a longer prompt, and one of every other sequence.
             let rows = slots + PREFILL_TOKENS.max(self.max_length);
-            let room = Room { pages: tokens.div_ceil(PAGE), rows, wanted: slots };
+            let room = Room { pages: tokens.div_ceil(PAGE), longest, rows, wanted: slots };
             return Ok(policy.behaviour_on_device(room, self.args.temperature as f32)?);
         }
         Ok(match self.args.numerics {
@@ -438,16 +445,20 @@ impl Sampler<'_> {
             let mut columns = vec![(&mut rollout.reference, to_f64(reference.logprobs.to_vec1()?))];
             let states = if exact_sampler {
                 let rows = group.iter().flat_map(|&i| &hidden[starts[i] * d..(starts[i] + rollout.lengths[i]) * d]);
-                Tensor::from_iter(rows.copied(), &Device::Cpu)?.reshape(((), d))?
+                Some(Tensor::from_iter(rows.copied(), &Device::Cpu)?.reshape(((), d))?)
             } else {
-                let states = packed.hidden_frozen(self.trainer)?;
-                let now = packed.logprobs(self.trainer, &states, self.args.temperature)?;
+                let states = critic.is_some_and(Critic::is_shared).then(|| packed.hidden_frozen(self.trainer));
+                let states = states.transpose()?;
+                let now = match &states {
+                    Some(states) => packed.logprobs(self.trainer, states, self.args.temperature)?,
+                    None => packed.scores_frozen(self.trainer, self.args.temperature)?,
+                };
                 columns.push((&mut rollout.logprobs, to_f64(now.logprobs.to_vec1()?)));
                 columns.push((&mut rollout.entropy, to_f64(now.entropy.to_vec1()?)));
                 states
             };
             if let Some(critic) = critic.filter(|_| !later) {
-                columns.push((&mut rollout.values, critic.numbers(&packed, Some(&states))?));
+                columns.push((&mut rollout.values, critic.numbers(&packed, states.as_ref())?));
             }
             for (into, from) in columns {
                 let mut at = 0;

@@ -149,6 +149,7 @@ impl Learner<'_> {
                 }
                 // Checked before the update of a policy that has already moved too far.
                 if self.args.target_kl.is_some_and(|max| stats.mean("approx_kl").is_some_and(|kl| kl > max)) {
+                    run.drop_gradients()?;
                     break 'epochs;
                 }
                 summary.all.merge(&stats);
@@ -209,14 +210,18 @@ impl Learner<'_> {
                 critic_is_done = true;
             }
             let (decoder, temperature) = (self.policy.decoder(), self.args.temperature);
-            let hidden = match activations.take() {
-                None => packed.hidden(decoder)?,
-                Some(made) => decoder.forward_sampled(&packed.batch, &packed.lengths, made, &members)?,
-            };
             let with_entropy = by_group.as_ref().is_some_and(GroupLoss::needs_entropy);
-            let TokenLogprobs { logprobs: new, entropy } = match with_entropy {
-                false => packed.logprobs(decoder, &hidden, temperature)?,
-                true => packed.logprobs_and_entropy(decoder, &hidden, temperature)?,
+            // Only a critic on the policy's trunk reads the states.
+            let shared = self.critic.is_some_and(Critic::is_shared);
+            let hidden = match activations.take() {
+                Some(made) => Some(decoder.forward_sampled(&packed.batch, &packed.lengths, made, &members)?),
+                None if shared || with_entropy => Some(packed.hidden(decoder)?),
+                None => None,
+            };
+            let TokenLogprobs { logprobs: new, entropy } = match &hidden {
+                Some(hidden) if with_entropy => packed.logprobs_and_entropy(decoder, hidden, temperature)?,
+                Some(hidden) => packed.logprobs(decoder, hidden, temperature)?,
+                None => packed.scores(decoder, temperature)?,
             };
             let (old, advantages) = (column(&rollout.logprobs)?, column(&experience.advantages)?);
             gap.add(&(&new.detach() - &column(&rollout.sampled)?)?.to_vec1::<f32>()?);
@@ -249,7 +254,7 @@ impl Learner<'_> {
                     sum.add(self.params, &loss)?;
                     loss = loss.detach();
                 }
-                let (value, part) = value_loss(args, &critic.values(&packed, &hidden)?)?;
+                let (value, part) = value_loss(args, &critic.values(&packed, hidden.as_ref())?)?;
                 stats.merge(&part);
                 loss = if critic.is_shared() { (loss + value)? } else { value };
             }

@@ -15,7 +15,7 @@ use serde_json::json;
 use crate::support::allocations::peak_in;
 use crate::support::{DECODERS, fixture};
 
-const ROOM: Room = Room { pages: 8, rows: 16, wanted: 16 };
+const ROOM: Room = Room { pages: 8, longest: 128, rows: 16, wanted: 16 };
 
 /// The logits of some tokens.
 fn logits(decoder: &Decoder, blocks: Blocks<'_>, format: WeightFormat) -> Vec<f32> {

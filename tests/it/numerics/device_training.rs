@@ -432,6 +432,8 @@ fn the_base_under_adapters_is_the_reference() {
 
 #[test]
 fn what_the_device_cannot_train_is_refused() {
+    let error = trainer_with(&of_heads(100), options(Element::F32)).err().unwrap();
+    assert!(error.contains("multiples of 8"), "{error}");
     let error = trainer_with(&of_heads(288), options(Element::F32)).err().unwrap();
     assert!(error.contains("heads of 288 channels") && error.contains("device to cpu"), "{error}");
     let policy = policy("llama-tiny", None, Freeze::default());

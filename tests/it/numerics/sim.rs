@@ -29,7 +29,7 @@ fn device(bytes: u64) -> Box<dyn device::Device> {
 
 /// Room for pages alone.
 fn pages(pages: usize) -> Room {
-    Room { pages, rows: 0, wanted: 0 }
+    Room { pages, longest: usize::MAX, rows: 0, wanted: 0 }
 }
 
 /// A model on a device of its own, with its cache.
@@ -270,7 +270,7 @@ fn a_smaller_cache_leaves_room_for_the_largest_step() {
         let loaded = load(&fixture(name), &Device::Cpu).unwrap();
         let decoder = Decoder::new(&loaded.config, &loaded.weights, Purpose::Score).unwrap();
         let context = loaded.config.max_positions;
-        let room = Room { pages: 100_000, rows: 40, wanted: 40 };
+        let room = Room { pages: 100_000, longest: usize::MAX, rows: 40, wanted: 40 };
         let open = |bytes| DeviceModel::new(&decoder, Blocks::Held, Box::new(Sim::new(bytes)), format, room);
         // The least that is enough.
         let (mut no, mut yes) = (0u64, 64 << 20);

@@ -29,6 +29,8 @@ const HEADS: [usize; 4] = [32, 64, 128, 256];
 pub struct Room {
     /// Requested pages of the cache; fewer are allocated where the memory does not suffice.
     pub pages: usize,
+    /// Most tokens of a sequence.
+    pub longest: usize,
     /// Most tokens of a step, and most rows of a step whose logits are requested.
     pub rows: usize,
     pub wanted: usize,
@@ -130,7 +132,7 @@ impl DeviceModel {
         let pools = 2 * c.n_layers as u64;
         let fits = (free / pools).saturating_sub(GRAIN) / page as u64;
         let page_count = room.pages.min(usize::try_from(fits).unwrap_or(usize::MAX));
-        let least = c.max_positions.div_ceil(PAGE).min(room.pages);
+        let least = room.longest.min(c.max_positions).div_ceil(PAGE).min(room.pages);
         if page_count < least {
             let wanted = pools * (least * page) as u64;
             return Err(GpuError::OutOfMemory { wanted, free });

@@ -217,12 +217,13 @@ pub(super) fn logit_sizes(c: &ModelConfig, element: Element, wanted: usize) -> [
 
 /// The most bytes that steps within `room` need in addition to weights and pages.
 pub(super) fn most_scratch(c: &ModelConfig, element: Element, weights: &Weights, room: Room) -> u64 {
-    let splits = c.max_positions.div_ceil(SPLIT);
+    let longest = room.longest.min(c.max_positions);
+    let splits = longest.div_ceil(SPLIT);
     let buffers = sizes(c, element, weights, room.rows, splits);
     // For each row: nine numbers, at most a tile of eight for each head, cos and sin of two tables.
     let packed = room.rows * (9 * 4 + c.n_heads * 8 * 4 + 4 * c.head_dim * 4);
     // For each sequence its pages; each row may be a sequence.
-    let tables = room.rows * c.max_positions.div_ceil(PAGE).next_multiple_of(TABLE_STEP) * 4;
+    let tables = room.rows * longest.div_ceil(PAGE).next_multiple_of(TABLE_STEP) * 4;
     // Drawn ids, log-probs, sums and entropies.
     let drawn = [2 * (room.wanted * 4 + 16); 2];
     let parts =

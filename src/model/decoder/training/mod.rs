@@ -119,10 +119,13 @@ impl DeviceTrainer {
     ) -> Result<Self, GpuError> {
         let config = decoder.config.clone();
         let refuse =
-            |what: String| Err(GpuError::Launch(format!("this device cannot train {what}; set device to cpu")));
+            |what: String| Err(GpuError::Launch(format!("this device cannot compute {what}; set device to cpu")));
         let Some(wide) = HEADS.into_iter().find(|wide| *wide >= config.head_dim) else {
             return refuse(format!("heads of {} channels (at most 256)", config.head_dim));
         };
+        if wide > 64 && !config.head_dim.is_multiple_of(8) {
+            return refuse(format!("heads of {} channels (above 64, multiples of 8)", config.head_dim));
+        }
         let mut plan = plan(decoder, names)?;
         let blocks = std::mem::take(&mut plan.blocks).into_iter().map(Arc::new).collect();
         let storage = Storage::new(&mut device, &plan, options.element)?;
