@@ -264,7 +264,8 @@ pub async fn outlook(
     Ok(Outlook { counted: now, stored, goes, kept_feedback_until, kept_prompts_until })
 }
 
-/// Removes records past the limits in small transactions, and records the amounts in the audit trail.
+/// Removes records past the limits in small transactions, and records the amounts in the audit trail. `status` shows the
+/// removal as running, also after its end.
 ///
 /// # Errors
 /// What the store says; a file that cannot be removed. Earlier removals are kept and recorded.
@@ -295,8 +296,6 @@ pub async fn apply(
             store.audit_log().append(by, "retention", "retention", detail, now).await
         }
     };
-    let error = done.as_ref().err().map(ToString::to_string);
-    status.change(|p| (p.running, p.removing, p.ended, p.error) = (false, None, Some(now), error));
     done?;
     noted?;
     Ok(removed)
@@ -363,6 +362,8 @@ pub struct LimitedOutlook {
 /// # Errors
 /// What the store says.
 pub async fn describe(services: &Arc<Services>) -> Result<Retention> {
+    // Read first: amounts that are counted after the end of a removal are those that it left.
+    let progress = services.retention.now();
     let limits = services.live().config.retention.clone();
     let (all, of, wanted) = (services.clone(), limits.clone(), limits.clone());
     let compute = async move {
@@ -373,7 +374,7 @@ pub async fn describe(services: &Arc<Services>) -> Result<Retention> {
         Ok::<_, ServiceError>(LimitedOutlook { limits: of, outlook })
     };
     let found = services.retention_outlook.get(PATIENCE, move |found| found.limits == wanted, compute).await?;
-    Ok(Retention { limits, outlook: found.map(|found| found.outlook), progress: services.retention.now() })
+    Ok(Retention { limits, outlook: found.map(|found| found.outlook), progress })
 }
 
 /// Starts a removal in the background.
@@ -398,9 +399,13 @@ pub fn start(services: &Arc<Services>, by: &Actor) -> Result<Progress> {
 async fn run(services: &Services, by: &Signature) {
     let limits = services.live().config.retention.clone();
     let (store, data_dir) = (services.store.as_ref(), &services.config.data_dir);
-    let applied = apply(store, data_dir, &limits, services.now(), by, &services.retention).await;
+    let now = services.now();
+    let applied = apply(store, data_dir, &limits, now, by, &services.retention).await;
+    // Before the end is shown, so that nobody sees the amounts of before with it.
     services.stored_amounts.clear();
     services.retention_outlook.clear();
+    let error = applied.as_ref().err().map(ToString::to_string);
+    services.retention.change(|p| (p.running, p.removing, p.ended, p.error) = (false, None, Some(now), error));
     match applied {
         Ok(removed) if removed.is_empty() => {}
         Ok(removed) => tracing::info!(
