@@ -232,6 +232,13 @@ def feedback(binary, model, reward, prompts, work):
     return str(rankings), str(thumbs)
 
 
+def write_result(path, script, result):
+    """A result of a bench as JSON, with where and when it was measured."""
+    known = {key: os.environ.get(f"INSTRUCTD_BENCH_{key.upper()}", "") for key in ("commit", "date", "machine")}
+    known["command"] = f"python3 benches/{script} --binary BINARY --model FILE.gguf --work DIR"
+    path.write_text(json.dumps({**known, **result}, indent=1) + "\n")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--binary", default="target/release/instructd")
@@ -310,13 +317,11 @@ def main():
 
 
     if options.json:
-        known = {key: os.environ.get(f"INSTRUCTD_BENCH_{key.upper()}", "") for key in ("commit", "date", "machine")}
-        known["command"] = "python3 benches/learning_proof.py --binary BINARY --model FILE.gguf --work DIR"
         rounded = lambda results, key: [round(r[key], 2) for r in results]
         found = [{"name": recipe, "share": rounded(results, "positive"), "kl": rounded(results, "kl"),
                   "distinct": round(statistics.mean(r["distinct"] for r in results), 2)} for recipe, results in rows.items()]
-        result = {**known, "start": round(start["positive"], 2), "reward": heldout, "raters": facts, "rows": found}
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+        result = {"start": round(start["positive"], 2), "reward": heldout, "raters": facts, "rows": found}
+        write_result(options.json, "learning_proof.py", result)
 
 
 if __name__ == "__main__":

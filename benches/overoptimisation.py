@@ -90,9 +90,7 @@ def main():
         print({key: round(value, 4) for key, value in row.items()}, flush=True)
     print({key: result[key] for key in ("stopped_after", "published", "why")})
     if options.json:
-        known = {key: os.environ.get(f"INSTRUCTD_BENCH_{key.upper()}", "") for key in ("commit", "date", "machine")}
-        known["command"] = "python3 benches/overoptimisation.py --binary BINARY --model FILE.gguf --work DIR"
-        options.json.write_text(json.dumps({**known, **result}, indent=1) + "\n")
+        learning_proof.write_result(options.json, "overoptimisation.py", result)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ use instructd::model::init::{Heads, init};
 use instructd::model::{DeviceTrainer, Recompute};
 use instructd::objective::causal_lm;
 use instructd::train::device_tensors::adam_step;
-use instructd::train::optim::AdamConfig;
+use instructd::train::optim::{AdamConfig, clipping};
 use instructd::train::step::{Accumulator, PredictionBatch, Sequence};
 use instructd::train::trainable::Trainable;
 
@@ -100,7 +100,9 @@ fn speed(simulated: bool, element: Element) -> Result<String, String> {
         let began = Instant::now();
         losses.push(pass(&mut trainer, &policy, &sequences)?);
         let update = adam_step(AdamConfig::default(), step + 1, 1e-4, 0.0);
-        trainer.update(&update, Some(1.0)).and_then(|_| trainer.wait()).map_err(|e| e.to_string())?;
+        let norm = trainer.gradient_norm().map_err(|e| e.to_string())?;
+        let applied = trainer.apply(&update, clipping(norm, Some(1.0)));
+        applied.and_then(|()| trainer.wait()).map_err(|e| e.to_string())?;
         seconds += if step > 0 { began.elapsed().as_secs_f64() } else { 0.0 };
     }
     let (first, last) = (losses[0], losses[losses.len() - 1]);

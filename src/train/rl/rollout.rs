@@ -183,27 +183,33 @@ const REPORT_INTERVAL: Duration = Duration::from_millis(500);
 impl Sampler<'_> {
     /// The policy that generates the responses of `iteration`.
     pub fn behaviour(&self, policy: &Trainable, iteration: u64) -> Result<Decoder> {
-        if policy.is_on_device() && self.fleet.is_some() {
-            // Other servers generate; this model samples nothing.
-            return Ok(policy.decoder().clone());
-        }
         if policy.is_on_device() {
+            if self.fleet.is_some() {
+                // Other servers generate; this model samples nothing.
+                return Ok(policy.decoder().clone());
+            }
             let slots = GenParams::default().max_batch.min(self.args.rollout_batch_size);
-            // Replaced groups may have any prompt.
-            let all = (0..self.prompts.len()).collect::<Vec<_>>();
-            let chosen = if self.redraws > 0 { all } else { self.chosen(iteration) };
-            let most = chosen.iter().map(|&i| self.prompts[i].ids.most_tokens(self.args.response_length)).max();
-            let longest = most.unwrap_or(0).min(self.max_length) + PAGE;
-            let tokens = slots * longest;
+            let chosen = match self.redraws {
+                0 => self.chosen(iteration),
+                // Replaced groups may have any prompt.
+                _ => (0..self.prompts.len()).collect(),
+            };
+            let longest = self.longest(&chosen) + PAGE;
             // A step has the tokens of a prefill, or of a longer prompt, and one of every other sequence.
             let rows = slots + PREFILL_TOKENS.max(self.max_length);
-            let room = Room { pages: tokens.div_ceil(PAGE), longest, rows, wanted: slots };
+            let room = Room { pages: (slots * longest).div_ceil(PAGE), longest, rows, wanted: slots };
             return Ok(policy.behaviour_on_device(room, self.args.temperature as f32)?);
         }
         Ok(match self.args.numerics {
             Numerics::Fast => policy.rounded_behaviour()?,
             Numerics::Exact => policy.behaviour()?,
         })
+    }
+
+    /// Maximum number of tokens of the conversations with these prompts.
+    fn longest(&self, chosen: &[usize]) -> usize {
+        let most = chosen.iter().map(|&i| self.prompts[i].ids.most_tokens(self.args.response_length)).max();
+        most.unwrap_or(0).min(self.max_length)
     }
 
     /// The prompts of an iteration. Every pass over all prompts has its own random order.
@@ -325,9 +331,8 @@ impl Sampler<'_> {
         };
         let (samples, version): (Vec<Vec<Sample>>, u64) = match self.fleet {
             None => {
-                let most = chosen.iter().map(|&i| self.prompts[i].ids.most_tokens(self.args.response_length)).max();
                 let next = |i: usize, answers: &[Sample]| self.prompts[chosen[i]].ids.after(answers);
-                let later = LaterTurns { max_tokens: most.unwrap_or(0).min(self.max_length), next: &next };
+                let later = LaterTurns { max_tokens: self.longest(chosen), next: &next };
                 (generate_conversations(policy, &prompts, &params, Some(&later), activations, &stop)?, iteration)
             }
             Some(fleet) => match fleet.responses(&prompts, &params, monitor.stop)? {

@@ -4,16 +4,17 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
 
 use candle_core::{Device, Tensor};
+use instructd::gpu::GpuError;
 use instructd::gpu::shared::Shared;
 use instructd::gpu::sim::Sim;
 use instructd::model::decoder::attached::{Attached, DevicePasses, Keep, Wanted};
-use instructd::model::decoder::training::{BaseOf, Element, State, TrainerOptions};
+use instructd::model::decoder::training::{AdamStep, BaseOf, Element, State, TrainerOptions};
 use instructd::model::init::{Heads, init};
 use instructd::model::{Decoder, DeviceTrainer, ModelConfig, Recompute, load};
 use instructd::objective::causal_lm;
 use instructd::train::args::{FrozenPrecision, LoraArgs};
 use instructd::train::device_tensors::adam_step;
-use instructd::train::optim::{AdamConfig, AdamForm, AdamW, Grads, Group, global_norm};
+use instructd::train::optim::{AdamConfig, AdamForm, AdamW, Grads, Group, clipping, global_norm};
 use instructd::train::rng::{Stream, normal, rng};
 use instructd::train::step::{Accumulator, PredictionBatch, Sequence};
 use instructd::train::trainable::{Freeze, Trainable};
@@ -62,6 +63,13 @@ fn on_host(policy: &Trainable, sequences: &[&Sequence], total: f64) -> (Vec<f32>
     let mut sum = Accumulator::default();
     sum.add(&policy.params, &causal_lm::loss(&logprobs, total).unwrap().0).unwrap();
     (logprobs.to_vec1().unwrap(), sum.grads)
+}
+
+/// One update with clipped gradients; returns their norm.
+fn update(trainer: &mut DeviceTrainer, step: &AdamStep, max: Option<f64>) -> Result<f64, GpuError> {
+    let norm = trainer.gradient_norm()?;
+    trainer.apply(step, clipping(norm, max))?;
+    Ok(norm)
 }
 
 fn wanted(packed: &PredictionBatch) -> Wanted<'_> {
@@ -307,7 +315,7 @@ fn a_step_of_adamw_is_that_of_the_cpu() {
                     (name.clone(), Tensor::from_vec(g, policy.params[&name].shape(), &Device::Cpu).unwrap())
                 })
                 .collect();
-            let norm = trainer.update(&adam_step(config, step, 1e-2, 0.1), Some(0.05)).unwrap();
+            let norm = update(&mut trainer, &adam_step(config, step, 1e-2, 0.1), Some(0.05)).unwrap();
             let want = global_norm(&grads).unwrap();
             assert!((norm - want).abs() < 1e-5 * want && want > 0.05, "{norm}, {want}");
             optimizer.update(&policy.params, &grads, 1e-2, Some(0.05)).unwrap();
@@ -448,8 +456,8 @@ fn what_the_device_cannot_train_is_refused() {
     let before = trainer.read(State::Weights).unwrap();
     trainer.logprobs(policy.decoder(), wanted(&packed), 1.0, Keep::All).unwrap();
     trainer.backward(&[1.0, f32::NAN]).unwrap();
-    let update = adam_step(AdamConfig::default(), 1, 1e-2, 0.0);
-    let error = trainer.update(&update, None).unwrap_err().to_string();
+    let step = adam_step(AdamConfig::default(), 1, 1e-2, 0.0);
+    let error = update(&mut trainer, &step, None).unwrap_err().to_string();
     assert!(error.contains("the gradient of ") && error.contains("is not finite"), "{error}");
     assert_eq!(trainer.read(State::Weights).unwrap(), before);
 }

@@ -9,6 +9,23 @@ use crate::model::Activation;
 /// Most rows of a product that waits for its weights more than it computes.
 const FEW: usize = 32;
 
+/// Head sizes, in channels, that attention was compiled for.
+const HEADS: [usize; 4] = [32, 64, 128, 256];
+
+/// The channels of the kernels of attention for heads of `head_dim` channels.
+///
+/// # Errors
+/// When there are none, with the reason.
+pub fn head_width(head_dim: usize) -> Result<usize, String> {
+    match HEADS.into_iter().find(|wide| *wide >= head_dim) {
+        None => Err(format!("heads of {head_dim} channels: a device takes at most 256")),
+        Some(wide) if wide > 64 && !head_dim.is_multiple_of(8) => {
+            Err(format!("heads of {head_dim} channels: above 64, a device takes multiples of 8"))
+        }
+        Some(wide) => Ok(wide),
+    }
+}
+
 /// a / b, rounded up.
 pub fn up(a: usize, b: usize) -> usize {
     a.div_ceil(b)

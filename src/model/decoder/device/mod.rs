@@ -6,7 +6,7 @@ mod pass;
 mod rows;
 pub(in crate::model::decoder) mod weights;
 
-use self::kernels::numbers;
+use self::kernels::{head_width, numbers};
 use self::pass::{Pass, Pending};
 use self::rows::{Inputs, Scratch, buffers, most_scratch, pack};
 pub use self::weights::Blocks;
@@ -20,9 +20,6 @@ use crate::model::ModelConfig;
 use crate::model::layers::rope_tables;
 use crate::ops::linear::WeightFormat;
 use crate::ops::rope::RopeTable;
-
-/// Head sizes, in channels, that attention was compiled for.
-const HEADS: [usize; 4] = [32, 64, 128, 256];
 
 /// The memory that a model on a device needs in addition to its weights.
 #[derive(Clone, Copy, Debug)]
@@ -102,13 +99,7 @@ impl DeviceModel {
                 )));
             }
         };
-        let Some(wide) = HEADS.into_iter().find(|wide| *wide >= c.head_dim) else {
-            return Err(GpuError::Launch(format!("heads of {} channels: this device takes at most 256", c.head_dim)));
-        };
-        if wide > 64 && !c.head_dim.is_multiple_of(8) {
-            let why = format!("heads of {} channels: above 64, this device takes multiples of 8", c.head_dim);
-            return Err(GpuError::Launch(why));
-        }
+        let wide = head_width(c.head_dim).map_err(GpuError::Launch)?;
         let weights = weights::load(decoder, blocks, device.as_mut(), element, quantised)?;
         Self::with_weights(c, device, element, weights, wide, room)
     }

@@ -1,8 +1,6 @@
 //! A decoder's weights on a device, as `gpu` launches read them: matrices with the same input joined, everything row-major
 //! `[out, in]` in one element type, or matrices in 8 bits.
 
-use std::sync::Arc;
-
 use candle_core::Tensor;
 use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
@@ -13,7 +11,6 @@ use crate::model::decoder::embedding_table::EmbeddingTable;
 use crate::model::layers::block::{Layer, Mlp, Projections, layer};
 use crate::model::layers::{Builder, Linear, Norm, Parameters, rope_tables};
 use crate::model::load::Opened;
-use crate::model::load::rows::StoredRows;
 use crate::model::{Activation, Decoder, ModelConfig, Purpose};
 use crate::ops::linear::WeightLayout;
 use crate::ops::q8::quantize_block;
@@ -181,17 +178,6 @@ impl Loader<'_> {
         Ok(Matrix { weight, scales, bias, out, input })
     }
 
-    /// A matrix without bias.
-    fn one(&mut self, t: &Tensor) -> Result<Matrix, GpuError> {
-        let (out, input) = t.dims2().map_err(candle)?;
-        if !(self.quantised && input.is_multiple_of(BLOCK)) {
-            return Ok(Matrix { weight: self.tensor(t)?, scales: None, bias: None, out, input });
-        }
-        let (weight, scales) = (self.device.alloc(out * input)?, self.device.alloc(out * (input / BLOCK) * 2)?);
-        self.write_quantised([weight, scales], 0, t)?;
-        Ok(Matrix { weight, scales: Some(scales), bias: None, out, input })
-    }
-
     /// Writes a tensor of rows that are multiples of 32 as i8 and f16 scales, from element `at` on.
     fn write_quantised(&mut self, to: [Slice; 2], at: usize, t: &Tensor) -> Result<(), GpuError> {
         let t = t.detach().contiguous().map_err(candle)?;
@@ -233,15 +219,14 @@ impl Loader<'_> {
         Ok(to)
     }
 
-    /// A matrix without bias whose rows are in a file, part by part.
-    fn stored(&mut self, rows: StoredRows) -> Result<Matrix, GpuError> {
-        let ((out, input), table) = (rows.shape(), EmbeddingTable::Stored(Arc::new(rows)));
+    /// A matrix [out, input] without bias, part by part.
+    fn matrix(&mut self, table: &EmbeddingTable, (out, input): (usize, usize)) -> Result<Matrix, GpuError> {
         if !(self.quantised && input.is_multiple_of(BLOCK)) {
-            return Ok(Matrix { weight: self.table(&table, (out, input))?, scales: None, bias: None, out, input });
+            return Ok(Matrix { weight: self.table(table, (out, input))?, scales: None, bias: None, out, input });
         }
         let (weight, scales) = (self.device.alloc(out * input)?, self.device.alloc(out * (input / BLOCK) * 2)?);
         let mut at = 0;
-        self.parts(&table, |loader, part| {
+        self.parts(table, |loader, part| {
             loader.put_quantised([weight, scales], at, part)?;
             at += part.len();
             Ok(())
@@ -379,13 +364,19 @@ pub(super) fn load(
     let head = match (c.tie_embeddings, from) {
         // The word vectors are read by row too, and stay in the element type.
         (true, _) => Matrix { weight: embed, scales: None, bias: None, out, input },
-        (false, Blocks::Held) => loader.one(&decoder.head_tensor().map_err(candle)?)?,
+        (false, Blocks::Held) => {
+            let held = EmbeddingTable::Tensor(decoder.head_tensor().map_err(candle)?);
+            loader.matrix(&held, (out, input))?
+        }
         (false, Blocks::Files(opened)) => {
-            let failed = |e: crate::model::LoadError| GpuError::Launch(e.to_string());
-            match opened.files.rows(&c.head_name()).map_err(failed)? {
-                Some(rows) => loader.stored(rows)?,
-                None => loader.one(&opened.files.tensor(&c.head_name(), &candle_core::Device::Cpu).map_err(failed)?)?,
-            }
+            let b = Builder {
+                config: c,
+                parameters: Parameters::Files(&opened.files),
+                lora: None,
+                purpose: Purpose::Serve,
+            };
+            let stored = EmbeddingTable::new(&b, &c.head_name(), (out, input)).map_err(candle)?;
+            loader.matrix(&stored, (out, input))?
         }
     };
     Ok(Weights { embed, positions, blocks, final_norm, head, zeros })

@@ -326,12 +326,12 @@ impl DeviceTrainer {
             return Ok(Buffer { slice: x, own: false });
         }
         let y = self.buffers.take(self.bytes(rows * width))?;
-        self.write_element(x, every, y, [rows, width])?;
+        self.write_bf16(x, every, y, [rows, width])?;
         Ok(Buffer { slice: y, own: true })
     }
 
     /// Writes values [rows, width] of f32 to y in bfloat16. `every`: 0, 1, … for each row.
-    pub(super) fn write_element(
+    pub(super) fn write_bf16(
         &mut self,
         x: Slice,
         every: Slice,

@@ -32,14 +32,12 @@ use crate::gpu::launch::backward::{AdamWStep, Squares};
 use crate::gpu::shared::Shared;
 use crate::gpu::{GpuError, Slice};
 use crate::model::decoder::attached::Keep;
-use crate::model::decoder::device::kernels::{numbers, up};
+use crate::model::decoder::device::kernels::{head_width, numbers, up};
 pub use crate::model::decoder::device::weights::Element;
 use crate::model::layers::rope_tables;
 use crate::model::{Decoder, ModelConfig, Recompute};
 use crate::ops::rope::RopeTable;
 
-/// Head sizes, in channels, that attention was compiled for.
-const HEADS: [usize; 4] = [32, 64, 128, 256];
 /// Most elements of one launch over a slab.
 const MOST: usize = 1 << 30;
 
@@ -118,14 +116,7 @@ impl DeviceTrainer {
         options: TrainerOptions,
     ) -> Result<Self, GpuError> {
         let config = decoder.config.clone();
-        let refuse =
-            |what: String| Err(GpuError::Launch(format!("this device cannot compute {what}; set device to cpu")));
-        let Some(wide) = HEADS.into_iter().find(|wide| *wide >= config.head_dim) else {
-            return refuse(format!("heads of {} channels (at most 256)", config.head_dim));
-        };
-        if wide > 64 && !config.head_dim.is_multiple_of(8) {
-            return refuse(format!("heads of {} channels (above 64, multiples of 8)", config.head_dim));
-        }
+        let wide = head_width(config.head_dim).map_err(|why| GpuError::Launch(format!("{why}; set device to cpu")))?;
         let mut plan = plan(decoder, names)?;
         let blocks = std::mem::take(&mut plan.blocks).into_iter().map(Arc::new).collect();
         let storage = Storage::new(&mut device, &plan, options.element)?;
@@ -185,20 +176,7 @@ impl DeviceTrainer {
         Ok(total.sqrt())
     }
 
-    /// One update of the trained tensors, after which their gradients are 0. Returns the gradients' norm before
-    /// clipping.
-    ///
-    /// # Errors
-    /// When a gradient is not finite, and nothing is changed; a failure of the device.
-    pub fn update(&mut self, step: &AdamStep, max_norm: Option<f64>) -> Result<f64, GpuError> {
-        let norm = self.gradient_norm()?;
-        // As torch.nn.utils.clip_grad_norm_.
-        let clip = max_norm.map_or(1.0, |max| (max / (norm + 1e-6)).min(1.0));
-        self.apply(step, clip)?;
-        Ok(norm)
-    }
-
-    /// One update by the gradients times `scale`, after which they are 0.
+    /// One update of the trained tensors by the gradients times `scale`, after which these are 0.
     ///
     /// # Errors
     /// A failure of the device.
@@ -261,7 +239,7 @@ impl DeviceTrainer {
     /// # Errors
     /// A failure of the device.
     pub fn write(&mut self, state: State, values: &BTreeMap<String, Vec<f32>>) -> Result<(), GpuError> {
-        self.changes += 1;
+        self.changes += u64::from(state == State::Weights);
         self.storage.write(&mut self.buffers.device, &self.plan, state, values)
     }
 

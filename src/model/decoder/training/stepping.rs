@@ -163,7 +163,7 @@ impl Copies<'_> {
             Element::F32 => trainer.buffers.device.copy(sum, to)?,
             Element::Bf16 => {
                 let every = trainer.buffers.ints(0..weight.rows)?;
-                trainer.write_element(sum, every, to, [weight.rows, weight.width])?;
+                trainer.write_bf16(sum, every, to, [weight.rows, weight.width])?;
                 trainer.buffers.give(every)?;
             }
         }
