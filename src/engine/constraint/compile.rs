@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use super::{Constraint, ConstraintKind, Guide, gbnf, readable};
 use crate::engine::EngineError;
+use crate::prompt::answer::JSON_SPACE;
 use crate::tokenizer::Tokenizer;
 
 /// Maximum size of a schema or grammar.
@@ -20,9 +21,6 @@ const MAX_BYTES: usize = 64 << 10;
 const CACHED: usize = 16;
 /// Longer tokens are never drawn under a constraint, because the vocabulary's trie is at most 1024 bytes deep.
 const MAX_TOKEN_BYTES: usize = 1000;
-/// White space between the parts of a JSON text. It is limited, so that a model cannot generate white space forever.
-const JSON_SPACE: &str = r"[\x20\x0A\x0D\x09]{1,32}";
-
 /// Limits on the work and memory of one compiled constraint. llguidance uses about 50 thousand units of fuel or 20
 /// thousand items per millisecond, and 2 kB for each state of the lexer.
 fn limits(scannerless: bool) -> ParserLimits {

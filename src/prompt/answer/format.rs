@@ -3,6 +3,11 @@
 
 use serde_json::{Value, json};
 
+/// White space between the parts of a JSON text whose form is enforced, as a regular expression: one space, or one or two
+/// line ends with an indentation. White space that may go on fills the answers of models that are not sure of their next
+/// word.
+pub const JSON_SPACE: &str = r"(\x20|(\x0D?\x0A){1,2}(\x20{0,32}|\x09{1,16}))";
+
 /// Most calls in one answer with an enforced grammar.
 const MOST_CALLS: usize = 16;
 
@@ -149,7 +154,7 @@ impl ToolTags {
         let key = if self.format == ToolFormat::Llama { "parameters" } else { "arguments" };
         for (i, (name, schema)) in of.tools.iter().enumerate() {
             let mut schema = if schema.is_object() { schema.clone() } else { json!({"type": "object"}) };
-            schema["x-guidance"] = json!({"whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,32}"});
+            schema["x-guidance"] = json!({"whitespace_pattern": JSON_SPACE});
             let rule = match self.format {
                 ToolFormat::MistralNamed => {
                     format!("{} {} {} %json {schema}", self.tag("[TOOL_CALLS]"), quoted(name), self.tag("[ARGS]"))
@@ -182,6 +187,25 @@ pub fn instructions(tools: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn white_space_of_json_indents_and_ends() {
+        let whole = regex::Regex::new(&format!("^{JSON_SPACE}$")).unwrap();
+        for (space, fits) in [
+            (" ", true),
+            ("\n", true),
+            ("\r\n\t\t", true),
+            ("\n\n        ", true),
+            ("", false),
+            ("  ", false),
+            ("\t", false),
+            ("\n\n\n", false),
+            ("\r\r", false),
+            ("\n \n ", false),
+        ] {
+            assert_eq!(whole.is_match(space), fits, "{space:?}");
+        }
+    }
 
     #[test]
     fn templates_name_their_formats() {

@@ -38,9 +38,11 @@ impl Place {
         self
     }
 
-    /// The binary with the place's settings and none of this process's own.
+    /// The binary with the place's settings and none of this process's own. `INSTRUCTD_BIN` names another binary, such as
+    /// a release build for a long run.
     pub fn command(&self, subcommand: &str) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_instructd"));
+        let built = env!("CARGO_BIN_EXE_instructd").into();
+        let mut command = Command::new(std::env::var_os("INSTRUCTD_BIN").unwrap_or(built));
         for (name, _) in std::env::vars_os().filter(|(n, _)| n.to_string_lossy().starts_with("INSTRUCTD_")) {
             command.env_remove(name);
         }
