@@ -45,8 +45,34 @@ fn default_name(parent: &str, recipe: &str, job: &JobId) -> String {
     format!("{}{end}", start.trim_end_matches('.'))
 }
 
+/// An output that was moved to the directory of a version. Unless it is kept, it is moved back, so that neither an error
+/// nor a lost lease leaves a directory under a name that no version has, and the name stays free.
+struct Moved {
+    from: PathBuf,
+    to: PathBuf,
+    kept: bool,
+}
+
+impl Moved {
+    fn keep(mut self) -> PathBuf {
+        self.kept = true;
+        self.to.clone()
+    }
+}
+
+impl Drop for Moved {
+    fn drop(&mut self) {
+        if self.kept {
+            return;
+        }
+        if let Err(error) = std::fs::rename(&self.to, &self.from) {
+            tracing::warn!(%error, from = %self.to.display(), "an output that was not published cannot be moved back");
+        }
+    }
+}
+
 /// Moves the output under `DATA/models/<name>`, uploads it to the artifact store and describes the version. The store
-/// registers the version in the transaction that ends the job.
+/// registers the version in the transaction that ends the job. After an error the output is back in its place.
 pub(super) async fn publish_files(
     store: &Store,
     artifacts: &Artifacts,
@@ -71,20 +97,18 @@ pub(super) async fn publish_files(
     let target = models.join(&name);
     let from = release.model_dir.to_owned();
     let recipe = job.kind.clone();
-    let (sha256, kind) = {
-        let target = target.clone();
-        tokio::task::spawn_blocking(move || -> anyhow::Result<_> {
-            let facts = (weights_sha256(&from)?, kind_of(&from, &recipe));
-            std::fs::create_dir_all(&models)?;
-            std::fs::rename(&from, &target)?;
-            // The rename is durable once the directory that holds the name is.
-            std::fs::File::open(&models)?.sync_all()?;
-            Ok(facts)
-        })
-        .await??
-    };
+    let (sha256, kind, moved) = tokio::task::spawn_blocking(move || -> anyhow::Result<_> {
+        let (sha256, kind) = (weights_sha256(&from)?, kind_of(&from, &recipe));
+        std::fs::create_dir_all(&models)?;
+        std::fs::rename(&from, &target)?;
+        let moved = Moved { from, to: target, kept: false };
+        // The rename is durable once the directory that holds the name is.
+        std::fs::File::open(&models)?.sync_all()?;
+        Ok((sha256, kind, moved))
+    })
+    .await??;
     let id = ModelVersionId::new();
-    let files = artifacts.publish(&id, &target).await?;
+    let files = artifacts.publish(&id, &moved.to).await?;
     let mut metrics = match release.metrics {
         Value::Object(map) => map,
         Value::Null => Map::new(),
@@ -106,7 +130,7 @@ pub(super) async fn publish_files(
         state: ModelState::Candidate,
         created: release.now,
     };
-    Ok(PublishedFiles { version, files, dir: target })
+    Ok(PublishedFiles { version, files, dir: moved.keep() })
 }
 
 #[cfg(test)]

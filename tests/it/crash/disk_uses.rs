@@ -277,42 +277,75 @@ async fn a_database_on_a_full_disk_can_be_backed_up_elsewhere() {
     assert_eq!(judgments(&restored).await, stored);
 }
 
+async fn demonstrate(server: &Server) {
+    for i in 0..4 {
+        let body = json!({"messages": [{"role": "user", "content": format!("t{i}")}], "completion": "t1 t2 t3"});
+        server.call("POST", "/v1/demonstrations", Some(body)).await.expect(201);
+    }
+}
+
+/// Queues a short run that publishes `name`; returns the job's id.
+async fn train(server: &Server, name: &str) -> String {
+    let args = json!({"epochs": 2, "checkpoint_every": 2, "batch_size": 2, "max_length": 16, "publish_as": name});
+    let made = server.call("POST", "/admin/jobs", Some(json!({"kind": "sft", "args": args}))).await;
+    assert!([201, 202].contains(&made.status), "{} {}", made.status, made.json);
+    made.json["id"].as_str().unwrap().to_owned()
+}
+
+/// The job, once it has ended.
+async fn ended(server: &Server, id: &str) -> Value {
+    let path = format!("/admin/jobs/{id}");
+    eventually(LONG, "the job's end", async || {
+        let job = server.call("GET", &path, None).await.expect(200);
+        ["succeeded", "failed", "cancelled"].contains(&job["state"].as_str().unwrap()).then_some(job)
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_version_that_the_artifact_store_has_no_room_for_keeps_its_name_free() {
+    let Some(disk) = SmallDisk::mount(12) else { return };
+    let elsewhere = tempfile::tempdir().unwrap();
+    let (url, data) = (database(elsewhere.path()), elsewhere.path().join("data"));
+    let shared = format!("file://{}", disk.path().join("artifacts").display());
+    let server = Server::start(&Place::new(&url, &data).with("INSTRUCTD_ARTIFACTS__URL", shared)).await;
+    demonstrate(&server).await;
+    disk.fill();
+    let id = train(&server, "roomy").await;
+    let job = ended(&server, &id).await;
+    let error = job["error"].as_str().unwrap_or_default();
+    assert!(job["state"] == "failed" && error.contains("publishing failed"), "{job}");
+    assert!(error.contains("No space left"), "{job}");
+    assert!(!data.join("models/roomy").exists(), "a directory of no version");
+
+    disk.clear();
+    server.call("POST", &format!("/admin/jobs/{id}/resume"), None).await.expect(200);
+    let job = ended(&server, &id).await;
+    assert_eq!((&job["state"], &job["result"]["model"]), (&json!("succeeded"), &json!("roomy")), "{job}");
+    promote(&server, "roomy").await.expect(200);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_job_on_a_full_disk_fails_and_is_resumed() {
     let Some(disk) = SmallDisk::mount(12) else { return };
     let elsewhere = tempfile::tempdir().unwrap();
     let url = database(elsewhere.path());
     let server = Server::start(&Place::new(&url, &disk.path().join("data"))).await;
-    for i in 0..4 {
-        let body = json!({"messages": [{"role": "user", "content": format!("t{i}")}], "completion": "t1 t2 t3"});
-        server.call("POST", "/v1/demonstrations", Some(body)).await.expect(201);
-    }
-    let ended = async |id: &str| {
-        let path = format!("/admin/jobs/{id}");
-        eventually(LONG, "the job's end", async || {
-            let job = server.call("GET", &path, None).await.expect(200);
-            let over = ["succeeded", "failed", "cancelled"].contains(&job["state"].as_str().unwrap());
-            over.then_some(job)
-        })
-        .await
-    };
+    demonstrate(&server).await;
     disk.fill();
     // First its data has no room, then its first checkpoint.
     for (room, at) in [(0, "cannot write the job's files"), (128 << 10, "cannot write checkpoint")] {
         disk.leave(room);
         let name = format!("room-{room}");
-        let args = json!({"epochs": 2, "checkpoint_every": 2, "batch_size": 2, "max_length": 16, "publish_as": name});
-        let made = server.call("POST", "/admin/jobs", Some(json!({"kind": "sft", "args": args}))).await;
-        assert!([201, 202].contains(&made.status), "{} {}", made.status, made.json);
-        let id = made.json["id"].as_str().unwrap().to_owned();
-        let job = ended(&id).await;
+        let id = train(&server, &name).await;
+        let job = ended(&server, &id).await;
         let error = job["error"].as_str().unwrap_or_default();
         assert!(job["state"] == "failed" && error.contains(at) && error.contains("No space left"), "{job}");
         rank(&server, &name).await.expect(201);
 
         disk.clear();
         server.call("POST", &format!("/admin/jobs/{id}/resume"), None).await.expect(200);
-        let job = ended(&id).await;
+        let job = ended(&server, &id).await;
         assert_eq!(job["state"], "succeeded", "{job}");
         promote(&server, &name).await.expect(200);
         disk.fill();
