@@ -353,7 +353,7 @@ mod avx512 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::noise;
+    use crate::{noise, sizes};
 
     fn rounded(v: f32) -> f64 {
         bf16::from_f32(v).to_f64()
@@ -361,9 +361,15 @@ mod tests {
 
     #[test]
     fn is_the_product_of_the_rounded_values_and_batch_invariant() {
-        for (n, m, k) in
-            [(1, 1, 1), (1, 70, 33), (7, 130, 1500), (13, 64, 17), (40, 200, 4100), (260, 70, 40), (200, 64, 4100)]
-        {
+        for (n, m, k) in sizes([
+            (1, 1, 1),
+            (1, 70, 33),
+            (7, 130, 1500),
+            (13, 64, 17),
+            (40, 200, 4100),
+            (260, 70, 40),
+            (200, 64, 4100),
+        ]) {
             let (w, x) = (noise(m * k, 3), noise(n * k, 5));
             let packed = PackedBf16::pack(&w, m, k, WeightLayout::OutIn);
             let mut y = vec![f32::NAN; n * m];

@@ -466,11 +466,11 @@ impl Panel<'_> {
 mod tests {
     use super::*;
     use crate::blocks::tests::random_blocks;
-    use crate::noise;
     use crate::q8_rows::kernels;
+    use crate::{noise, sizes};
 
     fn check<F: BlockLayout>(kind: BlockType) {
-        for (n, m, k) in [(1, 16, 256), (11, 37, 512), (3, 5, 768)] {
+        for (n, m, k) in sizes([(1, 16, 256), (11, 37, 512), (3, 5, 768)]) {
             let (bytes, x) = (random_blocks(kind, m, k), noise(n * k, 2));
             let mut w = vec![0f32; m * k];
             blocks::dequantize(&bytes, kind, &mut w);

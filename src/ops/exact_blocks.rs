@@ -286,7 +286,7 @@ mod tests {
     use super::*;
     use crate::blocks::tests::random_blocks;
     use crate::gemm::{PackedF32, WeightLayout};
-    use crate::noise;
+    use crate::{noise, sizes};
 
     #[test]
     fn columns_become_lines() {
@@ -312,7 +312,7 @@ mod tests {
     #[test]
     fn products_have_the_bits_of_the_dequantised_matrix() {
         for kind in BlockType::ALL.into_iter().filter(|kind| kind.quantised()) {
-            for (n, m, k) in [(1, 64, 256), (1, 70, 512), (7, 130, 768), (40, 37, 256), (3, 1100, 256)] {
+            for (n, m, k) in sizes([(1, 64, 256), (1, 70, 512), (7, 130, 768), (40, 37, 256), (3, 1100, 256)]) {
                 let (bytes, x) = (random_blocks(kind, m, k), noise(n * k, 2));
                 let mut w = vec![0f32; m * k];
                 blocks::dequantize(&bytes, kind, &mut w);

@@ -440,7 +440,7 @@ pub(super) mod avx512 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::noise;
+    use crate::{noise, sizes};
 
     #[test]
     fn blocks_of_any_size_and_stride_are_transposed() {
@@ -459,7 +459,7 @@ mod tests {
 
     #[test]
     fn every_element_is_the_chain_of_fused_multiply_adds_in_any_batch() {
-        for (n, m, k) in [(1, 1, 1), (1, 70, 33), (7, 130, 1500), (13, 64, 17), (40, 200, 2100)] {
+        for (n, m, k) in sizes([(1, 1, 1), (1, 70, 33), (7, 130, 1500), (13, 64, 17), (40, 200, 2100)]) {
             let (w, x) = (noise(m * k, 3), noise(n * k, 5));
             let packed = PackedF32::pack(&w, m, k, WeightLayout::OutIn);
             let mut y = vec![f32::NAN; n * m];

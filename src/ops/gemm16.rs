@@ -209,11 +209,11 @@ mod avx512 {
 mod tests {
     use super::*;
     use crate::gemm::PackedF32;
-    use crate::noise;
+    use crate::{noise, sizes};
 
     #[test]
     fn equals_the_f32_product_of_the_rounded_weights_bit_for_bit() {
-        for (n, m, k) in [(1, 70, 33), (3, 64, 1500), (13, 130, 17), (60, 200, 2100)] {
+        for (n, m, k) in sizes([(1, 70, 33), (3, 64, 1500), (13, 130, 17), (60, 200, 2100)]) {
             let (w, x) = (noise(m * k, 3), noise(n * k, 5));
             for kind in [HalfKind::Bf16, HalfKind::F16] {
                 let rounded: Vec<f32> = w

@@ -132,3 +132,9 @@ pub fn noise(n: usize, mut seed: u64) -> Vec<f32> {
         })
         .collect()
 }
+
+/// The sizes `(n, m, k)` of products that a test computes. Under Miri, which is some thousand times slower, the small ones.
+#[cfg(test)]
+pub fn sizes<const N: usize>(all: [(usize, usize, usize); N]) -> impl Iterator<Item = (usize, usize, usize)> {
+    all.into_iter().filter(|(n, m, k)| !cfg!(miri) || n * m * k <= 20_000)
+}

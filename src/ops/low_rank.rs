@@ -81,8 +81,8 @@ impl LowRankUpdate<'_> {
 mod tests {
     use super::*;
     use crate::bf16::PackedBf16;
-    use crate::noise;
     use crate::product::{Dims, product};
+    use crate::{noise, sizes};
 
     /// The term as two products. Returns the down projection.
     fn composed(x: &[f32], a: &[f32], b: &[f32], y: &mut [f32], n: usize, rank: usize, scale: f32) -> Vec<f32> {
@@ -97,6 +97,9 @@ mod tests {
     #[test]
     fn the_fused_term_has_the_bits_of_separate_products() {
         for (n, m, k, rank) in [(1, 70, 33, 8), (16, 200, 96, 4), (29, 64, 130, 20), (700, 130, 70, 8)] {
+            if sizes([(n, m, k)]).next().is_none() {
+                continue;
+            }
             let (w, x) = (noise(m * k, 1), noise(n * k, 2));
             let (a, b) = (noise(rank * k, 3), noise(m * rank, 4));
             let packed = PackedBf16::pack(&w, m, k, WeightLayout::OutIn);

@@ -312,13 +312,12 @@ pub fn column_sums(x: &[f32], out: &mut [f32], add: bool) {
 mod tests {
     use super::*;
     use crate::gemm::PackedF32;
-    use crate::noise;
+    use crate::{noise, sizes};
 
     #[test]
     fn products_have_the_bits_of_products_with_packed_weights() {
-        for (n, m, k) in
-            [(1, 3, 5), (70, 130, 33), (200, 64, 1100), (13, 200, 17), (50, 8, 90), (7, 20, 40), (9, 150, 8)]
-        {
+        let all = [(1, 3, 5), (70, 130, 33), (200, 64, 1100), (13, 200, 17), (50, 8, 90), (7, 20, 40), (9, 150, 8)];
+        for (n, m, k) in sizes(all) {
             let (x, w) = (noise(n * k, 1), noise(m * k, 2));
             let mut want = vec![0f32; n * m];
             PackedF32::pack(&w, m, k, WeightLayout::OutIn).matmul(&x, &mut want, n);
@@ -334,6 +333,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "seven million products")]
     fn a_weight_gradient_in_two_parts_has_the_bits_of_the_whole() {
         let (n, m, k) = (45, 2100, 70);
         let (gy, x) = (noise(n * m, 3), noise(n * k, 4));

@@ -287,8 +287,8 @@ mod tests {
     use candle_core::quantized::{GgmlDType, QTensor};
 
     use super::*;
-    use crate::noise;
     use crate::q8_rows::kernels;
+    use crate::{noise, sizes};
 
     /// The product with weights w `[m, k]`.
     fn expected(w: &[f32], x: &[f32], m: usize, k: usize) -> Vec<f32> {
@@ -316,7 +316,7 @@ mod tests {
 
     #[test]
     fn products_are_close_to_f32_and_equal_in_any_batch_and_on_every_instruction_set() {
-        for (n, m, k) in [(1, 16, 32), (11, 70, 576), (3, 5, 48)] {
+        for (n, m, k) in sizes([(1, 16, 32), (11, 70, 576), (3, 5, 48)]) {
             let (w, x) = (noise(m * k, 1), noise(n * k, 2));
             let packed = PackedQ4::quantize(&w, m, k);
             let mut y = vec![f32::NAN; n * m];

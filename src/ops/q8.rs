@@ -240,12 +240,12 @@ mod x86 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::noise;
     use crate::q8_rows::kernels;
+    use crate::{noise, sizes};
 
     #[test]
     fn products_are_close_to_f32_and_equal_in_any_batch_and_on_every_instruction_set() {
-        for (n, m, k) in [(1, 16, 32), (11, 70, 576), (3, 5, 48)] {
+        for (n, m, k) in sizes([(1, 16, 32), (11, 70, 576), (3, 5, 48)]) {
             let (w, x) = (noise(m * k, 1), noise(n * k, 2));
             let packed = PackedQ8::quantize(&w, m, k);
             let mut y = vec![f32::NAN; n * m];

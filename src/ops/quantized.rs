@@ -309,13 +309,13 @@ fn fitted(x: &[f32; BLOCK], counts: &[f32; BLOCK], pair: (f32, f32)) -> (f32, f3
 mod tests {
     use super::*;
     use crate::gemm::WeightLayout;
-    use crate::noise;
     use crate::product::{Dims, product};
+    use crate::{noise, sizes};
 
     #[test]
     fn products_have_the_bits_of_products_with_the_dequantised_values() {
         for kind in [BlockType::Q8_0, BlockType::Q4_1] {
-            for (n, m, k) in [(1, 70, 64), (13, 130, 100), (70, 48, 33), (200, 200, 1056), (3, 5, 7)] {
+            for (n, m, k) in sizes([(1, 70, 64), (13, 130, 100), (70, 48, 33), (200, 200, 1056), (3, 5, 7)]) {
                 let matrix = QuantizedMatrix::quantize(&noise(m * k, 1), m, k, kind).unwrap();
                 let w: Vec<f32> = matrix.dequantize().unwrap().flatten_all().unwrap().to_vec1().unwrap();
                 let (x, gy) = (noise(n * k, 2), noise(n * m, 3));

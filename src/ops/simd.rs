@@ -159,7 +159,7 @@ fn fold(lanes: [f32; LANES]) -> f32 {
 mod tests {
     #[test]
     fn exp_is_accurate() {
-        for i in -8600..8800 {
+        for i in (-8600..8800).step_by(if cfg!(miri) { 97 } else { 1 }) {
             let x = i as f32 / 100.0;
             let want = f64::from(x).exp();
             let got = f64::from(super::exp(x));
