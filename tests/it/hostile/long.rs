@@ -70,8 +70,12 @@ async fn generated_requests_over_every_route() {
     let dir = tempfile::tempdir().unwrap();
     let server = Arc::new(Server::start(&place(dir.path())).await);
     let (made, failed) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicU64::new(0)));
+    // Answers by the first digit of their status, refusals with 429, and requests that were left.
+    let answers: Arc<[AtomicU64; 6]> = Arc::default();
+    let (refused, left) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
     let clients = (0..setting("INSTRUCTD_LONG_CLIENTS", 8)).map(|client| {
         let (server, made, failed) = (server.clone(), made.clone(), failed.clone());
+        let (answers, refused, left) = (answers.clone(), refused.clone(), left.clone());
         tokio::spawn(async move {
             let mut dice = Dice(seed.wrapping_mul(1000) + client);
             let table = routes::table(&LimitsConfig::default());
@@ -101,10 +105,13 @@ async fn generated_requests_over_every_route() {
                     answer.bytes().await?;
                     Ok::<_, reqwest::Error>(status)
                 });
-                if let Ok(Ok(status)) = sent.await
-                    && status >= 500
-                    && status != 503
-                {
+                let Ok(Ok(status)) = sent.await else {
+                    left.fetch_add(1, Relaxed);
+                    continue;
+                };
+                answers[usize::from(status / 100)].fetch_add(1, Relaxed);
+                refused.fetch_add(u64::from(status == 429), Relaxed);
+                if status >= 500 && status != 503 {
                     eprintln!("{} {path}{query}: {status}", route.method);
                     failed.fetch_add(1, Relaxed);
                 }
@@ -127,6 +134,10 @@ async fn generated_requests_over_every_route() {
     }
     let (median, slow) = (percentile(&mut times, 0.5), percentile(&mut times, 0.99));
     eprintln!("{requests} requests, peak {:.0} MB, /health median {median:?}, p99 {slow:?}", peak as f64 / 1e6);
+    let by_status: Vec<String> = (2..6).map(|i| format!("{i}xx: {}", answers[i].load(Relaxed))).collect();
+    let (refused, left) = (refused.load(Relaxed), left.load(Relaxed));
+    eprintln!("{}, of these 429: {refused}; left after 3 s: {left}", by_status.join(", "));
+    assert!(answers[2].load(Relaxed) * 20 > requests as u64, "few requests were carried out");
     assert_eq!(failed.load(Relaxed), 0, "server errors");
     assert!(slow <= p99, "/health took {slow:?} at the 99th percentile");
 }
