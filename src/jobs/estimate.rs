@@ -13,6 +13,7 @@ use crate::domain::{JobState, Message, ModelKind, user_turns};
 use crate::model::{ModelConfig, describe, presets};
 use crate::store::{Page, Store, StoreError, find_version};
 use crate::train::Recipe;
+use crate::train::assumption::{self, Assumption};
 use crate::train::estimate::{DataSize, PlannedRun, Seconds, available_memory, need, seconds};
 use crate::train::fit::percentile_99;
 
@@ -23,8 +24,10 @@ pub struct Estimate {
     pub memory_bytes: u64,
     /// null when the amount of data is not known.
     pub seconds: Option<Seconds>,
-    /// How the figures were obtained.
+    /// How the figures were obtained, in English.
     pub basis: String,
+    /// The same as data.
+    pub assumptions: Vec<Assumption>,
     /// Optimizer steps (RL: iterations); null when the amount of data is not known.
     pub steps: Option<u64>,
     /// Whether that much memory is available now; null when the system does not report it.
@@ -98,14 +101,15 @@ pub async fn estimate(
     let Some(model) = model else {
         // A new model, or files that are elsewhere.
         let basis = match kind {
-            crate::train::JUDGE => "a judge answers questions and trains nothing; its needs are not estimated",
-            super::queue::EXTERNAL => "another program trains; its needs are not known to this server",
-            _ => "the model's size is not known: its files are not on this server, or the job creates it",
+            crate::train::JUDGE => Assumption::JudgeAnswers,
+            super::queue::EXTERNAL => Assumption::OtherProgram,
+            _ => Assumption::UnknownModel,
         };
         return Ok(Estimate {
             memory_bytes: 0,
             seconds: None,
-            basis: basis.to_owned(),
+            basis: basis.to_string(),
+            assumptions: vec![basis],
             steps: None,
             fits: None,
             available_memory_bytes: available,
@@ -127,19 +131,17 @@ pub async fn estimate(
     let needed = need(&planned);
     let rates = earlier_rates(store, data_dir, kind).await?;
     let parameters = presets::parameters(&model) as f64;
-    let (time, speed) = {
+    let (time, from) = {
         let needed = needed.clone();
         let timed = tokio::task::spawn_blocking(move || seconds(&needed, parameters, &rates));
-        timed
-            .await
-            .ok()
-            .flatten()
-            .map_or((None, String::new()), |(time, basis)| (Some(time), format!("; time from {basis}")))
+        timed.await.ok().flatten().unzip()
     };
+    let assumptions: Vec<Assumption> = needed.assumptions.into_iter().chain(from).collect();
     Ok(Estimate {
         memory_bytes: needed.memory_bytes,
         seconds: time,
-        basis: format!("{}{speed}", needed.basis),
+        basis: assumption::text(&assumptions),
+        assumptions,
         steps: needed.steps,
         fits: available.map(|free| needed.memory_bytes <= free),
         available_memory_bytes: available,

@@ -11,6 +11,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::args::sweep_of;
+use super::assumption::Assumption;
 use crate::model::{ModelConfig, families, presets, quantized};
 
 /// Memory of the program before a model is loaded.
@@ -56,8 +57,7 @@ pub struct Need {
     pub tokens: Option<f64>,
     /// Floating-point operations of the whole run; unknown without data.
     pub flops: Option<f64>,
-    /// The assumptions, for people.
-    pub basis: String,
+    pub assumptions: Vec<Assumption>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, schemars::JsonSchema)]
@@ -93,13 +93,11 @@ fn adapter_parameters(config: &ModelConfig, rank: f64) -> f64 {
 }
 
 /// The models that score responses.
-fn scorers<'a>(planned: &PlannedRun<'a>) -> impl Iterator<Item = (&'static str, &'a ModelConfig)> {
-    let all = [
-        ("a reward model", planned.reward_model),
-        ("a reward model", planned.gold_reward_model),
-        ("a judge", planned.judge_model),
-    ];
-    all.into_iter().filter_map(|(what, model)| Some((what, model?)))
+fn scorers<'a>(planned: &PlannedRun<'a>) -> impl Iterator<Item = (Assumption, &'a ModelConfig)> {
+    let rewards = [planned.reward_model, planned.gold_reward_model].into_iter().flatten();
+    let rewards = rewards.map(|m| (Assumption::RewardModel { parameters: presets::parameters(m) as u64 }, m));
+    let judge = planned.judge_model.map(|m| (Assumption::JudgeModel { parameters: presets::parameters(m) as u64 }, m));
+    rewards.chain(judge)
 }
 
 /// Estimates a run.
@@ -162,17 +160,16 @@ pub fn need(planned: &PlannedRun<'_>) -> Need {
     let moments = if args.text("adam_states") == "8bit" { 2.0 } else { 8.0 };
     let own = trained * (4.0 + 4.0 + moments) + copy;
     let mut memory = PROGRAM_BYTES + frozen + own + activations + logits;
-    let mut parts = vec![match rank {
-        Some(rank) => {
-            format!("LoRA of rank {rank} ({:.1}M of {:.1}M parameters trained)", trained / 1e6, parameters / 1e6)
-        }
-        None => format!("all {:.1}M parameters trained", parameters / 1e6),
+    let whole = |count: f64| count.round() as u64;
+    let mut assumptions = vec![match rank {
+        Some(rank) => Assumption::Lora { rank: whole(rank), trained: whole(trained), parameters: whole(parameters) },
+        None => Assumption::AllParameters { parameters: whole(parameters) },
     }];
-    parts.push(match (given, chosen) {
-        (None, Some(_)) => format!("max_length about {max_length:.0} tokens, from the data"),
-        _ => format!("max_length {max_length:.0} tokens"),
+    assumptions.push(match (given, chosen) {
+        (None, Some(_)) => Assumption::MaxLengthOfData { tokens: whole(max_length) },
+        _ => Assumption::MaxLength { tokens: whole(max_length) },
     });
-    parts.push(format!("micro-batches of {micro:.0} tokens"));
+    assumptions.push(Assumption::MicroBatches { tokens: whole(micro) });
     if rl {
         let per_token = 2.0 * layers * (model.n_kv_heads * model.head_dim) as f64 * 4.0;
         let round = in_batch * (longest + response).min(model.max_positions as f64);
@@ -181,7 +178,7 @@ pub fn need(planned: &PlannedRun<'_>) -> Need {
         for (what, other) in scorers(planned) {
             let size = presets::parameters(other) as f64;
             memory += size * if half { 4.0 } else { 8.0 };
-            parts.push(format!("{what} of {:.1}M parameters", size / 1e6));
+            assumptions.push(what);
         }
         if args.text("critic") == "separate" {
             let critic = planned.reward_model.map_or(parameters, |m| presets::parameters(m) as f64);
@@ -221,27 +218,27 @@ pub fn need(planned: &PlannedRun<'_>) -> Need {
         tokens = Some(seen);
         flops = Some(seen * work);
     }
-    parts.push(match (known, rl) {
-        (true, _) => format!("{} rows of about {:.0} tokens", data.rows, data.tokens),
-        (false, _) => "sequences of the longest length, because the data is not known yet".to_owned(),
+    assumptions.push(match known {
+        true => Assumption::Rows { rows: data.rows, tokens: whole(data.tokens) },
+        false => Assumption::LongestSequences,
     });
     let sweep = sweep_of(planned.args).ok().flatten();
     let runs = sweep.map_or(1, |sweep| sweep.cells().len() as u64 * sweep.seeds);
     if runs > 1 {
-        parts.push(format!("{runs} runs, one after the other"));
+        assumptions.push(Assumption::Runs { runs });
     }
     Need {
         memory_bytes: memory as u64,
         steps: steps.map(|steps| steps * runs),
         tokens: tokens.map(|tokens| tokens * runs as f64),
         flops: flops.map(|flops| flops * runs as f64),
-        basis: parts.join(", "),
+        assumptions,
     }
 }
 
-/// The time of a run, and its basis for people. `measured` are (tokens per second, parameters) of earlier runs of this
+/// The time of a run, and what it follows from. `measured` are (tokens per second, parameters) of earlier runs of this
 /// recipe on this machine.
-pub fn seconds(need: &Need, parameters: f64, measured: &[(f64, f64)]) -> Option<(Seconds, String)> {
+pub fn seconds(need: &Need, parameters: f64, measured: &[(f64, f64)]) -> Option<(Seconds, Assumption)> {
     let (tokens, flops) = (need.tokens?, need.flops?);
     let mut rates: Vec<f64> = measured
         .iter()
@@ -251,17 +248,13 @@ pub fn seconds(need: &Need, parameters: f64, measured: &[(f64, f64)]) -> Option<
     rates.sort_by(f64::total_cmp);
     if let Some(median) = rates.get(rates.len() / 2) {
         let seconds = tokens / median;
-        let runs = super::fit::count(rates.len(), "earlier run", "earlier runs");
-        return Some((
-            Seconds { low: seconds * 0.6, high: seconds * 1.8 },
-            format!("the speed of {runs} of this recipe here"),
-        ));
+        let runs = rates.len() as u64;
+        return Some((Seconds { low: seconds * 0.6, high: seconds * 1.8 }, Assumption::EarlierRuns { runs }));
     }
     let speed = product_speed()?;
     let (best, worst) = (flops / (speed * EFFICIENCY.0), flops / (speed * EFFICIENCY.1));
-    let text =
-        format!("a matrix product measured here at {:.0} GFLOP/s; there is no earlier run of this recipe", speed / 1e9);
-    Some((Seconds { low: best, high: worst }, text))
+    let gflops = (speed / 1e9).round() as u64;
+    Some((Seconds { low: best, high: worst }, Assumption::MeasuredProduct { gflops }))
 }
 
 /// Floating-point operations per second of a matrix product of medium size on all threads. Measured once.
@@ -371,12 +364,13 @@ mod tests {
     #[test]
     fn earlier_runs_determine_the_time() {
         let need = of(json!({}), Some(DataSize { rows: 1000, sequences_per_row: 1.0, tokens: 200.0, longest: 400.0 }));
-        let (seconds, basis) = super::seconds(&need, 1e6, &[(100.0, 1e6), (50.0, 2e6)]).unwrap();
+        let (seconds, from) = super::seconds(&need, 1e6, &[(100.0, 1e6), (50.0, 2e6)]).unwrap();
         // Both runs went at 100 tokens per second for this size.
         let exact = need.tokens.unwrap() / 100.0;
         assert!(seconds.low < exact && exact < seconds.high, "{seconds:?} {exact}");
-        assert!(basis.contains("2 earlier runs"), "{basis}");
-        let (guessed, basis) = super::seconds(&need, 1e6, &[]).unwrap();
-        assert!(guessed.low > 0.0 && guessed.low < guessed.high && basis.contains("measured here"));
+        assert_eq!(from, Assumption::EarlierRuns { runs: 2 });
+        let (guessed, from) = super::seconds(&need, 1e6, &[]).unwrap();
+        assert!(guessed.low > 0.0 && guessed.low < guessed.high);
+        assert!(matches!(from, Assumption::MeasuredProduct { gflops } if gflops > 0), "{from}");
     }
 }

@@ -3,6 +3,7 @@
 //! and no HTTP: a job writes its data to JSONL files first.
 
 pub mod args;
+pub mod assumption;
 mod baselines;
 mod bidirectional;
 mod card;

@@ -208,6 +208,53 @@ export type AssistantMessage = {
   tool_calls?: CalledTool[];
 };
 
+/** One assumption of an estimate. Its `Display` is English; pages have words of their own for each `code`. */
+export type Assumption = {
+  code: 'lora';
+  rank: number;
+  trained: number;
+  parameters: number;
+} | {
+  code: 'all_parameters';
+  parameters: number;
+} | {
+  code: 'max_length';
+  tokens: number;
+} | {
+  code: 'max_length_of_data';
+  tokens: number;
+} | {
+  code: 'micro_batches';
+  tokens: number;
+} | {
+  code: 'reward_model';
+  parameters: number;
+} | {
+  code: 'judge_model';
+  parameters: number;
+} | {
+  code: 'rows';
+  rows: number;
+  tokens: number;
+} | {
+  code: 'longest_sequences';
+} | {
+  code: 'runs';
+  runs: number;
+} | {
+  code: 'earlier_runs';
+  runs: number;
+} | {
+  code: 'measured_product';
+  gflops: number;
+} | {
+  code: 'judge_answers';
+} | {
+  code: 'other_program';
+} | {
+  code: 'unknown_model';
+};
+
 /** Attention probabilities between tokens. */
 export type AttentionMaps = {
   maps: LayerMaps[];
@@ -1031,8 +1078,10 @@ export type Estimate = {
   memory_bytes: number;
   /** null when the amount of data is not known. */
   seconds: Seconds | null;
-  /** How the figures were obtained. */
+  /** How the figures were obtained, in English. */
   basis: string;
+  /** The same as data. */
+  assumptions: Assumption[];
   /** Optimizer steps (RL: iterations); null when the amount of data is not known. */
   steps: number | null;
   /** Whether that much memory is available now; null when the system does not report it. */

@@ -147,7 +147,8 @@ test('the estimate follows the form, and a server without one is no trouble', as
         memory_bytes: many ? 32e9 : 2.1e9,
         available_memory_bytes: 16e9,
         seconds: { low: 180, high: 360 },
-        basis: 'measured',
+        basis: 'all 134.5M parameters trained',
+        assumptions: [{ code: 'all_parameters', parameters: 134515008 }, { code: 'earlier_runs', runs: 1 }],
         steps: many ? 500 : 100,
         fits: !many,
       },
@@ -155,6 +156,10 @@ test('the estimate follows the form, and a server without one is no trouble', as
   });
   await visit(page, server.url, '/admin#/jobs/new/ppo', '.estimate span');
   assert.match(await page.locator('.estimate').textContent(), /3 min 00 s to 6 min 00 s · 2\.1 GB of 16 GB free memory · 100 steps/);
+  assert.equal(
+    await page.locator('.estimate .help').textContent(),
+    'all 134.5 million parameters are trained; time from the speed of one earlier run of this recipe on this machine',
+  );
   await page.locator('#arg-iterations').fill('500');
   await page.locator('.estimate .bad-text').waitFor();
   assert.equal(asked.at(-1).kind, 'ppo');

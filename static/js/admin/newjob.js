@@ -1,7 +1,7 @@
 // The form that starts a job: models that fit, no trap in a preselection, what the run will cost beside the button.
 import { get, listOf, post } from '../api.js';
 import { fill, h } from '../dom.js';
-import { duration, has, t } from '../i18n.js';
+import { duration, fig, has, t } from '../i18n.js';
 import { errorText } from '../plain.js';
 import { schemaForm } from './form.js';
 import { recipeName } from './jobs.js';
@@ -98,6 +98,16 @@ export function estimateText(e) {
   return [time, memory, Number.isFinite(e.steps) ? t('estimate.steps', { n: e.steps }) : null].filter(Boolean).join(' · ');
 }
 
+const millions = (n) => t('catalogue.millions', { n: fig(Math.round(n / 1e5) / 10) });
+
+/** One assumption of an estimate; parameters are counted in millions. */
+function assumptionText(a) {
+  const said = { ...a };
+  for (const name of ['trained', 'parameters']) if (name in said) said[name] = millions(said[name]);
+  if ('runs' in said) said.n = said.runs;
+  return t(`estimate.assume_${a.code}`, said);
+}
+
 /** The line beside the start button; follows the form. A server that has no estimate leaves it empty. */
 function estimator(kind, form, signal) {
   const line = h('p', { class: 'estimate', 'aria-live': 'polite' });
@@ -115,7 +125,7 @@ function estimator(kind, form, signal) {
         line,
         h('span', { text: estimateText(e) }),
         e.fits === false ? h('span', { class: 'bad-text', text: t('estimate.too_much') }) : null,
-        e.basis ? h('span', { class: 'help', text: has(`estimate.basis_${e.basis}`) ? t(`estimate.basis_${e.basis}`) : e.basis }) : null,
+        h('span', { class: 'help', text: e.assumptions.map(assumptionText).join(t('estimate.between_assumptions')) }),
       );
     } catch (err) {
       if (err.name === 'AbortError') return;
