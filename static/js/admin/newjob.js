@@ -98,12 +98,13 @@ export function estimateText(e) {
   return [time, memory, Number.isFinite(e.steps) ? t('estimate.steps', { n: e.steps }) : null].filter(Boolean).join(' · ');
 }
 
-const millions = (n) => t('catalogue.millions', { n: fig(Math.round(n / 1e5) / 10) });
+/** A number of parameters, in millions from one million on. */
+const parameters = (n) => (n < 1e6 ? n : t('catalogue.millions', { n: fig(Math.round(n / 1e5) / 10) }));
 
-/** One assumption of an estimate; parameters are counted in millions. */
+/** One assumption of an estimate. */
 function assumptionText(a) {
   const said = { ...a };
-  for (const name of ['trained', 'parameters']) if (name in said) said[name] = millions(said[name]);
+  for (const name of ['trained', 'parameters']) if (name in said) said[name] = parameters(said[name]);
   if ('runs' in said) said.n = said.runs;
   return t(`estimate.assume_${a.code}`, said);
 }
