@@ -387,6 +387,39 @@ def q8_products(mods, t):
         agree(y.values, want, TOLERANCE[t], "matmul_q8_out")
 
 
+@case("matmul_q4")
+def q4_products(mods, t):
+    n, m, k = 19, 70, 96
+    x, b = normal(t, (n, k)), normal(t, (m,), 2)
+    values = rng(1).integers(0, 16, size=(m, k // 32, 2, 16))
+    w = Buffer("i8", (values[:, :, 0] | values[:, :, 1] << 4).astype(np.uint8).view(np.int8).reshape(m, k // 2))
+    s = Buffer("f16", rng(2).uniform(0.01, 0.2, size=(m, k // 32)))
+    least = Buffer("f16", rng(3).uniform(-1.5, 0.1, size=(m, k // 32)))
+    each = [np.repeat(a.values.astype(np.float32), 32, 1) for a in (s, least)]
+    full = Buffer(t, values.reshape(m, k) * each[0] + each[1]).values.astype(np.float64)
+    want = x.values.astype(np.float64) @ full.T
+    bits = None
+    for rows in (16, 64):
+        tile = TABLE[f"matmul_q4.{rows}.{t}"].constants["BM"]
+        for name, more in (("matmul_q4", 0), ("matmul_q4_bias", b.values)):
+            y = Buffer(t, shape=(n, m))
+            launch(mods, f"{name}.{rows}.{t}", (up(m, tile), up(n, rows)), x=x, w=w, scales=s, minima=least, bias=b, y=y,
+                   n=n, m=m, k=k)
+            agree(y.values, want + more, TOLERANCE[t], name)
+        same_bits(bits.bits if bits else y.bits, y.bits, "tiles of other heights")
+        bits = y
+    few = TABLE[f"matmul_q4.16.{t}"].constants["BM"]
+    alone = Buffer(t, shape=(1, m))
+    launch(mods, f"matmul_q4_bias.16.{t}", (up(m, few), 1), x=Buffer(t, x.values[18:]), w=w, scales=s, minima=least, bias=b,
+           y=alone, n=1, m=m, k=k)
+    same_bits(alone.bits[0], bits.bits[18], "a row alone")
+    if t != "f32":
+        y = Buffer("f32", shape=(n, m))
+        launch(mods, f"matmul_q4_out.16.{t}", (up(m, few), up(n, 16)), x=x, w=w, scales=s, minima=least, bias=b, y=y, n=n,
+               m=m, k=k)
+        agree(y.values, want, 1e-6, "matmul_q4_out")
+
+
 ACTIVATED = ("silu", "gelu_tanh", "gelu_erf")
 
 

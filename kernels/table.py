@@ -55,6 +55,13 @@ def products_q8(t):
     return {16: tile(16, 32, 128, 4, 4), 64: tile(64, 64, 64, 8, 3)}
 
 
+def products_q4(t):
+    """The same with weights in 4 bits. All tiles of a type have one BK, because it decides the order of sums."""
+    if t == "f32":
+        return {16: tile(16, 64, 32, 8, 2), 64: tile(64, 32, 32, 8, 2)}
+    return {16: tile(16, 32, 128, 4, 4), 64: tile(64, 128, 128, 8, 2)}
+
+
 def products(t):
     """Tiles by the number of rows that they take. Their order of sums is the same. Those of bf16 were measured on an
     H200: few rows wait for weights, so that much is read ahead in narrow tiles; many rows want large tiles."""
@@ -126,6 +133,13 @@ def forward():
             yield one(f"matmul_q8_bias.{rows}", "matmul_q8", q8, dict(BIAS=True, **shape.sizes), *rest, Y=t)
             if t != "f32":
                 yield one(f"matmul_q8_out.{rows}", "matmul_q8", q8, dict(BIAS=False, **shape.sizes), *rest, Y="f32")
+        q4 = "x:*T w:*i8 scales:*f16 minima:*f16 bias:*T y:*Y n:i32 m:i32 k:i32/8"
+        for rows, shape in products_q4(t).items():
+            rest = (shape.warps, shape.stages)
+            yield one(f"matmul_q4.{rows}", "matmul_q4", q4, dict(BIAS=False, **shape.sizes), *rest, Y=t)
+            yield one(f"matmul_q4_bias.{rows}", "matmul_q4", q4, dict(BIAS=True, **shape.sizes), *rest, Y=t)
+            if t != "f32":
+                yield one(f"matmul_q4_out.{rows}", "matmul_q4", q4, dict(BIAS=False, **shape.sizes), *rest, Y="f32")
         for kind, name in enumerate(ACTIVATIONS):
             for gated in (False, True):
                 constants = dict(KIND=kind, GATED=gated, BLOCK=1024)

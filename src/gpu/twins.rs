@@ -128,7 +128,7 @@ pub fn run(call: &mut Call<'_>) -> Done {
         "rope_cache" => rope_cache(call),
         "attend" => attend(call),
         "combine" => combine(call),
-        "matmul" | "matmul_q8" => matmul(call),
+        "matmul" | "matmul_q8" | "matmul_q4" => matmul(call),
         "activate" => activate(call),
         "shape_logits" => shape_logits(call),
         "gather_rows" => gather_rows(call),
@@ -327,16 +327,14 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
 
 fn matmul(call: &mut Call<'_>) -> Done {
     let [n, m, k] = [call.size("n")?, call.size("m")?, call.size("k")?];
-    let q8 = call.kernel.kernel == "matmul_q8";
     let bias = if call.constant("BIAS") == 1 { call.floats("bias", 0, m)? } else { vec![0.0; m] };
     // Tiles without a program are not written, as on a GPU.
     let (m_end, n_end) = (call.grid(0) * call.constant("BM"), call.grid(1) * call.constant("BN"));
-    let mut w = call.floats("w", 0, m * k)?;
-    if q8 {
-        let scales = call.floats("scales", 0, m * (k / 32))?;
-        w.chunks_exact_mut(32).zip(scales).for_each(|(block, s)| block.iter_mut().for_each(|v| *v *= s));
-        call.rounded("x", &mut w)?;
-    }
+    let w = match call.kernel.kernel.as_str() {
+        "matmul_q8" => weights_q8(call, m * k)?,
+        "matmul_q4" => weights_q4(call, m * k)?,
+        _ => call.floats("w", 0, m * k)?,
+    };
     for row in 0..n.min(n_end) {
         let x = call.floats("x", row * k, k)?;
         let lines = w.chunks_exact(k).zip(&bias).take(m_end);
@@ -344,6 +342,28 @@ fn matmul(call: &mut Call<'_>) -> Done {
         call.put("y", row * m, &y)?;
     }
     Ok(())
+}
+
+/// `count` weights in 8 bits, dequantised to the type of x.
+fn weights_q8(call: &mut Call<'_>, count: usize) -> Result<Vec<f32>, String> {
+    let mut w = call.floats("w", 0, count)?;
+    let scales = call.floats("scales", 0, count / 32)?;
+    w.chunks_exact_mut(32).zip(scales).for_each(|(block, s)| block.iter_mut().for_each(|v| *v *= s));
+    call.rounded("x", &mut w)?;
+    Ok(w)
+}
+
+/// `count` weights in 4 bits, dequantised to the type of x.
+fn weights_q4(call: &mut Call<'_>, count: usize) -> Result<Vec<f32>, String> {
+    let bytes = call.bytes("w", 0, count / 2)?.1.to_vec();
+    let factors = call.floats("scales", 0, count / 32)?.into_iter().zip(call.floats("minima", 0, count / 32)?);
+    let mut w = Vec::with_capacity(count);
+    for (block, (scale, minimum)) in bytes.chunks_exact(16).zip(factors) {
+        let integers = block.iter().map(|b| b & 15).chain(block.iter().map(|b| b >> 4));
+        w.extend(integers.map(|q| f32::from(q) * scale + minimum));
+    }
+    call.rounded("x", &mut w)?;
+    Ok(w)
 }
 
 fn activate(call: &mut Call<'_>) -> Done {

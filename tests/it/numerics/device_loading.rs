@@ -34,7 +34,7 @@ fn weights_from_files_are_those_from_memory() {
         let frame = Decoder::without_blocks(&opened).unwrap();
         let loaded = load(&fixture(name), &Device::Cpu).unwrap();
         let whole = Decoder::new(&loaded.config, &loaded.weights, Purpose::Score).unwrap();
-        for format in [WeightFormat::F32, WeightFormat::Q8_0] {
+        for format in [WeightFormat::F32, WeightFormat::Q8_0, WeightFormat::Q4_1] {
             let want = logits(&whole, Blocks::Held, format);
             assert!(want.iter().all(|v| v.is_finite()));
             assert_eq!(logits(&frame, Blocks::Files(&opened), format), want, "{name}, {}", format.as_str());

@@ -58,13 +58,19 @@ pub fn matmul(variant: &str, launched: &Matmul, element: Element) -> Result<(Str
     tiled(format!("matmul{variant}{any}.{rows}.{}", element.as_str()), n, out)
 }
 
-/// [`matmul`] with weights in 8 bits, `n` rows and `out` outputs.
+/// [`matmul`] with weights in blocks of integers, `n` rows and `out` outputs. `kind` is `matmul_q8` or `matmul_q4`.
 ///
 /// # Errors
 /// When there is no such variant.
-pub fn matmul_q8(variant: &str, n: usize, out: usize, element: Element) -> Result<(String, [usize; 3]), GpuError> {
+pub fn matmul_blocks(
+    kind: &str,
+    variant: &str,
+    n: usize,
+    out: usize,
+    element: Element,
+) -> Result<(String, [usize; 3]), GpuError> {
     let rows = if n <= FEW { 16 } else { 64 };
-    tiled(format!("matmul_q8{variant}.{rows}.{}", element.as_str()), n, out)
+    tiled(format!("{kind}{variant}.{rows}.{}", element.as_str()), n, out)
 }
 
 fn tiled(name: String, n: usize, out: usize) -> Result<(String, [usize; 3]), GpuError> {

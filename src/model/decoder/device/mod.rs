@@ -2,11 +2,13 @@
 //! plain families, one download of the requested logits.
 
 pub(super) mod kernels;
+pub(in crate::model::decoder) mod packing;
 mod pass;
 mod rows;
 pub(in crate::model::decoder) mod weights;
 
 use self::kernels::{head_width, numbers};
+use self::packing::Packing;
 use self::pass::{Pass, Pending};
 use self::rows::{Inputs, Scratch, buffers, most_scratch, pack};
 pub use self::weights::Blocks;
@@ -78,8 +80,8 @@ impl DeviceModel {
     /// step leaves free: the requested number, or as many as fit.
     ///
     /// # Errors
-    /// `OutOfMemory`, also when not even one whole context fits; formats other than f32, bf16 and q8_0, whose matrices
-    /// have 8 bits and whose other numbers are bf16; heads of more than 256 channels.
+    /// `OutOfMemory`, also when not even one whole context fits; formats that devices lack; heads of more than 256
+    /// channels.
     pub fn new(
         decoder: &Decoder,
         blocks: Blocks<'_>,
@@ -88,19 +90,21 @@ impl DeviceModel {
         room: Room,
     ) -> Result<Self, GpuError> {
         let c = decoder.config.clone();
-        let (element, quantised) = match format {
-            WeightFormat::F32 | WeightFormat::Exact => (Element::F32, false),
-            WeightFormat::Bf16 => (Element::Bf16, false),
-            WeightFormat::Q8_0 => (Element::Bf16, true),
+        // In blocks of integers are the matrices; everything else is bf16.
+        let (element, packing) = match format {
+            WeightFormat::F32 | WeightFormat::Exact => (Element::F32, Packing::Dense),
+            WeightFormat::Bf16 => (Element::Bf16, Packing::Dense),
+            WeightFormat::Q8_0 => (Element::Bf16, Packing::Q8),
+            WeightFormat::Q4_1 => (Element::Bf16, Packing::Q4),
             other => {
                 let name = other.as_str();
                 return Err(GpuError::Launch(format!(
-                    "weights = \"{name}\" is for the CPU; this device takes exact, f32, bf16 or q8_0"
+                    "weights = \"{name}\" is for the CPU; this device takes exact, f32, bf16, q8_0 or q4_1"
                 )));
             }
         };
         let wide = head_width(c.head_dim).map_err(GpuError::Launch)?;
-        let weights = weights::load(decoder, blocks, device.as_mut(), element, quantised)?;
+        let weights = weights::load(decoder, blocks, device.as_mut(), element, packing)?;
         Self::with_weights(c, device, element, weights, wide, room)
     }
 

@@ -1,10 +1,10 @@
 //! A decoder's weights on a device, as `gpu` launches read them: matrices with the same input joined, everything row-major
-//! `[out, in]` in one element type, or matrices in 8 bits.
+//! `[out, in]` in one element type, or matrices in blocks of integers.
 
 use candle_core::Tensor;
 use half::slice::HalfFloatSliceExt;
-use rayon::prelude::*;
 
+use super::packing::{BLOCK, Factors, PackedBlocks, Packing, quantise};
 use crate::gpu::device::Device;
 use crate::gpu::{GpuError, Slice};
 use crate::model::decoder::embedding_table::EmbeddingTable;
@@ -13,7 +13,6 @@ use crate::model::layers::{Builder, Linear, Norm, Parameters, rope_tables};
 use crate::model::load::Opened;
 use crate::model::{Activation, Decoder, ModelConfig, Purpose};
 use crate::ops::linear::WeightLayout;
-use crate::ops::q8::quantize_block;
 use crate::ops::with_f32s;
 
 /// The element type of weights, and of activations between additions to the f32 hidden states.
@@ -40,18 +39,15 @@ impl Element {
     }
 }
 
-/// Neighbours that share a scale.
-const BLOCK: usize = 32;
 /// Bytes that are converted and copied at a time.
 const CHUNK: usize = 8 << 20;
 
 /// A matrix [out, in] and its bias [out].
 #[derive(Clone, Copy, Debug)]
 pub(in crate::model::decoder) struct Matrix {
-    /// In the element type of the model; i8 where there are scales.
+    /// In the element type of the model, or integers.
     pub weight: Slice,
-    /// One f16 for each 32 neighbours in a row, as in GGUF's Q8_0.
-    pub scales: Option<Slice>,
+    pub factors: Factors,
     pub bias: Option<Slice>,
     pub out: usize,
     pub input: usize,
@@ -106,8 +102,8 @@ pub(in crate::model::decoder) fn candle(error: candle_core::Error) -> GpuError {
 struct Loader<'a> {
     device: &'a mut dyn Device,
     element: Element,
-    /// Matrices are stored in 8 bits with scales, where their rows are multiples of 32.
-    quantised: bool,
+    /// How matrices are stored whose rows are multiples of 32; others are dense.
+    packing: Packing,
 }
 
 impl Loader<'_> {
@@ -132,10 +128,19 @@ impl Loader<'_> {
     }
 
     fn write(&mut self, to: Slice, at: usize, t: &Tensor) -> Result<(), GpuError> {
+        self.with_values(t, |loader, values| loader.put(to, at, values))
+    }
+
+    /// Passes the values of a tensor on.
+    fn with_values(
+        &mut self,
+        t: &Tensor,
+        take: impl FnOnce(&mut Self, &[f32]) -> Result<(), GpuError>,
+    ) -> Result<(), GpuError> {
         let t = t.detach().contiguous().map_err(candle)?;
         let mut done = Ok(());
         with_f32s(&t, |values| {
-            done = self.put(to, at, values);
+            done = take(self, values);
             Ok(())
         })
         .map_err(candle)?;
@@ -159,52 +164,59 @@ impl Loader<'_> {
         let input = natural[0].0.dim(1).map_err(candle)?;
         let out = outs.iter().sum();
         let bias = natural[0].1.map(|_| self.place(out)).transpose()?;
-        let quantised = self.quantised && input.is_multiple_of(BLOCK);
-        let (weight, scales) = match quantised {
-            true => (self.device.alloc(out * input)?, Some(self.device.alloc(out * (input / BLOCK) * 2)?)),
-            false => (self.place(out * input)?, None),
-        };
+        let matrix = Matrix { bias, ..self.place_matrix((out, input))? };
         let mut at = 0;
         for ((w, b), rows) in natural.iter().zip(&outs) {
-            match scales {
-                Some(scales) => self.write_quantised([weight, scales], at * input, w)?,
-                None => self.write(weight, at * input, w)?,
-            }
+            self.with_values(w, |loader, values| loader.fill(&matrix, at * input, values))?;
             if let (Some(bias), Some(b)) = (bias, b) {
                 self.write(bias, at, b)?;
             }
             at += rows;
         }
-        Ok(Matrix { weight, scales, bias, out, input })
+        Ok(matrix)
     }
 
-    /// Writes a tensor of rows that are multiples of 32 as i8 and f16 scales, from element `at` on.
-    fn write_quantised(&mut self, to: [Slice; 2], at: usize, t: &Tensor) -> Result<(), GpuError> {
-        let t = t.detach().contiguous().map_err(candle)?;
-        let mut done = Ok(());
-        with_f32s(&t, |values| {
-            done = self.put_quantised(to, at, values);
-            Ok(())
-        })
-        .map_err(candle)?;
-        done
+    /// Memory of a matrix [out, input] without bias.
+    fn place_matrix(&mut self, (out, input): (usize, usize)) -> Result<Matrix, GpuError> {
+        let (packing, blocks) = (self.packing.for_rows_of(input), out * input / BLOCK);
+        let (weight, factors) = match packing {
+            Packing::Dense => (self.place(out * input)?, Factors::None),
+            Packing::Q8 => {
+                (self.device.alloc(blocks * packing.bytes())?, Factors::Q8 { scales: self.device.alloc(blocks * 2)? })
+            }
+            Packing::Q4 => {
+                let weight = self.device.alloc(blocks * packing.bytes())?;
+                let (scales, minima) = (self.device.alloc(blocks * 2)?, self.device.alloc(blocks * 2)?);
+                (weight, Factors::Q4 { scales, minima })
+            }
+        };
+        Ok(Matrix { weight, factors, bias: None, out, input })
     }
 
-    /// Writes values of whole blocks as i8 and f16 scales, from element `at` on.
-    fn put_quantised(&mut self, [weight, scales]: [Slice; 2], at: usize, values: &[f32]) -> Result<(), GpuError> {
+    /// Writes values of a matrix from element `at` on: whole blocks, if it is in blocks.
+    fn fill(&mut self, matrix: &Matrix, at: usize, values: &[f32]) -> Result<(), GpuError> {
+        if matches!(matrix.factors, Factors::None) {
+            return self.put(matrix.weight, at, values);
+        }
         values.chunks(CHUNK).enumerate().try_for_each(|(i, part)| {
-            let (mut bytes, mut factors) = (vec![0i8; part.len()], vec![0u16; part.len() / BLOCK]);
-            let blocks = bytes.par_chunks_mut(BLOCK).zip(&mut factors).zip(part.par_chunks(BLOCK));
-            blocks.for_each(|((to, factor), from)| {
-                let mut quantised = [0; BLOCK];
-                *factor = quantize_block(from, &mut quantised).to_bits();
-                to.copy_from_slice(&quantised);
-            });
-            let from = at + i * CHUNK;
-            self.device.upload(weight.part(from, part.len()), bytemuck::cast_slice(&bytes))?;
-            let scales = scales.part(from / BLOCK * 2, factors.len() * 2);
-            self.device.upload(scales, bytemuck::cast_slice(&factors))
+            let packed = quantise(self.packing, part);
+            self.put_blocks(matrix, (at + i * CHUNK) / BLOCK, &packed)
         })
+    }
+
+    /// Writes packed blocks of a matrix from block `at` on.
+    fn put_blocks(&mut self, matrix: &Matrix, at: usize, packed: &PackedBlocks) -> Result<(), GpuError> {
+        let each = packed.integers.len() / packed.scales.len().max(1);
+        let mut write = |to: Slice, each: usize, data: &[u8]| self.device.upload(to.part(at * each, data.len()), data);
+        write(matrix.weight, each, &packed.integers)?;
+        match matrix.factors {
+            Factors::None => Ok(()),
+            Factors::Q8 { scales } => write(scales, 2, bytemuck::cast_slice(&packed.scales)),
+            Factors::Q4 { scales, minima } => {
+                write(scales, 2, bytemuck::cast_slice(&packed.scales))?;
+                write(minima, 2, bytemuck::cast_slice(&packed.minima))
+            }
+        }
     }
 
     /// A table [rows, width], part by part.
@@ -221,17 +233,14 @@ impl Loader<'_> {
 
     /// A matrix [out, input] without bias, part by part.
     fn matrix(&mut self, table: &EmbeddingTable, (out, input): (usize, usize)) -> Result<Matrix, GpuError> {
-        if !(self.quantised && input.is_multiple_of(BLOCK)) {
-            return Ok(Matrix { weight: self.table(table, (out, input))?, scales: None, bias: None, out, input });
-        }
-        let (weight, scales) = (self.device.alloc(out * input)?, self.device.alloc(out * (input / BLOCK) * 2)?);
+        let matrix = self.place_matrix((out, input))?;
         let mut at = 0;
         self.parts(table, |loader, part| {
-            loader.put_quantised([weight, scales], at, part)?;
+            loader.fill(&matrix, at, part)?;
             at += part.len();
             Ok(())
         })?;
-        Ok(Matrix { weight, scales: Some(scales), bias: None, out, input })
+        Ok(matrix)
     }
 
     /// Passes the rows of a table on in parts, each of which is on the device before the next is read.
@@ -338,10 +347,10 @@ pub(super) fn load(
     from: Blocks<'_>,
     device: &mut dyn Device,
     element: Element,
-    quantised: bool,
+    packing: Packing,
 ) -> Result<Weights, GpuError> {
     let c = &decoder.config;
-    let mut loader = Loader { device, element, quantised };
+    let mut loader = Loader { device, element, packing };
     let zeros = loader.place(widest(c))?;
     loader.put(zeros, 0, &vec![0.0; widest(c)])?;
     let embed = loader.table(&decoder.embed, (c.vocab_size, c.hidden_size))?;
@@ -363,7 +372,7 @@ pub(super) fn load(
     let (out, input) = (c.vocab_size, c.hidden_size);
     let head = match (c.tie_embeddings, from) {
         // The word vectors are read by row too, and stay in the element type.
-        (true, _) => Matrix { weight: embed, scales: None, bias: None, out, input },
+        (true, _) => Matrix { weight: embed, factors: Factors::None, bias: None, out, input },
         (false, Blocks::Held) => {
             let held = EmbeddingTable::Tensor(decoder.head_tensor().map_err(candle)?);
             loader.matrix(&held, (out, input))?
