@@ -297,6 +297,35 @@ def matmul_q4(x, w, scales, minima, bias, y, n, m, k, BIAS: tl.constexpr, BN: tl
 
 
 @triton.jit
+def matmul_fine(x, w, scales, minima, bias, y, n, m, k, BIAS: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr,
+                BK: tl.constexpr):
+    """The same with w int8 [m, k] in blocks of 16 along k. A weight is scale * value + minimum, in f16 [m, k / 16] each,
+    dequantised to the type of x. k is a multiple of 32."""
+    col = tl.program_id(0) * BM + tl.arange(0, BM)
+    row = tl.program_id(1) * BN + tl.arange(0, BN)
+    kk = tl.arange(0, BK)
+    g = tl.arange(0, BK // 16)
+    xs = x + row[:, None].to(tl.int64) * k + kk[None, :]
+    ws = w + col[None, :].to(tl.int64) * (k // 32 * 32) + kk[:, None]
+    groups = col[None, :].to(tl.int64) * (k // 32 * 2) + g[:, None]
+    acc = tl.zeros((BN, BM), tl.float32)
+    for start in range(0, k, BK):
+        left = k - start
+        there = (col < m)[None, :] & (g * 16 < left)[:, None]
+        a = tl.load(xs + start, mask=(row < n)[:, None] & (kk < left)[None, :], other=0.0)
+        q = tl.load(ws + start, mask=(col < m)[None, :] & (kk < left)[:, None], other=0)
+        s = tl.load(scales + groups + start // 16, mask=there, other=0.0).to(tl.float32)
+        least = tl.load(minima + groups + start // 16, mask=there, other=0.0).to(tl.float32)
+        s = tl.reshape(tl.broadcast_to(s[:, None, :], (BK // 16, 16, BM)), (BK, BM))
+        least = tl.reshape(tl.broadcast_to(least[:, None, :], (BK // 16, 16, BM)), (BK, BM))
+        acc = tl.dot(a, (q.to(tl.float32) * s + least).to(a.dtype), acc, input_precision="ieee")
+    if BIAS:
+        acc += tl.load(bias + col, mask=col < m, other=0.0).to(tl.float32)[None, :]
+    to = y + row[:, None].to(tl.int64) * m + col[None, :]
+    tl.store(to, acc.to(y.dtype.element_ty), mask=(row < n)[:, None] & (col < m)[None, :])
+
+
+@triton.jit
 def activated(x, KIND: tl.constexpr):
     """KIND 0: SiLU, 1: GELU by tanh, 2: GELU by erf; of f32."""
     if KIND == 0:

@@ -47,6 +47,9 @@ MUTANTS = [
      "q4_products"),
     ("forward", "high = ((q >> 4) & 15)", "high = (q >> 4)", "q4_products"),
     ("forward", "least = tl.load(minima + blocks + start // 32", "least = tl.load(minima + blocks", "q4_products"),
+    ("forward", "s = tl.load(scales + groups + start // 16", "s = tl.load(scales + groups + start // 32",
+     "fine_products"),
+    ("forward", "least = tl.load(minima + groups + start // 16", "least = tl.load(minima + groups", "fine_products"),
     ("backward", "kv = h // (heads // kv_heads)", "kv = h % kv_heads", "flash_attention"),
     # Formulas.
     ("forward", "v += scale * tl.load(branch + row * d + c", "v += tl.load(branch + row * d + c", "norms"),

@@ -31,8 +31,8 @@ pub struct PackedQ4 {
     blocks: usize,
 }
 
-/// Block `b` of a row in the format `kind`.
-fn read_block(row: &[u8], kind: BlockType, b: usize) -> Block {
+/// Block `b` of a row of blocks in Q4_0, Q4_1 or Q4_K.
+pub fn read_block(row: &[u8], kind: BlockType, b: usize) -> Block {
     let found = blocks::read(row, kind, b);
     // Values of Q4_0 are −8…7.
     let offset = if kind == BlockType::Q4_0 { 8 } else { 0 };

@@ -6,8 +6,8 @@ use super::rows::{Buffers, Rows, Scratch, logit_sizes};
 use super::weights::{Block, Element, Matrix, NormWeights, Weights, candle};
 use crate::gpu::device::{Device, launch};
 use crate::gpu::launch::{
-    Activate, Add, Attend, Combine, Embed, GatherRows, Logprobs, Matmul, MatmulQ4, MatmulQ8, Norm as NormLaunch,
-    RopeCache, Sample, ShapeLogits,
+    Activate, Add, Attend, Combine, Embed, GatherRows, Logprobs, Matmul, MatmulFine, MatmulQ4, MatmulQ8,
+    Norm as NormLaunch, RopeCache, Sample, ShapeLogits,
 };
 use crate::gpu::{GpuError, Slice};
 use crate::model::decoder::Decoder;
@@ -168,6 +168,10 @@ impl Pass<'_> {
             Factors::Q4 { scales, minima } => {
                 let (name, grid) = blocks("matmul_q4")?;
                 launch(device, &name, grid, &MatmulQ4 { x, w: w.weight, scales, minima, bias, y, n: rows, m, k })
+            }
+            Factors::Fine { scales, minima } => {
+                let (name, grid) = blocks("matmul_fine")?;
+                launch(device, &name, grid, &MatmulFine { x, w: w.weight, scales, minima, bias, y, n: rows, m, k })
             }
         }
     }

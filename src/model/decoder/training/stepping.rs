@@ -162,7 +162,7 @@ impl Copies<'_> {
         }
         match trainer.options.element {
             Element::F32 => trainer.buffers.device.copy(sum, to)?,
-            Element::Bf16 => {
+            Element::Bf16 | Element::F16 => {
                 let every = trainer.buffers.ints(0..weight.rows)?;
                 trainer.write_bf16(sum, every, to, [weight.rows, weight.width])?;
                 trainer.buffers.give(every)?;
