@@ -12,7 +12,7 @@ from harness import Buffer, agree, run, same_bits
 from table import SPLIT, variants
 
 TABLE = {v.name: v for v in variants()}
-TOLERANCE = {"f32": 1e-6, "bf16": 5e-3}
+TOLERANCE = {"f32": 1e-6, "bf16": 5e-3, "f16": 7e-4}
 CASES = []
 erf = np.vectorize(math.erf, otypes=[np.float64])
 
@@ -22,6 +22,16 @@ def case(*kernels):
         CASES.append((fn.__name__, kernels, fn))
         return fn
     return add
+
+
+def jobs(names=None):
+    """(name, function, element type) of every case, or of those in `names`, and every type that its kernels are built
+    for."""
+    for name, kernels, fn in CASES:
+        for t in ("f32", "bf16", "f16"):
+            built = t == "f32" or any(v.kernel in kernels and v.name.endswith(f".{t}") for v in TABLE.values())
+            if built and (not names or name in names):
+                yield name, fn, t
 
 
 # Where launches are recorded, if anywhere: (name, grid, arguments before, arguments after).
@@ -282,14 +292,14 @@ def far_pages(mods, t):
     import mmap
     hd, kv = 64, 2
     page = 3_000_000
-    size = {"f32": 4, "bf16": 2}[t]
+    size = {"f32": 4, "bf16": 2, "f16": 2}[t]
     length = (page + 1) * kv * 16 * hd * size
 
     class Sparse:
         def __init__(self):
             flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000
             self.memory = mmap.mmap(-1, length, flags=flags)
-            self.all = np.frombuffer(self.memory, {"f32": np.float32, "bf16": np.uint16}[t])
+            self.all = np.frombuffer(self.memory, {"f32": np.float32, "bf16": np.uint16, "f16": np.float16}[t])
             self.dtype = Buffer(t, shape=(1,)).dtype
             self.bits = self.all.reshape(page + 1, kv, 16, hd)
 
@@ -385,6 +395,46 @@ def q8_products(mods, t):
         few = TABLE[f"matmul_q8.16.{t}"].constants["BM"]
         launch(mods, f"matmul_q8_out.16.{t}", (up(m, few), up(n, 16)), x=x, w=w, scales=s, bias=b, y=y, n=n, m=m, k=k)
         agree(y.values, want, TOLERANCE[t], "matmul_q8_out")
+
+
+def products_of_blocks(mods, t, kernel, w, values, each):
+    """Products with integers `values` [m, k], packed in w, that have a scale and a minimum for `each` along k."""
+    n, (m, k) = 19, values.shape
+    x, b = normal(t, (n, k)), normal(t, (m,), 2)
+    s = Buffer("f16", rng(2).uniform(0.01, 0.2, size=(m, k // each)))
+    least = Buffer("f16", rng(3).uniform(-1.5, 0.1, size=(m, k // each)))
+    factors = [np.repeat(f.values, each, 1) for f in (s, least)]
+    full = Buffer(t, values * factors[0] + factors[1]).values.astype(np.float64)
+    want = x.values.astype(np.float64) @ full.T
+
+    def product(variant, rows, x, y):
+        name = f"{kernel}{variant}.{rows}.{t}"
+        grid = (up(m, TABLE[name].constants["BM"]), up(len(x.bits), rows))
+        launch(mods, name, grid, x=x, w=w, scales=s, minima=least, bias=b, y=y, n=len(x.bits), m=m, k=k)
+        return y
+
+    for variant, more in (("", 0), ("_bias", b.values)):
+        low, high = (product(variant, rows, x, Buffer(t, shape=(n, m))) for rows in (16, 64))
+        agree(low.values, want + more, TOLERANCE[t], kernel + variant)
+        same_bits(low.bits, high.bits, "tiles of other heights")
+        alone = product(variant, 16, Buffer(t, x.values[18:]), Buffer(t, shape=(1, m)))
+        same_bits(alone.bits[0], low.bits[18], "a row alone")
+    if t != "f32":
+        agree(product("_out", 16, x, Buffer("f32", shape=(n, m))).values, want, 1e-6, f"{kernel}_out")
+
+
+@case("matmul_q4")
+def q4_products(mods, t):
+    values = rng(1).integers(0, 16, size=(70, 96))
+    halves = values.reshape(70, 3, 2, 16)
+    packed = (halves[:, :, 0] | halves[:, :, 1] << 4).astype(np.uint8).view(np.int8).reshape(70, 48)
+    products_of_blocks(mods, t, "matmul_q4", Buffer("i8", packed), values, 32)
+
+
+@case("matmul_fine")
+def fine_products(mods, t):
+    values = rng(1).integers(-127, 128, size=(70, 96))
+    products_of_blocks(mods, t, "matmul_fine", Buffer("i8", values), values, 16)
 
 
 ACTIVATED = ("silu", "gelu_tanh", "gelu_erf")

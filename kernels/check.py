@@ -84,7 +84,7 @@ def main():
     wrong = []
     covered = {kernel for _, kernels, _ in cases.CASES for kernel in kernels}
     wrong += [f"{v.kernel}: no case runs it" for v in variants() if v.kernel not in covered]
-    jobs = [(name, t, None) for name in names for t in ("f32", "bf16")]
+    jobs = [(name, t, None) for name, _, t in cases.jobs(names)]
     if not only:
         for i, (module, right, _, case) in enumerate(MUTANTS):
             if right not in (HERE / f"{module}.py").read_text():

@@ -260,6 +260,72 @@ def matmul_q8(x, w, scales, bias, y, n, m, k, BIAS: tl.constexpr, BN: tl.constex
 
 
 @triton.jit
+def matmul_q4(x, w, scales, minima, bias, y, n, m, k, BIAS: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr,
+              BK: tl.constexpr):
+    """The same with w in 4 bits, [m, k / 2] bytes: byte i of the 16 of a block of 32 along k has value i in its low half
+    and value 16 + i in its high half. A weight is scale * value + minimum, in f16 [m, k / 32] each, dequantised to the
+    type of x. k is a multiple of 32. The first halves of the blocks of BK inputs are summed before the second halves:
+    all tiles of a type have the same BK."""
+    col = tl.program_id(0) * BM + tl.arange(0, BM)
+    row = tl.program_id(1) * BN + tl.arange(0, BN)
+    j = tl.arange(0, BK // 2)
+    g = tl.arange(0, BK // 32)
+    kk = j // 16 * 32 + j % 16
+    xs = x + row[:, None].to(tl.int64) * k + kk[None, :]
+    ws = w + col[None, :].to(tl.int64) * (k // 32 * 16) + j[:, None]
+    blocks = col[None, :].to(tl.int64) * (k // 32) + g[:, None]
+    acc = tl.zeros((BN, BM), tl.float32)
+    for start in range(0, k, BK):
+        left = k - start
+        inside = (row < n)[:, None] & (kk < left)[None, :]
+        there = (col < m)[None, :] & (g * 32 < left)[:, None]
+        first = tl.load(xs + start, mask=inside, other=0.0)
+        second = tl.load(xs + start + 16, mask=inside, other=0.0)
+        q = tl.load(ws + start // 2, mask=(col < m)[None, :] & (kk < left)[:, None], other=0)
+        s = tl.load(scales + blocks + start // 32, mask=there, other=0.0).to(tl.float32)
+        least = tl.load(minima + blocks + start // 32, mask=there, other=0.0).to(tl.float32)
+        s = tl.reshape(tl.broadcast_to(s[:, None, :], (BK // 32, 16, BM)), (BK // 2, BM))
+        least = tl.reshape(tl.broadcast_to(least[:, None, :], (BK // 32, 16, BM)), (BK // 2, BM))
+        low = (q & 15).to(tl.float32) * s + least
+        high = ((q >> 4) & 15).to(tl.float32) * s + least
+        acc = tl.dot(first, low.to(first.dtype), acc, input_precision="ieee")
+        acc = tl.dot(second, high.to(second.dtype), acc, input_precision="ieee")
+    if BIAS:
+        acc += tl.load(bias + col, mask=col < m, other=0.0).to(tl.float32)[None, :]
+    to = y + row[:, None].to(tl.int64) * m + col[None, :]
+    tl.store(to, acc.to(y.dtype.element_ty), mask=(row < n)[:, None] & (col < m)[None, :])
+
+
+@triton.jit
+def matmul_fine(x, w, scales, minima, bias, y, n, m, k, BIAS: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr,
+                BK: tl.constexpr):
+    """The same with w int8 [m, k] in blocks of 16 along k. A weight is scale * value + minimum, in f16 [m, k / 16] each,
+    dequantised to the type of x. k is a multiple of 32."""
+    col = tl.program_id(0) * BM + tl.arange(0, BM)
+    row = tl.program_id(1) * BN + tl.arange(0, BN)
+    kk = tl.arange(0, BK)
+    g = tl.arange(0, BK // 16)
+    xs = x + row[:, None].to(tl.int64) * k + kk[None, :]
+    ws = w + col[None, :].to(tl.int64) * (k // 32 * 32) + kk[:, None]
+    groups = col[None, :].to(tl.int64) * (k // 32 * 2) + g[:, None]
+    acc = tl.zeros((BN, BM), tl.float32)
+    for start in range(0, k, BK):
+        left = k - start
+        there = (col < m)[None, :] & (g * 16 < left)[:, None]
+        a = tl.load(xs + start, mask=(row < n)[:, None] & (kk < left)[None, :], other=0.0)
+        q = tl.load(ws + start, mask=(col < m)[None, :] & (kk < left)[:, None], other=0)
+        s = tl.load(scales + groups + start // 16, mask=there, other=0.0).to(tl.float32)
+        least = tl.load(minima + groups + start // 16, mask=there, other=0.0).to(tl.float32)
+        s = tl.reshape(tl.broadcast_to(s[:, None, :], (BK // 16, 16, BM)), (BK, BM))
+        least = tl.reshape(tl.broadcast_to(least[:, None, :], (BK // 16, 16, BM)), (BK, BM))
+        acc = tl.dot(a, (q.to(tl.float32) * s + least).to(a.dtype), acc, input_precision="ieee")
+    if BIAS:
+        acc += tl.load(bias + col, mask=col < m, other=0.0).to(tl.float32)[None, :]
+    to = y + row[:, None].to(tl.int64) * m + col[None, :]
+    tl.store(to, acc.to(y.dtype.element_ty), mask=(row < n)[:, None] & (col < m)[None, :])
+
+
+@triton.jit
 def activated(x, KIND: tl.constexpr):
     """KIND 0: SiLU, 1: GELU by tanh, 2: GELU by erf; of f32."""
     if KIND == 0:

@@ -62,7 +62,9 @@ class Buffer:
 
     @property
     def values(self):
-        return f32_of_bf16(self.bits) if self.kind == "bf16" else self.bits
+        if self.kind == "bf16":
+            return f32_of_bf16(self.bits)
+        return self.bits.astype(np.float32) if self.kind == "f16" else self.bits
 
     def untouched_around(self):
         end = len(self.all) - GUARD

@@ -43,6 +43,13 @@ MUTANTS = [
     ("forward", "turned = c < 2 * half", "turned = c < hd", "rope_into_pages"),
     ("forward", "s = tl.load(ss + ((start + kk) // 32)[:, None]", "s = tl.load(ss + (kk // 32)[:, None]",
      "q8_products"),
+    ("forward", "second = tl.load(xs + start + 16, mask=inside", "second = tl.load(xs + start, mask=inside",
+     "q4_products"),
+    ("forward", "high = ((q >> 4) & 15)", "high = (q >> 4)", "q4_products"),
+    ("forward", "least = tl.load(minima + blocks + start // 32", "least = tl.load(minima + blocks", "q4_products"),
+    ("forward", "s = tl.load(scales + groups + start // 16", "s = tl.load(scales + groups + start // 32",
+     "fine_products"),
+    ("forward", "least = tl.load(minima + groups + start // 16", "least = tl.load(minima + groups", "fine_products"),
     ("backward", "kv = h // (heads // kv_heads)", "kv = h % kv_heads", "flash_attention"),
     # Formulas.
     ("forward", "v += scale * tl.load(branch + row * d + c", "v += tl.load(branch + row * d + c", "norms"),

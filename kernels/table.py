@@ -55,6 +55,20 @@ def products_q8(t):
     return {16: tile(16, 32, 128, 4, 4), 64: tile(64, 64, 64, 8, 3)}
 
 
+def products_q4(t):
+    """The same with weights in 4 bits. All tiles of a type have one BK, because it decides the order of sums."""
+    if t == "f32":
+        return {16: tile(16, 64, 32, 8, 2), 64: tile(64, 32, 32, 8, 2)}
+    return {16: tile(16, 32, 128, 4, 4), 64: tile(64, 128, 128, 8, 2)}
+
+
+def products_fine(t):
+    """The same with weights in 8 bits, and scales and minima of 16."""
+    if t == "f32":
+        return {16: tile(16, 64, 32, 8, 2), 64: tile(64, 32, 32, 8, 2)}
+    return {16: tile(16, 32, 128, 4, 4), 64: tile(64, 128, 64, 8, 3)}
+
+
 def products(t):
     """Tiles by the number of rows that they take. Their order of sums is the same. Those of bf16 were measured on an
     H200: few rows wait for weights, so that much is read ahead in narrow tiles; many rows want large tiles."""
@@ -68,7 +82,7 @@ ACTIVATIONS = ("silu", "gelu_tanh", "gelu_erf")
 
 
 def forward():
-    for t in ("f32", "bf16"):
+    for t in ("f32", "bf16", "f16"):
         def one(name, kernel, text, constants, warps=4, stages=2, **kinds):
             return Variant(f"{name}.{t}", kernel, "forward", types(text, T=t, **kinds), constants, warps, stages)
 
@@ -120,12 +134,21 @@ def forward():
                 yield one(f"matmul_bias{any_}.{rows}", "matmul", text, dict(BIAS=True, **sizes), *rest, Y=t)
                 if t != "f32":
                     yield one(f"matmul_out{any_}.{rows}", "matmul", text, dict(BIAS=False, **sizes), *rest, Y="f32")
-        for rows, shape in products_q8(t).items():
+        # Where matrices are integers, everything else is bf16; f32 is for the checks.
+        for rows, shape in products_q8(t).items() if t != "f16" else ():
             rest = (shape.warps, shape.stages)
             yield one(f"matmul_q8.{rows}", "matmul_q8", q8, dict(BIAS=False, **shape.sizes), *rest, Y=t)
             yield one(f"matmul_q8_bias.{rows}", "matmul_q8", q8, dict(BIAS=True, **shape.sizes), *rest, Y=t)
             if t != "f32":
                 yield one(f"matmul_q8_out.{rows}", "matmul_q8", q8, dict(BIAS=False, **shape.sizes), *rest, Y="f32")
+        minima = "x:*T w:*i8 scales:*f16 minima:*f16 bias:*T y:*Y n:i32 m:i32 k:i32/8"
+        for kernel, tiles in (("matmul_q4", products_q4), ("matmul_fine", products_fine)) if t != "f16" else ():
+            for rows, shape in tiles(t).items():
+                rest = (shape.warps, shape.stages)
+                yield one(f"{kernel}.{rows}", kernel, minima, dict(BIAS=False, **shape.sizes), *rest, Y=t)
+                yield one(f"{kernel}_bias.{rows}", kernel, minima, dict(BIAS=True, **shape.sizes), *rest, Y=t)
+                if t != "f32":
+                    yield one(f"{kernel}_out.{rows}", kernel, minima, dict(BIAS=False, **shape.sizes), *rest, Y="f32")
         for kind, name in enumerate(ACTIVATIONS):
             for gated in (False, True):
                 constants = dict(KIND=kind, GATED=gated, BLOCK=1024)

@@ -56,9 +56,8 @@ def smallest(module, most):
 
 def main():
     cases.TAPE = []
-    for _, _, fn in cases.CASES:
-        for t in ("f32", "bf16"):
-            fn({"forward": forward, "backward": backward}, t)
+    for _, fn, t in cases.jobs():
+        fn({"forward": forward, "backward": backward}, t)
     for module, (name, most) in FILES.items():
         kept = smallest(module, most)
         text = "".join(line(kept[name]) + "\n" for name in sorted(kept))

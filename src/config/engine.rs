@@ -10,9 +10,8 @@ use super::{ConfigError, error};
 #[serde(default, deny_unknown_fields)]
 pub struct EngineConfig {
     /// `cpu`, `cuda` or `cuda:N`: the device that the model is served on; or a list of GPUs, `["cuda:0", "cuda:1"]`,
-    /// that each hold the whole model and share the requests. `cuda` needs NVIDIA's driver (525 or newer), and weights
-    /// as exact, f32, bf16 or q8_0. `sim` is the simulated device: the launches of a GPU computed slowly on the CPU, for
-    /// tests.
+    /// that each hold the whole model and share the requests. `cuda` needs NVIDIA's driver (525 or newer).
+    /// `sim` is the simulated device: the launches of a GPU computed slowly on the CPU, for tests.
     #[serde(deserialize_with = "texts")]
     pub device: Vec<String>,
     /// Compute threads; 0 = one per physical core.

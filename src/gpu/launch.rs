@@ -102,6 +102,14 @@ launches! {
     MatmulQ8 = "matmul_q8" {
         x: Slice, w: Slice, scales: Slice, bias: Slice, y: Slice, n: i32, m: i32, k: i32,
     }
+    /// y = x · wᵀ + bias with 4-bit weights.
+    MatmulQ4 = "matmul_q4" {
+        x: Slice, w: Slice, scales: Slice, minima: Slice, bias: Slice, y: Slice, n: i32, m: i32, k: i32,
+    }
+    /// y = x · wᵀ + bias with 8-bit weights that have a scale and a minimum for 16.
+    MatmulFine = "matmul_fine" {
+        x: Slice, w: Slice, scales: Slice, minima: Slice, bias: Slice, y: Slice, n: i32, m: i32, k: i32,
+    }
     /// SiLU or GELU, gated or not.
     Activate = "activate" { x: Slice, y: Slice, inner: i32 }
     /// Scales and soft-caps logits, in place.

@@ -4,7 +4,7 @@
 use std::io::Read;
 
 use base64::Engine;
-use half::bf16;
+use half::{bf16, f16};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -81,8 +81,13 @@ fn one(device: &mut dyn Device, recorded: &Recorded) -> Result<Replayed, GpuErro
         let got = device.take(download)?;
         let off = difference(&values(*kind, &got), &values(*kind, after));
         replayed.off = replayed.off.max(off);
-        // One rounding to bf16 may fall on the other side.
-        replayed.agrees &= off < if *kind == Kind::ToBf16 { 8e-3 } else { 2e-5 };
+        // One rounding to 16 bits may fall on the other side.
+        replayed.agrees &= off
+            < match kind {
+                Kind::ToBf16 => 8e-3,
+                Kind::ToF16 => 1e-3,
+                _ => 2e-5,
+            };
     }
     Ok(replayed)
 }
@@ -93,6 +98,7 @@ fn values(kind: Kind, bytes: &[u8]) -> Vec<f64> {
         Kind::ToF32 => bytes.chunks_exact(4).map(|b| f64::from(f32::from_le_bytes(four(b)))).collect(),
         Kind::ToI32 => bytes.chunks_exact(4).map(|b| f64::from(i32::from_le_bytes(four(b)))).collect(),
         Kind::ToBf16 => bytes.chunks_exact(2).map(|b| f64::from(bf16::from_le_bytes([b[0], b[1]]))).collect(),
+        Kind::ToF16 => bytes.chunks_exact(2).map(|b| f64::from(f16::from_le_bytes([b[0], b[1]]))).collect(),
         // Never written.
         _ => bytes.iter().map(|b| f64::from(*b)).collect(),
     }

@@ -81,6 +81,10 @@ impl Call<'_> {
                 let half = |v: &f32| bf16::from_f32(*v).to_le_bytes();
                 bytes.chunks_exact_mut(2).zip(values).for_each(|(b, v)| b.copy_from_slice(&half(v)));
             }
+            Kind::ToF16 => {
+                let half = |v: &f32| f16::from_f32(*v).to_le_bytes();
+                bytes.chunks_exact_mut(2).zip(values).for_each(|(b, v)| b.copy_from_slice(&half(v)));
+            }
             _ => return Err(format!("{name} cannot hold numbers")),
         }
         Ok(())
@@ -101,8 +105,10 @@ impl Call<'_> {
 
     /// Rounds to the element type of a pointer argument.
     fn rounded(&self, name: &str, values: &mut [f32]) -> Done {
-        if self.kernel.params[self.index(name)?].1 == Kind::ToBf16 {
-            values.iter_mut().for_each(|v| *v = bf16::from_f32(*v).to_f32());
+        match self.kernel.params[self.index(name)?].1 {
+            Kind::ToBf16 => values.iter_mut().for_each(|v| *v = bf16::from_f32(*v).to_f32()),
+            Kind::ToF16 => values.iter_mut().for_each(|v| *v = f16::from_f32(*v).to_f32()),
+            _ => {}
         }
         Ok(())
     }
@@ -128,7 +134,7 @@ pub fn run(call: &mut Call<'_>) -> Done {
         "rope_cache" => rope_cache(call),
         "attend" => attend(call),
         "combine" => combine(call),
-        "matmul" | "matmul_q8" => matmul(call),
+        "matmul" | "matmul_q8" | "matmul_q4" | "matmul_fine" => matmul(call),
         "activate" => activate(call),
         "shape_logits" => shape_logits(call),
         "gather_rows" => gather_rows(call),
@@ -327,16 +333,24 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
 
 fn matmul(call: &mut Call<'_>) -> Done {
     let [n, m, k] = [call.size("n")?, call.size("m")?, call.size("k")?];
-    let q8 = call.kernel.kernel == "matmul_q8";
     let bias = if call.constant("BIAS") == 1 { call.floats("bias", 0, m)? } else { vec![0.0; m] };
     // Tiles without a program are not written, as on a GPU.
     let (m_end, n_end) = (call.grid(0) * call.constant("BM"), call.grid(1) * call.constant("BN"));
-    let mut w = call.floats("w", 0, m * k)?;
-    if q8 {
-        let scales = call.floats("scales", 0, m * (k / 32))?;
-        w.chunks_exact_mut(32).zip(scales).for_each(|(block, s)| block.iter_mut().for_each(|v| *v *= s));
-        call.rounded("x", &mut w)?;
-    }
+    let w = match call.kernel.kernel.as_str() {
+        "matmul_q8" => weights_q8(call, m * k)?,
+        "matmul_q4" => {
+            let bytes = call.bytes("w", 0, m * k / 2)?.1;
+            let halves = bytes.chunks(16).flat_map(|block| [0, 4].map(|shift| (block, shift)));
+            let integers = halves.flat_map(|(block, shift)| block.iter().map(move |b| f32::from(b >> shift & 15)));
+            let integers = integers.collect();
+            scaled(call, integers, 32)?
+        }
+        "matmul_fine" => {
+            let integers = call.floats("w", 0, m * k)?;
+            scaled(call, integers, 16)?
+        }
+        _ => call.floats("w", 0, m * k)?,
+    };
     for row in 0..n.min(n_end) {
         let x = call.floats("x", row * k, k)?;
         let lines = w.chunks_exact(k).zip(&bias).take(m_end);
@@ -344,6 +358,25 @@ fn matmul(call: &mut Call<'_>) -> Done {
         call.put("y", row * m, &y)?;
     }
     Ok(())
+}
+
+/// `count` weights in 8 bits, dequantised to the type of x.
+fn weights_q8(call: &mut Call<'_>, count: usize) -> Result<Vec<f32>, String> {
+    let mut w = call.floats("w", 0, count)?;
+    let scales = call.floats("scales", 0, count / 32)?;
+    w.chunks_exact_mut(32).zip(scales).for_each(|(block, s)| block.iter_mut().for_each(|v| *v *= s));
+    call.rounded("x", &mut w)?;
+    Ok(w)
+}
+
+/// scale · w + minimum for each block of `each` integers, in the type of x.
+fn scaled(call: &mut Call<'_>, mut w: Vec<f32>, each: usize) -> Result<Vec<f32>, String> {
+    let (scales, minima) = (call.floats("scales", 0, w.len() / each)?, call.floats("minima", 0, w.len() / each)?);
+    for (block, (scale, minimum)) in w.chunks_exact_mut(each).zip(scales.iter().zip(&minima)) {
+        block.iter_mut().for_each(|v| *v = *v * scale + minimum);
+    }
+    call.rounded("x", &mut w)?;
+    Ok(w)
 }
 
 fn activate(call: &mut Call<'_>) -> Done {

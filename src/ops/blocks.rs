@@ -43,6 +43,16 @@ pub struct Block {
     pub min: [f32; 2],
 }
 
+/// A matrix `[m, k]` as a GGUF file stores it.
+#[derive(Debug)]
+pub struct StoredMatrix {
+    /// Its rows of blocks.
+    pub bytes: Vec<u8>,
+    pub kind: BlockType,
+    pub m: usize,
+    pub k: usize,
+}
+
 impl BlockType {
     pub const ALL: [Self; 15] = [
         Self::F32,

@@ -7,7 +7,7 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tenso
 
 use super::bf16::PackedBf16;
 use super::bits;
-use super::blocks::BlockType;
+use super::blocks::{BlockType, StoredMatrix};
 use super::exact_blocks::ExactBlocks;
 pub use super::gemm::WeightLayout;
 use super::gemm::{PackedF32, matmul_packed, pack_into};
@@ -34,6 +34,8 @@ pub enum Weight {
     Quantized(QuantizedMatrix),
     /// Frozen on the CPU in a format for serving, without gradients.
     Served(Arc<dyn ServedMatrix>),
+    /// In the blocks of a GGUF file, to be copied to a device; the CPU does not multiply with it.
+    Stored(Arc<StoredMatrix>),
 }
 
 /// The format of frozen weights for serving.
@@ -87,6 +89,9 @@ impl WeightFormat {
         Self::ALL.into_iter().find(|format| name.eq_ignore_ascii_case(format.as_str()))
     }
 }
+
+/// The message of a product with a stored matrix.
+const FOR_A_DEVICE: &str = "linear: the weight was read for a device";
 
 impl Weight {
     /// Packs a frozen f32 matrix on the CPU; any other stays dense. With `backward` the unpacked tensor is kept for the
@@ -169,6 +174,7 @@ impl Weight {
     pub fn out_features(&self) -> usize {
         match self {
             Self::Served(matrix) => matrix.shape().0,
+            Self::Stored(matrix) => matrix.m,
             Self::Dense(w, layout) => out_in((w.dims()[0], w.dims()[1]), *layout).0,
             Self::Packed { packed, .. } => packed.m,
             Self::Bf16 { packed, .. } => packed.m,
@@ -184,6 +190,7 @@ impl Weight {
             Self::Packed { .. } | Self::Bf16 { .. } | Self::Quantized(_) => {
                 x.contiguous()?.apply_op1(Frozen(self.clone()))
             }
+            Self::Stored(_) => candle_core::bail!("{FOR_A_DEVICE}"),
         }
     }
 
@@ -197,6 +204,7 @@ impl Weight {
         match self {
             Self::Dense(w, _) => fused(w) && w.is_contiguous(),
             Self::Packed { .. } | Self::Bf16 { .. } | Self::Quantized(_) | Self::Served(_) => true,
+            Self::Stored(_) => false,
         }
     }
 
@@ -207,6 +215,7 @@ impl Weight {
             Self::Bf16 { packed, .. } => (packed.m, packed.k),
             Self::Quantized(matrix) => (matrix.m, matrix.k),
             Self::Served(matrix) => matrix.shape(),
+            Self::Stored(matrix) => (matrix.m, matrix.k),
         };
         Dims { n, m, k }
     }
@@ -222,6 +231,7 @@ impl Weight {
             }
             Self::Quantized(matrix) => matrix.forward(x, y, n)?,
             Self::Served(matrix) => matrix.matmul(x, y, n),
+            Self::Stored(_) => candle_core::bail!("{FOR_A_DEVICE}"),
         }
         if let Some(low_rank) = low_rank {
             low_rank.add(x, y, n);
@@ -276,7 +286,11 @@ impl Weight {
     pub fn unpacked(&self) -> Option<&Tensor> {
         match self {
             Self::Dense(w, _) | Self::Packed { dense: Some((w, _)), .. } => Some(w),
-            Self::Packed { dense: None, .. } | Self::Bf16 { .. } | Self::Quantized(_) | Self::Served(_) => None,
+            Self::Packed { dense: None, .. }
+            | Self::Bf16 { .. }
+            | Self::Quantized(_)
+            | Self::Served(_)
+            | Self::Stored(_) => None,
         }
     }
 

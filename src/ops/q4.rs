@@ -14,10 +14,10 @@ const LINES: usize = BLOCK / GROUP / 2;
 
 /// 32 values 0…15, with a scale and a minimum.
 #[derive(Clone, Copy)]
-struct Block {
-    q: [u8; BLOCK],
-    scale: f32,
-    min: f32,
+pub struct Block {
+    pub q: [u8; BLOCK],
+    pub scale: f32,
+    pub min: f32,
 }
 
 /// A weight matrix `[m, k]` as ⌈m/16⌉ panels. Line l of a block has the values 4l…4l+3 along k of 16 rows in the low
@@ -31,8 +31,8 @@ pub struct PackedQ4 {
     blocks: usize,
 }
 
-/// Block `b` of a row in the format `kind`.
-fn read_block(row: &[u8], kind: BlockType, b: usize) -> Block {
+/// Block `b` of a row of blocks in Q4_0, Q4_1 or Q4_K.
+pub fn read_block(row: &[u8], kind: BlockType, b: usize) -> Block {
     let found = blocks::read(row, kind, b);
     // Values of Q4_0 are −8…7.
     let offset = if kind == BlockType::Q4_0 { 8 } else { 0 };
@@ -40,8 +40,9 @@ fn read_block(row: &[u8], kind: BlockType, b: usize) -> Block {
     Block { q: found.q.map(|q| (q + offset) as u8), scale: found.scale[0], min }
 }
 
-/// Quantises a block so that its minimum becomes 0 and its maximum 15.
-fn quantize_block(x: &[f32]) -> Block {
+/// Quantises a block of up to 32 values so that its minimum becomes 0 and its maximum 15. Scale and minimum are exact in
+/// f16.
+pub fn quantize_block(x: &[f32]) -> Block {
     let (low, high) = x.iter().fold((f32::MAX, f32::MIN), |(l, h), v| (l.min(*v), h.max(*v)));
     let scale = f16::from_f32((high - low) / 15.0).to_f32();
     let (min, inv) = (f16::from_f32(low).to_f32(), if scale > 0.0 { 1.0 / scale } else { 0.0 });

@@ -51,6 +51,8 @@ pub enum Purpose {
     TrainOverQuantized,
     /// Forward passes over many rows at a time (a reference, a reward model): weights are shared unchanged.
     Score,
+    /// A copy to a device: as `Score`, but quantised matrices of a GGUF file stay in their blocks.
+    Copy,
     /// Forward passes over many rows at a time, multiplied in bfloat16 on the CPU; weights are packed, not shared.
     ScoreInBf16,
     /// Forward passes over few rows at a time: frozen f32 weights are packed, and their natural layouts can be dropped.
@@ -62,7 +64,10 @@ pub enum Purpose {
 impl Purpose {
     /// Whether tensors keep the types of the model's files.
     pub(in crate::model) fn follows_file(self) -> bool {
-        matches!(self, Self::ServeAs(format) if format.follows_file())
+        match self {
+            Self::ServeAs(format) => format.follows_file(),
+            purpose => purpose == Self::Copy,
+        }
     }
 
     /// Prepares a matrix in the layout for this purpose.
@@ -72,7 +77,7 @@ impl Purpose {
             Self::TrainOverBf16 => Weight::bf16(w, layout, true),
             Self::TrainOverQuantized if w.track_op() => Ok(Weight::Dense(w.clone(), layout)),
             Self::TrainOverQuantized => Ok(Weight::Dense(w.detach(), layout)),
-            Self::Score => Ok(Weight::Dense(w.detach(), layout)),
+            Self::Score | Self::Copy => Ok(Weight::Dense(w.detach(), layout)),
             Self::ScoreInBf16 => Weight::bf16(&w.detach(), layout, false),
             Self::Serve => Weight::new(&w.detach(), layout, false),
             Self::ServeAs(format) => Weight::served(w, layout, format),

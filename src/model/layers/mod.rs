@@ -13,6 +13,7 @@ use crate::model::families::NormKind;
 use crate::model::gguf::GgufTensors;
 use crate::model::load::ModelFiles;
 use crate::model::{ModelConfig, Purpose, Weights, quantized};
+use crate::ops::blocks::StoredMatrix;
 use crate::ops::linear::{Weight, WeightFormat, WeightLayout, linear};
 use crate::ops::low_rank::{LowRank, LowRankUpdate};
 use crate::ops::product::{Dims, column_sums, product_transposed};
@@ -96,10 +97,7 @@ impl Builder<'_> {
     /// The concatenated rows of these tensors (name, rows) in the file's format; `None` unless the file's format is
     /// requested and all tensors have the same block type.
     fn blocks(&self, tensors: &[(&str, usize)], input: usize) -> Result<Option<Weight>> {
-        let (Purpose::ServeAs(format), Some(gguf)) = (self.purpose, self.parameters.gguf()) else { return Ok(None) };
-        if !format.follows_file() {
-            return Ok(None);
-        }
+        let Some(gguf) = self.parameters.gguf().filter(|_| self.purpose.follows_file()) else { return Ok(None) };
         let kinds = tensors.iter().map(|(name, _)| gguf.block_kind(name)).collect::<Option<Vec<_>>>();
         let Some(kinds) = kinds.filter(|kinds| kinds.iter().all(|(kind, ..)| *kind == kinds[0].0)) else {
             return Ok(None);
@@ -112,8 +110,9 @@ impl Builder<'_> {
             bytes.extend(gguf.bytes(name).map_err(candle_core::Error::wrap)?);
         }
         let (kind, rows) = (kinds[0].0, tensors.iter().map(|(_, out)| out).sum());
-        Ok(Some(match format {
-            WeightFormat::Exact => Weight::exact_blocks(&bytes, kind, rows, input),
+        Ok(Some(match self.purpose {
+            Purpose::Copy => Weight::Stored(Arc::new(StoredMatrix { bytes, kind, m: rows, k: input })),
+            Purpose::ServeAs(WeightFormat::Exact) => Weight::exact_blocks(&bytes, kind, rows, input),
             _ => Weight::blocks(&bytes, kind, rows, input),
         }))
     }
@@ -292,6 +291,14 @@ impl Linear {
     pub fn plain(&self) -> Option<((&Tensor, WeightLayout), Option<&Tensor>)> {
         match (&self.weight, &self.lora) {
             (Weight::Dense(weight, layout), None) => Some(((weight, *layout), self.bias.as_ref())),
+            _ => None,
+        }
+    }
+
+    /// The matrix in the blocks of its file, and the bias; `None` for any other matrix.
+    pub fn stored(&self) -> Option<(&StoredMatrix, Option<&Tensor>)> {
+        match (&self.weight, &self.lora) {
+            (Weight::Stored(matrix), None) => Some((&**matrix, self.bias.as_ref())),
             _ => None,
         }
     }

@@ -50,6 +50,45 @@ impl StoredRows {
         (self.rows, self.width)
     }
 
+    /// The type of the rows in the file.
+    pub fn kind(&self) -> BlockType {
+        self.kind
+    }
+
+    /// Passes the bytes of all rows to `take`, as parts of at most `bytes` bytes but at least one row.
+    ///
+    /// # Errors
+    /// Those of `take`; when the file was changed or cannot be read any more.
+    pub fn stored_parts(
+        &self,
+        bytes: usize,
+        take: &mut dyn FnMut(&[u8]) -> candle_core::Result<()>,
+    ) -> candle_core::Result<()> {
+        let row = self.kind.bytes(self.width);
+        let count = (bytes / row.max(1)).max(1);
+        let mut buffer = vec![0; count.min(self.rows) * row];
+        for from in (0..self.rows).step_by(count) {
+            let part = &mut buffer[..count.min(self.rows - from) * row];
+            self.check()?;
+            read_at(&self.file, part, self.start + (from * row) as u64).map_err(|e| self.unreadable(&e))?;
+            take(part)?;
+        }
+        Ok(())
+    }
+
+    fn unreadable(&self, e: &std::io::Error) -> candle_core::Error {
+        candle_core::Error::msg(format!("cannot read {}: {e}", self.path.display()))
+    }
+
+    /// # Errors
+    /// When the file was changed, or its metadata cannot be read.
+    fn check(&self) -> candle_core::Result<()> {
+        if state(&self.file).map_err(|e| self.unreadable(&e))? != self.state {
+            candle_core::bail!("{} was changed while the model was served: load the model again", self.path.display());
+        }
+        Ok(())
+    }
+
     /// Passes all rows to `take`, as parts of at most `values` numbers but at least one row.
     ///
     /// # Errors
@@ -75,15 +114,12 @@ impl StoredRows {
     /// # Errors
     /// When an id has no row, or the file was changed or cannot be read any more.
     pub fn gather(&self, ids: &[u32], y: &mut [f32]) -> candle_core::Result<()> {
-        let failed = |e: std::io::Error| candle_core::Error::msg(format!("cannot read {}: {e}", self.path.display()));
-        if state(&self.file).map_err(failed)? != self.state {
-            candle_core::bail!("{} was changed while the model was served: load the model again", self.path.display());
-        }
+        self.check()?;
         embedding::check(self.rows, ids)?;
         let mut bytes = vec![0; self.kind.bytes(self.width)];
         for (id, row) in ids.iter().zip(y.chunks_exact_mut(self.width)) {
             read_at(&self.file, &mut bytes, self.start + u64::from(*id) * self.kind.bytes(self.width) as u64)
-                .map_err(failed)?;
+                .map_err(|e| self.unreadable(&e))?;
             blocks::dequantize(&bytes, self.kind, row);
         }
         Ok(())

@@ -13,8 +13,10 @@ use crate::numerics::formats::{Sizes, llama};
 async fn a_quantised_model_is_never_in_memory_as_f32() {
     let dir = tempfile::tempdir().unwrap();
     let (mut held, mut peaks) = (Vec::new(), Vec::new());
-    let sizes =
-        [Sizes { d: 256, inner: 256, vocab: 96, blocks: 1 }, Sizes { d: 512, inner: 2048, vocab: 16_000, blocks: 10 }];
+    let sizes = [
+        Sizes { d: 256, inner: 256, vocab: 96, blocks: 1, untied: false },
+        Sizes { d: 512, inner: 2048, vocab: 16_000, blocks: 10, untied: false },
+    ];
     let mut bytes = 0;
     for (i, sizes) in sizes.into_iter().enumerate() {
         let file = dir.path().join(format!("model-{i}.gguf"));

@@ -8,10 +8,12 @@ use instructd::model::decoder::device::{Blocks, Room};
 use instructd::model::decoder::kv_cache::{CachedSequence, KvCache, StepRows};
 use instructd::model::init::{Heads, init};
 use instructd::model::{Decoder, DeviceModel, ModelConfig, Purpose, load, open, save_dir};
+use instructd::ops::blocks::BlockType;
 use instructd::ops::linear::WeightFormat;
 use instructd::train::rng::{Stream, normal, rng};
 use serde_json::json;
 
+use super::formats::{Sizes, llama};
 use crate::support::allocations::peak_in;
 use crate::support::{DECODERS, fixture};
 
@@ -34,7 +36,7 @@ fn weights_from_files_are_those_from_memory() {
         let frame = Decoder::without_blocks(&opened).unwrap();
         let loaded = load(&fixture(name), &Device::Cpu).unwrap();
         let whole = Decoder::new(&loaded.config, &loaded.weights, Purpose::Score).unwrap();
-        for format in [WeightFormat::F32, WeightFormat::Q8_0] {
+        for format in [WeightFormat::F32, WeightFormat::Q8_0, WeightFormat::Q4_1] {
             let want = logits(&whole, Blocks::Held, format);
             assert!(want.iter().all(|v| v.is_finite()));
             assert_eq!(logits(&frame, Blocks::Files(&opened), format), want, "{name}, {}", format.as_str());
@@ -42,8 +44,8 @@ fn weights_from_files_are_those_from_memory() {
     }
 }
 
-/// Writes a random model of 16 blocks of 1 MB each as f32; returns the bytes of all of its weights as f32.
-fn write_model(dir: &Path) -> usize {
+/// Writes a random model of 16 blocks of 1 MB each as f32.
+fn write_model(dir: &Path) {
     let hf_config = json!({
         "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 4000, "hidden_size": 128,
         "intermediate_size": 512, "num_hidden_layers": 16, "num_attention_heads": 4, "num_key_value_heads": 4,
@@ -57,23 +59,34 @@ fn write_model(dir: &Path) -> usize {
     };
     let weights = init(&config, Heads::Backbone, &Device::Cpu, numbers).unwrap();
     save_dir(dir, &config, &hf_config, &weights, None, None, None).unwrap();
-    weights.values().map(|t| t.elem_count() * 4).sum()
 }
 
 #[test]
 fn a_model_is_on_the_host_one_block_at_a_time_while_it_is_loaded() {
     let dir = tempfile::tempdir().unwrap();
-    let all = write_model(dir.path());
-    assert!(all > 20_000_000, "{all}");
-    let mut on_device = 0;
-    let peak = peak_in(|| {
-        let opened = open(dir.path()).unwrap();
-        let decoder = Decoder::without_blocks(&opened).unwrap();
-        let device = Box::new(Sim::new(256 << 20));
-        let model = DeviceModel::new(&decoder, Blocks::Files(&opened), device, WeightFormat::Bf16, ROOM).unwrap();
-        on_device = model.memory().0 as usize;
+    write_model(dir.path());
+    // Blocks that are kept, and blocks of a type that is converted.
+    let kinds = [BlockType::Q4_0, BlockType::Q6K];
+    let files = kinds.map(|kind| {
+        let file = dir.path().join(format!("{}.gguf", kind.as_str()));
+        let sizes = Sizes { d: 256, inner: 512, vocab: 1000, blocks: 8, untied: true };
+        std::fs::write(&file, llama(sizes, kind, "")).unwrap();
+        (file, WeightFormat::File)
     });
-    // The simulated device is in the memory of the host.
-    let rest = peak.saturating_sub(on_device);
-    assert!(rest < 8_000_000, "{rest} bytes of the host beside {on_device} of the device, for {all} as f32");
+    for (path, format) in files.into_iter().chain([(dir.path().to_owned(), WeightFormat::Bf16)]) {
+        let (mut on_device, mut all) = (0, 0);
+        let peak = peak_in(|| {
+            let opened = open(&path).unwrap();
+            all = opened.files.parameters() * 4;
+            let decoder = Decoder::without_blocks(&opened).unwrap();
+            let device = Box::new(Sim::new(256 << 20));
+            let model = DeviceModel::new(&decoder, Blocks::Files(&opened), device, format, ROOM).unwrap();
+            on_device = model.memory().0 as usize;
+        });
+        assert!(all > 20_000_000, "{all}");
+        // The simulated device is in the memory of the host.
+        let rest = peak.saturating_sub(on_device);
+        let of = path.display();
+        assert!(rest < 8_000_000, "{of}: {rest} bytes of the host beside {on_device} of the device, for {all} as f32");
+    }
 }

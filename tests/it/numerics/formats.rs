@@ -24,7 +24,7 @@ fn sequences() -> Vec<Vec<u32>> {
     (0..5u32).map(|i| (0..7 + 8 * i).map(|t| (t * 7 + i * 13) % 96).collect()).collect()
 }
 
-fn flat(t: &Tensor) -> Vec<f32> {
+pub(super) fn flat(t: &Tensor) -> Vec<f32> {
     t.flatten_all().unwrap().to_vec1().unwrap()
 }
 
@@ -33,7 +33,7 @@ fn logits(decoder: &Decoder, sequences: &[Vec<u32>]) -> Vec<f32> {
 }
 
 /// Root mean square of the difference, relative to that of `want`.
-fn distance(got: &[f32], want: &[f32]) -> f32 {
+pub(super) fn distance(got: &[f32], want: &[f32]) -> f32 {
     let square = |x: f32| x * x;
     let difference: f32 = got.iter().zip(want).map(|(g, w)| square(g - w)).sum();
     (difference / want.iter().map(|w| square(*w)).sum::<f32>()).sqrt()
@@ -112,16 +112,21 @@ pub(crate) struct Sizes {
     pub inner: usize,
     pub vocab: usize,
     pub blocks: usize,
+    /// Whether the output matrix is another one than the word vectors.
+    pub untied: bool,
 }
 
 /// A Llama of one block whose matrices are stored as `kind`, except `odd`, stored as Q5_0.
 fn gguf(kind: BlockType, odd: &str) -> Vec<u8> {
-    llama(Sizes { d: 256, inner: 256, vocab: 96, blocks: 1 }, kind, odd)
+    llama(Sizes { d: 256, inner: 256, vocab: 96, blocks: 1, untied: false }, kind, odd)
 }
 
 /// A GGUF file of a Llama whose matrices are noise stored as `kind`, except the tensor `odd`, stored as Q5_0.
-pub(crate) fn llama(Sizes { d, inner, vocab, blocks }: Sizes, kind: BlockType, odd: &str) -> Vec<u8> {
+pub(crate) fn llama(Sizes { d, inner, vocab, blocks, untied }: Sizes, kind: BlockType, odd: &str) -> Vec<u8> {
     let mut shapes = vec![("token_embd.weight".to_owned(), vec![vocab, d]), ("output_norm.weight".to_owned(), vec![d])];
+    if untied {
+        shapes.push(("output.weight".to_owned(), vec![vocab, d]));
+    }
     for block in 0..blocks {
         let parts: [(&str, &[usize]); 9] = [
             ("attn_norm", &[d]),

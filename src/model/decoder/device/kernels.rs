@@ -37,7 +37,7 @@ fn tile_rows(n: usize, out: usize, element: Element) -> usize {
     const MULTIPROCESSORS: usize = 132;
     if n <= FEW {
         16
-    } else if element == Element::Bf16 && up(n, 128) * up(out, 64) >= MULTIPROCESSORS {
+    } else if element != Element::F32 && up(n, 128) * up(out, 64) >= MULTIPROCESSORS {
         128
     } else {
         64
@@ -58,13 +58,20 @@ pub fn matmul(variant: &str, launched: &Matmul, element: Element) -> Result<(Str
     tiled(format!("matmul{variant}{any}.{rows}.{}", element.as_str()), n, out)
 }
 
-/// [`matmul`] with weights in 8 bits, `n` rows and `out` outputs.
+/// [`matmul`] with weights in blocks of integers, `n` rows and `out` outputs. `kind` is `matmul_q8`,
+/// `matmul_q4` or `matmul_fine`.
 ///
 /// # Errors
 /// When there is no such variant.
-pub fn matmul_q8(variant: &str, n: usize, out: usize, element: Element) -> Result<(String, [usize; 3]), GpuError> {
+pub fn matmul_blocks(
+    kind: &str,
+    variant: &str,
+    n: usize,
+    out: usize,
+    element: Element,
+) -> Result<(String, [usize; 3]), GpuError> {
     let rows = if n <= FEW { 16 } else { 64 };
-    tiled(format!("matmul_q8{variant}.{rows}.{}", element.as_str()), n, out)
+    tiled(format!("{kind}{variant}.{rows}.{}", element.as_str()), n, out)
 }
 
 fn tiled(name: String, n: usize, out: usize) -> Result<(String, [usize; 3]), GpuError> {
@@ -82,7 +89,7 @@ pub fn norm(layer: bool) -> &'static str {
 pub fn norm_of(layer: bool, element: Element) -> String {
     match element {
         Element::F32 => format!("{}.f32", norm(layer)),
-        Element::Bf16 => format!("{}_of.bf16", norm(layer)),
+        half => format!("{}_of.{}", norm(layer), half.as_str()),
     }
 }
 

@@ -1,16 +1,19 @@
 //! Steps of cached sequences on a device: one upload of everything that a step needs, at most ten launches a block for
 //! plain families, one download of the requested logits.
 
+mod formats;
 pub(super) mod kernels;
+pub(in crate::model::decoder) mod packing;
 mod pass;
 mod rows;
 pub(in crate::model::decoder) mod weights;
 
+pub use self::formats::Blocks;
+use self::formats::{DeviceFormat, Element};
 use self::kernels::{head_width, numbers};
 use self::pass::{Pass, Pending};
 use self::rows::{Inputs, Scratch, buffers, most_scratch, pack};
-pub use self::weights::Blocks;
-use self::weights::{Element, Weights, candle};
+use self::weights::{Weights, candle};
 use super::Decoder;
 use super::kv_cache::{PAGE, StepRows};
 use crate::gpu::arena::GRAIN;
@@ -78,8 +81,7 @@ impl DeviceModel {
     /// step leaves free: the requested number, or as many as fit.
     ///
     /// # Errors
-    /// `OutOfMemory`, also when not even one whole context fits; formats other than f32, bf16 and q8_0, whose matrices
-    /// have 8 bits and whose other numbers are bf16; heads of more than 256 channels.
+    /// `OutOfMemory`, also when not even one whole context fits; heads of more than 256 channels.
     pub fn new(
         decoder: &Decoder,
         blocks: Blocks<'_>,
@@ -88,20 +90,10 @@ impl DeviceModel {
         room: Room,
     ) -> Result<Self, GpuError> {
         let c = decoder.config.clone();
-        let (element, quantised) = match format {
-            WeightFormat::F32 | WeightFormat::Exact => (Element::F32, false),
-            WeightFormat::Bf16 => (Element::Bf16, false),
-            WeightFormat::Q8_0 => (Element::Bf16, true),
-            other => {
-                let name = other.as_str();
-                return Err(GpuError::Launch(format!(
-                    "weights = \"{name}\" is for the CPU; this device takes exact, f32, bf16 or q8_0"
-                )));
-            }
-        };
+        let format = DeviceFormat::new(format, blocks);
         let wide = head_width(c.head_dim).map_err(GpuError::Launch)?;
-        let weights = weights::load(decoder, blocks, device.as_mut(), element, quantised)?;
-        Self::with_weights(c, device, element, weights, wide, room)
+        let weights = weights::load(decoder, blocks, device.as_mut(), format)?;
+        Self::with_weights(c, device, format.element, weights, wide, room)
     }
 
     /// A model of weights that are on the device, with pages in the memory that the largest step leaves free.

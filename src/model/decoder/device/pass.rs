@@ -1,12 +1,13 @@
 //! The launches of one step.
 
 use super::kernels::{self, up};
+use super::packing::Factors;
 use super::rows::{Buffers, Rows, Scratch, logit_sizes};
 use super::weights::{Block, Element, Matrix, NormWeights, Weights, candle};
 use crate::gpu::device::{Device, launch};
 use crate::gpu::launch::{
-    Activate, Add, Attend, Combine, Embed, GatherRows, Logprobs, Matmul, MatmulQ8, Norm as NormLaunch, RopeCache,
-    Sample, ShapeLogits,
+    Activate, Add, Attend, Combine, Embed, GatherRows, Logprobs, Matmul, MatmulFine, MatmulQ4, MatmulQ8,
+    Norm as NormLaunch, RopeCache, Sample, ShapeLogits,
 };
 use crate::gpu::{GpuError, Slice};
 use crate::model::decoder::Decoder;
@@ -153,13 +154,26 @@ impl Pass<'_> {
     ) -> Result<(), GpuError> {
         let bias = w.bias.unwrap_or(self.weights.zeros);
         let [rows, m, k] = [n, w.out, w.input].map(|size| size as i32);
-        if let Some(scales) = w.scales {
-            let (name, grid) = kernels::matmul_q8(variant, n, w.out, self.element)?;
-            return launch(device, &name, grid, &MatmulQ8 { x, w: w.weight, scales, bias, y, n: rows, m, k });
+        let blocks = |kind| kernels::matmul_blocks(kind, variant, n, w.out, self.element);
+        match w.factors {
+            Factors::None => {
+                let launched = Matmul { x, w: w.weight, bias, y, n: rows, m, k };
+                let (name, grid) = kernels::matmul(variant, &launched, self.element)?;
+                launch(device, &name, grid, &launched)
+            }
+            Factors::Q8 { scales } => {
+                let (name, grid) = blocks("matmul_q8")?;
+                launch(device, &name, grid, &MatmulQ8 { x, w: w.weight, scales, bias, y, n: rows, m, k })
+            }
+            Factors::Q4 { scales, minima } => {
+                let (name, grid) = blocks("matmul_q4")?;
+                launch(device, &name, grid, &MatmulQ4 { x, w: w.weight, scales, minima, bias, y, n: rows, m, k })
+            }
+            Factors::Fine { scales, minima } => {
+                let (name, grid) = blocks("matmul_fine")?;
+                launch(device, &name, grid, &MatmulFine { x, w: w.weight, scales, minima, bias, y, n: rows, m, k })
+            }
         }
-        let launched = Matmul { x, w: w.weight, bias, y, n: rows, m, k };
-        let (name, grid) = kernels::matmul(variant, &launched, self.element)?;
-        launch(device, &name, grid, &launched)
     }
 
     /// One block; returns the term to be added to the hidden states after it.

@@ -1,57 +1,31 @@
 //! A decoder's weights on a device, as `gpu` launches read them: matrices with the same input joined, everything row-major
-//! `[out, in]` in one element type, or matrices in 8 bits.
+//! `[out, in]` in one element type, or matrices in blocks of integers.
 
 use candle_core::Tensor;
 use half::slice::HalfFloatSliceExt;
-use rayon::prelude::*;
 
+pub use super::formats::Element;
+use super::formats::{Blocks, Converted, DeviceFormat};
+use super::packing::{BLOCK, Factors, PackedBlocks, Packing, quantise, repack};
 use crate::gpu::device::Device;
 use crate::gpu::{GpuError, Slice};
 use crate::model::decoder::embedding_table::EmbeddingTable;
 use crate::model::layers::block::{Layer, Mlp, Projections, layer};
 use crate::model::layers::{Builder, Linear, Norm, Parameters, rope_tables};
-use crate::model::load::Opened;
 use crate::model::{Activation, Decoder, ModelConfig, Purpose};
+use crate::ops::blocks::{self, BlockType, StoredMatrix};
 use crate::ops::linear::WeightLayout;
-use crate::ops::q8::quantize_block;
 use crate::ops::with_f32s;
 
-/// The element type of weights, and of activations between additions to the f32 hidden states.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Element {
-    F32,
-    Bf16,
-}
-
-impl Element {
-    pub fn bytes(self) -> usize {
-        match self {
-            Self::F32 => 4,
-            Self::Bf16 => 2,
-        }
-    }
-
-    /// The name in kernel names.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::F32 => "f32",
-            Self::Bf16 => "bf16",
-        }
-    }
-}
-
-/// Neighbours that share a scale.
-const BLOCK: usize = 32;
 /// Bytes that are converted and copied at a time.
 const CHUNK: usize = 8 << 20;
 
 /// A matrix [out, in] and its bias [out].
 #[derive(Clone, Copy, Debug)]
 pub(in crate::model::decoder) struct Matrix {
-    /// In the element type of the model; i8 where there are scales.
+    /// In the element type of the model, or integers.
     pub weight: Slice,
-    /// One f16 for each 32 neighbours in a row, as in GGUF's Q8_0.
-    pub scales: Option<Slice>,
+    pub factors: Factors,
     pub bias: Option<Slice>,
     pub out: usize,
     pub input: usize,
@@ -102,12 +76,53 @@ pub(in crate::model::decoder) fn candle(error: candle_core::Error) -> GpuError {
     GpuError::Launch(error.to_string())
 }
 
-/// Puts tensors on a device in one element type.
+/// A matrix [out, in] on the host.
+enum Source<'a> {
+    Values(Tensor),
+    Blocks(&'a StoredMatrix),
+}
+
+impl<'a> Source<'a> {
+    /// The matrix of a layer and its bias.
+    fn new(linear: &'a Linear) -> Result<(Self, Option<&'a Tensor>), GpuError> {
+        if let Some((matrix, bias)) = linear.stored() {
+            return Ok((Self::Blocks(matrix), bias));
+        }
+        let Some(((weight, layout), bias)) = linear.plain() else {
+            return Err(GpuError::Launch("adapters or packed weights".to_owned()));
+        };
+        let weight = match layout {
+            WeightLayout::OutIn => weight.clone(),
+            WeightLayout::InOut => weight.t().and_then(|t| t.contiguous()).map_err(candle)?,
+        };
+        Ok((Self::Values(weight), bias))
+    }
+
+    /// (out, in).
+    fn sizes(&self) -> Result<(usize, usize), GpuError> {
+        match self {
+            Self::Values(weight) => weight.dims2().map_err(candle),
+            Self::Blocks(matrix) => Ok((matrix.m, matrix.k)),
+        }
+    }
+
+    fn kind(&self) -> Option<BlockType> {
+        match self {
+            Self::Values(_) => None,
+            Self::Blocks(matrix) => Some(matrix.kind),
+        }
+    }
+}
+
+/// Puts tensors on a device.
 struct Loader<'a> {
     device: &'a mut dyn Device,
     element: Element,
-    /// Matrices are stored in 8 bits with scales, where their rows are multiples of 32.
-    quantised: bool,
+    /// How matrices are stored that are not in blocks on the host.
+    packing: Packing,
+    /// Whether blocks of the file are kept.
+    file: bool,
+    converted: Converted,
 }
 
 impl Loader<'_> {
@@ -132,10 +147,19 @@ impl Loader<'_> {
     }
 
     fn write(&mut self, to: Slice, at: usize, t: &Tensor) -> Result<(), GpuError> {
+        self.with_values(t, |loader, values| loader.put(to, at, values))
+    }
+
+    /// Passes the values of a tensor on.
+    fn with_values(
+        &mut self,
+        t: &Tensor,
+        take: impl FnOnce(&mut Self, &[f32]) -> Result<(), GpuError>,
+    ) -> Result<(), GpuError> {
         let t = t.detach().contiguous().map_err(candle)?;
         let mut done = Ok(());
         with_f32s(&t, |values| {
-            done = self.put(to, at, values);
+            done = take(self, values);
             Ok(())
         })
         .map_err(candle)?;
@@ -144,72 +168,100 @@ impl Loader<'_> {
 
     /// Matrices with the same input, joined along their outputs.
     fn joint(&mut self, parts: &[&Linear]) -> Result<Matrix, GpuError> {
-        let mut natural = Vec::new();
-        for part in parts {
-            let (weight, bias) =
-                part.plain().ok_or_else(|| GpuError::Launch("adapters or packed weights".to_owned()))?;
-            let (weight, layout) = weight;
-            let weight = match layout {
-                WeightLayout::OutIn => weight.clone(),
-                WeightLayout::InOut => weight.t().and_then(|t| t.contiguous()).map_err(candle)?,
-            };
-            natural.push((weight, bias));
-        }
-        let outs = natural.iter().map(|(w, _)| w.dim(0)).collect::<candle_core::Result<Vec<_>>>().map_err(candle)?;
-        let input = natural[0].0.dim(1).map_err(candle)?;
-        let out = outs.iter().sum();
-        let bias = natural[0].1.map(|_| self.place(out)).transpose()?;
-        let quantised = self.quantised && input.is_multiple_of(BLOCK);
-        let (weight, scales) = match quantised {
-            true => (self.device.alloc(out * input)?, Some(self.device.alloc(out * (input / BLOCK) * 2)?)),
-            false => (self.place(out * input)?, None),
-        };
+        let parts = parts.iter().map(|part| Source::new(part)).collect::<Result<Vec<_>, _>>()?;
+        let sizes = parts.iter().map(|(part, _)| part.sizes()).collect::<Result<Vec<_>, _>>()?;
+        let kinds = parts.iter().map(|(part, _)| part.kind()).collect::<Option<Vec<_>>>();
+        let packing = kinds.map_or(self.packing, |kinds| Packing::of_file(&kinds));
+        let (out, input) = (sizes.iter().map(|(rows, _)| rows).sum(), sizes[0].1);
+        let bias = parts[0].1.map(|_| self.place(out)).transpose()?;
+        let matrix = Matrix { bias, ..self.place_matrix((out, input), packing)? };
         let mut at = 0;
-        for ((w, b), rows) in natural.iter().zip(&outs) {
-            match scales {
-                Some(scales) => self.write_quantised([weight, scales], at * input, w)?,
-                None => self.write(weight, at * input, w)?,
+        for ((part, b), (rows, _)) in parts.iter().zip(&sizes) {
+            match part {
+                Source::Values(w) => self.with_values(w, |loader, values| loader.fill(&matrix, at * input, values))?,
+                Source::Blocks(w) => self.fill_from_blocks(&matrix, at * input, w)?,
             }
             if let (Some(bias), Some(b)) = (bias, b) {
                 self.write(bias, at, b)?;
             }
             at += rows;
         }
-        Ok(Matrix { weight, scales, bias, out, input })
+        Ok(matrix)
     }
 
-    /// Writes a tensor of rows that are multiples of 32 as i8 and f16 scales, from element `at` on.
-    fn write_quantised(&mut self, to: [Slice; 2], at: usize, t: &Tensor) -> Result<(), GpuError> {
-        let t = t.detach().contiguous().map_err(candle)?;
-        let mut done = Ok(());
-        with_f32s(&t, |values| {
-            done = self.put_quantised(to, at, values);
-            Ok(())
-        })
-        .map_err(candle)?;
-        done
+    /// Memory of a matrix [out, input] without bias.
+    fn place_matrix(&mut self, (out, input): (usize, usize), packing: Packing) -> Result<Matrix, GpuError> {
+        let (packing, blocks) = (packing.for_rows_of(input), out * input / BLOCK);
+        let (weight, factors) = match packing {
+            Packing::Dense => (self.place(out * input)?, Factors::None),
+            packing => {
+                let weight = self.device.alloc(blocks * packing.bytes())?;
+                let mut factors = || self.device.alloc(blocks * packing.factors() * 2);
+                let scales = factors()?;
+                let factors = match packing {
+                    Packing::Q4 => Factors::Q4 { scales, minima: factors()? },
+                    Packing::Fine => Factors::Fine { scales, minima: factors()? },
+                    _ => Factors::Q8 { scales },
+                };
+                (weight, factors)
+            }
+        };
+        Ok(Matrix { weight, factors, bias: None, out, input })
     }
 
-    /// Writes values of whole blocks as i8 and f16 scales, from element `at` on.
-    fn put_quantised(&mut self, [weight, scales]: [Slice; 2], at: usize, values: &[f32]) -> Result<(), GpuError> {
-        values.chunks(CHUNK).enumerate().try_for_each(|(i, part)| {
-            let (mut bytes, mut factors) = (vec![0i8; part.len()], vec![0u16; part.len() / BLOCK]);
-            let blocks = bytes.par_chunks_mut(BLOCK).zip(&mut factors).zip(part.par_chunks(BLOCK));
-            blocks.for_each(|((to, factor), from)| {
-                let mut quantised = [0; BLOCK];
-                *factor = quantize_block(from, &mut quantised).to_bits();
-                to.copy_from_slice(&quantised);
-            });
-            let from = at + i * CHUNK;
-            self.device.upload(weight.part(from, part.len()), bytemuck::cast_slice(&bytes))?;
-            let scales = scales.part(from / BLOCK * 2, factors.len() * 2);
-            self.device.upload(scales, bytemuck::cast_slice(&factors))
-        })
+    /// Writes values of a matrix from element `at` on: whole blocks, if it is in blocks.
+    fn fill(&mut self, matrix: &Matrix, at: usize, values: &[f32]) -> Result<(), GpuError> {
+        let packing = matrix.factors.packing();
+        if packing == Packing::Dense {
+            return self.put(matrix.weight, at, values);
+        }
+        values
+            .chunks(CHUNK)
+            .enumerate()
+            .try_for_each(|(i, part)| self.put_blocks(matrix, (at + i * CHUNK) / BLOCK, &quantise(packing, part)))
+    }
+
+    /// Writes a matrix of the file into one whose packing holds its type, from element `at` on.
+    fn fill_from_blocks(&mut self, matrix: &Matrix, at: usize, from: &StoredMatrix) -> Result<(), GpuError> {
+        let packing = matrix.factors.packing();
+        if packing != Packing::Dense {
+            return self.put_blocks(matrix, at / BLOCK, &repack(packing, from.kind, &from.bytes));
+        }
+        let mut values = vec![0f32; from.m * from.k];
+        blocks::dequantize(&from.bytes, from.kind, &mut values);
+        self.converted.add(from.kind, 1, from.bytes.len(), values.len() * self.element.bytes());
+        self.put(matrix.weight, at, &values)
+    }
+
+    /// Writes packed blocks of a matrix from block `at` on.
+    fn put_blocks(&mut self, matrix: &Matrix, at: usize, packed: &PackedBlocks) -> Result<(), GpuError> {
+        let packing = matrix.factors.packing();
+        let mut write = |to: Slice, each: usize, data: &[u8]| self.device.upload(to.part(at * each, data.len()), data);
+        write(matrix.weight, packing.bytes(), &packed.integers)?;
+        let (scales, minima) = match matrix.factors {
+            Factors::None => return Ok(()),
+            Factors::Q8 { scales } => (scales, None),
+            Factors::Q4 { scales, minima } | Factors::Fine { scales, minima } => (scales, Some(minima)),
+        };
+        write(scales, packing.factors() * 2, bytemuck::cast_slice(&packed.scales))?;
+        minima.map_or(Ok(()), |to| write(to, packing.factors() * 2, bytemuck::cast_slice(&packed.minima)))
+    }
+
+    /// Counts a matrix that stays in the file on the host and is dense on the device, unless that is what was asked for.
+    fn count(&mut self, table: &EmbeddingTable) {
+        if let EmbeddingTable::Stored(rows) = table
+            && self.file
+            && rows.kind().quantised()
+        {
+            let (count, width) = rows.shape();
+            self.converted.add(rows.kind(), 1, count * rows.kind().bytes(width), count * width * self.element.bytes());
+        }
     }
 
     /// A table [rows, width], part by part.
     fn table(&mut self, table: &EmbeddingTable, (rows, width): (usize, usize)) -> Result<Slice, GpuError> {
         let to = self.place(rows * width)?;
+        self.count(table);
         let mut at = 0;
         self.parts(table, |loader, part| {
             loader.put(to, at, part)?;
@@ -221,27 +273,51 @@ impl Loader<'_> {
 
     /// A matrix [out, input] without bias, part by part.
     fn matrix(&mut self, table: &EmbeddingTable, (out, input): (usize, usize)) -> Result<Matrix, GpuError> {
-        if !(self.quantised && input.is_multiple_of(BLOCK)) {
-            return Ok(Matrix { weight: self.table(table, (out, input))?, scales: None, bias: None, out, input });
+        if let EmbeddingTable::Stored(rows) = table
+            && self.file
+            && let packing @ (Packing::Q8 | Packing::Q4 | Packing::Fine) = Packing::of_file(&[rows.kind()])
+        {
+            let matrix = self.place_matrix((out, input), packing)?;
+            let mut at = 0;
+            self.each::<[u8]>(
+                |take| rows.stored_parts(CHUNK, take),
+                |loader, part| {
+                    let packed = repack(packing, rows.kind(), part);
+                    loader.put_blocks(&matrix, at, &packed)?;
+                    at += packed.scales.len() / packing.factors();
+                    Ok(())
+                },
+            )?;
+            return Ok(matrix);
         }
-        let (weight, scales) = (self.device.alloc(out * input)?, self.device.alloc(out * (input / BLOCK) * 2)?);
+        self.count(table);
+        let matrix = self.place_matrix((out, input), self.packing)?;
         let mut at = 0;
         self.parts(table, |loader, part| {
-            loader.put_quantised([weight, scales], at, part)?;
+            loader.fill(&matrix, at, part)?;
             at += part.len();
             Ok(())
         })?;
-        Ok(Matrix { weight, scales: Some(scales), bias: None, out, input })
+        Ok(matrix)
     }
 
     /// Passes the rows of a table on in parts, each of which is on the device before the next is read.
     fn parts(
         &mut self,
         table: &EmbeddingTable,
-        mut take: impl FnMut(&mut Self, &[f32]) -> Result<(), GpuError>,
+        take: impl FnMut(&mut Self, &[f32]) -> Result<(), GpuError>,
+    ) -> Result<(), GpuError> {
+        self.each::<[f32]>(|take| table.parts(CHUNK / 4, take), take)
+    }
+
+    /// Passes on what `read` reads, each part of which is on the device before the next is read.
+    fn each<T: ?Sized>(
+        &mut self,
+        read: impl FnOnce(&mut dyn FnMut(&T) -> candle_core::Result<()>) -> candle_core::Result<()>,
+        mut take: impl FnMut(&mut Self, &T) -> Result<(), GpuError>,
     ) -> Result<(), GpuError> {
         let mut failed = None;
-        let read = table.parts(CHUNK / 4, &mut |part| {
+        let read = read(&mut |part| {
             let put = take(self, part).and_then(|()| self.device.wait());
             put.map_err(|why| {
                 let message = why.to_string();
@@ -304,11 +380,16 @@ impl Loader<'_> {
 }
 
 /// Little-endian values of an element type, rounded to nearest.
-pub(super) fn as_bytes(element: Element, values: &[f32]) -> Vec<u8> {
+pub(in crate::model::decoder) fn as_bytes(element: Element, values: &[f32]) -> Vec<u8> {
     match element {
         Element::F32 => bytemuck::cast_slice(values).to_vec(),
         Element::Bf16 => {
             let mut rounded = vec![half::bf16::ZERO; values.len()];
+            rounded.convert_from_f32_slice(values);
+            bytemuck::cast_slice(rounded.reinterpret_cast()).to_vec()
+        }
+        Element::F16 => {
+            let mut rounded = vec![half::f16::ZERO; values.len()];
             rounded.convert_from_f32_slice(values);
             bytemuck::cast_slice(rounded.reinterpret_cast()).to_vec()
         }
@@ -320,15 +401,6 @@ fn widest(c: &ModelConfig) -> usize {
     (2 * c.intermediate_size).max(c.hidden_size).max((c.n_heads + 2 * c.n_kv_heads) * c.head_dim)
 }
 
-/// Where the blocks and the output matrix of a decoder are.
-#[derive(Clone, Copy)]
-pub enum Blocks<'a> {
-    /// In the decoder, which is built for `Purpose::Score`.
-    Held,
-    /// In the files of the model, from which they are read one block at a time.
-    Files(&'a Opened),
-}
-
 /// Copies the weights of `decoder` to `device`.
 ///
 /// # Errors
@@ -337,11 +409,11 @@ pub(super) fn load(
     decoder: &Decoder,
     from: Blocks<'_>,
     device: &mut dyn Device,
-    element: Element,
-    quantised: bool,
+    format: DeviceFormat,
 ) -> Result<Weights, GpuError> {
     let c = &decoder.config;
-    let mut loader = Loader { device, element, quantised };
+    let DeviceFormat { element, packing, file } = format;
+    let mut loader = Loader { device, element, packing, file, converted: Converted::default() };
     let zeros = loader.place(widest(c))?;
     loader.put(zeros, 0, &vec![0.0; widest(c)])?;
     let embed = loader.table(&decoder.embed, (c.vocab_size, c.hidden_size))?;
@@ -350,7 +422,8 @@ pub(super) fn load(
         Blocks::Held => decoder.layers.iter().map(|layer| loader.block(layer, zeros)).collect::<Result<_, _>>()?,
         Blocks::Files(opened) => {
             let (parameters, ropes) = (Parameters::Files(&opened.files), rope_tables::tables(c));
-            let b = Builder { config: c, parameters, lora: None, purpose: Purpose::Score };
+            let purpose = if file { Purpose::Copy } else { Purpose::Score };
+            let b = Builder { config: c, parameters, lora: None, purpose };
             let one = |i| {
                 let block = loader.block(&layer(&b, i, &ropes).map_err(candle)?, zeros)?;
                 loader.device.wait()?;
@@ -363,7 +436,7 @@ pub(super) fn load(
     let (out, input) = (c.vocab_size, c.hidden_size);
     let head = match (c.tie_embeddings, from) {
         // The word vectors are read by row too, and stay in the element type.
-        (true, _) => Matrix { weight: embed, scales: None, bias: None, out, input },
+        (true, _) => Matrix { weight: embed, factors: Factors::None, bias: None, out, input },
         (false, Blocks::Held) => {
             let held = EmbeddingTable::Tensor(decoder.head_tensor().map_err(candle)?);
             loader.matrix(&held, (out, input))?
@@ -379,5 +452,8 @@ pub(super) fn load(
             loader.matrix(&stored, (out, input))?
         }
     };
+    if let Some(types) = loader.converted.described() {
+        tracing::info!(%types, to = element.as_str(), "types that the device has no kernel for are converted");
+    }
     Ok(Weights { embed, positions, blocks, final_norm, head, zeros })
 }

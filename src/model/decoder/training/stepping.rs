@@ -7,6 +7,7 @@ use crate::gpu::device::Device;
 use crate::gpu::launch::backward::MatmulNn;
 use crate::gpu::shared::Shared;
 use crate::gpu::{GpuError, Slice};
+use crate::model::decoder::device::packing::Factors;
 use crate::model::decoder::device::weights::{Block, Matrix, NormWeights, Weights};
 use crate::model::decoder::device::{DeviceModel, Room};
 
@@ -61,7 +62,7 @@ impl Copies<'_> {
             positions,
             blocks: blocks.iter().map(|block| self.block(block, zeros)).collect::<Result<_, _>>()?,
             final_norm: self.norm(final_norm, zeros),
-            head: Matrix { weight: head.value, scales: None, bias: None, out: head.rows, input: head.width },
+            head: Matrix { weight: head.value, factors: Factors::None, bias: None, out: head.rows, input: head.width },
             zeros,
         })
     }
@@ -112,7 +113,7 @@ impl Copies<'_> {
             own = self.place(weight.value.bytes)?;
             self.merge(linear, own)?;
         }
-        Ok(Matrix { weight: own, scales: None, bias, out: weight.rows, input: weight.width })
+        Ok(Matrix { weight: own, factors: Factors::None, bias, out: weight.rows, input: weight.width })
     }
 
     /// A copy of matrices with the same input, joined along their outputs.
@@ -138,7 +139,7 @@ impl Copies<'_> {
             }
             at += rows;
         }
-        Ok(Matrix { weight, scales: None, bias, out, input })
+        Ok(Matrix { weight, factors: Factors::None, bias, out, input })
     }
 
     /// Writes a matrix with its adapters merged to `to`.
@@ -161,7 +162,7 @@ impl Copies<'_> {
         }
         match trainer.options.element {
             Element::F32 => trainer.buffers.device.copy(sum, to)?,
-            Element::Bf16 => {
+            Element::Bf16 | Element::F16 => {
                 let every = trainer.buffers.ints(0..weight.rows)?;
                 trainer.write_bf16(sum, every, to, [weight.rows, weight.width])?;
                 trainer.buffers.give(every)?;

@@ -7,7 +7,7 @@ use crate::gpu::device::Device;
 use crate::gpu::shared::Shared;
 use crate::gpu::{GpuError, Slice};
 use crate::model::decoder::device::kernels::numbers;
-use crate::model::decoder::device::weights::Element;
+use crate::model::decoder::device::weights::{Element, as_bytes};
 
 /// A matrix [rows, width] on the device; a vector has width 1.
 #[derive(Clone, Copy, Debug)]
@@ -57,13 +57,6 @@ pub(super) struct Storage {
     pub weights: Vec<Weight>,
     pub slabs: Vec<Slab>,
     places: HashMap<MatrixId, Place>,
-}
-
-fn encoded(element: Element, values: &[f32]) -> Vec<u8> {
-    match element {
-        Element::F32 => bytemuck::cast_slice(values).to_vec(),
-        Element::Bf16 => values.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect(),
-    }
 }
 
 impl Storage {
@@ -117,7 +110,7 @@ impl Storage {
                     } else {
                         let size = element.bytes();
                         let to = self.weights[id].value.part(part.at * width * size, values.len() * size);
-                        device.upload(to, &encoded(element, values))?;
+                        device.upload(to, &as_bytes(element, values))?;
                     }
                 }
             }
@@ -162,7 +155,7 @@ impl Storage {
         let (slab, first) = self.places[&id];
         if let (State::Weights, Some(half)) = (state, self.slabs[slab].half) {
             let to = half.part((first + from) * 2, values.len() * 2);
-            device.upload(to, &encoded(Element::Bf16, values))?;
+            device.upload(to, &as_bytes(Element::Bf16, values))?;
         }
         Ok(())
     }
@@ -303,7 +296,7 @@ impl Buffers {
     /// A buffer of numbers in an element type.
     pub fn numbers(&mut self, values: &[f32], element: Element) -> Result<Slice, GpuError> {
         let to = self.take(values.len() * element.bytes())?;
-        self.device.upload(to, &encoded(element, values))?;
+        self.device.upload(to, &as_bytes(element, values))?;
         Ok(to)
     }
 }
