@@ -4,9 +4,12 @@
 //! device that `.ci/run` makes. The program needs no CUDA and no network: it can be built on one machine and run on
 //! another. Phases: the device, every recorded launch, logits and equality of bits of tiny models, their gradients, and
 //! tokens per second of serving and training with random weights in the shapes of SmolLM2-135M and, for serving,
-//! SmolLM2-1.7B (a tiny shape in the dry run), and rounds of PPO. Exit status 1 when anything fails. With `--json FILE`, the table is also
-//! written there, with INSTRUCTD_BENCH_COMMIT, _MACHINE, _DATE and _COMMAND.
+//! SmolLM2-1.7B (a tiny shape in the dry run), LoRA adapters over one base, and rounds of PPO. Exit status 1 when
+//! anything fails. With `--json FILE`, the table is also written there, with INSTRUCTD_BENCH_COMMIT, _MACHINE, _DATE and
+//! _COMMAND.
 
+#[path = "gpu/adapters.rs"]
+mod adapters;
 #[path = "gpu/rl.rs"]
 mod rl;
 #[path = "gpu/training.rs"]
@@ -289,11 +292,15 @@ fn main() -> ExitCode {
         Ok(format!("{}, {} MB", device.name(), device.memory().1 >> 20))
     });
     table.phase("recorded launches", || {
-        let forward = include_bytes!("../tests/fixtures/kernels.tape.gz");
-        let backward = include_bytes!("../tests/fixtures/kernels_backward.tape.gz");
-        let mut device = open(simulated)?;
-        let mut replayed = tape::replay(device.as_mut(), forward).map_err(|e| e.to_string())?;
-        replayed.extend(tape::replay(device.as_mut(), backward).map_err(|e| e.to_string())?);
+        let tapes: [&[u8]; 3] = [
+            include_bytes!("../tests/fixtures/kernels.tape.gz"),
+            include_bytes!("../tests/fixtures/kernels_backward.tape.gz"),
+            include_bytes!("../tests/fixtures/kernels_adapters.tape.gz"),
+        ];
+        let (mut device, mut replayed) = (open(simulated)?, Vec::new());
+        for tape in tapes {
+            replayed.extend(tape::replay(device.as_mut(), tape).map_err(|e| e.to_string())?);
+        }
         let wrong: Vec<_> = replayed.iter().filter(|r| !r.agrees).collect();
         let worst = replayed.iter().map(|r| r.off).fold(0.0, f64::max);
         match wrong.first() {
@@ -317,6 +324,7 @@ fn main() -> ExitCode {
             table.phase(&name, || speed(simulated, decoder, shape, streams));
         }
     }
+    adapters::phases(&mut table, simulated);
     training::phases(&mut table, simulated);
     rl::phase(&mut table, simulated);
     let good = table.print();

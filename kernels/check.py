@@ -15,8 +15,10 @@ import time
 from pathlib import Path
 
 import harness  # noqa: F401  (before Triton: it switches the interpreter on)
+import adapters
 import backward
 import cases
+import cases_adapters  # noqa: F401
 import cases_backward  # noqa: F401
 import forward
 from mutants import MUTANTS
@@ -55,7 +57,7 @@ def in_child(work, *args):
 def one(job):
     name, t, mutant = job
     fn = next(fn for case, _, fn in cases.CASES if case == name)
-    modules = {"forward": forward, "backward": backward}
+    modules = {"forward": forward, "backward": backward, "adapters": adapters}
 
     def work():
         if mutant is not None:

@@ -34,6 +34,7 @@ KINDS = {
     "f16": (np.float16, tl.float16, np.nan),
     "bf16": (np.uint16, tl.bfloat16, 0x7FC0),
     "i32": (np.int32, tl.int32, WILD),
+    "i64": (np.int64, tl.int64, WILD),
     "i8": (np.int8, tl.int8, 127),
 }
 

@@ -84,3 +84,25 @@ MUTANTS = [
      "        a = tl.load(xs + start, mask=(row < n)[:, None] & (kk < left)[None, :], other=0.0)\n"
      "        b = tl.load(ws + start, mask=(col < m)", "products"),
 ]
+
+MUTANTS += [
+    ("adapters", "v = tl.load(xs + start, mask=asked[:, None] & there[None, :], other=0.0)",
+     "v = tl.load(xs + start, mask=asked[:, None], other=0.0)", "adapters_of_rows"),
+    ("adapters", "tl.store(to, acc, mask=asked[:, None])", "tl.store(to, acc)", "small_adapters"),
+    ("adapters", "a = factors + (place + tl.load(table + 1)) * UNIT", "a = factors + tl.load(table + 1) * UNIT",
+     "adapters_of_rows"),
+    ("adapters", "ranks = tl.load(table) * 16", "ranks = tl.load(table)", "small_adapters"),
+    ("adapters", "row = tl.load(rows + i, mask=asked, other=0).to(tl.int64)\n        j", "row = i.to(tl.int64)\n        j",
+     "adapters_of_rows"),
+    ("adapters", "range(split * SPLIT, tl.minimum(k, (split + 1) * SPLIT), BK)", "range(split * SPLIT, k, BK)",
+     "adapters_of_rows"),
+    ("adapters", "begin = tl.where(part > 0, tl.load(table + 1 + part), 0) * 16", "begin = 0", "adapters_of_rows"),
+    ("adapters", "asked[:, None] & (split < splits)", "asked[:, None] & (split < 1)", "adapters_of_rows"),
+    ("adapters", "(col < width)[None, :]", "(col < m)[None, :]", "small_adapters"),
+    ("adapters", "inside = asked[:, None] &", "inside = (row >= 0)[:, None] &", "adapters_of_rows"),
+    ("adapters", "row[:, None] * m + tl.load(entry + 2) + col", "row[:, None] * m + col", "small_adapters"),
+    ("adapters", "table = tables + place * INTS + matrix * TABLE\n    entry", "table = tables + place * INTS\n    entry",
+     "small_adapters"),
+    # Splits in an order that depends on the batch: other bits beside other rows.
+    ("adapters", "split = from_split + more\n", "split = (from_split + more + (count > 1)) % 4\n", "adapters_of_rows"),
+]

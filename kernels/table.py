@@ -250,5 +250,22 @@ def backward():
     yield Variant("squares", "squares", "backward", types("x:*f32 sums:*f32 count:i32"), dict(EACH=16, BLOCK=1024))
 
 
+def adapters():
+    for t, size in (("f32", 4), ("bf16", 2), ("f16", 2)):
+        def one(name, kernel, text, constants, warps, stages):
+            unit = dict(UNIT=256 // size)
+            return Variant(f"{name}.{t}", kernel, "adapters", types(text, T=t), {**constants, **unit}, warps, stages)
+
+        down = ("x:*T factors:*T tables:*i32 places:*i64 tiles:*i32 rows:*i32 low:*f32 count:i32 k:i32/8 stride:i32 "
+                "matrix:i32")
+        up = ("low:*f32 factors:*T tables:*i32 places:*i64 tiles:*i32 rows:*i32 y:*T count:i32 splits:i32 stride:i32 "
+              "m:i32 matrix:i32")
+        sizes = dict(BN=16, BR=16, BK=128, SPLIT=1024)
+        yield one("lora_down", "lora_down", down, sizes, warps=4, stages=3)
+        # For models of odd sizes, which exist in tests.
+        yield one("lora_down_any", "lora_down", down.replace("/8", ""), {**sizes, "BK": 32}, warps=4, stages=1)
+        yield one("lora_up", "lora_up", up, dict(BN=16, BM=64, BK=16, TOGETHER=4), warps=4, stages=2)
+
+
 def variants():
-    return list(forward()) + list(backward())
+    return list(forward()) + list(backward()) + list(adapters())

@@ -1,7 +1,7 @@
 """Records launches of the kernels in the interpreter, for the simulated device's tests: its kernels in Rust must give
 what these kernels give.
 
-    python tape.py             writes ../tests/fixtures/kernels.tape.gz and kernels_backward.tape.gz
+    python tape.py             writes ../tests/fixtures/kernels*.tape.gz
 
 Of every variant the smallest launch of the cases is kept, if it is small. A file is lines of JSON with base64, under
 gzip: name, grid, and of each argument what it is before and, for pointers, after the launch.
@@ -13,15 +13,18 @@ import json
 from pathlib import Path
 
 import harness  # noqa: F401  (before Triton: it switches the interpreter on)
+import adapters
 import backward
 import cases
+import cases_adapters  # noqa: F401
 import cases_backward  # noqa: F401
 import forward
 from table import variants
 
 FIXTURES = Path(__file__).resolve().parent.parent / "tests/fixtures"
 # For each module its file, and the size of the arguments from which launches are left out.
-FILES = {"forward": ("kernels.tape.gz", 48_000), "backward": ("kernels_backward.tape.gz", 130_000)}
+FILES = {"forward": ("kernels.tape.gz", 48_000), "backward": ("kernels_backward.tape.gz", 130_000),
+         "adapters": ("kernels_adapters.tape.gz", 48_000)}
 
 
 def size(launch):
@@ -57,7 +60,7 @@ def smallest(module, most):
 def main():
     cases.TAPE = []
     for _, fn, t in cases.jobs():
-        fn({"forward": forward, "backward": backward}, t)
+        fn({"forward": forward, "backward": backward, "adapters": adapters}, t)
     for module, (name, most) in FILES.items():
         kept = smallest(module, most)
         text = "".join(line(kept[name]) + "\n" for name in sorted(kept))

@@ -27,8 +27,7 @@ pub struct EngineConfig {
     #[serde(deserialize_with = "text")]
     pub kv_cache: String,
     /// Versions that were trained with LoRA are served as adapters on the model that they were trained from, which is
-    /// in memory once, and share its batches. Their results differ from those of the merged weights by rounding. CPU
-    /// only.
+    /// in memory once, and share its batches. Their results differ from those of the merged weights by rounding.
     pub share_base: bool,
     /// Tokens that are drafted for each sample and step by prompt lookup (n-gram matches in the text so far); 0 = none.
     /// Does not change the texts. Useful for texts that repeat their prompt, with few concurrent requests. CPU only.
@@ -68,11 +67,7 @@ impl EngineConfig {
         if self.draft_model.is_some() && self.draft_tokens == 0 {
             return Err(error("engine.draft_model", "requires engine.draft_tokens of at least 1"));
         }
-        let of_the_cpu = [
-            ("engine.share_base", self.share_base),
-            ("engine.draft_tokens", self.draft_tokens > 0),
-            ("engine.kv_cache", self.kv_cache != "f32"),
-        ];
+        let of_the_cpu = [("engine.draft_tokens", self.draft_tokens > 0), ("engine.kv_cache", self.kv_cache != "f32")];
         for (key, on) in of_the_cpu {
             if on && self.device != ["cpu"] {
                 return Err(error(key, "requires engine.device = \"cpu\""));

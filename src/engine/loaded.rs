@@ -1,7 +1,7 @@
 //! A model version in memory: loading and warming it up.
 
 use std::path::Path;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::constraint::{Compiler, Constraint, Guide};
 use super::device::{Devices, NamedDevice};
@@ -13,7 +13,7 @@ use crate::domain::ModelVersion;
 use crate::gpu;
 use crate::model::adapters::peft;
 use crate::model::adapters::served::ServedAdapter;
-use crate::model::decoder::device::{Blocks, Room};
+use crate::model::decoder::device::{AdapterImage, Blocks, Room};
 use crate::model::decoder::kv_cache::{CachedSequence, KvCache, PAGE, StepRows};
 use crate::model::{self, Decoder, DeviceModel, ModelConfig, Opened};
 use crate::ops::linear::WeightFormat;
@@ -21,23 +21,30 @@ use crate::ops::pool;
 
 /// A replica of a version on a device that runs the kernels of `gpu`.
 pub(super) struct OnDevice {
+    /// The device's name, for messages.
+    pub name: String,
     /// Number of cache pages.
     pub pages: usize,
     /// Bytes in use and bytes in total when the version was loaded.
     pub memory: (u64, u64),
     /// The device's PCI address.
     pub bus_id: Option<String>,
-    pub model: Mutex<DeviceModel>,
+    model: Mutex<DeviceModel>,
 }
 
 impl OnDevice {
+    /// The model, which computes one step at a time.
+    pub fn model(&self) -> MutexGuard<'_, DeviceModel> {
+        self.model.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Computes a token of a new sequence, to find out whether the device works. Does nothing if `cache` has no free
     /// page.
     ///
     /// # Errors
     /// Those of the device; a logit that is not finite.
     pub fn check(&self, decoder: &Decoder, cache: &mut KvCache) -> Result<(), String> {
-        compute(decoder, &mut self.model.lock().unwrap_or_else(PoisonError::into_inner), cache, 1)
+        compute(decoder, &mut self.model(), cache, 1)
     }
 }
 
@@ -56,6 +63,8 @@ pub struct LoadedModel {
     pub(super) base: Option<Arc<LoadedModel>>,
     /// The adapter of a LoRA version.
     pub lora: Option<Arc<ServedAdapter>>,
+    /// Bytes of the adapter on each device; 0 on the CPU.
+    pub(super) adapter_bytes: u64,
 }
 
 impl LoadedModel {
@@ -123,18 +132,19 @@ pub(super) fn load_model(
         compiler: OnceLock::new(),
         base: None,
         lora: None,
+        adapter_bytes: 0,
     })
 }
 
-/// Loads a version as a LoRA adapter over `base`, the model from which it was trained. `None` if it has no adapter, or
-/// differs from its base in more than the adapter. Takes long; call it on a blocking thread.
+/// Loads a version as a LoRA adapter over `base`, the model from which it was trained, on all devices of the base. `None`
+/// if it has no adapter, or differs from its base in more than the adapter. Takes long; call it on a blocking thread.
 pub(super) fn load_lora(
     base: &Arc<LoadedModel>,
     path: &Path,
     version: ModelVersion,
 ) -> Result<Option<LoadedModel>, EngineError> {
     let dir = path.join(peft::FOLDER);
-    if !dir.is_dir() || !base.decoder.on_host() || !base.replicas.is_empty() || base.base.is_some() {
+    if !dir.is_dir() || !base.decoder.on_host() || base.base.is_some() {
         return Ok(None);
     }
     let failed = |e: String| EngineError::Failed(format!("loading '{}': {e}", version.name));
@@ -145,14 +155,20 @@ pub(super) fn load_lora(
         return Ok(None);
     }
     let adapter = peft::read(&dir, &config).map_err(|e| failed(e.to_string()))?;
-    let lora = Arc::new(ServedAdapter::new(&base.decoder, &adapter).map_err(|e| failed(e.to_string()))?);
-    warm_up_lora(&base.decoder, &lora).map_err(failed)?;
+    let (lora, adapter_bytes) = match base.replicas.is_empty() {
+        true => {
+            let lora = Arc::new(ServedAdapter::new(&base.decoder, &adapter).map_err(|e| failed(e.to_string()))?);
+            warm_up_lora(&base.decoder, &lora).map_err(failed)?;
+            (lora, 0)
+        }
+        false => lora_on_devices(base, &adapter).map_err(failed)?,
+    };
     let text = ModelText::new(&version.name, described.tokenizer, described.chat_template.as_deref());
     let served = ServedModel {
         eos_ids: eos_ids.clone(),
         has_chat_template: text.has_template(),
         before_text: text.before_text(),
-        parameters: base.served.parameters + (lora.bytes() / size_of::<f32>()) as u64,
+        parameters: base.served.parameters + lora.parameters() as u64,
         version,
         ..(*base.served).clone()
     };
@@ -166,7 +182,22 @@ pub(super) fn load_lora(
         compiler: OnceLock::new(),
         base: Some(base.clone()),
         lora: Some(lora),
+        adapter_bytes,
     }))
+}
+
+/// Copies an adapter to all devices of its base, between steps; returns its name and its bytes on each. After an error
+/// the devices free it again.
+fn lora_on_devices(base: &LoadedModel, adapter: &peft::Adapter) -> Result<(Arc<ServedAdapter>, u64), String> {
+    let (lora, mut bytes) = (Arc::new(ServedAdapter::on_devices(adapter)), 0);
+    let Some(first) = base.replicas.first() else { return Err("the base is on no device".to_owned()) };
+    let element = first.model().element();
+    let image = AdapterImage::new(&base.decoder.config, element, adapter).map_err(|e| e.to_string())?;
+    for replica in &base.replicas {
+        let loaded = replica.model().load_adapter(&base.decoder, &lora, &image);
+        bytes = loaded.map_err(|e| format!("{}: {e}", replica.name))? as u64;
+    }
+    Ok((lora, bytes))
 }
 
 /// Runs a step of two tokens with the adapter. Fails if a logit is not finite.
@@ -236,7 +267,7 @@ fn on_device(
         tracing::warn!(device = name, tokens, configured, "the device has room for a smaller cache than configured");
     }
     let (pages, memory, bus_id) = (model.page_count(), model.memory(), model.bus_id());
-    Ok(OnDevice { pages, memory, bus_id, model: Mutex::new(model) })
+    Ok(OnDevice { name: name.to_owned(), pages, memory, bus_id, model: Mutex::new(model) })
 }
 
 /// Runs steps of two tokens, of the fewest that take larger tiles, and of a whole prompt chunk, so that the driver

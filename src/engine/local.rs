@@ -17,7 +17,7 @@ use self::replica::Replica;
 use super::device::{self, Devices};
 use super::encoders::Encoders;
 use super::limits::Limits;
-use super::loaded::LoadedModel;
+use super::loaded::{LoadedModel, OnDevice};
 use super::prefix_index::beginnings;
 use super::queue::{Queue, RETRY, Refused, Ticket};
 use super::rewards::RewardModels;
@@ -364,10 +364,17 @@ impl Generator for LocalEngine {
         let models: Vec<_> = read(&self.state.models).values().cloned().collect();
         let loads = self.state.queue.loads();
         let stats = self.devices.names().iter().zip(loads).enumerate().map(|(i, (name, load))| {
-            let replicas: Vec<_> = models.iter().filter_map(|model| model.replicas.get(i)).collect();
-            let used = replicas.iter().map(|replica| replica.memory.0).sum();
+            let placed: Vec<_> = models.iter().filter_map(|model| Some((model, model.replicas.get(i)?))).collect();
+            // The bytes of each version when it was loaded, and of the adapters that were loaded over it since.
+            let bytes = |(base, replica): &(&Arc<LoadedModel>, &OnDevice)| {
+                let over = |model: &&Arc<LoadedModel>| model.base.as_ref().is_some_and(|own| Arc::ptr_eq(own, base));
+                let adapters: u64 = models.iter().filter(over).map(|model| model.adapter_bytes).sum();
+                (replica.memory.0 + adapters, (replica.memory.1 - replica.memory.0).saturating_sub(adapters))
+            };
+            let used = placed.iter().map(|placed| bytes(placed).0).sum();
             // Each version recorded what was free when it was loaded: the last one has the smallest value.
-            let free = replicas.iter().map(|replica| replica.memory.1 - replica.memory.0).min().unwrap_or(0);
+            let free = placed.iter().map(|placed| bytes(placed).1).min().unwrap_or(0);
+            let replicas: Vec<_> = placed.iter().map(|(_, replica)| *replica).collect();
             let bus_id = replicas.iter().find_map(|replica| replica.bus_id.as_deref());
             let reading = bus_id.map(|bus_id| self.options.meter.read(bus_id)).unwrap_or_default();
             DeviceStats {

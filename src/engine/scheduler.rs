@@ -3,8 +3,8 @@
 //! youngest sample is preempted and recomputed later, with the same result.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, PoisonError};
 
 use rayon::prelude::*;
 
@@ -274,7 +274,7 @@ impl Scheduler {
         }
         wanted.sort_unstable();
         wanted.dedup();
-        let mut device = device.model.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut device = device.model();
         for (from, to) in self.batch.cache.take_copies() {
             device.copy_page(from, to).map_err(candle_core::Error::wrap)?;
         }

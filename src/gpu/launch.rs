@@ -1,5 +1,6 @@
 //! Launches: a struct for each kernel, whose fields are its parameters in order.
 
+pub mod adapters;
 pub mod backward;
 
 use super::manifest::{Kernel, Kind};
@@ -162,7 +163,7 @@ mod tests {
 
     #[test]
     fn launch_structs_have_the_parameters_of_the_kernels() {
-        let all: Vec<_> = ALL.iter().chain(backward::ALL).collect();
+        let all: Vec<_> = ALL.iter().chain(backward::ALL).chain(adapters::ALL).collect();
         for kernel in kernels() {
             assert!(all.iter().any(|(name, _)| *name == kernel.kernel), "{} has no struct", kernel.name);
         }

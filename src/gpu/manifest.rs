@@ -32,6 +32,8 @@ pub enum Kind {
     ToBf16,
     #[serde(rename = "*i32")]
     ToI32,
+    #[serde(rename = "*i64")]
+    ToI64,
     #[serde(rename = "*i8")]
     ToI8,
 }
@@ -45,7 +47,7 @@ impl Kind {
     pub fn size(self) -> usize {
         match self {
             Self::I32 | Self::Eights | Self::F32 | Self::ToF32 | Self::ToI32 => 4,
-            Self::ToF64 => 8,
+            Self::ToF64 | Self::ToI64 => 8,
             Self::ToF16 | Self::ToBf16 => 2,
             Self::ToI8 => 1,
         }

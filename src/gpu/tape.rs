@@ -130,7 +130,8 @@ mod tests {
     fn the_simulated_device_agrees_with_the_kernels() {
         let forward = include_bytes!("../../tests/fixtures/kernels.tape.gz");
         let backward = include_bytes!("../../tests/fixtures/kernels_backward.tape.gz");
-        let replayed: Vec<_> = [&forward[..], &backward[..]]
+        let adapters = include_bytes!("../../tests/fixtures/kernels_adapters.tape.gz");
+        let replayed: Vec<_> = [&forward[..], &backward[..], &adapters[..]]
             .into_iter()
             .flat_map(|tape| replay(&mut Sim::new(64 << 20), tape).unwrap())
             .collect();

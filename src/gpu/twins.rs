@@ -1,7 +1,9 @@
 //! The kernels of `kernels/*.py` in plain Rust, for the simulated device: the same formulas, rounding to the element type,
-//! and order of ranges and blocks. Those of training are in `backward`. They are tested against launches of the originals
-//! in Triton's interpreter, recorded in `kernels.tape.gz` and `kernels_backward.tape.gz`.
+//! and order of ranges and blocks. Those of training are in `backward`,
+//! those of adapters in `adapters`. They are tested against launches of the originals
+//! in Triton's interpreter, recorded in `tests/fixtures/kernels*.tape.gz`.
 
+mod adapters;
 mod backward;
 
 use half::{bf16, f16};
@@ -61,14 +63,7 @@ impl Call<'_> {
 
     fn floats(&mut self, name: &str, from: usize, n: usize) -> Result<Vec<f32>, String> {
         let (kind, bytes) = self.bytes(name, from, n)?;
-        let two = |b: &[u8]| [b[0], b[1]];
-        Ok(match kind {
-            Kind::ToF32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
-            Kind::ToBf16 => bytes.chunks_exact(2).map(|b| bf16::from_le_bytes(two(b)).to_f32()).collect(),
-            Kind::ToF16 => bytes.chunks_exact(2).map(|b| f16::from_le_bytes(two(b)).to_f32()).collect(),
-            Kind::ToI8 => bytes.iter().map(|b| f32::from(*b as i8)).collect(),
-            _ => return Err(format!("{name} does not point to numbers")),
-        })
+        numbers(kind, bytes).ok_or_else(|| format!("{name} does not point to numbers"))
     }
 
     fn put(&mut self, name: &str, from: usize, values: &[f32]) -> Done {
@@ -122,6 +117,18 @@ impl Call<'_> {
     }
 }
 
+/// Stored numbers as f32; `None` where the type is another.
+fn numbers(kind: Kind, bytes: &[u8]) -> Option<Vec<f32>> {
+    let two = |b: &[u8]| [b[0], b[1]];
+    Some(match kind {
+        Kind::ToF32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+        Kind::ToBf16 => bytes.chunks_exact(2).map(|b| bf16::from_le_bytes(two(b)).to_f32()).collect(),
+        Kind::ToF16 => bytes.chunks_exact(2).map(|b| f16::from_le_bytes(two(b)).to_f32()).collect(),
+        Kind::ToI8 => bytes.iter().map(|b| f32::from(*b as i8)).collect(),
+        _ => return None,
+    })
+}
+
 /// Runs the launch.
 ///
 /// # Errors
@@ -140,6 +147,8 @@ pub fn run(call: &mut Call<'_>) -> Done {
         "gather_rows" => gather_rows(call),
         "logprobs" => logprobs(call),
         "sample" => sample(call),
+        "lora_down" => adapters::lora_down(call),
+        "lora_up" => adapters::lora_up(call),
         _ => backward::run(call),
     }
 }

@@ -101,15 +101,15 @@ impl Inspection for LocalEngine {
                 .await;
         }
         let model = self.find(Some(&version.id))?;
+        if !model.base.as_ref().unwrap_or(&model).replicas.is_empty() {
+            let message = format!("{} is on a GPU; attention maps are computed for models on the CPU", version.name);
+            return Err(EngineError::BadRequest { param: "model", message });
+        }
         if model.lora.is_some() {
             let message = format!(
                 "{} is served as a LoRA adapter; attention maps need a version with weights of its own: set engine.share_base = false",
                 version.name
             );
-            return Err(EngineError::BadRequest { param: "model", message });
-        }
-        if !model.replicas.is_empty() {
-            let message = format!("{} is on a GPU; attention maps are computed for models on the CPU", version.name);
             return Err(EngineError::BadRequest { param: "model", message });
         }
         self.inspecting

@@ -12,7 +12,7 @@ use instructd::engine::{EngineError, EngineOptions, GenerateRequest, Generator, 
 use instructd::model::adapters::{lora, peft};
 use instructd::model::{self, LoraConfig, Weights};
 
-use super::{params, request, run, version};
+use super::{on_device, params, request, run, version};
 use crate::support::{fixture, noise};
 
 /// Versions by their own paths, all trained from one.
@@ -49,7 +49,7 @@ fn published(base: &Path, dir: &Path, rank: usize, seed: u64) {
 }
 
 /// A base and three versions that were trained from it, in `dir`.
-fn family(base: &Path, dir: &Path) -> Vec<ModelVersion> {
+pub(super) fn family(base: &Path, dir: &Path) -> Vec<ModelVersion> {
     let named = |id: &str, path: &Path| {
         let mut version = version(id, "llama-tiny");
         version.artifact_uri = path.display().to_string();
@@ -66,9 +66,14 @@ fn family(base: &Path, dir: &Path) -> Vec<ModelVersion> {
     all
 }
 
-async fn engine(all: &[ModelVersion], share_base: bool, change: impl FnOnce(&mut EngineOptions)) -> Arc<LocalEngine> {
+/// Options of an engine that finds these versions.
+pub(super) fn options(all: &[ModelVersion], share_base: bool) -> EngineOptions {
     let files = Files(all.iter().map(|v| (v.id.to_string(), v.clone())).collect());
-    let mut options = EngineOptions { share_base, files: Some(Arc::new(files)), ..EngineOptions::default() };
+    EngineOptions { share_base, files: Some(Arc::new(files)), ..EngineOptions::default() }
+}
+
+async fn engine(all: &[ModelVersion], share_base: bool, change: impl FnOnce(&mut EngineOptions)) -> Arc<LocalEngine> {
+    let mut options = on_device(options(all, share_base));
     change(&mut options);
     let engine = LocalEngine::start(options).unwrap();
     // Adapters first: they bring their base with them.
@@ -79,7 +84,7 @@ async fn engine(all: &[ModelVersion], share_base: bool, change: impl FnOnce(&mut
     engine
 }
 
-fn ask(version: &ModelVersion, seed: u64, n: usize) -> GenerateRequest {
+pub(super) fn ask(version: &ModelVersion, seed: u64, n: usize) -> GenerateRequest {
     let prompt: Vec<u32> = (0..23 + seed as u32 % 5).map(|i| (i * 7 + 3) % 90).collect();
     GenerateRequest { version: Some(version.id.clone()), ..request(prompt, n, params(seed, 7)) }
 }
@@ -138,9 +143,8 @@ async fn a_version_that_is_not_an_adapter_of_its_parent_is_loaded_completely() {
     }
     // A damaged adapter is an error, not a model without it.
     std::fs::write(dir.path().join("2").join(peft::FOLDER).join("adapter_model.safetensors"), b"nonsense").unwrap();
-    let files = Files(all.iter().map(|v| (v.id.to_string(), v.clone())).collect());
-    let options = EngineOptions { share_base: true, files: Some(Arc::new(files)), ..EngineOptions::default() };
-    let error = LocalEngine::start(options).unwrap().load(&all[3]).await.unwrap_err().to_string();
+    let error =
+        LocalEngine::start(on_device(options(&all, true))).unwrap().load(&all[3]).await.unwrap_err().to_string();
     assert!(error.contains("adapter_model.safetensors"), "{error}");
 }
 
@@ -185,9 +189,7 @@ async fn three_versions_in_memory() {
     };
     let mut all = vec![named("b", dir.join("base"))];
     all.extend((0..3).map(|i| named(&format!("l{i}"), dir.join(i.to_string()))));
-    let files = Files(all.iter().map(|v| (v.id.to_string(), v.clone())).collect());
-    let options =
-        EngineOptions { share_base: share, files: Some(Arc::new(files)), kv_tokens: 256, ..EngineOptions::default() };
+    let options = EngineOptions { kv_tokens: 256, ..options(&all, share) };
     let engine = LocalEngine::start(options).unwrap();
     let mut held = Vec::new();
     for version in &all {

@@ -2,6 +2,7 @@
 
 mod adapters;
 mod constrained;
+mod device_adapters;
 mod drafts;
 mod families;
 mod lora_versions;

@@ -29,7 +29,7 @@ pub(super) fn device(bytes: u64) -> Box<dyn device::Device> {
 }
 
 /// Room for pages alone.
-fn pages(pages: usize) -> Room {
+pub(super) fn pages(pages: usize) -> Room {
     Room { pages, longest: usize::MAX, rows: 0, wanted: 0 }
 }
 
@@ -69,7 +69,7 @@ impl OnDevice {
     }
 }
 
-fn fresh(n: usize) -> Vec<CachedSequence> {
+pub(super) fn fresh(n: usize) -> Vec<CachedSequence> {
     (0..n).map(|_| CachedSequence::default()).collect()
 }
 
@@ -80,7 +80,7 @@ fn sequences(config: &ModelConfig) -> [Vec<u32>; 2] {
 }
 
 /// The difference relative to the first of each pair, by Euclidean norms as `kernels/check.py` takes them.
-fn difference<'a>(pairs: impl Iterator<Item = (&'a f32, &'a f32)>) -> f64 {
+pub(super) fn difference<'a>(pairs: impl Iterator<Item = (&'a f32, &'a f32)>) -> f64 {
     let (mut off, mut size) = (0f64, 0f64);
     for (a, b) in pairs {
         assert!(b.is_finite(), "not finite");
@@ -92,7 +92,7 @@ fn difference<'a>(pairs: impl Iterator<Item = (&'a f32, &'a f32)>) -> f64 {
 
 /// What rounding to bfloat16 may do to the logits. Three of the random models amplify it; the CPU's own bfloat16 format
 /// is further from f32 in them too (1.0e-2 to 1.5e-2, and 6e-3 in the others).
-fn bf16_tolerance(name: &str) -> f64 {
+pub(super) fn bf16_tolerance(name: &str) -> f64 {
     match name {
         "families/qwen2-window" => 6e-2,
         "families/phi4-mini" | "families/smollm3-window" => 3e-2,

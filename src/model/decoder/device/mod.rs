@@ -1,25 +1,34 @@
 //! Steps of cached sequences on a device: one upload of everything that a step needs, at most ten launches a block for
-//! plain families, one download of the requested logits.
+//! plain families and two more for each matrix that LoRA adapters of its rows change, one download of the requested
+//! logits.
 
+mod adapters;
 mod formats;
 pub(super) mod kernels;
 pub(in crate::model::decoder) mod packing;
 mod pass;
 mod rows;
+mod scratch;
 pub(in crate::model::decoder) mod weights;
 
+use std::sync::Arc;
+
+pub use self::adapters::AdapterImage;
+use self::adapters::{Adapters, StepAdapters};
 pub use self::formats::Blocks;
 use self::formats::{DeviceFormat, Element};
 use self::kernels::{head_width, numbers};
 use self::pass::{Pass, Pending};
-use self::rows::{Inputs, Scratch, buffers, most_scratch, pack};
+use self::rows::{Inputs, buffers, most_scratch, pack};
+use self::scratch::Scratch;
 use self::weights::{Weights, candle};
 use super::Decoder;
-use super::kv_cache::{PAGE, StepRows};
+use super::kv_cache::{CachedSequence, PAGE, StepRows};
 use crate::gpu::arena::GRAIN;
 use crate::gpu::device::{Counts, Device, Download};
 use crate::gpu::{GpuError, Slice};
 use crate::model::ModelConfig;
+use crate::model::adapters::served::ServedAdapter;
 use crate::model::layers::rope_tables;
 use crate::ops::linear::WeightFormat;
 use crate::ops::rope::RopeTable;
@@ -45,7 +54,7 @@ pub struct DeviceModel {
     /// Keys and values of each block: [pages][kv heads][16][head_dim].
     pages: Vec<[Slice; 2]>,
     page_count: usize,
-    ropes: [Option<std::sync::Arc<RopeTable>>; 2],
+    ropes: [Option<Arc<RopeTable>>; 2],
     /// Channels that attention's kernels are compiled for.
     wide: usize,
     inverse: f32,
@@ -54,6 +63,8 @@ pub struct DeviceModel {
     drawn_inverse: f32,
     /// Memory that is freed with the model: its pages, and weights of its own on a shared device.
     owned: Vec<Slice>,
+    room: Room,
+    adapters: Adapters,
 }
 
 /// A token to be drawn on the device.
@@ -141,6 +152,8 @@ impl DeviceModel {
             wide,
             drawn_inverse: 1.0,
             owned,
+            room,
+            adapters: Adapters::default(),
         })
     }
 
@@ -186,6 +199,58 @@ impl DeviceModel {
         Ok(())
     }
 
+    /// The type of activations, and of adapters' factors.
+    pub fn element(&self) -> Element {
+        self.element
+    }
+
+    /// Copies an adapter of this model to the device, where rows of steps can name it (`StepRows::with_adapter`), and
+    /// computes a step of two tokens with it. Its memory is freed by the first step or load after the last reference to
+    /// `name` is gone. Returns its bytes.
+    ///
+    /// # Errors
+    /// `OutOfMemory`, also if the largest step would not fit any more; logits that are not finite; a failure of the
+    /// device. The adapter is not on the device then.
+    pub fn load_adapter(
+        &mut self,
+        decoder: &Decoder,
+        name: &Arc<ServedAdapter>,
+        image: &AdapterImage,
+    ) -> Result<usize, GpuError> {
+        self.adapters.free_unused(self.device.as_mut())?;
+        let slice = self.device.alloc(image.data().len())?;
+        self.adapters.add(name, image, slice);
+        let tried = self.device.upload(slice, image.data()).and_then(|()| self.try_adapter(decoder, name));
+        if tried.is_err() {
+            let held = self.adapters.take_back();
+            held.map_or(Ok(()), |slice| self.device.free(slice))?;
+            // An earlier error is the reason of this one.
+            let _ = self.device.wait();
+        }
+        tried.map(|()| slice.bytes)
+    }
+
+    fn try_adapter(&mut self, decoder: &Decoder, name: &Arc<ServedAdapter>) -> Result<(), GpuError> {
+        let (c, rows) = (&self.config, self.room.rows);
+        let most = most_scratch(c, self.element, &self.weights, self.room)
+            + self.adapters.most_scratch(&self.weights, rows)?;
+        let scratch = self.device.alloc(most as usize)?;
+        self.device.free(scratch)?;
+        // The pages of the cache have owners: the step gets one of its own, which every block overwrites.
+        let page = c.n_kv_heads * PAGE * c.head_dim * self.element.bytes();
+        let pool = self.device.alloc(2 * page.next_multiple_of(16))?;
+        let half = pool.bytes / 2;
+        let mut rows = StepRows::default();
+        rows.push(&[0, 1], &CachedSequence { pages: vec![0], ..CachedSequence::default() });
+        rows.with_adapter(name, 2);
+        let result = self.step_in(Some([pool.part(0, page), pool.part(half, page)]), decoder, &rows, &[1], &[]);
+        self.device.free(pool)?;
+        match result?.logits.iter().all(|logit| logit.is_finite()) {
+            true => Ok(()),
+            false => Err(GpuError::Launch("the logits with the adapter are not finite".to_owned())),
+        }
+    }
+
     /// Advances cached sequences as `Decoder::step` does. Returns the logits [wanted, vocab] of chosen rows, and the
     /// tokens of `draws`, whose logits stay on the device.
     ///
@@ -199,6 +264,19 @@ impl DeviceModel {
         wanted: &[u32],
         draws: &[Draw],
     ) -> Result<StepResult, GpuError> {
+        self.adapters.free_unused(self.device.as_mut())?;
+        self.step_in(None, decoder, rows, wanted, draws)
+    }
+
+    /// `step` with the pages of the cache, or with keys and values of all blocks in `pool`.
+    fn step_in(
+        &mut self,
+        pool: Option<[Slice; 2]>,
+        decoder: &Decoder,
+        rows: &StepRows,
+        wanted: &[u32],
+        draws: &[Draw],
+    ) -> Result<StepResult, GpuError> {
         let positions = rows.positions();
         decoder.check_positions(&positions).map_err(candle)?;
         if let Some(id) = rows.ids().iter().find(|id| **id as usize >= self.config.vocab_size) {
@@ -207,17 +285,24 @@ impl DeviceModel {
                 self.config.vocab_size
             )));
         }
+        let mut adapters = self.adapters.choose(rows.adapters(), &self.weights)?;
         let Self { config, element, device, weights, pages, ropes, wide, inverse, cap, drawn_inverse, .. } = self;
         let mut scratch = Scratch { device: device.as_mut(), held: Vec::new() };
-        let step = || -> Result<[Option<Download>; 2], GpuError> {
-            let inputs = Inputs { rows, positions: &positions, wanted, draws };
+        let mut step = || -> Result<[Option<Download>; 2], GpuError> {
+            let inputs = Inputs { rows, positions: &positions, wanted, draws, adapters: adapters.as_ref() };
             let at = pack(&mut scratch, decoder, config, ropes, &inputs)?;
             let buffers = buffers(&mut scratch, config, *element, weights, &at)?;
-            let pass = Pass { config, element: *element, weights, wide: *wide, rows: &at, b: &buffers };
+            let adapters = match adapters.take().zip(at.adapters) {
+                Some((chosen, sections)) => Some(StepAdapters::new(&mut scratch, weights, chosen, sections)?),
+                None => None,
+            };
+            let (element, adapters) = (*element, adapters.as_ref());
+            let pass = Pass { config, element, weights, wide: *wide, rows: &at, b: &buffers, adapters };
             pass.embed(scratch.device, decoder, rows, &positions)?;
             let mut pending: Pending = None;
-            for (block, pools) in weights.blocks.iter().zip(pages) {
-                pending = pass.block(scratch.device, block, pools, pending)?;
+            for (i, (block, pools)) in weights.blocks.iter().zip(pages.iter()).enumerate() {
+                let pools = pool.as_ref().unwrap_or(pools);
+                pending = pass.block(scratch.device, (i, block), pools, pending)?;
             }
             pass.add(scratch.device, pending)?;
             if at.wanted_count == 0 {
@@ -256,7 +341,7 @@ impl DeviceModel {
 impl Drop for DeviceModel {
     /// Frees the memory of the device, which others may use. A device that has failed frees nothing.
     fn drop(&mut self) {
-        for slice in std::mem::take(&mut self.owned) {
+        for slice in std::mem::take(&mut self.owned).into_iter().chain(self.adapters.slices()) {
             let _ = self.device.free(slice);
         }
         let _ = self.device.wait();

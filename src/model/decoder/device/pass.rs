@@ -1,8 +1,10 @@
 //! The launches of one step.
 
+use super::adapters::{Slot, StepAdapters};
 use super::kernels::{self, up};
 use super::packing::Factors;
-use super::rows::{Buffers, Rows, Scratch, logit_sizes};
+use super::rows::{Buffers, Rows, logit_sizes};
+use super::scratch::Scratch;
 use super::weights::{Block, Element, Matrix, NormWeights, Weights, candle};
 use crate::gpu::device::{Device, launch};
 use crate::gpu::launch::{
@@ -25,6 +27,7 @@ pub(super) struct Pass<'a> {
     pub wide: usize,
     pub rows: &'a Rows,
     pub b: &'a Buffers,
+    pub adapters: Option<&'a StepAdapters>,
 }
 
 impl Pass<'_> {
@@ -139,8 +142,17 @@ impl Pass<'_> {
         launch(device, &name, [self.rows.n, 1, 1], &launched)
     }
 
-    fn matmul(&self, device: &mut dyn Device, x: Slice, w: &Matrix, y: Slice) -> Result<(), GpuError> {
-        self.product(device, x, w, y, self.rows.n, if w.bias.is_some() { "_bias" } else { "" })
+    /// The product of all rows with a matrix of a block, with the terms of their adapters.
+    fn matmul(
+        &self,
+        device: &mut dyn Device,
+        at: (usize, Slot),
+        x: Slice,
+        w: &Matrix,
+        y: Slice,
+    ) -> Result<(), GpuError> {
+        self.product(device, x, w, y, self.rows.n, if w.bias.is_some() { "_bias" } else { "" })?;
+        self.adapters.map_or(Ok(()), |adapters| adapters.apply(device, self.element, at, w, [x, y]))
     }
 
     fn product(
@@ -176,19 +188,19 @@ impl Pass<'_> {
         }
     }
 
-    /// One block; returns the term to be added to the hidden states after it.
+    /// Block `i`; returns the term to be added to the hidden states after it.
     pub fn block(
         &self,
         device: &mut dyn Device,
-        block: &Block,
+        (i, block): (usize, &Block),
         pools: &[Slice; 2],
         pending: Pending,
     ) -> Result<Pending, GpuError> {
         let parallel = self.config.switches.parallel;
         let source = self.normed(device, block.attn_norm.as_ref(), pending)?;
-        self.matmul(device, source, &block.qkv, self.b.qkv)?;
+        self.matmul(device, (i, Slot::Qkv), source, &block.qkv, self.b.qkv)?;
         self.attention(device, block, pools)?;
-        self.matmul(device, self.b.mixed, &block.out, self.b.branch[0])?;
+        self.matmul(device, (i, Slot::Out), self.b.mixed, &block.out, self.b.branch[0])?;
         let d = self.config.hidden_size;
         if let Some(norm) = &block.attn_post {
             self.norm_in_place(device, norm, self.b.branch[0], [d, d])?;
@@ -196,12 +208,12 @@ impl Pass<'_> {
         // In parallel blocks the feed-forward network reads the hidden states without the output of attention.
         let before = if parallel { None } else { Some(self.b.branch[0]) };
         let source = self.normed(device, block.mlp_norm.as_ref(), before)?;
-        self.matmul(device, source, &block.up, self.b.up)?;
+        self.matmul(device, (i, Slot::Up), source, &block.up, self.b.up)?;
         let inner = block.down.input;
         let name = format!("{}.{}", kernels::activation(block.activation, block.gated), self.t());
         let launched = Activate { x: self.b.up, y: self.b.act, inner: inner as i32 };
         launch(device, &name, [self.rows.n, up(inner, 1024), 1], &launched)?;
-        self.matmul(device, self.b.act, &block.down, self.b.branch[1])?;
+        self.matmul(device, (i, Slot::Down), self.b.act, &block.down, self.b.branch[1])?;
         if let Some(norm) = &block.mlp_post {
             self.norm_in_place(device, norm, self.b.branch[1], [d, d])?;
         }

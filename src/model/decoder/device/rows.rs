@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
+use super::adapters::Chosen;
+use super::scratch::{Packed, Scratch};
 use super::weights::{Block, Element, Weights, candle};
 use super::{Draw, Room};
 use crate::gpu::arena::GRAIN;
-use crate::gpu::device::Device;
 use crate::gpu::{GpuError, Slice};
 use crate::model::decoder::kv_cache::{PAGE, StepRows};
 use crate::model::{Decoder, ModelConfig};
@@ -17,53 +18,6 @@ const SPLIT: usize = 256;
 const TABLE_STEP: usize = 32;
 /// Query rows and heads of a tile of attention.
 const TILE: usize = 16;
-
-/// The inputs of a step, packed for one upload: sections at multiples of 16 bytes.
-#[derive(Default)]
-struct Packed {
-    data: Vec<u8>,
-    sections: Vec<(usize, usize)>,
-}
-
-impl Packed {
-    /// Adds a section and returns its number.
-    fn push(&mut self, bytes: &[u8]) -> usize {
-        self.data.resize(self.data.len().next_multiple_of(16), 0);
-        self.sections.push((self.data.len(), bytes.len()));
-        self.data.extend_from_slice(bytes);
-        self.sections.len() - 1
-    }
-
-    fn ints(&mut self, values: impl IntoIterator<Item = usize>) -> usize {
-        let bytes: Vec<u8> = values.into_iter().flat_map(|v| (v as i32).to_le_bytes()).collect();
-        self.push(&bytes)
-    }
-
-    fn floats(&mut self, values: &[f32]) -> usize {
-        self.push(bytemuck::cast_slice(values))
-    }
-}
-
-/// Memory that is freed when the step ends.
-pub(super) struct Scratch<'a> {
-    pub device: &'a mut dyn Device,
-    pub held: Vec<Slice>,
-}
-
-impl Scratch<'_> {
-    pub fn take(&mut self, bytes: usize) -> Result<Slice, GpuError> {
-        let slice = self.device.alloc(bytes)?;
-        self.held.push(slice);
-        Ok(slice)
-    }
-
-    pub fn give(&mut self) -> Result<(), GpuError> {
-        for slice in self.held.drain(..) {
-            self.device.free(slice)?;
-        }
-        Ok(())
-    }
-}
 
 /// The inputs of a step on the device.
 pub(super) struct Rows {
@@ -85,6 +39,8 @@ pub(super) struct Rows {
     pub inverses: Slice,
     /// cos and sin of each table, [n, half], and the pairs of channels.
     pub rope: [Option<(Slice, Slice, usize)>; 2],
+    /// The sections of the rows that have adapters.
+    pub adapters: Option<[Slice; 3]>,
 }
 
 /// Buffers of a step.
@@ -111,6 +67,8 @@ pub(super) struct Inputs<'a> {
     /// Rows whose logits are requested.
     pub wanted: &'a [u32],
     pub draws: &'a [Draw],
+    /// The rows that have adapters.
+    pub adapters: Option<&'a Chosen>,
 }
 
 /// Uploads the inputs of the step.
@@ -121,7 +79,7 @@ pub(super) fn pack(
     ropes: &[Option<Arc<RopeTable>>; 2],
     inputs: &Inputs<'_>,
 ) -> Result<Rows, GpuError> {
-    let Inputs { rows, positions, wanted, draws } = *inputs;
+    let Inputs { rows, positions, wanted, draws, adapters } = *inputs;
     let mut packed = Packed::default();
     let n = positions.len();
     let ids = packed.ints(rows.ids().iter().map(|id| *id as usize));
@@ -164,6 +122,7 @@ pub(super) fn pack(
         }
         *turn = Some((packed.floats(&cos), packed.floats(&sin), table.half));
     }
+    let adapters = adapters.map(|chosen| chosen.pack(&mut packed));
     let all = scratch.take(packed.data.len())?;
     scratch.device.upload(all, &packed.data)?;
     let part = |section: usize| all.part(packed.sections[section].0, packed.sections[section].1);
@@ -183,6 +142,7 @@ pub(super) fn pack(
         uniforms: part(uniforms),
         inverses: part(inverses),
         rope: turns.map(|turn| turn.map(|(cos, sin, half)| (part(cos), part(sin), half))),
+        adapters: adapters.map(|sections| sections.map(part)),
     })
 }
 
