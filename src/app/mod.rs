@@ -2,6 +2,7 @@
 //! order.
 
 pub mod connections;
+mod environment;
 pub mod model;
 mod progress;
 pub mod pull;
@@ -113,6 +114,10 @@ pub async fn services(config: Config, store: Arc<Store>) -> Result<(Arc<Services
         tracing::warn!(
             "the admin key has fewer than 16 characters and can be guessed by anybody who reaches this machine's loopback address; use a longer one"
         );
+    }
+    let variables = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    for (name, meant) in environment::misspelt(variables) {
+        tracing::warn!("the environment variable {name} is not a setting and is ignored; did you mean {meant}?");
     }
     let generated = access::generate_admin_key(&config, store.as_ref(), &random, clock()).await?;
     let hash = config.admin_key.as_deref().map(random::secret_hash);

@@ -348,11 +348,13 @@ impl Config {
         // Other programs' variables may have the same prefix (test scripts, container platforms), so only names of
         // settings are read. An unknown name inside a section is an error.
         let environment = Env::prefixed("INSTRUCTD_").filter(|key| names_setting(key.as_str())).split("__");
-        let config: Self = figment
-            .merge(environment)
-            .merge(Serialized::defaults(overrides))
-            .extract()
-            .map_err(|e| error(&key_of(&e), e.kind.to_string()))?;
+        let config: Self =
+            figment.merge(environment).merge(Serialized::defaults(overrides)).extract().map_err(|e| {
+                match key_of(&e) {
+                    key if key == "listen" => error(&key, "must be an IP address and a port, such as 127.0.0.1:8080"),
+                    key => error(&key, e.kind.to_string()),
+                }
+            })?;
         config.validate()?;
         Ok(config)
     }
@@ -517,7 +519,7 @@ fn key_of(e: &figment::Error) -> String {
 }
 
 /// Whether an environment variable's name (without prefix) begins with the name of a setting or section.
-fn names_setting(key: &str) -> bool {
+pub fn names_setting(key: &str) -> bool {
     let all = serde_json::to_value(Config::default()).unwrap_or_default();
     let key = key.to_ascii_lowercase();
     match key.split_once("__") {

@@ -55,7 +55,7 @@ pub fn unknown_name(what: &str, name: &str, known: &[&str]) -> String {
     let listed = known.iter().take(LISTED).copied().collect::<Vec<_>>().join(", ");
     let more = known.len().saturating_sub(LISTED);
     let there = match (known, more) {
-        ([], _) => "none is there yet".to_owned(),
+        ([], _) => format!("there is no {what} yet"),
         ([_], _) => format!("there is {listed}"),
         (_, 0) => format!("there are {listed}"),
         (_, more) => format!("there are {listed} and {more} more"),

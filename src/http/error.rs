@@ -1,7 +1,7 @@
 //! Errors of the API, `{"error": {"message", "type", "param", "code"}}`, and the mapping of failures to status codes.
 //! Internal details are logged, not returned.
 
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
@@ -86,8 +86,13 @@ impl ApiError {
         ErrorBody { error: self.detail() }
     }
 
+    /// The message names the field, because clients show the message alone.
     pub fn detail(&self) -> ErrorDetail {
-        ErrorDetail { message: self.message.clone(), kind: self.kind(), param: self.param.clone(), code: self.code }
+        let message = match &self.param {
+            Some(param) if !self.message.contains(param.as_str()) => format!("{param}: {}", self.message),
+            _ => self.message.clone(),
+        };
+        ErrorDetail { message, kind: self.kind(), param: self.param.clone(), code: self.code }
     }
 }
 
@@ -196,9 +201,19 @@ impl From<ServiceError> for ApiError {
     }
 }
 
-/// The response to an unknown route.
-pub async fn no_route() -> ApiError {
-    ApiError::new(StatusCode::NOT_FOUND, "there is no such route; see /docs").code("no_route")
+/// The response to an unknown route. A client whose base URL lacks `/v1` is told so.
+pub async fn no_route(uri: Uri) -> ApiError {
+    unknown_route(uri.path())
+}
+
+/// The response to an unknown path.
+pub(super) fn unknown_route(path: &str) -> ApiError {
+    const OF_V1: [&str; 6] = ["/chat/", "/completions", "/embeddings", "/models", "/responses", "/messages"];
+    let message = match OF_V1.iter().any(|start| path.starts_with(start)) {
+        true => format!("there is no such route; did you mean /v1{path}? The base URL of clients ends with /v1"),
+        false => "there is no such route; see /docs".to_owned(),
+    };
+    ApiError::new(StatusCode::NOT_FOUND, message).code("no_route")
 }
 
 /// The response to a known path with an unsupported method.

@@ -5,13 +5,13 @@ use std::io::Write;
 use std::sync::{Mutex, PoisonError};
 
 use axum::body::Bytes;
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use rust_embed::RustEmbed;
 
-use super::error::{ApiError, no_route};
+use super::error::{ApiError, unknown_route};
 use super::extract::Path;
 
 #[derive(RustEmbed)]
@@ -43,11 +43,11 @@ pub async fn favicon(headers: HeaderMap) -> Response {
 }
 
 /// The response to unknown addresses: a page for browsers, JSON for programs.
-pub async fn missing(headers: HeaderMap) -> Response {
+pub async fn missing(uri: Uri, headers: HeaderMap) -> Response {
     let accepted = headers.get_all(header::ACCEPT).iter().filter_map(|v| v.to_str().ok());
     let browser = accepted.flat_map(|line| line.split(',')).any(|kind| kind.trim().starts_with("text/html"));
     if !browser {
-        return no_route().await.into_response();
+        return unknown_route(uri.path()).into_response();
     }
     // Without the caller's ETag: a 404 is never "not modified".
     let mut response = serve("missing.html", &HeaderMap::new()).await;
@@ -66,7 +66,7 @@ pub async fn file(Path(path): Path<String>, headers: HeaderMap) -> Result<Respon
 
 /// Names are looked up in the embedded table; the file system is not read.
 async fn serve(path: &str, headers: &HeaderMap) -> Response {
-    let Some(file) = Files::get(path) else { return no_route().await.into_response() };
+    let Some(file) = Files::get(path) else { return unknown_route("/static").into_response() };
     let hash = file.metadata.sha256_hash();
     let mut kind = file.metadata.mimetype().to_owned();
     let packed = is_text(&kind) && takes_gzip(headers);

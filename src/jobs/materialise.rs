@@ -68,6 +68,11 @@ async fn feedback(store: &Store, filter: &RankedFilter, path: PathBuf) -> Result
     }
     if file.lines() == 0 {
         let message = match undecided {
+            0 if filter.without_requests => {
+                "there are no thumbs to learn from; send some with POST /v1/feedback first \
+                 (those on answers to requests count only with privacy.learn_from_requests)"
+                    .to_owned()
+            }
             0 => "there are no thumbs to learn from; send some with POST /v1/feedback first".to_owned(),
             n => format!("there are no thumbs to learn from: of {n} completions as many users like as dislike them"),
         };

@@ -192,14 +192,11 @@ pub async fn resolve_model_at(
         false => super::register::find(services, name, Some(ModelKind::Policy), Some(param)).await?,
     };
     if version.kind != ModelKind::Policy {
-        let message = format!("{} is a {}, not a language model", version.name, version.kind);
+        let message = format!("{} is of kind {}, not a language model", version.name, version.kind);
         return Err(super::bad_input(param, message));
     }
     if !may_load {
-        let message = format!(
-            "{} is not loaded: an administrator can promote it, or load it by naming it in a request",
-            version.name
-        );
+        let message = super::register::not_loaded(&version.name);
         return Err(ServiceError::UnknownModel { message, param: Some(param.to_owned()) });
     }
     Ok(engine.load(&version).await?)

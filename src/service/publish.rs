@@ -43,7 +43,8 @@ pub async fn roll_back(services: &Arc<Services>, by: &Actor, kind: ModelKind) ->
         return Err(ServiceError::Conflict(format!("no {kind} is active")));
     };
     let Some(parent) = &active.parent_id else {
-        return Err(ServiceError::Conflict(format!("{} has no parent to return to", active.name)));
+        let message = format!("{} has no parent to return to; promote the version that is to be served", active.name);
+        return Err(ServiceError::Conflict(message));
     };
     let parent = services.store.models().get(parent).await?;
     if parent.kind != kind {

@@ -85,6 +85,11 @@ pub async fn find_or_register(
     register(services, &path, &name_for(name, &path), found).await.map_err(failed)
 }
 
+/// The message for a model that is on this server and that the caller may not load.
+pub(super) fn not_loaded(name: &str) -> String {
+    format!("{name} is not loaded; a request with an admin key loads it, and promoting it makes it the active version")
+}
+
 async fn unknown(
     services: &Services,
     name: &str,
@@ -94,6 +99,10 @@ async fn unknown(
     let data_dir = services.config.data_dir.clone();
     let pulled = tokio::task::spawn_blocking(move || pull::installed_names(&data_dir));
     let pulled = pulled.await.map_err(|e| ServiceError::Internal(e.to_string()))?;
+    if pulled.iter().any(|installed| installed == name) {
+        let message = not_loaded(name);
+        return Ok(ServiceError::UnknownModel { message, param: param.map(str::to_owned) });
+    }
     let mut more = Vec::new();
     if kind.is_none_or(|kind| kind == ModelKind::Policy) {
         more.extend(pulled);

@@ -374,7 +374,7 @@ pub(super) async fn cancel(conn: &mut Conn, id: &JobId) -> Result<Job> {
         JobState::Running => {
             conn.run("UPDATE jobs SET cancel_requested = $2 WHERE id = $1", args![id.as_str(), true]).await?;
         }
-        ended => return Err(StoreError::Conflict(format!("the job has already {ended}"))),
+        ended => return Err(StoreError::Conflict(format!("the job has ended already: {ended}"))),
     }
     get(conn, id).await
 }

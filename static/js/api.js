@@ -20,7 +20,9 @@ export class ApiError extends Error {
    */
   constructor(status, body) {
     const e = body?.error ?? {};
-    super(typeof e === 'string' ? e : (e.message ?? `HTTP ${status}`));
+    const said = typeof e === 'string' ? e : (e.message ?? `HTTP ${status}`);
+    // The page shows the message beside its field, or names the field itself.
+    super(e.param && said.startsWith(`${e.param}: `) ? said.slice(e.param.length + 2) : said);
     this.status = status;
     /** @type {string | null} */
     this.type = e.type ?? null;

@@ -67,7 +67,9 @@ export function modelChoices(name, recipe, models) {
   const active = fitting.find((m) => m.state === 'active' && m.kind === kinds[0]);
   const needed = name === 'model' && !FROM_NOTHING.includes(recipe);
   const preselects = needed || name === 'reward_model';
-  const selected = preselects ? (active?.name ?? null) : null;
+  // a reward model needs no promotion: the newest one is at hand right after its training
+  const newest = name === 'reward_model' ? fitting.toSorted((a, b) => b.created - a.created)[0] : undefined;
+  const selected = preselects ? (active ?? newest)?.name ?? null : null;
   const text = (m) =>
     [
       m.name,

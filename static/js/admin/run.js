@@ -255,7 +255,7 @@ export async function runView(el, { id, query, signal }) {
     const r = job.result?.metrics ?? job.result ?? {};
     const byLength = /^heldout_accuracy_(longer|shorter|same_length)$/.exec(name)?.[1];
     if (byLength) return r.by_length?.[byLength === 'same_length' ? 'same' : byLength]?.pairs;
-    if (name === 'heldout_accuracy') return last('heldout_pairs') ?? r.heldout?.pairs;
+    if (['heldout_accuracy', 'heldout_accuracy_of_length', 'heldout_accuracy_of_words'].includes(name)) return last('heldout_pairs') ?? r.heldout?.pairs;
     if (name === 'no_eos_share') {
       const episodes = table.get('episodes');
       return episodes ? Math.round((episodes.values.at(-1) / episodes.steps.at(-1)) * (last('turns') ?? 1)) : undefined;
