@@ -44,11 +44,11 @@ fn weights_from_files_are_those_from_memory() {
     }
 }
 
-/// Writes a random model of 16 blocks of 1 MB each as f32.
-fn write_model(dir: &Path) {
+/// Writes a random model of blocks of 1 MB each as f32.
+pub(super) fn write_model(dir: &Path, blocks: usize) {
     let hf_config = json!({
         "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 4000, "hidden_size": 128,
-        "intermediate_size": 512, "num_hidden_layers": 16, "num_attention_heads": 4, "num_key_value_heads": 4,
+        "intermediate_size": 512, "num_hidden_layers": blocks, "num_attention_heads": 4, "num_key_value_heads": 4,
         "max_position_embeddings": 128, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": false,
         "hidden_act": "silu", "bos_token_id": 1, "eos_token_id": 2,
     });
@@ -64,7 +64,7 @@ fn write_model(dir: &Path) {
 #[test]
 fn a_model_is_on_the_host_one_block_at_a_time_while_it_is_loaded() {
     let dir = tempfile::tempdir().unwrap();
-    write_model(dir.path());
+    write_model(dir.path(), 16);
     // Blocks that are kept, and blocks of a type that is converted.
     let kinds = [BlockType::Q4_0, BlockType::Q6K];
     let files = kinds.map(|kind| {
