@@ -55,13 +55,14 @@ pub fn unknown_name(what: &str, name: &str, known: &[&str]) -> String {
     let listed = known.iter().take(LISTED).copied().collect::<Vec<_>>().join(", ");
     let more = known.len().saturating_sub(LISTED);
     let there = match (known, more) {
-        ([], _) => format!("there is no {what} yet"),
+        ([], _) => "and none of its kind yet".to_owned(),
         ([_], _) => format!("there is {listed}"),
         (_, 0) => format!("there are {listed}"),
         (_, more) => format!("there are {listed} and {more} more"),
     };
     if meant.is_empty() {
-        return format!("there is no {what} '{name}'; {there}");
+        let between = if known.is_empty() { ", " } else { "; " };
+        return format!("there is no {what} '{name}'{between}{there}");
     }
     let mut there = there;
     if let Some(first) = there.get_mut(..1) {
@@ -94,7 +95,7 @@ mod tests {
             "there is no model 'buildin'; did you mean 'builtin'? There are builtin, gpt2"
         );
         assert_eq!(unknown_name("model", "nobody", &["builtin"]), "there is no model 'nobody'; there is builtin");
-        assert_eq!(unknown_name("model", "a", &[]), "there is no model 'a'; none is there yet");
+        assert_eq!(unknown_name("model", "a", &[]), "there is no model 'a', and none of its kind yet");
         let many: Vec<String> = (0..30).map(|i| format!("model-number-{i}")).collect();
         let many: Vec<&str> = many.iter().map(String::as_str).collect();
         assert!(unknown_name("model", "qqq", &many).ends_with("and 6 more"));

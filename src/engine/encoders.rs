@@ -257,7 +257,8 @@ pub fn fill(encoder: &TextEncoder, request: FillRequest) -> Result<Vec<FillResul
     if let Some(at) = positions.iter().find(|at| **at >= ids.len()) {
         return Err(bad("positions", format!("{at} is outside the {} tokens", ids.len())));
     }
-    let segments = encoder.encoder().config.type_vocab_size;
+    // Encoders without segments (DistilBERT, ModernBERT) take zeros, as all others do.
+    let segments = encoder.encoder().config.type_vocab_size.max(1);
     if type_ids.len() != ids.len() || type_ids.iter().any(|t| *t as usize >= segments) {
         return Err(bad("token_type_ids", format!("must be {} numbers under {segments}", ids.len())));
     }

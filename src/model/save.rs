@@ -104,7 +104,7 @@ fn write_all(
     instructd: Option<&Value>,
 ) -> Result<String> {
     std::fs::create_dir_all(dir).map_err(|e| io(dir, e))?;
-    write_json(&dir.join("config.json"), &config_json(config, hf_config, weights, file_type))?;
+    write_json(&dir.join("config.json"), &config_json(config, hf_config, weights, instructd, file_type))?;
     write_json(&dir.join("generation_config.json"), &generation_json(config))?;
     if let Some(tokenizer) = tokenizer {
         let text = tokenizer.to_json()?;
@@ -118,7 +118,13 @@ fn write_all(
 }
 
 /// The source's config.json with the fields that the weights determine: class, dtype, number of labels.
-fn config_json(config: &ModelConfig, hf_config: &Value, weights: &Merged, file_type: FileType) -> Value {
+fn config_json(
+    config: &ModelConfig,
+    hf_config: &Value,
+    weights: &Merged,
+    instructd: Option<&Value>,
+    file_type: FileType,
+) -> Value {
     let mut map = hf_config.as_object().cloned().unwrap_or_default();
     let (family, encoder) = (config.family().class, config.family().encoder_heads());
     // A reward model on an encoder has no class in transformers: it loads as the encoder only.
@@ -137,8 +143,12 @@ fn config_json(config: &ModelConfig, hf_config: &Value, weights: &Merged, file_t
     if let Some(rows) = labels.as_ref().and_then(|shape| shape.first()) {
         map.insert("num_labels".into(), json!(rows));
         // transformers takes the number of labels from this table.
-        let names: Map<String, Value> = (0..*rows).map(|i| (i.to_string(), json!(format!("LABEL_{i}")))).collect();
-        let ids: Map<String, Value> = (0..*rows).map(|i| (format!("LABEL_{i}"), json!(i))).collect();
+        let given = instructd.and_then(|about| about.get("classifier")?.get("labels"));
+        let name = |i: usize| {
+            given.and_then(|labels| labels.get(i)?.as_str()).map_or_else(|| format!("LABEL_{i}"), str::to_owned)
+        };
+        let names: Map<String, Value> = (0..*rows).map(|i| (i.to_string(), json!(name(i)))).collect();
+        let ids: Map<String, Value> = (0..*rows).map(|i| (name(i), json!(i))).collect();
         map.insert("id2label".into(), names.into());
         map.insert("label2id".into(), ids.into());
     }

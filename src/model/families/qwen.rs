@@ -51,7 +51,11 @@ fn layers(config: &Value, parsed: &ModelConfig) -> Result<Vec<LayerKind>> {
     if !flag(config, "use_sliding_window", false)? {
         return Ok(Vec::new());
     }
-    let full = size_opt(config, "max_window_layers")?.unwrap_or(28);
+    let full = match config.get("max_window_layers") {
+        // Every layer has a window.
+        Some(value) if value == &json!(0) => 0,
+        _ => size_opt(config, "max_window_layers")?.unwrap_or(28),
+    };
     let types = layer_types(config, parsed.n_layers, |i| i >= full)?;
     windows(&types, window(config, Some(4096))?)
 }

@@ -104,7 +104,7 @@ enum Owned {
 impl Classifier {
     /// # Errors
     /// When the model lacks a tokenizer or a head, or when the number of labels in instructd.json differs from the
-    /// head's rows.
+    /// head's rows. Without instructd.json the labels are those of config.json.
     pub fn new(loaded: &Loaded) -> Result<Self> {
         let Some(tokenizer) = loaded.tokenizer.clone() else { candle_core::bail!("the model has no tokenizer.json") };
         let encoder = loaded.config.is_encoder();
@@ -114,7 +114,12 @@ impl Classifier {
         let said = loaded.instructd.as_ref().and_then(|v| v.get("classifier"));
         let labels: Vec<String> = match said.and_then(|v| v.get("labels")?.as_array()) {
             Some(names) => names.iter().filter_map(|n| n.as_str().map(str::to_owned)).collect(),
-            None => (0..classes).map(|i| format!("LABEL_{i}")).collect(),
+            // transformers' table of names by number.
+            None => (0..classes)
+                .map(|i| loaded.hf_config.get("id2label").and_then(|names| names.get(i.to_string())?.as_str()))
+                .enumerate()
+                .map(|(i, name)| name.map_or_else(|| format!("LABEL_{i}"), str::to_owned))
+                .collect(),
         };
         if labels.len() != classes {
             candle_core::bail!("{name} has {classes} rows, instructd.json names {} labels", labels.len());

@@ -145,6 +145,18 @@ async fn gaps_have_the_reference_distribution() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn gaps_of_every_family_of_encoders() {
+    for family in ["distilbert", "modernbert", "roberta"] {
+        let server = with_encoder(&fixtures().join("families").join(family)).await;
+        let body = json!({"tokens": [7, 30, 4, 12], "positions": [2], "top_k": 96});
+        let answer = server.open_post("/v1/fill-mask", body).await.expect(200).json();
+        let tokens = answer["gaps"][0]["tokens"].as_array().unwrap();
+        let sum: f64 = tokens.iter().map(|t| t["probability"].as_f64().unwrap()).sum();
+        assert!(tokens.len() == 96 && (sum - 1.0).abs() < 1e-4, "{family}: {} tokens, {sum}", tokens.len());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn gaps_in_texts() {
     let dir = with_specials();
     let server = with_encoder(dir.path()).await;

@@ -3,7 +3,7 @@
 
 use candle_core::{Device, Tensor};
 use instructd::generation::{GenParams, Warpers, generate};
-use instructd::model::gguf_export::{GgufFormat, export};
+use instructd::model::gguf::export::{GgufFormat, export};
 use instructd::model::{self, Arch, Decoder, Loaded, Purpose};
 use serde_json::{Map, Value, json};
 
@@ -11,6 +11,9 @@ use super::gguf::{NO_PLACE, tiny_models};
 use super::tokens::byte_tokenizer;
 use crate::support::noise;
 
+/// Models that llama.cpp computes otherwise, or not: it ignores windows of Mistral and Phi-3, takes Phi-3's long factors
+/// whenever the context is longer than the original one, and rejects an odd number of rotary channels.
+const OTHERWISE: [&str; 5] = ["mistral-window", "mistral-head", "phi4-mini", "phi3-longrope", "gpt-neox"];
 const VOCABULARY: usize = 264;
 /// Tensors with a row for every token.
 const TABLES: [&str; 4] = ["embed_tokens.weight", "wte.weight", "embed_in.weight", "lm_head.weight"];
@@ -48,7 +51,7 @@ fn exported_files_give_the_same_tokens_in_llama_cpp() {
     let mut expected = Map::new();
     for path in tiny_models() {
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
-        if NO_PLACE.iter().any(|(known, _)| *known == name) {
+        if NO_PLACE.iter().any(|(known, _)| *known == name) || OTHERWISE.contains(&name.as_str()) {
             continue;
         }
         let Some(loaded) = with_bytes(&path) else { continue };

@@ -9,6 +9,7 @@ mod formats;
 mod gguf;
 mod hub;
 pub mod imports;
+mod llama_cpp;
 mod prompts;
 mod published;
 mod pull;

@@ -15,8 +15,8 @@ use std::sync::Arc;
 
 pub use self::adapters::AdapterImage;
 use self::adapters::{Adapters, StepAdapters};
-pub use self::formats::Blocks;
-use self::formats::{DeviceFormat, Element};
+use self::formats::DeviceFormat;
+pub use self::formats::{Blocks, Element};
 use self::kernels::{head_width, numbers};
 use self::pass::{Pass, Pending};
 use self::rows::{Inputs, buffers, most_scratch, pack};
