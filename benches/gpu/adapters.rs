@@ -120,7 +120,7 @@ fn logits(simulated: bool, format: WeightFormat, tolerance: f32) -> Result<Strin
         }
         let weights = adapter.map_or(Ok(weights.clone()), |i| adapters[i].merge(&config(shape), &weights));
         let merged = Decoder::new(&config(shape), &weights.map_err(text)?, Purpose::Score).map_err(text)?;
-        let hidden = merged.forward(&PackedBatch::new(&[ids.clone()])).map_err(text)?;
+        let hidden = merged.forward(&PackedBatch::new(std::slice::from_ref(ids))).map_err(text)?;
         let last = hidden.narrow(0, ids.len() - 1, 1).map_err(text)?;
         let want: Vec<f32> = merged.logits(&last).and_then(|z| z.flatten_all()?.to_vec1()).map_err(text)?;
         let scale = want.iter().fold(0f32, |m, v| m.max(v.abs()));

@@ -95,8 +95,8 @@ fn adapter_parameters(config: &ModelConfig, rank: f64) -> f64 {
 /// The models that score responses.
 fn scorers<'a>(planned: &PlannedRun<'a>) -> impl Iterator<Item = (Assumption, &'a ModelConfig)> {
     let rewards = [planned.reward_model, planned.gold_reward_model].into_iter().flatten();
-    let rewards = rewards.map(|m| (Assumption::RewardModel { parameters: presets::parameters(m) as u64 }, m));
-    let judge = planned.judge_model.map(|m| (Assumption::JudgeModel { parameters: presets::parameters(m) as u64 }, m));
+    let rewards = rewards.map(|m| (Assumption::RewardModel { parameters: presets::parameters(m) }, m));
+    let judge = planned.judge_model.map(|m| (Assumption::JudgeModel { parameters: presets::parameters(m) }, m));
     rewards.chain(judge)
 }
 

@@ -520,16 +520,21 @@ test('an answer cut off by its length limit says so', async () => {
 test('a set whose judgment is still on its way is not shown again', async () => {
   const set = await makeSet(server.url, 'Slow network.', ['one', 'two']);
   const { page, context, trouble } = await signedInPage(browser, server.url);
+  let release;
+  const held = new Promise((r) => (release = r));
   await page.route('**/judgment', async (route) => {
-    await new Promise((r) => setTimeout(r, 1500));
+    await held;
     await route.continue();
   });
   await visit(page, server.url, `/label?set_id=${set}`, '.answer');
   await page.keyboard.press('s');
   await page.locator('dialog input[value=other]').check();
   await page.locator('dialog button[type=submit]').click();
+  // It goes while its judgment is still held.
+  await page.waitForFunction(() => !document.querySelector('main').textContent.includes('Slow network'));
   await page.locator('.empty, .answer').first().waitFor();
   assert.doesNotMatch(await page.locator('main').textContent(), /Slow network/);
+  release();
   await stored(set);
   assert.deepEqual(trouble, []);
   await context.close();

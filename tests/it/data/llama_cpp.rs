@@ -57,7 +57,8 @@ fn exported_files_give_the_same_tokens_in_llama_cpp() {
         let Some(loaded) = with_bytes(&path) else { continue };
         for format in [GgufFormat::F16, GgufFormat::Q8_0] {
             let file = format!("{name}-{}.gguf", format.as_str());
-            export(&loaded, &name, &dir.path().join(&file), format).unwrap();
+            // Not the fixture's name: llama.cpp expects special tokens of a model that is called Phi-3.
+            export(&loaded, "tiny", &dir.path().join(&file), format).unwrap();
             // The numbers that the file holds.
             let again = model::load(&dir.path().join(&file), &Device::Cpu).unwrap();
             let decoder = Decoder::new(&again.config, &again.weights, Purpose::Serve).unwrap();
@@ -67,7 +68,7 @@ fn exported_files_give_the_same_tokens_in_llama_cpp() {
                 warpers: Warpers { temperature: 0.0, ..Warpers::default() },
                 ..GenParams::default()
             };
-            let sample = generate(&decoder, &[prompt.clone()], &params, &|| false).unwrap().remove(0);
+            let sample = generate(&decoder, std::slice::from_ref(&prompt), &params, &|| false).unwrap().remove(0);
             expected.insert(file, json!({"prompt": prompt, "greedy": sample.ids, "logprobs": sample.logprobs}));
         }
     }
