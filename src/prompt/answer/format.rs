@@ -3,10 +3,10 @@
 
 use serde_json::{Value, json};
 
-/// White space between the parts of a JSON text whose form is enforced, as a regular expression: one space, or one or two
-/// line ends with an indentation. White space that may go on fills the answers of models that are not sure of their next
-/// word.
-pub const JSON_SPACE: &str = r"(\x20|(\x0D?\x0A){1,2}(\x20{0,32}|\x09{1,16}))";
+/// White space between the parts of a JSON text whose form is enforced, as a regular expression: one space, or a line end
+/// with an indentation; deeper parts are indented no further. Unlimited white space would fill the answers of models that
+/// are not sure of their next word.
+pub const JSON_SPACE: &str = r"(\x20|\x0D?\x0A(\x20{0,16}|\x09{1,8}))";
 
 /// Most calls in one answer with an enforced grammar.
 const MOST_CALLS: usize = 16;
@@ -195,11 +195,11 @@ mod tests {
             (" ", true),
             ("\n", true),
             ("\r\n\t\t", true),
-            ("\n\n        ", true),
+            ("\n        ", true),
             ("", false),
             ("  ", false),
             ("\t", false),
-            ("\n\n\n", false),
+            ("\n\n", false),
             ("\r\r", false),
             ("\n \n ", false),
         ] {
