@@ -159,18 +159,19 @@ class Server:
         request = urllib.request.Request(self.url + path, json.dumps(body).encode(), {"content-type": "application/json"})
         return json.load(urllib.request.urlopen(request))
 
-    def complete(self, prompts, n, seed):
-        """(index of the prompt, text, token ids, summed log-prob) of n continuations of each prompt."""
-        body = {"prompt": prompts, "n": n, "max_tokens": TOKENS, "temperature": 1, "seed": seed, "logprobs": 0}
+    def complete(self, prompts, n, seed, model=None):
+        """(index of the prompt, text, token ids, summed log-prob) of n continuations of each prompt, by the active version
+        unless another is named."""
+        body = {"model": model, "prompt": prompts, "n": n, "max_tokens": TOKENS, "temperature": 1, "seed": seed, "logprobs": 0}
         out = []
         for choice in self.post("/v1/completions", body)["choices"]:
             logprobs = choice["logprobs"]
             out.append((choice["index"] // n, choice["text"], logprobs["token_ids"], sum(logprobs["token_logprobs"])))
         return out
 
-    def logprob(self, prompt_ids, ids):
+    def logprob(self, prompt_ids, ids, model=None):
         """Summed log-prob of `ids` after `prompt_ids`."""
-        body = {"prompt": prompt_ids + ids, "max_tokens": 0, "echo": True, "logprobs": 0}
+        body = {"model": model, "prompt": prompt_ids + ids, "max_tokens": 0, "echo": True, "logprobs": 0}
         return sum(self.post("/v1/completions", body)["choices"][0]["logprobs"]["token_logprobs"][len(prompt_ids) :])
 
     def ids(self, text):
@@ -239,18 +240,24 @@ def write_result(path, script, result):
     path.write_text(json.dumps({**known, **result}, indent=1) + "\n")
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(description):
+    """A parser with the options that the benches on these sentences share."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--binary", default="target/release/instructd")
     parser.add_argument("--model", required=True)
     parser.add_argument("--work", required=True, type=Path)
+    parser.add_argument("--json", type=Path, help="write the results there, with INSTRUCTD_BENCH_COMMIT, _DATE, _MACHINE")
+    return parser
+
+
+def main():
+    parser = arguments(__doc__)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--train-sets", type=int, default=600)
     parser.add_argument("--heldout-sets", type=int, default=60)
     parser.add_argument("--iterations", type=int, default=20)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--recipes", nargs="*", default=RECIPES)
-    parser.add_argument("--json", type=Path, help="write the results there, with INSTRUCTD_BENCH_COMMIT, _DATE, _MACHINE")
     options = parser.parse_args()
     work = options.work
     work.mkdir(parents=True, exist_ok=True)

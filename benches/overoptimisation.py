@@ -9,7 +9,6 @@ then raises the proxy. The same run with `gold_patience` ends where the guard st
 done again. Needs Python alone; fetches the vaderSentiment source package from PyPI.
 """
 
-import argparse
 import json
 import os
 import random
@@ -60,12 +59,8 @@ def curve(logs, name):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--binary", default="target/release/instructd")
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--work", required=True, type=Path)
+    parser = learning_proof.arguments(__doc__)
     parser.add_argument("--rounds", type=int, default=60)
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     work = options.work
     work.mkdir(parents=True, exist_ok=True)

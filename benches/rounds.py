@@ -13,7 +13,6 @@ which the reward model's ensemble is least certain, from the second round on. Wh
 Needs Python alone; fetches the vaderSentiment source package from PyPI.
 """
 
-import argparse
 import json
 import os
 import random
@@ -27,7 +26,7 @@ import urllib.request
 from pathlib import Path
 
 import learning_proof
-from learning_proof import LEAD, write_lines, write_result
+from learning_proof import LEAD, TOKENS, write_lines, write_result
 
 AGREEMENT = 0.726
 LABELERS = 5
@@ -35,7 +34,6 @@ LABELERS = 5
 SET, SAMPLES = 4, 4
 # Opinions that differ by less are a tie.
 EQUAL = 0.1
-TOKENS = 16
 KEY = "rounds-bench-admin-key"
 SERVER = """
 [labeling]
@@ -46,7 +44,7 @@ daily_quota = 0
 """
 
 
-class Server:
+class Server(learning_proof.Server):
     """A server of its own in `data`."""
 
     def __init__(self, binary, model, data):
@@ -122,22 +120,8 @@ class Server:
         if drawn["state"] != "done":
             raise RuntimeError(f"the draw: {drawn}")
 
-    def complete(self, model, prompts, seed):
-        """(index of the prompt, text, token ids, summed log-prob) of samples of each prompt."""
-        body = {"model": model, "prompt": prompts, "n": SAMPLES, "max_tokens": TOKENS, "temperature": 1, "seed": seed,
-                "logprobs": 0}
-        found = []
-        for choice in self.call("POST", "/v1/completions", body)["choices"]:
-            logprobs = choice["logprobs"]
-            found.append((choice["index"] // SAMPLES, choice["text"], logprobs["token_ids"], sum(logprobs["token_logprobs"])))
-        return found
-
-    def logprob(self, model, prompt_ids, ids):
-        body = {"model": model, "prompt": prompt_ids + ids, "max_tokens": 0, "echo": True, "logprobs": 0}
-        return sum(self.call("POST", "/v1/completions", body)["choices"][0]["logprobs"]["token_logprobs"][len(prompt_ids) :])
-
-    def ids(self, text):
-        return self.call("POST", "/tokenize", {"prompt": text, "add_special_tokens": True})["tokens"]
+    def post(self, path, body):
+        return self.call("POST", path, body)
 
 
 def agreement(scores, noise, draw):
@@ -203,7 +187,7 @@ def reward_accuracy(binary, server, reward, heldout, opinion, work):
 def against_start(server, version, prompts, start, opinion):
     """Share of continuations that the rule prefers to the start policy's, its 95 % interval by a bootstrap over prompts, and
     the KL from the start policy in nats per continuation."""
-    samples = server.complete(version, prompts, 7)
+    samples = server.complete(prompts, SAMPLES, 7, version)
     wins = [[] for _ in prompts]
     for (at, text, _, _), (_, before, _, _) in zip(samples, start):
         gap = opinion(text) - opinion(before)
@@ -212,7 +196,7 @@ def against_start(server, version, prompts, start, opinion):
     draw = random.Random(3)
     means = sorted(statistics.mean(draw.choices(shares, k=len(shares))) for _ in range(1000))
     ids = [server.ids(p) for p in prompts]
-    kl = statistics.mean(lp - server.logprob(server.start, ids[at], tokens) for at, _, tokens, lp in samples)
+    kl = statistics.mean(lp - server.logprob(ids[at], tokens, server.start) for at, _, tokens, lp in samples)
     return statistics.mean(shares), [means[25], means[974]], kl
 
 
@@ -233,7 +217,7 @@ def loop(options, seed, selection, opinion, texts, work):
         assert report["imported"] > 0.9 * len(pool), report
         labelers = [server.call("POST", "/admin/keys", {"name": f"labeler {i}", "scopes": ["feedback"]})["key"]
                     for i in range(LABELERS)]
-        start = server.complete(server.start, heldout, 5)
+        start = server.complete(heldout, SAMPLES, 5, server.start)
         start_scores = [[opinion(t) for at, t, _, _ in start if at == i] for i in range(len(heldout))]
         noise = calibrated(start_scores)
         pairs = [(heldout[at], text) for at, text, _, _ in start]
@@ -270,17 +254,13 @@ def loop(options, seed, selection, opinion, texts, work):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--binary", default="target/release/instructd")
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--work", required=True, type=Path)
+    parser = learning_proof.arguments(__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--sets", type=int, default=64)
     parser.add_argument("--heldout", type=int, default=64)
     parser.add_argument("--iterations", type=int, default=12)
     parser.add_argument("--selection", nargs="*", default=["random", "uncertainty"])
-    parser.add_argument("--json", type=Path, help="write the results there, with INSTRUCTD_BENCH_COMMIT, _DATE, _MACHINE")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     options.work = options.work.resolve()

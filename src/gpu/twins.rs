@@ -1,7 +1,7 @@
 //! The kernels of `kernels/*.py` in plain Rust, for the simulated device: the same formulas, rounding to the element type,
-//! and order of ranges and blocks. Those of training are in `backward`,
-//! those of adapters in `adapters`. They are tested against launches of the originals
-//! in Triton's interpreter, recorded in `tests/fixtures/kernels*.tape.gz`.
+//! and order of ranges and blocks. Those of training are in `backward`, those of adapters in
+//! `adapters`. They are tested against launches of the originals in Triton's interpreter, recorded in
+//! `tests/fixtures/kernels*.tape.gz`.
 
 mod adapters;
 mod backward;

@@ -99,15 +99,12 @@ async fn unknown(
     let data_dir = services.config.data_dir.clone();
     let pulled = tokio::task::spawn_blocking(move || pull::installed_names(&data_dir));
     let pulled = pulled.await.map_err(|e| ServiceError::Internal(e.to_string()))?;
-    if pulled.iter().any(|installed| installed == name) {
-        let message = not_loaded(name);
-        return Ok(ServiceError::UnknownModel { message, param: param.map(str::to_owned) });
-    }
-    let mut more = Vec::new();
-    if kind.is_none_or(|kind| kind == ModelKind::Policy) {
-        more.extend(pulled);
-    }
-    let message = unknown_version(services.store.as_ref(), name, kind, &more).await?;
+    // Pulled models are policies.
+    let more = if kind.is_none_or(|kind| kind == ModelKind::Policy) { pulled } else { Vec::new() };
+    let message = match more.iter().any(|installed| installed == name) {
+        true => not_loaded(name),
+        false => unknown_version(services.store.as_ref(), name, kind, &more).await?,
+    };
     Ok(ServiceError::UnknownModel { message, param: param.map(str::to_owned) })
 }
 

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::{Constraint, ConstraintKind, Guide, gbnf, readable};
 use crate::engine::EngineError;
-use crate::prompt::answer::JSON_SPACE;
+use crate::prompt::answer::limit_space;
 use crate::tokenizer::Tokenizer;
 
 /// Maximum size of a schema or grammar.
@@ -168,6 +168,6 @@ fn spaced(schema: &Value) -> Result<Value, String> {
         Value::Object(_) => schema.clone(),
         _ => return Err("a schema must be an object, true or false".into()),
     };
-    schema["x-guidance"] = json!({"whitespace_pattern": JSON_SPACE});
+    limit_space(&mut schema);
     Ok(schema)
 }

@@ -6,7 +6,12 @@ use serde_json::{Value, json};
 /// White space between the parts of a JSON text whose form is enforced, as a regular expression: one space, or a line end
 /// with an indentation; deeper parts are indented no further. Unlimited white space would fill the answers of models that
 /// are not sure of their next word.
-pub const JSON_SPACE: &str = r"(\x20|\x0D?\x0A(\x20{0,16}|\x09{1,8}))";
+const JSON_SPACE: &str = r"(\x20|\x0D?\x0A(\x20{0,16}|\x09{1,8}))";
+
+/// Limits the white space of the texts of a schema, which is an object, to `JSON_SPACE`.
+pub fn limit_space(schema: &mut Value) {
+    schema["x-guidance"] = json!({"whitespace_pattern": JSON_SPACE});
+}
 
 /// Most calls in one answer with an enforced grammar.
 const MOST_CALLS: usize = 16;
@@ -154,7 +159,7 @@ impl ToolTags {
         let key = if self.format == ToolFormat::Llama { "parameters" } else { "arguments" };
         for (i, (name, schema)) in of.tools.iter().enumerate() {
             let mut schema = if schema.is_object() { schema.clone() } else { json!({"type": "object"}) };
-            schema["x-guidance"] = json!({"whitespace_pattern": JSON_SPACE});
+            limit_space(&mut schema);
             let rule = match self.format {
                 ToolFormat::MistralNamed => {
                     format!("{} {} {} %json {schema}", self.tag("[TOOL_CALLS]"), quoted(name), self.tag("[ARGS]"))

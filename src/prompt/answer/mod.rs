@@ -8,7 +8,7 @@ mod stored;
 mod think;
 
 pub use calls::CallReader;
-pub use format::{Grammar, JSON_SPACE, ToolFormat, ToolTags, instructions};
+pub use format::{Grammar, ToolFormat, ToolTags, instructions, limit_space};
 pub use stored::{OfferedTool, StoredPart, offers_tools, split_answer, split_message};
 pub(super) use stored::{RESULT_TAGS, TOOLS_HEADING};
 pub use think::{Reasoning, ThinkReader, Thinking, without_thoughts};
