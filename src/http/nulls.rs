@@ -74,11 +74,11 @@ fn take_out(out: &mut Cow<'_, [u8]>, json: &[u8], last: Option<usize>, start: us
             Some(end)
         }
         (Some(b','), Some(b'}')) => {
+            // Without this check `{,"a":null}`, which is no JSON, would become `{}`.
+            let comma = last.filter(|comma| out[..*comma].trim_ascii_end().last() != Some(&b'{'))?;
             let out = out.to_mut();
             out[start..end].fill(b' ');
-            if let Some(comma) = last {
-                out[comma] = b' ';
-            }
+            out[comma] = b' ';
             Some(end)
         }
         _ => None,
@@ -187,6 +187,13 @@ mod tests {
             if serde_json::from_str::<Value>(&text).is_err() {
                 prop_assert!(serde_json::from_slice::<Value>(&out).is_err(), "{}", text);
             }
+        }
+    }
+
+    #[test]
+    fn a_comma_without_a_field_before_it_stays() {
+        for text in [r#"{,"a":null}"#, r#"{ , "z": null, "a": null }"#, r#"{"x":{ ,"a":null}}"#] {
+            assert!(serde_json::from_slice::<Value>(&without_nulls(text.as_bytes())).is_err(), "{text}");
         }
     }
 
