@@ -155,6 +155,9 @@ pub(super) fn load_lora(
         return Ok(None);
     }
     let adapter = peft::read(&dir, &config).map_err(|e| failed(e.to_string()))?;
+    if adapter.carries_base() {
+        return Ok(None);
+    }
     let (lora, adapter_bytes) = match base.replicas.is_empty() {
         true => {
             let lora = Arc::new(ServedAdapter::new(&base.decoder, &adapter).map_err(|e| failed(e.to_string()))?);

@@ -11,6 +11,7 @@ pub(super) const FILES: &[&str] = &[
     "special_tokens_map.json",
     "chat_template.jinja",
     "chat_template.json",
+    "additional_chat_templates/tool_use.jinja",
     "modules.json",
     "sentence_bert_config.json",
     "1_Pooling/config.json",

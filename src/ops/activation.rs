@@ -1,4 +1,4 @@
-//! Element-wise activations with backward passes: SiLU and GELU (arXiv 1606.08415), and their gated versions (GLU
+//! Element-wise activations with backward passes: SiLU and GELU (arXiv 1606.08415), ReLU, and their gated versions (GLU
 //! variants, arXiv 2002.05202).
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
@@ -82,6 +82,7 @@ fn gated_fwd(kind: Activation, gate: &[f32], up: &[f32], y: &mut [f32]) {
         Activation::Silu => return swiglu_fwd(gate, up, y),
         Activation::GeluTanh => gelu_tanh_fwd(gate, y),
         Activation::GeluErf => gelu_erf_fwd(gate, y),
+        Activation::Relu => relu_fwd(gate, y),
     }
     y.iter_mut().zip(up).for_each(|(y, u)| *y *= u);
 }
@@ -118,6 +119,7 @@ pub fn activate_into(kind: Activation, x: &[f32], y: &mut [f32]) {
             Activation::Silu => silu_fwd(&x[r], y),
             Activation::GeluTanh => gelu_tanh_fwd(&x[r], y),
             Activation::GeluErf => gelu_erf_fwd(&x[r], y),
+            Activation::Relu => relu_fwd(&x[r], y),
         }
     });
 }
@@ -139,6 +141,7 @@ fn activate_bwd(kind: Activation, x: &mut [f32], gy: &mut [f32]) {
         Activation::Silu => silu_bwd(x, gy),
         Activation::GeluTanh => gelu_tanh_bwd(x, gy),
         Activation::GeluErf => gelu_erf_bwd(x, gy),
+        Activation::Relu => relu_bwd(x, gy),
     }
 }
 
@@ -157,6 +160,24 @@ multiversion! {
             let s = sigmoid(v);
             gy[i] = v * s;
             x[i] = by * s * (1.0 + v * (1.0 - s));
+        }
+    }
+}
+
+multiversion! {
+    fn relu_fwd(x: &[f32], y: &mut [f32]) {
+        for i in 0..y.len() {
+            y[i] = if x[i] > 0.0 { x[i] } else { 0.0 };
+        }
+    }
+}
+
+multiversion! {
+    fn relu_bwd(x: &mut [f32], gy: &mut [f32]) {
+        for i in 0..gy.len() {
+            let (v, by) = (x[i], gy[i]);
+            gy[i] = if v > 0.0 { v } else { 0.0 };
+            x[i] = if v > 0.0 { by } else { 0.0 };
         }
     }
 }

@@ -10,4 +10,6 @@ pub enum Activation {
     GeluErf,
     /// The tanh approximation, `gelu_new` in transformers.
     GeluTanh,
+    /// max(x, 0).
+    Relu,
 }

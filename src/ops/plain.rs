@@ -37,6 +37,7 @@ pub fn activate(kind: Activation, x: &Tensor) -> Result<Tensor> {
         Activation::Silu => x.silu(),
         Activation::GeluTanh => x.gelu(),
         Activation::GeluErf => x.gelu_erf(),
+        Activation::Relu => x.relu(),
     }
 }
 

@@ -8,7 +8,7 @@ use super::reasoning_ids::{AnswerPiece, ReasoningTags};
 use super::{ChatError, ChatTemplate};
 use crate::domain::PromptInput;
 use crate::model::Loaded;
-use crate::tokenizer::Tokenizer;
+use crate::tokenizer::{EncoderToken, Tokenizer};
 
 /// Completions of one prompt as sequences.
 pub struct Answers {
@@ -67,8 +67,8 @@ impl Texts {
         let path = loaded.source.path.display();
         let tokenizer = loaded.tokenizer.clone().with_context(|| format!("{path} has no tokenizer.json"))?;
         let template = loaded.chat_template.as_deref().map(|source| ChatTemplate::new(source, Some(&tokenizer)));
-        let named = |role: &str, usual: &str| tokenizer.token_to_id(tokenizer.named_token(role).unwrap_or(usual));
-        let pair = named("cls_token", "[CLS]").zip(named("sep_token", "[SEP]")).filter(|_| loaded.config.is_encoder());
+        let both = tokenizer.role_id(EncoderToken::Cls).zip(tokenizer.role_id(EncoderToken::Sep));
+        let pair = both.filter(|_| loaded.config.is_encoder());
         let mut eos_ids = loaded.config.eos_ids.clone();
         let usable = template.as_ref().and_then(|template| template.as_ref().ok());
         if let Some(end) = turn_end(&tokenizer, usable, &eos_ids) {

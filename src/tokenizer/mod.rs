@@ -72,6 +72,32 @@ impl Specials<'_> {
     }
 }
 
+/// Roles of an encoder's special tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EncoderToken {
+    /// Before a text.
+    Cls,
+    /// After a text.
+    Sep,
+    Mask,
+}
+
+impl EncoderToken {
+    /// The key in tokenizer_config.json, and the texts in BERT's and in RoBERTa's vocabulary.
+    const fn names(self) -> (&'static str, [&'static str; 2]) {
+        match self {
+            Self::Cls => ("cls_token", ["[CLS]", "<s>"]),
+            Self::Sep => ("sep_token", ["[SEP]", "</s>"]),
+            Self::Mask => ("mask_token", ["[MASK]", "<mask>"]),
+        }
+    }
+
+    /// The key in tokenizer_config.json.
+    pub const fn key(self) -> &'static str {
+        self.names().0
+    }
+}
+
 /// A tokenizer. Cheap to clone; all clones share one vocabulary.
 #[derive(Clone)]
 pub struct Tokenizer(Arc<Inner>);
@@ -318,6 +344,23 @@ impl Tokenizer {
     /// The texts of all special tokens.
     pub fn special_tokens(&self) -> impl Iterator<Item = &str> {
         self.0.finders.special_tokens()
+    }
+
+    /// The text of an encoder's token by its role: the name in tokenizer_config.json, else the one that BERT's or
+    /// RoBERTa's vocabularies have. Directories with tokenizer.json alone do not name their tokens.
+    pub fn role_token(&self, role: EncoderToken) -> Option<&str> {
+        let (key, usual) = role.names();
+        self.named_token(key).or_else(|| usual.into_iter().find(|name| self.token_to_id(name).is_some()))
+    }
+
+    /// The id of an encoder's token by its role.
+    pub fn role_id(&self, role: EncoderToken) -> Option<u32> {
+        self.token_to_id(self.role_token(role)?)
+    }
+
+    /// The ids before and after a text that `encode` adds; `None` where the post-processor does more than add ids.
+    pub fn around_text(&self) -> Option<(&[u32], &[u32])> {
+        Some((&self.0.frame.before, self.0.frame.behind.as_deref()?))
     }
 
     /// `bos_token`, `eos_token`, … of tokenizer_config.json.

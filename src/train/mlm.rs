@@ -20,8 +20,8 @@ use crate::model::init::Heads;
 use crate::model::{self, Encoder, ModelConfig, PackedBatch, Weights};
 use crate::objective::masked_lm::{self, Masked, mask_tokens};
 use crate::objective::{Stats, causal_lm};
-use crate::tokenizer::Tokenizer;
 use crate::tokenizer::train::{Kind, TokenizerPlan};
+use crate::tokenizer::{EncoderToken, Tokenizer};
 
 pub fn run(args: &Value, reporter: &mut dyn Reporter) -> Result<TrainOutcome> {
     let args: MlmArgs = parse_for_run(args)?;
@@ -140,14 +140,13 @@ struct Masking {
 
 impl Masking {
     fn new(tokenizer: &Tokenizer, vocab_size: usize, rate: f64, seed: u64) -> Result<Self> {
-        let id = |role: &str, usual: &str| {
-            let name = tokenizer.named_token(role).unwrap_or(usual);
-            tokenizer.token_to_id(name).with_context(|| format!("model: its tokenizer has no {usual} token"))
+        let id = |role: EncoderToken| {
+            tokenizer.role_id(role).with_context(|| format!("model: its tokenizer has no {}", role.key()))
         };
         Ok(Self {
-            cls: id("cls_token", "[CLS]")?,
-            sep: id("sep_token", "[SEP]")?,
-            mask: id("mask_token", "[MASK]")?,
+            cls: id(EncoderToken::Cls)?,
+            sep: id(EncoderToken::Sep)?,
+            mask: id(EncoderToken::Mask)?,
             vocab_size: vocab_size as u32,
             rate,
             seed,

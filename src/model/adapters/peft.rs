@@ -7,6 +7,7 @@ use candle_core::{DType, Device, Tensor};
 use serde_json::{Value, json};
 
 use crate::model::adapters::lora;
+use crate::model::families::Heads;
 use crate::model::load::{LoadError, read_json};
 use crate::model::{LoraConfig, ModelConfig, Weights, names};
 
@@ -22,6 +23,9 @@ pub struct Adapter {
     /// `{module}.lora_A.weight` [rank, in] and `{module}.lora_B.weight` [out, rank]; B includes the scale, so the term
     /// is B·A.
     factors: Weights,
+    /// Matrices of the base that the file holds too, under the model's names. peft writes the embedding and the output
+    /// matrix beside an adapter that changes them or a model whose vocabulary grew.
+    carried: Weights,
     /// The model that it was trained on, by peft's name for it.
     pub base: Option<String>,
 }
@@ -102,12 +106,18 @@ pub fn read(dir: &Path, config: &ModelConfig) -> Result<Adapter, LoadError> {
     let malformed = |message: String| LoadError::malformed(&file, message);
     let tensors = candle_core::safetensors::load(&file, &Device::Cpu).map_err(|e| malformed(e.to_string()))?;
     let mut found: HashMap<String, [Option<Tensor>; 2]> = HashMap::new();
+    let mut carried = Weights::new();
     for (key, tensor) in tensors {
         let name = key.strip_prefix(PREFIX).unwrap_or(&key).replace(".default.weight", ".weight");
         let parts = [".lora_A.weight", ".lora_B.weight"];
         let part = parts.iter().enumerate().find_map(|(i, end)| Some((i, name.strip_suffix(end)?)));
         let Some((i, module)) = part else {
-            return Err(LoadError::unsupported(&file, format!("tensor {key} is not part of a LoRA adapter")));
+            let Some(own) = base_matrix(config, &name) else {
+                return Err(LoadError::unsupported(&file, format!("tensor {key} is not part of a LoRA adapter")));
+            };
+            let tensor = tensor.to_dtype(DType::F32).map_err(|e| malformed(format!("tensor {key}: {e}")))?;
+            carried.insert(own, tensor);
+            continue;
         };
         // Names of adapters are translated as the names of the weights that they change.
         let weight = names::canonical(config, &format!("{module}.weight"));
@@ -140,7 +150,20 @@ pub fn read(dir: &Path, config: &ModelConfig) -> Result<Adapter, LoadError> {
     if factors.is_empty() {
         return Err(malformed("it holds no adapter".into()));
     }
-    Ok(Adapter { factors, base: about["base_model_name_or_path"].as_str().map(str::to_owned) })
+    Ok(Adapter { factors, carried, base: about["base_model_name_or_path"].as_str().map(str::to_owned) })
+}
+
+/// The model's name of a matrix of the base in an adapter's file: one that is marked as such, or the embedding or output
+/// matrix.
+fn base_matrix(config: &ModelConfig, name: &str) -> Option<String> {
+    let own = |name: &str| names::canonical(config, name).unwrap_or_else(|| name.to_owned());
+    if let Some((module, part)) = name.split_once(".base_layer.") {
+        return Some(own(&format!("{module}.{part}")));
+    }
+    let (own, family) = (own(name), config.family());
+    let module = own.strip_suffix(".weight")?;
+    let output = matches!(family.heads, Heads::Decoder { output, .. } if output == module);
+    (output || module == family.words).then_some(own)
 }
 
 fn supported(about: &Value) -> Result<(), String> {
@@ -186,11 +209,40 @@ impl Adapter {
         &self.factors
     }
 
-    /// The model's weights with the adapter merged.
+    /// Whether the file holds matrices of the base, which may differ from those of the base here.
+    pub fn carries_base(&self) -> bool {
+        !self.carried.is_empty()
+    }
+
+    /// The model's weights with the adapter merged. Matrices of the base that the file holds replace those here, as in
+    /// peft.
     ///
     /// # Errors
     /// When the model lacks a module or has it in another shape: the adapter is of another model.
     pub fn merge(&self, config: &ModelConfig, weights: &Weights) -> candle_core::Result<Weights> {
+        if !self.carries_base() {
+            return self.merge_factors(config, weights);
+        }
+        let mut based = weights.clone();
+        for (name, tensor) in &self.carried {
+            let tied = config.tie_embeddings && !weights.contains_key(name);
+            let own = if tied { format!("{}.weight", config.family().words) } else { name.clone() };
+            let Some(here) = weights.get(&own) else {
+                candle_core::bail!("the adapter is for another model: there is no {name} in this one");
+            };
+            if here.dims() != tensor.dims() {
+                let (here, there) = (here.dims(), tensor.dims());
+                candle_core::bail!(
+                    "the adapter was trained with {name} of {there:?} and here it is {here:?}: a vocabulary that was \
+                     changed for the adapter is not supported"
+                );
+            }
+            based.insert(own, tensor.to_device(here.device())?.to_dtype(here.dtype())?);
+        }
+        self.merge_factors(config, &based)
+    }
+
+    fn merge_factors(&self, config: &ModelConfig, weights: &Weights) -> candle_core::Result<Weights> {
         let layout = config.family().layout;
         for (name, a) in &self.factors {
             let Some(module) = name.strip_suffix(".lora_A.weight") else { continue };

@@ -3,7 +3,7 @@
 use candle_core::{Device, Result, Tensor};
 
 use crate::model::{Encoder, Loaded, PackedBatch, Purpose, Sentence};
-use crate::tokenizer::{Tokenizer, TokenizerError};
+use crate::tokenizer::{EncoderToken, Tokenizer, TokenizerError};
 
 /// How the hidden states of a text become one vector.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
@@ -70,7 +70,7 @@ impl TextEncoder {
     pub fn new(loaded: &Loaded) -> Result<Self> {
         let encoder = Encoder::new(&loaded.config, &loaded.weights, Purpose::Serve)?;
         let tokenizer = loaded.tokenizer.clone();
-        let named = tokenizer.as_ref().and_then(|t| t.named_token("mask_token").map(str::to_owned));
+        let named = tokenizer.as_ref().and_then(|t| t.role_token(EncoderToken::Mask).map(str::to_owned));
         let mask_text = named.unwrap_or_else(|| "[MASK]".to_owned());
         let mask_id = tokenizer.as_ref().and_then(|t| t.token_to_id(&mask_text));
         let sentence = loaded.sentence.clone();

@@ -23,6 +23,7 @@ const DEFAULTS: Defaults = Defaults {
     tie_embeddings: true,
     activation: ("hidden_activation", "gelu_pytorch_tanh"),
     eps: 1e-6,
+    positions: 8192,
     partial: false,
 };
 

@@ -78,7 +78,7 @@ pub(super) fn read(config: &Value, arch: Arch, defaults: &Defaults) -> Result<Mo
     let hidden_size = size(config, "hidden_size")?;
     let n_heads = size(config, "num_attention_heads")?;
     let head_dim = size_opt(config, "head_dim")?.unwrap_or(hidden_size / n_heads);
-    let trained = size(config, "max_position_embeddings")?;
+    let trained = size_opt(config, "max_position_embeddings")?.unwrap_or(defaults.positions);
     let rope = rotary::read(config, trained, head_dim, defaults)?;
     let attention_bias = flag(config, "attention_bias", false)?;
     Ok(ModelConfig {

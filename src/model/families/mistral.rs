@@ -10,7 +10,7 @@ pub(super) static MISTRAL: Family = Family {
     model_type: "mistral",
     class: "Mistral",
     read: |config| {
-        let mut parsed = read(config, Arch::Mistral, &Defaults::default())?;
+        let mut parsed = read(config, Arch::Mistral, &Defaults { positions: 131_072, ..Defaults::default() })?;
         parsed.qkv_bias = false;
         parsed.switches.out_bias = false;
         parsed.switches.layers = uniform_window(parsed.n_layers, window(config, Some(4096))?);

@@ -62,7 +62,12 @@ fn read_modern(config: &Value) -> Result<ModelConfig> {
     if activation(config, "classifier_activation", "gelu")? != activation(config, "hidden_activation", "gelu")? {
         return unsupported("ModernBERT with a head of another activation");
     }
-    let defaults = Defaults { activation: ("hidden_activation", "gelu"), tie_embeddings: true, ..Defaults::default() };
+    let defaults = Defaults {
+        positions: 8192,
+        activation: ("hidden_activation", "gelu"),
+        tie_embeddings: true,
+        ..Defaults::default()
+    };
     let mut parsed = read(config, Arch::ModernBert, &defaults)?;
     parsed.norm_eps = number_opt(config, "norm_eps")?.unwrap_or(1e-5);
     parsed.switches.mlp_bias = flag(config, "mlp_bias", false)?;

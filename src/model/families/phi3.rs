@@ -13,7 +13,7 @@ pub(super) static PHI3: Family = Family {
     model_type: "phi3",
     class: "Phi3",
     read: |config| {
-        let defaults = Defaults { eps: 1e-5, partial: true, ..Defaults::default() };
+        let defaults = Defaults { eps: 1e-5, positions: 4096, partial: true, ..Defaults::default() };
         let mut parsed = read(config, Arch::Phi3, &defaults)?;
         parsed.qkv_bias = false;
         parsed.switches.out_bias = false;

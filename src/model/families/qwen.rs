@@ -14,7 +14,7 @@ pub(super) static QWEN2: Family = Family {
     model_type: "qwen2",
     class: "Qwen2",
     read: |config| {
-        let mut parsed = read(config, Arch::Qwen2, &Defaults::default())?;
+        let mut parsed = read(config, Arch::Qwen2, &Defaults { positions: 32_768, ..Defaults::default() })?;
         parsed.qkv_bias = true;
         parsed.switches.out_bias = false;
         parsed.switches.layers = layers(config, &parsed)?;
@@ -34,7 +34,7 @@ pub(super) static QWEN3: Family = Family {
         if let Some(map) = config.as_object_mut() {
             map.entry("head_dim").or_insert_with(|| 128.into());
         }
-        let mut parsed = read(&config, Arch::Qwen3, &Defaults::default())?;
+        let mut parsed = read(&config, Arch::Qwen3, &Defaults { positions: 32_768, ..Defaults::default() })?;
         parsed.switches.qk_norm = QkNorm::Heads;
         parsed.switches.layers = layers(&config, &parsed)?;
         Ok(parsed)

@@ -80,8 +80,12 @@ pub(in crate::model) fn activation(config: &Value, key: &str, default: &str) -> 
     match get(config, key).map_or(Some(default), Value::as_str) {
         Some("silu" | "swish") => Ok(Activation::Silu),
         Some("gelu") => Ok(Activation::GeluErf),
-        Some("gelu_new" | "gelu_pytorch_tanh" | "gelu_fast") => Ok(Activation::GeluTanh),
-        Some(other) => unsupported(format!("`{key}` = {other:?} (known: silu, gelu, gelu_new, gelu_pytorch_tanh)")),
+        Some("gelu_python") => Ok(Activation::GeluErf),
+        Some("gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" | "gelu_accurate") => Ok(Activation::GeluTanh),
+        Some("relu") => Ok(Activation::Relu),
+        Some(other) => {
+            unsupported(format!("`{key}` = {other:?} (known: silu, gelu, gelu_new, gelu_pytorch_tanh, relu)"))
+        }
         None => malformed(format!("`{key}` must be a string")),
     }
 }
@@ -193,7 +197,7 @@ const NEEDED: [(&[&str], &str); 21] = [
     ),
     (&["bloom", "mpt"], "it tells positions by a slope of the scores (ALiBi), which is not computed here"),
     (&["falcon"], "it shares one norm between attention and feed-forward part, which is not computed here"),
-    (&["opt"], "it has ReLU and learned positions that begin at 2, which are not computed here in a decoder"),
+    (&["opt"], "its learned positions begin at 2, which is not computed here in a decoder"),
     (
         &["gptj", "codegen", "glm", "cohere"],
         "its rotary positions turn neighbouring channels, which is not computed here",
@@ -230,12 +234,21 @@ pub(super) struct Defaults {
     pub tie_embeddings: bool,
     pub activation: (&'static str, &'static str),
     pub eps: f64,
+    /// Positions where the file does not give them.
+    pub positions: usize,
     /// Whether rotary positions may rotate only a part of each head.
     pub partial: bool,
 }
 
 impl Default for Defaults {
     fn default() -> Self {
-        Self { theta: 10_000.0, tie_embeddings: false, activation: ("hidden_act", "silu"), eps: 1e-6, partial: false }
+        Self {
+            theta: 10_000.0,
+            tie_embeddings: false,
+            activation: ("hidden_act", "silu"),
+            eps: 1e-6,
+            positions: 2048,
+            partial: false,
+        }
     }
 }

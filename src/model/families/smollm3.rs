@@ -13,7 +13,7 @@ pub(super) static SMOLLM3: Family = Family {
     model_type: "smollm3",
     class: "SmolLM3",
     read: |config| {
-        let defaults = Defaults { theta: 2_000_000.0, tie_embeddings: true, ..Defaults::default() };
+        let defaults = Defaults { theta: 2_000_000.0, tie_embeddings: true, positions: 32_768, ..Defaults::default() };
         let mut parsed = read(config, Arch::SmolLm3, &defaults)?;
         parsed.switches.mlp_bias = flag(config, "mlp_bias", false)?;
         let rotary = rotary_layers(config, parsed.n_layers)?;

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::model::families::Pooler;
 use crate::model::heads::reward::headless;
 use crate::model::{Decoder, Encoder, Loaded, ModelConfig, PackedBatch, Purpose, Weights};
-use crate::tokenizer::Tokenizer;
+use crate::tokenizer::{EncoderToken, Tokenizer};
 
 /// Names of a decoder's head, [classes, d], and of an encoder's.
 pub const SCORE: &str = crate::model::heads::reward::SCORE;
@@ -44,8 +44,9 @@ fn rows(hidden: &Tensor, rows: &[u32]) -> Result<Tensor> {
     hidden.index_select(&Tensor::new(rows, hidden.device())?, 0)
 }
 
-/// The token ids of a text for a classifier, in training and inference: at most `max_length` tokens. A decoder's text
-/// ends with its end token, whose hidden state the head reads; an encoder's is enclosed in `[CLS]` and `[SEP]`.
+/// The token ids of a text for a classifier that is trained here, in training and inference: at most `max_length` tokens.
+/// A decoder's text ends with its end token, whose hidden state the head reads; an encoder's is enclosed in `[CLS]` and
+/// `[SEP]`.
 pub fn classifier_ids(tokenizer: &Tokenizer, config: &ModelConfig, text: &str, max_length: usize) -> Result<Vec<u32>> {
     Ok(classifier_ids_cut(tokenizer, config, text, max_length)?.0)
 }
@@ -69,20 +70,49 @@ pub fn classifier_ids_cut(
         }
         return Ok((ids, cut));
     }
-    let id = |role: &str, usual: &str| match tokenizer.token_to_id(tokenizer.named_token(role).unwrap_or(usual)) {
+    let id = |role: EncoderToken| match tokenizer.role_id(role) {
         Some(id) => Ok(id),
-        None => candle_core::bail!("the tokenizer has no {usual} token"),
+        None => candle_core::bail!("the tokenizer has no {}", role.key()),
     };
     ids.truncate(max_length.saturating_sub(2));
     let cut = ids.len() < whole;
-    ids.insert(0, id("cls_token", "[CLS]")?);
-    ids.push(id("sep_token", "[SEP]")?);
+    ids.insert(0, id(EncoderToken::Cls)?);
+    ids.push(id(EncoderToken::Sep)?);
     Ok((ids, cut))
+}
+
+/// The token ids of a text for a classifier that was trained elsewhere, as transformers gives them to it: with the tokens
+/// that the tokenizer adds, without padding tokens at the end, because the head of a decoder reads the last other token.
+fn foreign_ids(tokenizer: &Tokenizer, foreign: &Foreign, text: &str, max_length: usize) -> Result<Vec<u32>> {
+    let encode = |special| tokenizer.encode(text, special, false).map_err(candle_core::Error::wrap);
+    let mut ids = match tokenizer.around_text() {
+        Some((before, behind)) => {
+            let mut inner = encode(false)?;
+            inner.truncate(max_length.saturating_sub(before.len() + behind.len()));
+            [before, &inner, behind].concat()
+        }
+        None => encode(true)?,
+    };
+    ids.truncate(max_length);
+    if let Some(pad) = foreign.pad {
+        let kept = ids.iter().rposition(|id| *id != pad).map_or(1, |last| last + 1);
+        ids.truncate(kept);
+    }
+    if ids.is_empty() {
+        candle_core::bail!("a text has no tokens");
+    }
+    Ok(ids)
 }
 
 /// The classifier's section of instructd.json.
 pub fn about(labels: &[String], max_length: usize) -> Value {
     json!({"classifier": {"labels": labels, "max_length": max_length}})
+}
+
+/// What is known of a classifier that was trained elsewhere.
+struct Foreign {
+    /// The padding token of a decoder.
+    pad: Option<u32>,
 }
 
 /// A trained classifier, frozen.
@@ -92,6 +122,8 @@ pub struct Classifier {
     bias: Option<Tensor>,
     tokenizer: Tokenizer,
     config: ModelConfig,
+    /// `None` for classifiers that were trained here, whose texts have the form of training.
+    foreign: Option<Foreign>,
     pub labels: Vec<String>,
     pub max_length: usize,
 }
@@ -130,8 +162,10 @@ impl Classifier {
         } else {
             Owned::Decoder(Box::new(Decoder::new(&headless(&loaded.config), &loaded.weights, Purpose::Serve)?))
         };
+        let pad = loaded.hf_config.get("pad_token_id").and_then(Value::as_u64).and_then(|id| u32::try_from(id).ok());
         Ok(Self {
             body,
+            foreign: said.is_none().then_some(Foreign { pad: pad.filter(|_| !encoder) }),
             head: head.detach(),
             bias: loaded.weights.get(CLASSIFIER_BIAS).map(Tensor::detach),
             tokenizer,
@@ -147,7 +181,10 @@ impl Classifier {
             Owned::Decoder(decoder) => Body::Decoder(decoder),
             Owned::Encoder(encoder) => Body::Encoder(encoder),
         };
-        let ids = texts.iter().map(|t| classifier_ids(&self.tokenizer, &self.config, t.as_ref(), self.max_length));
+        let ids = texts.iter().map(|text| match &self.foreign {
+            None => classifier_ids(&self.tokenizer, &self.config, text.as_ref(), self.max_length),
+            Some(foreign) => foreign_ids(&self.tokenizer, foreign, text.as_ref(), self.max_length),
+        });
         let ids = ids.collect::<Result<Vec<_>>>()?;
         let mut out = Vec::with_capacity(ids.len());
         let mut rest = ids.as_slice();

@@ -11,12 +11,12 @@ use serde_json::Value;
 use crate::domain::RewardScore;
 use crate::model::heads::trunk::{Build, Trunk};
 use crate::model::{Decoder, Loaded, ModelConfig, PackedBatch, Purpose, Weights};
+use crate::tokenizer::EncoderToken;
 
 /// Name of the head, [heads, hidden]; with one row as in Hugging Face's `…ForSequenceClassification`.
 pub const SCORE: &str = "score.weight";
 
 /// Ends the prompt in an encoder's input.
-const SEPARATOR: &str = "[SEP]";
 
 /// A head's raw score becomes `gain · raw + bias`, which scales reference completions to mean 0 and variance 1.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -215,7 +215,7 @@ pub fn head(loaded: &Loaded) -> Result<(Tensor, Scoring)> {
 pub fn separator(loaded: &Loaded) -> Option<u32> {
     let encoder = loaded.config.is_encoder();
     let tokenizer = loaded.tokenizer.as_ref().filter(|_| encoder)?;
-    tokenizer.token_to_id(SEPARATOR).or_else(|| tokenizer.token_to_id(tokenizer.named_token("sep_token")?))
+    tokenizer.role_id(EncoderToken::Sep)
 }
 
 /// The tensors that a score depends on, without the output matrix, poolers and other tasks' heads.

@@ -7,7 +7,8 @@
 //! - Tokens around a text: `add_bos_token` and `add_eos_token` of tokenizer_config.json where one of them is given,
 //!   else the post-processor of tokenizer.json (`tokenizer/frame.rs`).
 //! - Chat template: chat_template.jinja, else chat_template.json, else tokenizer_config.json; of several named
-//!   templates `default`, or the only one.
+//!   templates `default`, or the only one. A template named `tool_use` (additional_chat_templates/tool_use.jinja beside
+//!   chat_template.jinja) renders the conversations that have tools.
 //! - Pooling, normalising and length of a sentence encoder: modules.json and the files it names; the length
 //!   from sentence_bert_config.json, else `model_max_length` of tokenizer_config.json, never over the positions.
 
@@ -58,7 +59,10 @@ pub(in crate::model) fn tokenizer_config(dir: &Path) -> Result<Option<Value>> {
 pub(in crate::model) fn chat_template(dir: &Path, tokenizer_config: Option<&Value>) -> Result<Option<String>> {
     match read_text(&dir.join("chat_template.jinja"), MAX_CONFIG) {
         Ok(None) => {}
-        Ok(Some(text)) => return Ok(Some(text)),
+        Ok(Some(text)) => {
+            let with_tools = read_text(&dir.join("additional_chat_templates/tool_use.jinja"), MAX_CONFIG)?;
+            return Ok(Some(by_tools(&text, with_tools.as_deref())));
+        }
         // Chat requests report the error in the file; the model is usable without it.
         Err(LoadError::Malformed { message, .. }) => {
             return Ok(Some(format!(
@@ -84,9 +88,30 @@ fn template_of(value: &Value) -> Option<String> {
         Value::Object(map) => map.iter().filter_map(|(name, text)| Some((name.as_str(), text.as_str()?))).collect(),
         _ => return None,
     };
-    let default = named.iter().find(|(name, _)| *name == "default");
-    let only = named.first().filter(|_| named.len() == 1);
-    default.or(only).map(|(_, text)| (*text).to_owned())
+    let by_name = |wanted: &str| named.iter().find(|(name, _)| *name == wanted).map(|(_, text)| *text);
+    let only = named.first().filter(|_| named.len() == 1).map(|(_, text)| *text);
+    Some(by_tools(by_name("default").or(only)?, by_name("tool_use").filter(|_| named.len() > 1)))
+}
+
+/// One template of two: transformers renders conversations with tools by the one named `tool_use`. As one source it is
+/// saved, exported and read by other programs like any template.
+fn by_tools(default: &str, tool_use: Option<&str>) -> String {
+    // What transformers' settings of Jinja do at the ends of a source is done here: one line end at its end goes, and
+    // so do spaces before a tag that begins it. `+` keeps the white space beside the new tags.
+    let whole = |source: &str| {
+        let source = source.strip_suffix('\n').unwrap_or(source);
+        let first = source.trim_start_matches([' ', '\t']);
+        let tag = (first.starts_with("{%") && !first.starts_with("{%+")) || first.starts_with("{#");
+        if tag { first.to_owned() } else { source.to_owned() }
+    };
+    match tool_use {
+        None => default.to_owned(),
+        Some(tool_use) => format!(
+            "{{% if tools is defined and tools is not none +%}}{}{{%+ else +%}}{}{{%+ endif %}}",
+            whole(tool_use),
+            whole(default)
+        ),
+    }
 }
 
 /// Adds the begin, end and padding tokens of the tokenizer and generation_config.json to `config`.

@@ -3,6 +3,9 @@
 
 use serde_json::{Value, json};
 
+use instructd::domain::Message;
+use instructd::prompt::{ChatTemplate, Conversation};
+
 use super::client::Server;
 use crate::support::published::{HELLO, WORLD, byte_level, framed, published, sentencepiece, words};
 
@@ -39,6 +42,32 @@ async fn templates_render_as_in_transformers_and_broken_ones_fail_alone() {
         assert_eq!(answer["error"]["param"], "messages");
         assert!(answer["error"]["message"].as_str().unwrap().contains(told), "{answer}");
         server.open_post("/v1/completions", json!({"prompt": "t7", "max_tokens": 1})).await.expect(200);
+    }
+}
+
+/// transformers renders conversations with tools by the template named `tool_use`.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_template_of_its_own_renders_tools() {
+    let plain = "  {% for m in messages %}{{ m.content }} {% endfor %}t6 \n";
+    let tools = "\n  {{ tools[0].function.name }} <tool_call>{{ messages[0].content }}\n  \n";
+    let both = json!([{"name": "default", "template": plain}, {"name": "tool_use", "template": tools},
+                      {"name": "rag", "template": "{{ documents[0] }}"}]);
+    for files in [
+        vec![("tokenizer_config.json", json!({"chat_template": both}))],
+        vec![("chat_template.jinja", json!(plain)), ("additional_chat_templates/tool_use.jinja", json!(tools))],
+    ] {
+        let dir = published(&files);
+        let source = instructd::model::describe(dir.path()).unwrap().chat_template.unwrap();
+        let template = ChatTemplate::new(&source, None).unwrap();
+        let turns = vec![Message { role: "user".into(), content: "t7".into() }.into()];
+        let mut conversation = Conversation { turns, ..Conversation::default() };
+        let render = |conversation: &Conversation| template.render_conversation(conversation, true).unwrap().text;
+        assert_eq!(render(&conversation), "t7 t6 ");
+        let function = json!({"name": "t9", "description": "", "parameters": {"type": "object", "properties": {}}});
+        conversation.tools = Some(json!([{"type": "function", "function": function}]));
+        assert_eq!(render(&conversation), "\n  t9 <tool_call>t7\n  ");
+        let body = say(json!({"tools": conversation.tools, "max_tokens": 1}));
+        serving(&dir).await.open_post("/v1/chat/completions", body).await.expect(200);
     }
 }
 

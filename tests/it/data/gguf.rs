@@ -206,10 +206,11 @@ fn distance(got: &[f32], want: &[f32]) -> f32 {
 }
 
 /// What a file has no place for: (part of the model's name, part of the message).
-pub(super) const NO_PLACE: [(&str, &str); 8] = [
+pub(super) const NO_PLACE: [(&str, &str); 9] = [
     ("gemma3-scaled", "no place"),
     ("llama-dynamic", "dynamic"),
     ("llama-gelu", "no place"),
+    ("llama-relu", "no place"),
     ("qwen2-window", "no place"),
     ("qwen3-window", "biases"),
     ("smollm3-window", "biases"),

@@ -15,7 +15,7 @@ use serde_json::json;
 
 use super::formats::{Sizes, llama};
 use crate::support::allocations::peak_in;
-use crate::support::{DECODERS, fixture};
+use crate::support::{DECODERS, ON_CPU_ALONE, fixture};
 
 const ROOM: Room = Room { pages: 8, longest: 128, rows: 16, wanted: 16 };
 
@@ -42,6 +42,15 @@ fn weights_from_files_are_those_from_memory() {
             assert_eq!(logits(&frame, Blocks::Files(&opened), format), want, "{name}, {}", format.as_str());
         }
     }
+}
+
+#[test]
+fn what_has_no_kernels_is_refused() {
+    let loaded = load(&fixture(ON_CPU_ALONE), &Device::Cpu).unwrap();
+    let whole = Decoder::new(&loaded.config, &loaded.weights, Purpose::Score).unwrap();
+    let device = Box::new(Sim::new(256 << 20));
+    let error = DeviceModel::new(&whole, Blocks::Held, device, WeightFormat::F32, ROOM).err().unwrap().to_string();
+    assert!(error.contains("ReLU"), "{error}");
 }
 
 /// Writes a random model of blocks of 1 MB each as f32.

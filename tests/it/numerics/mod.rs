@@ -2,6 +2,7 @@
 
 mod attention_maps;
 mod choice_eval;
+mod classifiers;
 mod device_adapters;
 mod device_formats;
 mod device_loading;

@@ -11,7 +11,7 @@ use instructd::train::step::Accumulator;
 use instructd::train::trainable::Trainable;
 use serde_json::Value;
 
-use crate::support::{DECODERS, ENCODERS, fixtures};
+use crate::support::{DECODERS, ENCODERS, ON_CPU_ALONE, fixtures};
 
 fn expected(name: &str) -> Value {
     let text = std::fs::read_to_string(fixtures().join(name).join("expected.json")).unwrap();
@@ -111,7 +111,7 @@ fn language_model(decoder: &Decoder, sequences: &[Vec<u32>]) -> (Tensor, Tensor,
 
 #[test]
 fn decoders_match_transformers() {
-    DECODERS.into_iter().for_each(decoder_matches);
+    DECODERS.into_iter().chain([ON_CPU_ALONE]).for_each(decoder_matches);
 }
 
 pub(super) fn decoder_matches(name: &str) {
@@ -148,7 +148,7 @@ pub(super) fn decoder_matches(name: &str) {
 
 #[test]
 fn greedy_tokens_are_identical() {
-    DECODERS.into_iter().for_each(greedy_tokens_are);
+    DECODERS.into_iter().chain([ON_CPU_ALONE]).for_each(greedy_tokens_are);
 }
 
 pub(super) fn greedy_tokens_are(name: &str) {
@@ -220,7 +220,7 @@ pub(super) fn encoder_matches(name: &str) {
 
 #[test]
 fn cached_steps_equal_the_full_forward_in_any_batch_and_chunking() {
-    DECODERS.into_iter().for_each(cached_steps_equal_the_full_forward);
+    DECODERS.into_iter().chain([ON_CPU_ALONE]).for_each(cached_steps_equal_the_full_forward);
 }
 
 pub(super) fn cached_steps_equal_the_full_forward(name: &str) {

@@ -83,6 +83,9 @@ pub const DECODERS: [&str; 30] = [
     "families/smollm3-window",
 ];
 
+/// A decoder that devices refuse.
+pub const ON_CPU_ALONE: &str = "families/llama-relu";
+
 /// The same of encoders.
 pub const ENCODERS: [&str; 4] = ["bert-tiny", "families/distilbert", "families/modernbert", "families/roberta"];
 

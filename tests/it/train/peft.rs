@@ -91,6 +91,37 @@ fn adapters_of_other_models_are_refused() {
     assert!(error.contains("not a PEFT adapter"), "{error}");
 }
 
+#[test]
+fn matrices_of_the_base_in_an_adapter_replace_those_of_the_base() {
+    let lora = LoraArgs { rank: 4, alpha: 8.0, targets: Some(vec!["q_proj".to_owned()]) };
+    for (model, carried, own) in [
+        ("llama-tiny", "base_model.model.lm_head.base_layer.weight", "lm_head.weight"),
+        ("llama-tiny", "base_model.model.model.embed_tokens.weight", "model.embed_tokens.weight"),
+        ("llama-tied-tiny", "base_model.model.lm_head.weight", "model.embed_tokens.weight"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        stirred(model, Some(&lora), Recompute::default()).save_adapter(dir.path(), "base").unwrap();
+        let base = load(&fixture(model), &Device::Cpu).unwrap();
+        let path = dir.path().join("adapter_model.safetensors");
+        let without = candle_core::safetensors::load(&path, &Device::Cpu).unwrap();
+        let merge = |matrix: Tensor| {
+            let mut tensors = without.clone();
+            tensors.insert(carried.to_owned(), matrix);
+            candle_core::safetensors::save(&tensors, &path).unwrap();
+            let adapter = peft::read(dir.path(), &base.config).unwrap();
+            assert!(adapter.carries_base());
+            adapter.merge(&base.config, &base.weights)
+        };
+        let doubled = (&base.weights[own] * 2.0).unwrap();
+        let merged = merge(doubled.clone()).unwrap();
+        assert_eq!(flat(&merged[own]), flat(&doubled), "{model}, {carried}");
+        assert_eq!(merged.len(), base.weights.len());
+        let grown = Tensor::cat(&[&doubled, &doubled], 0).unwrap();
+        let error = merge(grown).unwrap_err().to_string();
+        assert!(error.contains("vocabulary"), "{error}");
+    }
+}
+
 const SCRIPT: &str = r#"
 import json, sys, torch
 from peft import PeftModel

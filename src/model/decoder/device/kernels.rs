@@ -4,7 +4,7 @@ use super::weights::Element;
 use crate::gpu::GpuError;
 use crate::gpu::launch::Matmul;
 use crate::gpu::manifest::kernel;
-use crate::model::Activation;
+use crate::model::{Activation, ModelConfig};
 
 /// Most rows of a product that waits for its weights more than it computes.
 const FEW: usize = 32;
@@ -23,6 +23,17 @@ pub fn head_width(head_dim: usize) -> Result<usize, String> {
             Err(format!("heads of {head_dim} channels: above 64, a device takes multiples of 8"))
         }
         Some(wide) => Ok(wide),
+    }
+}
+
+/// The channels of heads that the kernels of a model are compiled for.
+///
+/// # Errors
+/// For models that have no kernels.
+pub fn compiled_width(config: &ModelConfig) -> Result<usize, String> {
+    match config.activation {
+        Activation::Relu => Err("layers with ReLU are computed on the CPU only".to_owned()),
+        Activation::Silu | Activation::GeluTanh | Activation::GeluErf => head_width(config.head_dim),
     }
 }
 
@@ -99,6 +110,7 @@ pub fn activation(activation: Activation, gated: bool) -> String {
         Activation::Silu => "silu",
         Activation::GeluTanh => "gelu_tanh",
         Activation::GeluErf => "gelu_erf",
+        Activation::Relu => "relu",
     };
     format!("{name}{}", if gated { "_gated" } else { "" })
 }

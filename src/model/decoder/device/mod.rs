@@ -17,7 +17,7 @@ pub use self::adapters::AdapterImage;
 use self::adapters::{Adapters, StepAdapters};
 use self::formats::DeviceFormat;
 pub use self::formats::{Blocks, Element};
-use self::kernels::{head_width, numbers};
+use self::kernels::{compiled_width, numbers};
 use self::pass::{Pass, Pending};
 use self::rows::{Inputs, buffers, most_scratch, pack};
 use self::scratch::Scratch;
@@ -92,7 +92,7 @@ impl DeviceModel {
     /// step leaves free: the requested number, or as many as fit.
     ///
     /// # Errors
-    /// `OutOfMemory`, also when not even one whole context fits; heads of more than 256 channels.
+    /// `OutOfMemory`, also when not even one whole context fits; heads of more than 256 channels, ReLU.
     pub fn new(
         decoder: &Decoder,
         blocks: Blocks<'_>,
@@ -102,7 +102,7 @@ impl DeviceModel {
     ) -> Result<Self, GpuError> {
         let c = decoder.config.clone();
         let format = DeviceFormat::new(format, blocks);
-        let wide = head_width(c.head_dim).map_err(GpuError::Launch)?;
+        let wide = compiled_width(&c).map_err(GpuError::Launch)?;
         let weights = weights::load(decoder, blocks, device.as_mut(), format)?;
         Self::with_weights(c, device, format.element, weights, wide, room)
     }

@@ -32,7 +32,7 @@ use crate::gpu::launch::backward::{AdamWStep, Squares};
 use crate::gpu::shared::Shared;
 use crate::gpu::{GpuError, Slice};
 use crate::model::decoder::attached::Keep;
-use crate::model::decoder::device::kernels::{head_width, numbers, up};
+use crate::model::decoder::device::kernels::{compiled_width, numbers, up};
 pub use crate::model::decoder::device::weights::Element;
 use crate::model::layers::rope_tables;
 use crate::model::{Decoder, ModelConfig, Recompute};
@@ -116,7 +116,7 @@ impl DeviceTrainer {
         options: TrainerOptions,
     ) -> Result<Self, GpuError> {
         let config = decoder.config.clone();
-        let wide = head_width(config.head_dim).map_err(|why| GpuError::Launch(format!("{why}; set device to cpu")))?;
+        let wide = compiled_width(&config).map_err(|why| GpuError::Launch(format!("{why}; set device to cpu")))?;
         let mut plan = plan(decoder, names)?;
         let blocks = std::mem::take(&mut plan.blocks).into_iter().map(Arc::new).collect();
         let storage = Storage::new(&mut device, &plan, options.element)?;
