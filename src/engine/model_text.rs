@@ -1,7 +1,7 @@
 //! The tokenizer and the chat template of a model: converts its texts to and from token ids. Also for models whose
 //! weights are at another server.
 
-use super::text::TextStream;
+use super::text::{TextStream, bare_text};
 use super::{ChatPrompt, EngineError, GenerateRequest, Piece, TextForm, TokenLogprob};
 use crate::domain::Message;
 use crate::prompt::answer::{Dialect, Thinking, ToolFormat, ToolTags};
@@ -130,10 +130,13 @@ impl ModelText {
         encoded.map_err(|e| EngineError::BadRequest { param: "prompt", message: e.to_string() })
     }
 
+    /// The text of token ids; without a tokenizer, the ids.
+    ///
     /// # Errors
     /// `BadRequest` at `tokens` for ids that cannot be decoded.
     pub(super) fn decode(&self, ids: &[u32]) -> Result<String, EngineError> {
-        let decoded = self.tokenizer()?.decode(ids, false);
+        let Some(tokenizer) = &self.tokenizer else { return Ok(ids.iter().map(|id| bare_text(*id)).collect()) };
+        let decoded = tokenizer.decode(ids, false);
         decoded.map_err(|e| EngineError::BadRequest { param: "tokens", message: e.to_string() })
     }
 
@@ -144,13 +147,13 @@ impl ModelText {
     }
 
     /// For each token the texts of the token and of its alternatives, as they read after `left` and the tokens before
-    /// it. Without a tokenizer, the text of a token is its id.
+    /// it. Without a tokenizer, the text of a token is a space and its id.
     pub(super) fn pieces(&self, left: &[u32], tokens: &[TokenLogprob]) -> Vec<Vec<Piece>> {
         let mut context = left.to_vec();
         let one = |token: &TokenLogprob| {
             let piece = |id: u32| match &self.tokenizer {
                 Some(tokenizer) => tokenizer.piece(&context, id),
-                None => Piece::of(id.to_string()),
+                None => Piece::of(bare_text(id)),
             };
             let listed = std::iter::once(token.id).chain(token.top.iter().map(|(id, _)| *id)).map(piece).collect();
             context.push(token.id);

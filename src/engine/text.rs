@@ -47,6 +47,11 @@ pub struct SampleProgress {
     pub may_stop: bool,
 }
 
+/// The text of a token of a model without a tokenizer: a space and the id.
+pub(super) fn bare_text(id: u32) -> String {
+    format!(" {id}")
+}
+
 impl TextStream {
     /// The text of a sample that continues the prompt `left`.
     pub fn new(tokenizer: Option<&Tokenizer>, left: &[u32], stops: &[String], include_stop: bool) -> Self {
@@ -90,7 +95,10 @@ impl TextStream {
 
     /// Adds a token. Without `may_stop` (before `min_tokens`) stop strings are ordinary text.
     pub fn push(&mut self, id: u32, may_stop: bool) -> TextDelta {
-        let Some((tokenizer, decoder)) = &mut self.source else { return self.take(may_stop) };
+        let Some((tokenizer, decoder)) = &mut self.source else {
+            self.held.push_str(&bare_text(id));
+            return self.take(may_stop);
+        };
         if let Some(special) = tokenizer.special_text(id).filter(|text| self.shown.iter().any(|s| s == text)) {
             self.held.push_str(special);
             return self.take(may_stop);

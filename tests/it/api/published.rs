@@ -45,6 +45,22 @@ async fn templates_render_as_in_transformers_and_broken_ones_fail_alone() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_without_a_tokenizer_completes_token_ids() {
+    let dir = published(&[]);
+    std::fs::remove_file(dir.path().join("tokenizer.json")).unwrap();
+    let server = serving(&dir).await;
+    let body = json!({"prompt": [5, 6, 7], "max_tokens": 3, "temperature": 0, "logprobs": 0, "echo": true});
+    let choice = server.open_post("/v1/completions", body).await.expect(200).json()["choices"][0].clone();
+    let tokens: Vec<&str> =
+        choice["logprobs"]["tokens"].as_array().unwrap().iter().map(|t| t.as_str().unwrap()).collect();
+    assert_eq!(choice["text"], tokens.concat());
+    assert_eq!((tokens.len(), &tokens[..3]), (6, [" 5", " 6", " 7"].as_slice()));
+    assert_eq!(choice["logprobs"]["text_offset"][3], 6);
+    let error = server.open_post("/v1/completions", json!({"prompt": "a"})).await.expect(400).json();
+    assert!(error["error"]["message"].as_str().unwrap().contains("token ids"), "{error}");
+}
+
 /// transformers renders conversations with tools by the template named `tool_use`.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_template_of_its_own_renders_tools() {

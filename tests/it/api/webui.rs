@@ -109,19 +109,21 @@ async fn a_call_of_a_tool_goes_back_as_open_webui_streamed_it() {
         let talk = json!([{"role": "user", "content": "ab"}]);
         // Its native mode sends tools alone; `tool_choice` is a parameter that the model's settings may add.
         let mut turn = json!({
-            "messages": talk, "tools": tools(), "stream": true, "max_tokens": 300, "tool_choice": "required",
+            "messages": talk, "tools": tools(), "stream": true, "max_tokens": 800, "tool_choice": "required",
         });
         // Models of random weights may run into the length inside a call.
-        let mut complete = None;
+        let (mut complete, mut last) = (None, String::new());
         for seed in 0..20 {
             turn["seed"] = json!(seed);
             let answer = real.server.open_post("/v1/chat/completions", turn.clone()).await.expect(200);
             if answer.text.contains(r#""finish_reason":"tool_calls""#) {
                 complete = Some(assembled(&answer));
+                println!("{}: a call with seed {seed}", family.name);
                 break;
             }
+            last = answer.text;
         }
-        let message = complete.unwrap_or_else(|| panic!("{}: no complete call", family.name));
+        let message = complete.unwrap_or_else(|| panic!("{}: no complete call in {last}", family.name));
         let calls = message["tool_calls"].as_array().unwrap().clone();
         assert!(!calls.is_empty(), "{}: {message}", family.name);
         let mut messages = talk.as_array().unwrap().clone();
