@@ -62,7 +62,7 @@ impl RewardModels {
 impl LoadedRewardModel {
     fn load(path: &Path) -> Result<Self, String> {
         let files: Loaded = model::load(path, &Device::Cpu).map_err(|e| e.to_string())?;
-        let texts = Texts::new(&files).map_err(|e| e.to_string())?;
+        let texts = Texts::for_scores(&files).map_err(|e| e.to_string())?;
         let model = RewardModel::new(&files).map_err(|e| e.to_string())?;
         Ok(Self { max_length: files.config.max_positions, model, texts })
     }

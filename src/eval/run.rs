@@ -154,7 +154,7 @@ fn reward(
     max_length: usize,
 ) -> Result<EvalResult> {
     let loaded = model::load(path, &Device::Cpu)?;
-    let (texts, model) = (Texts::new(&loaded)?, RewardModel::new(&loaded)?);
+    let (texts, model) = (Texts::for_scores(&loaded)?, RewardModel::new(&loaded)?);
     let length = max_length.min(loaded.config.max_positions);
     let (mut differences, mut lengths, mut fit) = (Vec::new(), Vec::new(), Fit::new(length));
     let mut sets = 0;
@@ -193,7 +193,7 @@ fn reward(
 /// Scores of written completions, in the order of the file.
 fn scores(path: &Path, completions: &Path, max_length: usize) -> Result<EvalResult> {
     let loaded = model::load(path, &Device::Cpu)?;
-    let (texts, model) = (Texts::new(&loaded)?, RewardModel::new(&loaded)?);
+    let (texts, model) = (Texts::for_scores(&loaded)?, RewardModel::new(&loaded)?);
     let length = max_length.min(loaded.config.max_positions);
     let written = data::read_demonstrations(completions)?.collect::<Result<Vec<_>, _>>()?;
     let pairs: Vec<_> = written.iter().map(|w| (&w.prompt, w.completion.as_str())).collect();

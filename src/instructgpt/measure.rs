@@ -40,7 +40,7 @@ pub fn measure(
     let greedy = GenParams { max_new_tokens, warpers: greedy, ..GenParams::default() };
 
     let files = model::load(&models.reward, &Device::Cpu)?;
-    let (texts, judge) = (Texts::new(&files)?, RewardModel::new(&files)?);
+    let (texts, judge) = (Texts::for_scores(&files)?, RewardModel::new(&files)?);
     let measured = &chosen[..chosen.len().min(args.measured_prompts)];
     let mut all: Vec<(&'static str, Vec<String>)> = Vec::new();
     let mut shown: Vec<Vec<String>> = Vec::new();

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use super::answer::Reasoning;
 use super::reasoning_ids::{AnswerPiece, ReasoningTags};
 use super::{ChatError, ChatTemplate};
-use crate::domain::PromptInput;
+use crate::domain::{Message, PromptInput};
 use crate::model::Loaded;
 use crate::tokenizer::{EncoderToken, Tokenizer};
 
@@ -50,6 +50,14 @@ pub struct Texts {
     reasoning_tags: Option<ReasoningTags>,
     /// Whether completions are encoded with their reasoning.
     reasoning: Reasoning,
+    /// Of a reward model that was trained elsewhere.
+    elsewhere: Option<Elsewhere>,
+}
+
+/// How a reward model that was trained elsewhere reads a conversation: as transformers encodes it for a classifier of
+/// sequences, whose head reads the last token that is not padding.
+struct Elsewhere {
+    padding: Option<u32>,
 }
 
 /// Whether a reward model reads the reasoning of answers, as its recipe has written it into instructd.json.
@@ -77,7 +85,23 @@ impl Texts {
         }
         let reasoning_tags = loaded.chat_template.as_deref().and_then(|source| ReasoningTags::new(source, &tokenizer));
         let (bos_id, reasoning) = (loaded.config.bos_id, reasoning_of_reward(loaded));
-        Ok(Self { pair, tokenizer, template, eos_ids, bos_id, reasoning_tags, reasoning })
+        Ok(Self { pair, tokenizer, template, eos_ids, bos_id, reasoning_tags, reasoning, elsewhere: None })
+    }
+
+    /// For scores by a reward model. One that was trained elsewhere, which has no section in instructd.json, reads the
+    /// conversation as the chat template renders it with the answer; without a template, the text with the tokens that
+    /// the tokenizer adds.
+    ///
+    /// # Errors
+    /// When the model has no tokenizer.
+    pub fn for_scores(loaded: &Loaded) -> Result<Self> {
+        let mut texts = Self::new(loaded)?;
+        let here = loaded.instructd.as_ref().is_some_and(|about| about.get("reward").is_some());
+        if !here && !loaded.config.is_encoder() {
+            let padding = loaded.hf_config.get("pad_token_id").and_then(serde_json::Value::as_u64);
+            texts.elsewhere = Some(Elsewhere { padding: padding.and_then(|id| u32::try_from(id).ok()) });
+        }
+        Ok(texts)
     }
 
     /// Encodes completions with or without their reasoning, whatever the model's files say.
@@ -129,6 +153,39 @@ impl Texts {
             }
         };
         ids.extend(self.eos_ids.first());
+        Ok(ids)
+    }
+
+    /// The ids that follow those of a prompt in a conversation with the completion as its last message, for a reward
+    /// model that was trained elsewhere.
+    fn as_elsewhere(
+        &self,
+        prompt: &PromptInput,
+        prompt_ids: &[u32],
+        text: &str,
+        elsewhere: &Elsewhere,
+    ) -> Result<Vec<u32>> {
+        let mut ids = match (prompt, &self.template) {
+            (PromptInput::Chat(messages), Some(Ok(template))) => {
+                let answer = Message { role: "assistant".into(), content: text.into() };
+                let messages: Vec<Message> = messages.iter().cloned().chain([answer]).collect();
+                let whole = template.encode(&messages, false, &self.tokenizer)?;
+                match whole.strip_prefix(prompt_ids) {
+                    Some(rest) => rest.to_vec(),
+                    // Tokens that span the end of the prompt, such as two line ends, are those of a continuation.
+                    None => self.completion(prompt_ids, text)?,
+                }
+            }
+            _ => {
+                let mut ids = self.continuation(prompt_ids, text)?;
+                ids.extend(self.tokenizer.around_text().into_iter().flat_map(|(_, behind)| behind));
+                ids
+            }
+        };
+        if let Some(padding) = elsewhere.padding {
+            let kept = ids.iter().rposition(|id| *id != padding).map_or(0, |last| last + 1);
+            ids.truncate(kept);
+        }
         Ok(ids)
     }
 
@@ -202,7 +259,10 @@ impl Texts {
         for completion in completions {
             let mut response = match self.pair {
                 Some(_) => self.tokenizer.encode(self.reasoning.part_of(completion.as_ref()), false, false)?,
-                None => self.completion(&prompt_ids, completion.as_ref())?,
+                None => match &self.elsewhere {
+                    Some(elsewhere) => self.as_elsewhere(prompt, &prompt_ids, completion.as_ref(), elsewhere)?,
+                    None => self.completion(&prompt_ids, completion.as_ref())?,
+                },
             };
             if response.is_empty() && self.pair.is_none() {
                 bail!("a completion has no tokens, and the model no end token");

@@ -114,7 +114,7 @@ impl Reward {
             learned = Some(ModelReward {
                 model,
                 ensemble: sources.ensemble,
-                texts: Texts::new(&loaded).with_context(of_model)?,
+                texts: Texts::for_scores(&loaded).with_context(of_model)?,
                 max_length: common.max_length.unwrap_or(usize::MAX).min(loaded.config.max_positions),
                 max_tokens: common.micro_batch_tokens,
             });
