@@ -26,12 +26,12 @@ import urllib.request
 from pathlib import Path
 
 import learning_proof
-from learning_proof import LEAD, TOKENS, write_lines, write_result
+from learning_proof import SAMPLES, TOKENS, write_lines, write_result
 
 AGREEMENT = 0.726
 LABELERS = 5
-# Completions of a set, and of a prompt when figures are taken.
-SET, SAMPLES = 4, 4
+# Completions of a set.
+SET = 4
 # Opinions that differ by less are a tie.
 EQUAL = 0.1
 KEY = "rounds-bench-admin-key"
@@ -42,6 +42,10 @@ temperature = 1.0
 top_p = 1.0
 daily_quota = 0
 """
+
+
+def asked(prompt):
+    return [{"role": "user", "content": prompt}]
 
 
 class Server(learning_proof.Server):
@@ -123,6 +127,10 @@ class Server(learning_proof.Server):
     def post(self, path, body):
         return self.call("POST", path, body)
 
+    def ids(self, text):
+        """The ids of a prompt as the server draws sets for it: a user's message through the chat template."""
+        return self.post("/tokenize", {"messages": asked(text)})["tokens"]
+
 
 def agreement(scores, noise, draw):
     """Share of pairs that two labelers order alike, of those that both order."""
@@ -169,7 +177,7 @@ def rank(server, labelers, opinion, noise, draw):
 def reward_accuracy(binary, server, reward, heldout, opinion, work):
     """Share of held-out pairs that the reward model orders as the rule does, and the number of pairs."""
     args = work / "scores.args.json"
-    lines = [{"prompt": prompt, "completion": text} for prompt, text in heldout]
+    lines = [{"prompt": asked(prompt), "completion": text} for prompt, text in heldout]
     args.write_text(json.dumps({"kind": "scores", "model": str(server.data / "models" / reward),
                                 "completions": write_lines(work / "heldout.jsonl", lines)}))
     out = subprocess.run([binary, "eval", "--args", str(args)], stdout=subprocess.PIPE, check=True).stdout
@@ -187,7 +195,8 @@ def reward_accuracy(binary, server, reward, heldout, opinion, work):
 def against_start(server, version, prompts, start, opinion):
     """Share of continuations that the rule prefers to the start policy's, its 95 % interval by a bootstrap over prompts, and
     the KL from the start policy in nats per continuation."""
-    samples = server.complete(prompts, SAMPLES, 7, version)
+    ids = [server.ids(p) for p in prompts]
+    samples = server.complete(ids, SAMPLES, 7, version)
     wins = [[] for _ in prompts]
     for (at, text, _, _), (_, before, _, _) in zip(samples, start):
         gap = opinion(text) - opinion(before)
@@ -195,7 +204,6 @@ def against_start(server, version, prompts, start, opinion):
     shares = [statistics.mean(w) for w in wins]
     draw = random.Random(3)
     means = sorted(statistics.mean(draw.choices(shares, k=len(shares))) for _ in range(1000))
-    ids = [server.ids(p) for p in prompts]
     kl = statistics.mean(lp - server.logprob(ids[at], tokens, server.start) for at, _, tokens, lp in samples)
     return statistics.mean(shares), [means[25], means[974]], kl
 
@@ -208,16 +216,16 @@ def loop(options, seed, selection, opinion, texts, work):
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     draw = random.Random(seed)
-    starts = [LEAD + " " + " ".join(text.split()[:3]) for text in texts]
+    starts = [f"Write a short comment that begins with: {' '.join(text.split()[:3])}" for text in texts]
     heldout, pool = starts[: options.heldout], starts[options.heldout :]
     rows = []
     with Server(options.binary, options.model, work / "server") as server:
-        lines = "\n".join(json.dumps({"prompt": p}) for p in pool).encode()
+        lines = "\n".join(json.dumps({"prompt": asked(p)}) for p in pool).encode()
         report = server.call("POST", "/admin/import?format=prompts&name=rounds", data=lines)
         assert report["imported"] > 0.9 * len(pool), report
         labelers = [server.call("POST", "/admin/keys", {"name": f"labeler {i}", "scopes": ["feedback"]})["key"]
                     for i in range(LABELERS)]
-        start = server.complete(heldout, SAMPLES, 5, server.start)
+        start = server.complete([server.ids(p) for p in heldout], SAMPLES, 5, server.start)
         start_scores = [[opinion(t) for at, t, _, _ in start if at == i] for i in range(len(heldout))]
         noise = calibrated(start_scores)
         pairs = [(heldout[at], text) for at, text, _, _ in start]
@@ -230,7 +238,7 @@ def loop(options, seed, selection, opinion, texts, work):
             server.draw(how, options.sets - twice, 1, seed * 100 + number)
             server.draw(how, twice, 2, seed * 100 + number + 50)
             judgments += rank(server, labelers, opinion, noise, draw)
-            common = {"device": "cpu", "lora": {"rank": 8, "alpha": 16}, "frozen_precision": "bf16", "max_length": 48,
+            common = {"device": "cpu", "lora": {"rank": 8, "alpha": 16}, "frozen_precision": "bf16", "max_length": 96,
                       "seed": seed}
             reward, _ = server.job("reward", {**common, "freeze_layers": 10, "batch_size": 8, "epochs": 2, "heads": 4,
                                               "learning_rate": 5e-4, "lr_schedule": "linear", "warmup_steps": 5,

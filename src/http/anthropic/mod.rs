@@ -103,8 +103,9 @@ pub async fn count_tokens(
     caller: MaybeCaller,
     Json(request): Json<MessagesRequest>,
 ) -> ApiResult<axum::Json<CountedTokens>> {
-    let counted = begin::count(&state.services, caller.is_admin(), chat(request)?).await;
-    Ok(axum::Json(CountedTokens { input_tokens: counted.map_err(|e| blocks::renamed(e, &NAMES))? }))
+    let rendered = begin::rendered(&state.services, caller.is_admin(), chat(request)?).await;
+    let (ids, _) = rendered.map_err(|e| blocks::renamed(e, &NAMES))?;
+    Ok(axum::Json(CountedTokens { input_tokens: ids.len() }))
 }
 
 /// The request translated to a chat request.

@@ -218,19 +218,23 @@ pub async fn begin(
     Ok((running, StartedChat { model, engine, seed, thinking, tools: tags }))
 }
 
-/// Number of tokens of a request's rendered conversation.
+/// The token ids of a request's rendered conversation, and the model.
 ///
 /// # Errors
 /// As [`begin`].
-pub async fn count(services: &Arc<Services>, admin: bool, mut request: ChatRequest) -> ApiResult<usize> {
+pub async fn rendered(
+    services: &Arc<Services>,
+    admin: bool,
+    mut request: ChatRequest,
+) -> ApiResult<(Vec<u32>, Arc<ServedModel>)> {
     check(&request)?;
     let tools = turns::tools(request.tools.as_ref(), request.tool_choice.as_ref(), request.parallel_tool_calls)?;
     let formed = matches!(tools.choice, Choice::Forced(_));
     let conversation = conversation(&mut request, &tools, formed, services.config.limits.prompt_bytes)?;
     let model = complete::route(services, request.model.as_deref(), admin).await?;
     params::needs_ids("model", &model)?;
-    let (prompt, _) = prompt(services.engine()?.as_ref(), &model, &conversation, false).await?;
-    Ok(prompt.tokens())
+    let prompt = services.engine()?.conversation_prompt(Some(&model.version.id), &conversation).await?;
+    Ok((prompt.ids, model))
 }
 
 /// The rendered conversation, and how its answers are parsed.

@@ -3,12 +3,15 @@
 use axum::extract::State;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::engine::TextForm;
 use crate::http::AppState;
 use crate::http::auth::MaybeCaller;
 use crate::http::error::{ApiError, ApiResult};
 use crate::http::extract::Json;
+use crate::http::openai::begin;
+use crate::http::openai::chat_request::{ChatMessage, ChatRequest};
 use crate::http::openai::params::needs_ids;
 use crate::service::budget::WRITTEN_TOKENS;
 use crate::service::complete::resolve_model;
@@ -21,9 +24,17 @@ pub struct TokenizeRequest {
     pub prompt: Option<String>,
     /// Another name of `prompt`.
     pub content: Option<String>,
-    /// Whether the tokenizer adds its start and end tokens. Default true.
+    /// A conversation, as in a chat request: its tokens are those of the prompt that the chat template renders.
+    pub messages: Option<Vec<ChatMessage>>,
+    /// With `messages`: functions that the model may call, as in a chat request.
+    #[schemars(with = "Option<Value>")]
+    pub tools: Option<Value>,
+    /// With `messages`: variables for the chat template.
+    #[schemars(with = "Option<Value>")]
+    pub chat_template_kwargs: Option<Value>,
+    /// For a text: whether the tokenizer adds its start and end tokens. Default true.
     pub add_special_tokens: Option<bool>,
-    /// Read special tokens written in the text as those tokens. Default false.
+    /// For a text: read special tokens written in it as those tokens. Default false.
     pub parse_special: Option<bool>,
 }
 
@@ -40,9 +51,16 @@ pub async fn tokenize(
     caller: MaybeCaller,
     Json(request): Json<TokenizeRequest>,
 ) -> ApiResult<axum::Json<Tokenized>> {
-    let text = match (request.prompt, request.content) {
-        (Some(text), None) | (None, Some(text)) => text,
-        _ => return Err(ApiError::bad("prompt", "give prompt or content")),
+    let text = match (request.prompt, request.content, request.messages) {
+        (Some(text), None, None) | (None, Some(text), None) => text,
+        (None, None, Some(messages)) => {
+            let (tools, chat_template_kwargs) = (request.tools, request.chat_template_kwargs);
+            let chat =
+                ChatRequest { messages, model: request.model, tools, chat_template_kwargs, ..ChatRequest::default() };
+            let (tokens, model) = begin::rendered(&state.services, caller.is_admin(), chat).await?;
+            return Ok(axum::Json(Tokenized { count: tokens.len(), tokens, max_model_len: model.max_context }));
+        }
+        _ => return Err(ApiError::bad("prompt", "give one of prompt, content and messages")),
     };
     check_size(text.len(), "prompt", state.services.config.limits.prompt_bytes)?;
     let model = resolve_model(&state.services, request.model.as_deref(), caller.is_admin()).await?;

@@ -182,6 +182,28 @@ async fn special_tokens_of_a_raw_prompt_are_read_on_demand_only() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_tokens_of_a_conversation_are_those_of_its_prompt() {
+    let template =
+        "{% if tools %}t3 {% endif %}{% for m in messages %}{{ m.content }} {% endfor %}<tool_call>t6 {{ word }}";
+    let dir = published(&[("chat_template.jinja", json!(template))]);
+    let server = serving(&dir).await;
+    let tool = json!({"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}});
+    for more in [json!({}), json!({"tools": [tool], "chat_template_kwargs": {"word": "t9 t9"}})] {
+        let mut body = json!({"messages": [{"role": "user", "content": "t7 t8"}]});
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let tokens = server.open_post("/tokenize", body.clone()).await.expect(200).json();
+        body["max_tokens"] = json!(1);
+        let answer = server.open_post("/v1/chat/completions", body).await.expect(200).json();
+        assert_eq!(tokens["count"], answer["usage"]["prompt_tokens"]);
+        assert_eq!(tokens["tokens"].as_array().unwrap().len(), tokens["count"].as_u64().unwrap() as usize);
+        assert_eq!(tokens["tokens"][if more == json!({}) { 0 } else { 1 }], 7);
+    }
+    for body in [json!({"prompt": "t7", "messages": []}), json!({"messages": [{"role": "nobody", "content": "x"}]})] {
+        server.open_post("/tokenize", body).await.expect(400);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_text_to_be_continued_has_no_end_token() {
     let dir = published(&[
         ("tokenizer.json", words(&[(1, "<s>"), (2, "</s>")], framed(Some((1, "<s>")), Some((2, "</s>"))))),
