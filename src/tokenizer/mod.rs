@@ -11,12 +11,14 @@ mod pieces;
 mod probe;
 mod to_gguf;
 pub mod train;
+mod word_cache;
 
 use std::sync::Arc;
 
 use serde_json::Value;
 use tokenizers::{
-    DecoderWrapper, Encoding, Model as _, OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer as _, Token,
+    DecoderWrapper, Encoding, Model as _, ModelWrapper, OffsetReferential, OffsetType, PreTokenizedString,
+    PreTokenizer as _, Token,
 };
 
 pub use incremental::IncrementalDecoder;
@@ -39,6 +41,16 @@ fn parse(text: &str) -> Result<tokenizers::Tokenizer> {
     std::panic::catch_unwind(|| tokenizers::Tokenizer::from_bytes(text.as_bytes()))
         .map_err(|_| failed("it is not built as a tokenizer is"))?
         .map_err(failed)
+}
+
+/// The cache that takes the place of the crate's own, which would outlive the tokenizer.
+fn own_cache(base: &mut tokenizers::Tokenizer) -> Option<word_cache::WordCache> {
+    let ModelWrapper::BPE(bpe) = base.get_model() else { return None };
+    let mut bpe = bpe.clone();
+    bpe.resize_cache(0);
+    let steady = bpe.dropout.is_none_or(|share| share == 0.0);
+    base.with_model(bpe);
+    steady.then(Default::default)
 }
 
 /// The crate's regular expressions panic when they exceed their limits on a text.
@@ -107,6 +119,8 @@ struct Inner {
     finders: added::Finders,
     frame: frame::Frame,
     pieces: pieces::Pieces,
+    /// Of BPE without dropout, whose merges are always the same.
+    words: Option<word_cache::WordCache>,
     /// tokenizer_config.json, as found or rebuilt.
     config: Option<Value>,
     byte_level: bool,
@@ -144,12 +158,14 @@ impl Tokenizer {
         if let Some(processor) = frame::asked_for(&base, config.as_ref()) {
             base.with_post_processor(Some(processor));
         }
+        let words = own_cache(&mut base);
         let byte_level = matches!(base.get_decoder(), Some(DecoderWrapper::ByteLevel(_)));
         let vocab_size = base.get_vocab_size(true);
         let finders = guarded(|| added::Finders::new(&base)).and_then(|found| found)?;
         let frame = frame::Frame::of(&base);
         let pieces = pieces::Pieces::of(&base);
-        let inner = Inner { base, finders, frame, pieces, config, byte_level, vocab_size, eos_ids: eos_ids.to_vec() };
+        let inner =
+            Inner { base, finders, frame, pieces, words, config, byte_level, vocab_size, eos_ids: eos_ids.to_vec() };
         let tokenizer = Self(Arc::new(inner));
         probe::check(&tokenizer, rules)?;
         Ok(tokenizer)
@@ -269,7 +285,15 @@ impl Tokenizer {
                         ids.extend(base.get_model().tokenize(piece)?.iter().map(|token| token.id));
                     }
                     // A vocabulary of whole words may contain special tokens as words.
-                    (None, _) => ids.extend(self.ordinary(piece, 0)?.iter().map(|token| token.id)),
+                    (None, _) => {
+                        let merge = || -> tokenizers::Result<Vec<u32>> {
+                            Ok(self.ordinary(piece, 0)?.iter().map(|token| token.id).collect())
+                        };
+                        match &self.0.words {
+                            Some(words) => words.extend(piece, &mut ids, merge)?,
+                            None => ids.extend(merge()?),
+                        }
+                    }
                 }
             }
             Ok(ids)

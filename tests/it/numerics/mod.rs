@@ -19,5 +19,6 @@ mod oracle;
 mod sampling;
 mod sim;
 mod smollm2;
+mod tokenizer_memory;
 mod transformers;
 mod variants;
