@@ -5,6 +5,7 @@ mod choice_eval;
 mod device_adapters;
 mod device_formats;
 mod device_loading;
+mod device_scoring;
 mod device_training;
 mod eval;
 pub(crate) mod formats;

@@ -9,7 +9,9 @@ use instructd::model::{Decoder, PackedBatch, Purpose, load};
 use instructd::objective::logprobs::log_softmax;
 use instructd::prompt::Texts;
 use instructd::train::TrainOutcome;
+use instructd::train::args::{DeviceArg, Precision};
 use instructd::train::judge::{Judge, LocalJudge, Question};
+use instructd::train::on_device::RunDevice;
 use serde_json::{Value, json};
 
 use super::recipes::{fails, rl, with};
@@ -113,6 +115,26 @@ fn a_question_that_is_too_long_loses_the_beginning_of_the_conversation() {
     let answer = Question { after: "x".repeat(5000), ..question("Who?") };
     let error = open.probabilities(&[answer], &["A", "B"]).unwrap_err().to_string();
     assert!(error.contains("longer than the judge's"), "{error}");
+}
+
+#[test]
+fn a_judge_on_a_device_has_the_probabilities_of_the_cpu() {
+    let questions = ["Who?", "What is it that you ask?", "A"].map(question);
+    for ten in [true, false] {
+        let dir = judge(ten);
+        let want = open(dir.path(), 4096).probabilities(&questions, &GRADES).unwrap();
+        let device = RunDevice::for_evaluation(DeviceArg::Sim, Precision::F32).unwrap().unwrap();
+        let path = dir.path().display().to_string();
+        let of = |max_tokens: usize| {
+            let judge = LocalJudge::on_device(&path, &device, max_tokens).unwrap();
+            judge.probabilities(&questions, &GRADES).unwrap()
+        };
+        let got = of(4096);
+        for (a, b) in want.iter().flatten().zip(got.iter().flatten()) {
+            assert!((a - b).abs() <= 1e-5 * a, "{b}, not {a}");
+        }
+        assert_eq!(of(1), got, "one at a time");
+    }
 }
 
 #[test]
