@@ -16,14 +16,15 @@ use super::{Table, hf_config, normals, open, prompt};
 /// Writes a reward model with random weights and two heads.
 fn write(dir: &Path, shape: [usize; 6]) -> Result<(), String> {
     let (hf, config) = hf_config(shape);
-    let written = || -> candle_core::Result<_> {
+    let weights = || -> candle_core::Result<_> {
         let mut weights = init(&config, Heads::Backbone, &Candle::Cpu, normals())?;
         let head: Vec<f32> = (0..2 * shape[0]).map(|i| (i as f32 * 0.7).sin()).collect();
         weights.insert("score.weight".to_owned(), Tensor::from_vec(head, (2, shape[0]), &Candle::Cpu)?);
-        let about = json!({"kind": "reward", "reward": {"gain": [1.0, 1.0], "bias": [0.0, 0.0]}});
-        save_dir(dir, &config, &hf, &weights, None, None, Some(&about))
+        Ok(weights)
     };
-    written().map(drop).map_err(|e| e.to_string())
+    let weights = weights().map_err(|e| e.to_string())?;
+    let about = json!({"kind": "reward", "reward": {"gain": [1.0, 1.0], "bias": [0.0, 0.0]}});
+    save_dir(dir, &config, &hf, &weights, None, None, Some(&about)).map(drop).map_err(|e| e.to_string())
 }
 
 fn scores(simulated: bool, element: Element, tolerance: f64) -> Result<String, String> {

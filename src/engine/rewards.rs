@@ -13,9 +13,9 @@ use crate::data::PromptInput;
 use crate::domain::{Message, ModelVersion, RewardScore};
 use crate::gpu::device::Device as _;
 use crate::gpu::shared::Shared;
-use crate::model::decoder::training::{Element, TrainerOptions};
+use crate::model::decoder::training::TrainerOptions;
 use crate::model::heads::reward::RewardModel;
-use crate::model::{self, Decoder, Loaded, Recompute};
+use crate::model::{self, Decoder, Loaded};
 use crate::ops::linear::WeightFormat;
 use crate::prompt::Texts;
 
@@ -130,11 +130,7 @@ impl LoadedRewardModel {
         let Some((name, device)) = place.devices.open_emptiest()? else { return Ok(None) };
         let on = |why: String| format!("{name}: {why}");
         let device = Shared::new(device);
-        let element = match place.weights {
-            WeightFormat::F32 | WeightFormat::Exact => Element::F32,
-            _ => Element::Bf16,
-        };
-        let options = TrainerOptions::new(element, Recompute::None);
+        let options = TrainerOptions::scoring(place.weights, &opened);
         let before = device.memory().0;
         let decoder = Decoder::on_device(&opened, false, device.clone(), options).map_err(|e| on(e.to_string()))?;
         let bytes = device.memory().0 - before;

@@ -97,11 +97,11 @@ async fn served_formats_below_f32_are_bf16_for_rewards() {
     let cpu = serving(&["cpu"], device::open, WeightFormat::F32).await;
     let want = scores(&cpu, &judge).await.unwrap();
     let mut all = Vec::new();
-    for weights in [WeightFormat::Bf16, WeightFormat::Q8_0] {
+    for weights in [WeightFormat::Bf16, WeightFormat::Q8_0, WeightFormat::F16] {
         let engine = serving(&["sim"], |name| devices::open(name, &CONTROLS), weights).await;
         all.push(scores(&engine, &judge).await.unwrap());
         assert_near(&want, &all[0], 3e-2, "bf16");
     }
-    assert_eq!(all[0], all[1]);
+    assert_eq!((&all[0], &all[0]), (&all[1], &all[2]));
     assert_ne!(all[0], want);
 }

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 pub use self::adapters::AdapterImage;
 use self::adapters::{Adapters, StepAdapters};
-use self::formats::DeviceFormat;
+pub(in crate::model::decoder) use self::formats::DeviceFormat;
 pub use self::formats::{Blocks, Element};
 use self::kernels::{head_width, numbers};
 use self::pass::{Pass, Pending};

@@ -12,13 +12,27 @@ use crate::gpu::device::Device;
 use crate::gpu::shared::Shared;
 use crate::model::decoder::attached::Attached;
 use crate::model::decoder::device::weights::{as_bytes, candle};
+use crate::model::decoder::device::{Blocks, DeviceFormat};
 use crate::model::decoder::embedding_table::EmbeddingTable;
 use crate::model::layers::block::layer;
 use crate::model::layers::{Builder, Parameters, rope_tables};
-use crate::model::{Decoder, Opened, Purpose};
+use crate::model::{Decoder, Opened, Purpose, Recompute};
+use crate::ops::linear::WeightFormat;
 
 /// Values of a table that are copied at a time.
 const VALUES: usize = 2 << 20;
+
+impl TrainerOptions {
+    /// The options of a model that only scores, where versions are served with weights in `format`: their element type, or
+    /// bf16 where that is f16, for which training has no kernels.
+    pub fn scoring(format: WeightFormat, opened: &Opened) -> Self {
+        let element = match DeviceFormat::new(format, Blocks::Files(opened)).element {
+            Element::F32 => Element::F32,
+            Element::Bf16 | Element::F16 => Element::Bf16,
+        };
+        Self::new(element, Recompute::None)
+    }
+}
 
 impl Decoder {
     /// A decoder whose passes without gradients `device` computes. The host has no copy of its weights, and needs memory
