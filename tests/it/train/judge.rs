@@ -159,6 +159,21 @@ fn judged(world: &World, judge: &Path, out: &str, by: &str) -> Value {
 }
 
 #[test]
+fn a_round_of_a_judge_on_a_device_is_that_of_the_cpu() {
+    let (world, dir) = (World::new(), judge(true));
+    for by in ["grades", "pairs"] {
+        let args = with(&judged(&world, dir.path(), "out", by), json!({"iterations": 1, "response_length": 5}));
+        let on = |device: &str| train("rloo", &with(&args, json!({"device": device}))).0;
+        let (host, device) = (on("cpu"), on("sim"));
+        for name in ["reward", "judge_on_choices"] {
+            let (a, b) = (host.curve(name), device.curve(name));
+            assert_eq!((a.len(), b.len()), (1, 1), "{by}: {name}");
+            assert!((a[0] - b[0]).abs() <= 1e-4 * a[0], "{by}: {name} is {}, not {}", b[0], a[0]);
+        }
+    }
+}
+
+#[test]
 fn recipes_learn_from_grades_and_from_comparisons() {
     let (world, dir) = (World::new(), judge(true));
     for recipe in ["rloo", "grpo", "online_dpo", "raft"] {
