@@ -2,7 +2,7 @@
 //!
 //! `cargo bench --bench gpu -- cuda` on a machine with an NVIDIA driver; `-- sim` is the dry run on the simulated
 //! device that `.ci/run` makes. The program needs no CUDA and no network: it can be built on one machine and run on
-//! another. Phases: the device, every recorded launch, logits and equality of bits of tiny models, their gradients, and
+//! another. Phases: the device, every recorded launch, logits and equality of bits of tiny models, their gradients, rewards, and
 //! tokens per second of serving and training with random weights in the shapes of SmolLM2-135M and, for serving,
 //! SmolLM2-1.7B (a tiny shape in the dry run), LoRA adapters over one base, and rounds of PPO. Exit status 1 when
 //! anything fails. With `--json FILE`, the table is also written there, with INSTRUCTD_BENCH_COMMIT, _MACHINE, _DATE and
@@ -12,6 +12,8 @@
 mod adapters;
 #[path = "gpu/rl.rs"]
 mod rl;
+#[path = "gpu/scoring.rs"]
+mod scoring;
 #[path = "gpu/training.rs"]
 mod training;
 
@@ -91,13 +93,19 @@ fn room(pages: usize) -> Room {
 }
 
 fn config(shape: [usize; 6]) -> ModelConfig {
+    hf_config(shape).1
+}
+
+/// A configuration as in config.json, and what it means.
+fn hf_config(shape: [usize; 6]) -> (serde_json::Value, ModelConfig) {
     let [hidden, inner, layers, heads, kv_heads, vocab] = shape;
     let config = json!({
         "model_type": "llama", "hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": layers,
         "num_attention_heads": heads, "num_key_value_heads": kv_heads, "vocab_size": vocab, "rms_norm_eps": 1e-5,
         "max_position_embeddings": 2048, "rope_theta": 10000.0, "hidden_act": "silu", "tie_word_embeddings": true,
     });
-    ModelConfig::from_hf(&config, None).expect("a valid configuration")
+    let read = ModelConfig::from_hf(&config, None).expect("a valid configuration");
+    (config, read)
 }
 
 /// Normal numbers by the number of a tensor and their count. A prime number of them is repeated from another place in
@@ -324,6 +332,7 @@ fn main() -> ExitCode {
             table.phase(&name, || speed(simulated, decoder, shape, streams));
         }
     }
+    scoring::phases(&mut table, simulated);
     adapters::phases(&mut table, simulated);
     training::phases(&mut table, simulated);
     rl::phase(&mut table, simulated);

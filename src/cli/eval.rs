@@ -5,6 +5,7 @@ use anyhow::{Context, Result, bail};
 use super::args::Given;
 use super::locate;
 use super::settings::Settings;
+use crate::eval::place::Place;
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -35,6 +36,16 @@ fn check(args: &serde_json::Value) -> Result<()> {
     Ok(())
 }
 
+/// Takes the arguments that say where models are computed, which every kind has.
+fn take_place(args: &mut serde_json::Value) -> Result<Place> {
+    let taken = args.as_object_mut().map(|args| {
+        let named = ["device", "precision"].into_iter().filter_map(|name| Some((name.to_owned(), args.remove(name)?)));
+        named.filter(|(_, value)| !value.is_null()).collect::<serde_json::Map<_, _>>()
+    });
+    serde_path_to_error::deserialize(serde_json::Value::Object(taken.unwrap_or_default()))
+        .context("the evaluation's arguments")
+}
+
 /// Measures a model on a file and prints the figures as JSON.
 ///
 /// # Errors
@@ -50,8 +61,9 @@ pub fn run(args: Args) -> Result<()> {
         args["model"] = serde_json::json!(path);
     }
     locate::put_paths(&mut args, config)?;
+    let place = take_place(&mut args)?;
     let args = serde_path_to_error::deserialize(&args).context("the evaluation's arguments")?;
-    let result = crate::eval::run::run(&args)?;
+    let result = crate::eval::run::run_at(&args, place)?;
     if let crate::eval::run::EvalResult::Choice(table) = &result {
         eprint!("{}", table.markdown);
     }

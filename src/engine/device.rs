@@ -1,5 +1,7 @@
 //! The devices that serve: the CPU, which has fused kernels and quantised formats, or some that run the kernels of `gpu`.
 
+use std::cmp::Reverse;
+
 use super::queue::MAX_REPLICAS;
 use crate::gpu::cuda::Cuda;
 use crate::gpu::device::Device;
@@ -87,6 +89,18 @@ impl Devices {
 
     pub fn is_cpu(&self) -> bool {
         self.names == ["cpu"]
+    }
+
+    /// Opens the device with the most free memory, the first of several; `None` for the CPU.
+    ///
+    /// # Errors
+    /// If one of them cannot be used.
+    pub fn open_emptiest(&self) -> Result<Option<NamedDevice>, String> {
+        let used = |(_, device): &NamedDevice| {
+            let (used, total) = device.memory();
+            Reverse(total - used)
+        };
+        Ok(self.open()?.into_iter().min_by_key(used))
     }
 
     /// Opens all devices, with their names. None for the CPU.

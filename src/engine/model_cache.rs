@@ -40,6 +40,18 @@ impl<T: Send + Sync + 'static> ModelCache<T> {
         Some(found)
     }
 
+    /// Drops the models for which `keep` is false; those in use stay in memory until their users have ended.
+    pub fn retain(&self, mut keep: impl FnMut(&ModelVersionId, &T) -> bool) {
+        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        entries.retain(|(id, model)| keep(id, model));
+    }
+
+    /// The sum of a figure over all models in memory.
+    pub fn sum(&self, figure: impl Fn(&T) -> u64) -> u64 {
+        let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        entries.iter().map(|(_, model)| figure(model)).sum()
+    }
+
     /// The model of `version`. If it is not in memory, `load` loads it from its files on a blocking thread. Loading
     /// continues if the caller is dropped.
     ///

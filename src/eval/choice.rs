@@ -11,10 +11,11 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use super::choices::{Normalize, Scored, decide};
+use super::place::Loader;
 use crate::data::labelled::{self, Labelled};
 use crate::generation::score::{Continuation, ContinuationScorer};
 use crate::model::heads::classifier::Classifier;
-use crate::model::{self, Decoder, Purpose, SoftPrompt};
+use crate::model::{self, SoftPrompt};
 use crate::prompt::{Gap, LabelTemplate, Shots};
 use crate::statistics::interval::wilson;
 use crate::tokenizer::Tokenizer;
@@ -124,13 +125,13 @@ pub struct ChoiceTable {
 
 /// # Errors
 /// Files that cannot be read, labels without words, texts too long for a model.
-pub fn run(args: &ChoiceArgs) -> Result<ChoiceTable> {
+pub fn run(args: &ChoiceArgs, loader: &Loader) -> Result<ChoiceTable> {
     ensure!(!args.systems.is_empty(), "systems: name at least one");
     ensure!(!args.calibrated.is_empty(), "calibrated: must contain false, true, or both");
     let task = Task::read(args)?;
     let mut rows = vec![task.majority()];
     for system in &args.systems {
-        rows.extend(measure(args, &task, system).with_context(|| format!("system {}", system.name))?);
+        rows.extend(measure(args, &task, system, loader).with_context(|| format!("system {}", system.name))?);
     }
     let markdown = markdown(&rows);
     Ok(ChoiceTable { labels: task.labels.iter().map(|l| l.0.clone()).collect(), rows, markdown })
@@ -236,16 +237,15 @@ fn shuffle<T>(items: &mut [T], rng: &mut ChaCha8Rng) {
     }
 }
 
-fn measure(args: &ChoiceArgs, task: &Task, system: &System) -> Result<Vec<ChoiceRow>> {
-    let loaded = model::load(&system.model, &Device::Cpu)?;
-    if loaded.instructd.as_ref().is_some_and(|v| v["kind"] == "classifier") {
+fn measure(args: &ChoiceArgs, task: &Task, system: &System, loader: &Loader) -> Result<Vec<ChoiceRow>> {
+    if model::describe(&system.model)?.instructd.is_some_and(|v| v["kind"] == "classifier") {
         ensure!(system.prompt_adapter.is_none(), "prompt_adapter: a classifier has no soft prompt; leave it out");
-        return Ok(vec![classify(task, system, &Classifier::new(&loaded)?)?]);
+        return Ok(vec![classify(task, system, &loader.classifier(&system.model)?)?]);
     }
     let template = system.template.as_ref().or(args.template.as_ref()).context("template: language models need one")?;
     let template = LabelTemplate::new(template).context("template")?;
+    let (decoder, loaded) = loader.decoder(&system.model)?;
     let tokenizer = loaded.tokenizer.clone().context("the model has no tokenizer.json")?;
-    let decoder = Decoder::new(&loaded.config, &loaded.weights, Purpose::Serve)?;
     let soft = system.prompt_adapter.as_ref().map(|dir| SoftPrompt::load(dir, &Device::Cpu)).transpose()?;
     if let Some(soft) = &soft {
         soft.check(&loaded.config)?;

@@ -3,11 +3,9 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use candle_core::Device;
 use serde::Serialize;
 
 use crate::data::labelled;
-use crate::model;
 use crate::model::heads::classifier::Classifier;
 use crate::statistics::interval::wilson;
 
@@ -30,15 +28,14 @@ pub struct Classified {
 /// Classifies every text of a file. `limit` takes the first ones only.
 ///
 /// # Errors
-/// A model that is not a classifier, a label that it does not have.
+/// A file that cannot be read, a label that the classifier does not have.
 pub fn run(
-    model: &Path,
+    classifier: &Classifier,
     labelled: &Path,
     text_field: &str,
     label_field: &str,
     limit: Option<usize>,
 ) -> Result<Classified> {
-    let classifier = Classifier::new(&model::load(model, &Device::Cpu)?)?;
     let mut rows = labelled::read(labelled, text_field, label_field)?;
     rows.truncate(limit.unwrap_or(usize::MAX).max(1));
     let mut right = Vec::new();

@@ -3,5 +3,6 @@
 pub mod choice;
 pub mod choices;
 pub mod classify;
+pub mod place;
 pub mod quality;
 pub mod run;

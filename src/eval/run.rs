@@ -3,15 +3,15 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::choice::{self, ChoiceArgs, ChoiceTable};
 use super::classify::{self, Classified};
+use super::place::{Loader, Place};
 use crate::data::{self, corpus};
 use crate::domain::{RewardScore, Split};
 use crate::model::heads::reward::RewardModel;
-use crate::model::{self, Decoder, PackedBatch, Purpose};
+use crate::model::{Loaded, PackedBatch};
 use crate::objective::preference::{LengthMetrics, PairMetrics, by_length, pair_metrics};
 use crate::prompt::Texts;
 use crate::train::fit::Fit;
@@ -91,29 +91,41 @@ pub enum EvalResult {
 /// Tokens per forward pass.
 const BATCH_TOKENS: usize = 2048;
 
+/// Evaluates on the CPU. See [`run_at`].
+///
 /// # Errors
-/// Files that cannot be read, models of the wrong kind, files without usable data.
+/// Those of [`run_at`].
 pub fn run(args: &EvalArgs) -> Result<EvalResult> {
+    run_at(args, Place::default())
+}
+
+/// Evaluates with models that are computed at `place`.
+///
+/// # Errors
+/// Files that cannot be read, models of the wrong kind, files without usable data; a device that is missing, or that
+/// cannot compute a model.
+pub fn run_at(args: &EvalArgs, place: Place) -> Result<EvalResult> {
+    let loader = &Loader::new(place)?;
     match args {
-        EvalArgs::Perplexity { model, text, max_length } => perplexity(model, text, *max_length),
-        EvalArgs::Choice(args) => Ok(EvalResult::Choice(choice::run(args)?)),
+        EvalArgs::Perplexity { model, text, max_length } => perplexity(loader, model, text, *max_length),
+        EvalArgs::Choice(args) => Ok(EvalResult::Choice(choice::run(args, loader)?)),
         EvalArgs::Classifier { model, labelled, text_field, label_field, limit } => {
-            Ok(EvalResult::Classifier(classify::run(model, labelled, text_field, label_field, *limit)?))
+            let classifier = loader.classifier(model)?;
+            Ok(EvalResult::Classifier(classify::run(&classifier, labelled, text_field, label_field, *limit)?))
         }
         EvalArgs::Reward { model, comparisons, split, heldout_fraction, max_length } => {
-            reward(model, comparisons, *split, *heldout_fraction, *max_length)
+            reward(loader.reward(model)?, comparisons, *split, *heldout_fraction, *max_length)
         }
-        EvalArgs::Scores { model, completions, max_length } => scores(model, completions, *max_length),
+        EvalArgs::Scores { model, completions, max_length } => scores(loader.reward(model)?, completions, *max_length),
     }
 }
 
 /// Documents are cut into windows of `max_length` tokens; each window's first token is context only.
-fn perplexity(path: &Path, text: &Path, max_length: usize) -> Result<EvalResult> {
-    let loaded = model::load(path, &Device::Cpu)?;
+fn perplexity(loader: &Loader, path: &Path, text: &Path, max_length: usize) -> Result<EvalResult> {
+    let (decoder, loaded) = loader.decoder(path)?;
     let tokenizer = loaded.tokenizer.clone().context("the model has no tokenizer.json")?;
     let length = max_length.min(loaded.config.max_positions);
     ensure!(length >= 2, "max_length must be at least 2");
-    let decoder = Decoder::new(&loaded.config, &loaded.weights, Purpose::Serve)?;
     let (mut bytes, mut windows) = (0, Vec::new());
     for document in corpus::documents(text)? {
         let ids = tokenizer.encode(&document, false, false)?;
@@ -130,14 +142,12 @@ fn perplexity(path: &Path, text: &Path, max_length: usize) -> Result<EvalResult>
     let (mut total, mut tokens) = (0.0f64, 0usize);
     for batch in windows.chunks((BATCH_TOKENS / length).max(1)) {
         let packed = PackedBatch::new(batch);
-        let hidden = decoder.forward(&packed)?;
         let (mut rows, mut targets) = (Vec::new(), Vec::new());
         for (window, offset) in batch.iter().zip(&packed.offsets) {
             rows.extend((0..window.len() - 1).map(|i| (offset + i) as u32));
             targets.extend_from_slice(&window[1..]);
         }
-        let picked = hidden.index_select(&Tensor::new(rows, hidden.device())?, 0)?;
-        let logprobs = decoder.token_logprobs(&picked, &targets, 1.0)?.logprobs.to_vec1::<f32>()?;
+        let logprobs = decoder.logprobs_at(&packed, &rows, &targets)?.to_vec1::<f32>()?;
         total -= logprobs.iter().map(|l| f64::from(*l)).sum::<f64>();
         tokens += targets.len();
     }
@@ -147,14 +157,13 @@ fn perplexity(path: &Path, text: &Path, max_length: usize) -> Result<EvalResult>
 }
 
 fn reward(
-    path: &Path,
+    (model, loaded): (RewardModel, Loaded),
     comparisons: &Path,
     split: Option<Split>,
     heldout: f64,
     max_length: usize,
 ) -> Result<EvalResult> {
-    let loaded = model::load(path, &Device::Cpu)?;
-    let (texts, model) = (Texts::for_scores(&loaded)?, RewardModel::new(&loaded)?);
+    let texts = Texts::for_scores(&loaded)?;
     let length = max_length.min(loaded.config.max_positions);
     let (mut differences, mut lengths, mut fit) = (Vec::new(), Vec::new(), Fit::new(length));
     let mut sets = 0;
@@ -191,9 +200,8 @@ fn reward(
 }
 
 /// Scores of written completions, in the order of the file.
-fn scores(path: &Path, completions: &Path, max_length: usize) -> Result<EvalResult> {
-    let loaded = model::load(path, &Device::Cpu)?;
-    let (texts, model) = (Texts::for_scores(&loaded)?, RewardModel::new(&loaded)?);
+fn scores((model, loaded): (RewardModel, Loaded), completions: &Path, max_length: usize) -> Result<EvalResult> {
+    let texts = Texts::for_scores(&loaded)?;
     let length = max_length.min(loaded.config.max_positions);
     let written = data::read_demonstrations(completions)?.collect::<Result<Vec<_>, _>>()?;
     let pairs: Vec<_> = written.iter().map(|w| (&w.prompt, w.completion.as_str())).collect();

@@ -1,14 +1,15 @@
 //! Log-probs of given continuations, for evaluation outside the server. A prefix that the continuations share is
-//! computed once. The server's `/v1/choices` scores continuations through the engine instead.
+//! computed once, except on a device, which computes whole sequences. The server's `/v1/choices` scores continuations
+//! through the engine instead.
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Device, Error, Result, Tensor};
 
 use super::sampling::logprob_and_top;
 use super::stepper::{RunningSequence, ScheduledTokens, SequenceState, Stepper};
-use crate::model::Decoder;
 use crate::model::decoder::kv_cache::{CachedSequence, KvCache, PAGE, RopeLength};
+use crate::model::{Decoder, PackedBatch};
 
-/// Maximum number of tokens of a prefix computed in one step.
+/// Maximum number of tokens of a prefix, or of whole sequences on a device, that are computed together.
 const CHUNK: usize = 512;
 
 /// A sequence and the index of the first token whose log-prob is reported.
@@ -49,6 +50,10 @@ pub struct ContinuationScorer<'a> {
 /// The index of the cached prefix in the batch.
 const PREFIX: usize = 0;
 
+fn without_tokens() -> Error {
+    Error::msg("a continuation needs at least one token, and a token before it")
+}
+
 impl<'a> ContinuationScorer<'a> {
     /// `soft` `[n, hidden]` are embeddings that precede every sequence. At most `max_sequences` are scored together.
     ///
@@ -56,6 +61,12 @@ impl<'a> ContinuationScorer<'a> {
     /// If `soft` has another shape, and those of the model.
     pub fn new(decoder: &'a Decoder, soft: Option<Tensor>, max_sequences: usize) -> Result<Self> {
         let soft_len = soft.as_ref().map_or(Ok(0), |s| s.dim(0))?;
+        if decoder.attached().is_some() {
+            if soft.is_some() {
+                candle_core::bail!("soft prompts are evaluated on the CPU; set device to cpu");
+            }
+            return Ok(Self { decoder, batch: Stepper::new(KvCache::on_device(0)), soft });
+        }
         // The prefix, its successor and one shared stem, and ten pages for each continuation.
         let tokens = 3 * decoder.config.max_positions.min(4096) + (max_sequences + 3) * 10 * PAGE;
         let batch = Stepper::new(KvCache::new(&decoder.config, tokens));
@@ -72,6 +83,9 @@ impl<'a> ContinuationScorer<'a> {
     /// # Errors
     /// If there are more tokens than the model has positions, and those of the model.
     pub fn set_prefix(&mut self, tokens: &[u32]) -> Result<()> {
+        if self.decoder.attached().is_some() {
+            return self.check_length(tokens.len());
+        }
         self.remove_continuations();
         let n = self.soft_len();
         let ids = [vec![0; n], tokens.to_vec()].concat();
@@ -90,6 +104,9 @@ impl<'a> ContinuationScorer<'a> {
     /// If a continuation is empty or has no token before it, if a sequence has more tokens than the model has positions
     /// or the cache has room for, and those of the model.
     pub fn score(&mut self, sequences: &[Continuation]) -> Result<Vec<Vec<f32>>> {
+        if self.decoder.attached().is_some() {
+            return self.score_whole(sequences);
+        }
         self.remove_continuations();
         let soft = self.soft_len();
         let whole: Vec<Continuation> = sequences
@@ -109,7 +126,7 @@ impl<'a> ContinuationScorer<'a> {
         let shared = shared.unwrap_or(0);
         let earliest = whole.iter().map(|s| s.from).min().unwrap_or(0);
         if earliest == 0 || whole.iter().any(|s| s.from >= s.ids.len()) || shared == 0 {
-            candle_core::bail!("a continuation needs at least one token, and a token before it");
+            return Err(without_tokens());
         }
         // The row that predicts the first scored token must be computed, so it is not reused from the prefix.
         let prefix = &self.batch.running()[PREFIX].state.ids;
@@ -154,6 +171,35 @@ impl<'a> ContinuationScorer<'a> {
         });
         let scores = scores.collect();
         self.remove_continuations();
+        Ok(scores)
+    }
+
+    /// Scores sequences without cached tokens, as many at a time as `CHUNK` tokens have room for.
+    fn score_whole(&self, sequences: &[Continuation]) -> Result<Vec<Vec<f32>>> {
+        if sequences.iter().any(|s| s.from == 0 || s.from >= s.ids.len()) {
+            return Err(without_tokens());
+        }
+        // The last token predicts nothing and is not computed.
+        let lengths: Vec<usize> = sequences.iter().map(|s| s.ids.len() - 1).collect();
+        self.check_length(lengths.iter().copied().max().unwrap_or(0))?;
+        let mut scores = Vec::with_capacity(sequences.len());
+        while let Some(rest) = sequences.get(scores.len()..).filter(|rest| !rest.is_empty()) {
+            let mut tokens = 0;
+            let fits = lengths[scores.len()..].iter().take_while(|length| {
+                tokens += **length;
+                tokens <= CHUNK
+            });
+            let now = &rest[..fits.count().max(1)];
+            let batch = PackedBatch::new(&now.iter().map(|s| &s.ids[..s.ids.len() - 1]).collect::<Vec<_>>());
+            let (mut rows, mut targets) = (Vec::new(), Vec::new());
+            for (s, offset) in now.iter().zip(&batch.offsets) {
+                rows.extend((s.from..s.ids.len()).map(|t| (offset + t - 1) as u32));
+                targets.extend_from_slice(&s.ids[s.from..]);
+            }
+            let logprobs = self.decoder.logprobs_at(&batch, &rows, &targets)?.to_vec1::<f32>()?;
+            let mut logprobs = logprobs.into_iter();
+            scores.extend(now.iter().map(|s| logprobs.by_ref().take(s.ids.len() - s.from).collect()));
+        }
         Ok(scores)
     }
 

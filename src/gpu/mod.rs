@@ -2,6 +2,7 @@
 //!
 //! `Device` has two implementations: `cuda::Cuda`, and `sim::Sim` on the CPU for tests. Both run the same launches.
 
+pub mod allocations;
 pub mod arena;
 pub mod cuda;
 pub mod device;

@@ -7,12 +7,13 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::args::{self, JudgeBy, JudgeSetsArgs};
+use super::args::{self, DeviceArg, JudgeBy, JudgeSetsArgs};
 use super::judge::{Judge, LocalJudge};
+use super::on_device::RunDevice;
 use super::rl::{Completion, JudgeScorer};
 use super::run::open_device;
 use super::{Reporter, TrainOutcome};
@@ -108,9 +109,14 @@ fn open_judge(args: &JudgeSetsArgs, reporter: &dyn Reporter) -> Result<Arc<dyn J
         return found.with_context(|| format!("the configuration has no judge '{name}' ([judges] in config.toml)"));
     }
     let path = args.judge_model.as_deref().unwrap_or_default();
-    let device = open_device(args.device)?;
-    let judge = LocalJudge::open(path, &device, Purpose::Score, args.micro_batch_tokens).context("judge_model")?;
-    Ok(Arc::new(judge))
+    let judge = match args.device {
+        DeviceArg::Cuda | DeviceArg::Sim => match RunDevice::for_evaluation(args.device, args.precision)? {
+            Some(kernels) => LocalJudge::on_device(path, &kernels, args.micro_batch_tokens),
+            None => bail!("device: there is no such device"),
+        },
+        device => LocalJudge::open(path, &open_device(device)?, Purpose::Score, args.micro_batch_tokens),
+    };
+    Ok(Arc::new(judge.context("judge_model")?))
 }
 
 fn read_sets(path: &Path) -> Result<Vec<SetToRank>> {

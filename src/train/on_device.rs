@@ -4,9 +4,10 @@
 //! result; a checkpoint has the same format in both cases.
 
 use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 use candle_core::Device as Candle;
 
 use super::args::{Common, DeviceArg, Precision};
@@ -20,7 +21,7 @@ use crate::gpu::shared::Shared;
 use crate::gpu::sim::{self, Sim};
 use crate::model::decoder::attached::Attached;
 use crate::model::decoder::training::{BaseOf, Element, State, TrainerOptions};
-use crate::model::{Build, Decoder, DeviceTrainer};
+use crate::model::{self, Build, Decoder, DeviceTrainer, Loaded, Recompute};
 
 /// The device that weights are loaded to: the host's memory where the own kernels train.
 ///
@@ -52,12 +53,45 @@ impl RunDevice {
         if !common.uses_own_kernels() {
             return Ok(None);
         }
-        let element = match common.precision {
+        Ok(Some(Self::new(open(common.device)?, common.precision, common.recompute)))
+    }
+
+    /// The device that evaluates a model; `None` where the host does.
+    ///
+    /// # Errors
+    /// If it is missing; a precision that the host does not have.
+    pub fn for_evaluation(device: DeviceArg, precision: Precision) -> Result<Option<Self>> {
+        let device = match device {
+            DeviceArg::Cpu => None,
+            DeviceArg::Auto => Cuda::open(0, None).ok().map(|gpu| Box::new(gpu) as Box<dyn Device>),
+            device => Some(open(device)?),
+        };
+        ensure!(
+            device.is_some() || precision == Precision::F32,
+            "precision: bf16 is for a GPU, with `device` cuda; set it to f32"
+        );
+        Ok(device.map(|device| Self::new(device, precision, Recompute::None)))
+    }
+
+    pub(super) fn new(device: Box<dyn Device>, precision: Precision, recompute: Recompute) -> Self {
+        let element = match precision {
             Precision::F32 => Element::F32,
             Precision::Bf16 => Element::Bf16,
         };
-        let options = TrainerOptions::new(element, common.recompute);
-        Ok(Some(Self { device: Shared::new(open(common.device)?), options }))
+        Self { device: Shared::new(device), options: TrainerOptions::new(element, recompute) }
+    }
+
+    /// Loads a decoder that is not trained from its files to the device; the host has no copy of it. `logits`: whether
+    /// log-probs are computed, and not only hidden states. Also returns what the files say, with the heads of other
+    /// tasks.
+    ///
+    /// # Errors
+    /// An encoder; a model that the device cannot compute.
+    pub fn load(&self, path: &Path, logits: bool) -> Result<(Decoder, Loaded)> {
+        let opened = model::open(path)?;
+        ensure!(!opened.described.config.is_encoder(), "device: encoders are computed on the CPU; set device to cpu");
+        let decoder = Decoder::on_device(&opened, logits, self.device.clone(), self.options).context("device")?;
+        Ok((decoder, opened.into_heads()?))
     }
 
     /// Copies a trained model of a run to the device, with the weights and moments that `run.resume` has restored; call
@@ -85,12 +119,14 @@ impl RunDevice {
         Ok(())
     }
 
-    /// Copies a model that is not trained to the device, which then computes its passes.
+    /// Moves a model that is not trained to the device, which then computes its passes. Its tensors leave the host unless
+    /// another model shares them.
     ///
     /// # Errors
     /// A model that the device cannot compute.
     pub fn score(&self, decoder: &mut Decoder) -> Result<()> {
         let trainer = self.trainer(decoder, &HashMap::new())?;
+        decoder.leave_host()?;
         decoder.attach(Attached::new(Arc::new(Mutex::new(trainer))));
         Ok(())
     }

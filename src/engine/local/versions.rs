@@ -35,6 +35,7 @@ impl LocalEngine {
     async fn read_whole(&self, version: &ModelVersion) -> Result<LoadedModel, EngineError> {
         let path = self.files.path(version).await?;
         let version = version.clone();
+        self.rewards.leave_devices();
         let (weights, devices, limits) = (self.options.weights, self.devices.clone(), self.options.limits());
         tokio::task::spawn_blocking(move || load_model(&path, version, weights, &devices, limits))
             .await

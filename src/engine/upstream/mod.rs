@@ -171,7 +171,7 @@ impl Upstream {
                 generated: AtomicU64::new(0),
                 stop: CancellationToken::new(),
             }),
-            rewards: RewardModels::new(),
+            rewards: RewardModels::new(None),
             mode,
             base,
             draining: AtomicBool::new(false),

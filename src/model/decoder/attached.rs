@@ -153,9 +153,44 @@ impl Decoder {
         self.attached = Some(attached);
     }
 
-    /// Frees what the device has of the decoder, which the host computes again.
+    /// Frees what the device has of the decoder.
     pub fn detach(&mut self) {
         self.attached = None;
+    }
+
+    /// Frees what advances cached sequences on the device, if this decoder does: the cache, and copies of weights.
+    pub fn end_steps(&mut self) {
+        if let Some(attached) = &mut self.attached {
+            attached.steps = None;
+        }
+    }
+
+    /// Hidden states [rows, d] of some tokens after the final norm. Those that a device computes have no gradient.
+    ///
+    /// # Errors
+    /// An id, a position or a row that does not exist; those of the device.
+    pub fn hidden_at(&self, batch: &PackedBatch, rows: &[u32]) -> Result<Tensor> {
+        match &self.attached {
+            Some(device) => device.hidden(self, Wanted { batch, rows, targets: None }, Keep::Nothing),
+            None => {
+                let hidden = self.forward(batch)?;
+                hidden.index_select(&Tensor::new(rows, hidden.device())?, 0)
+            }
+        }
+    }
+
+    /// Log-probs [rows] of the tokens that some rows predict, in nats. Those that a device computes have no gradient.
+    ///
+    /// # Errors
+    /// An id, a position or a row that does not exist; those of the device.
+    pub fn logprobs_at(&self, batch: &PackedBatch, rows: &[u32], targets: &[u32]) -> Result<Tensor> {
+        match &self.attached {
+            Some(device) => {
+                let wanted = Wanted { batch, rows, targets: Some(targets) };
+                Ok(device.logprobs(self, wanted, 1.0, false)?.logprobs)
+            }
+            None => Ok(self.token_logprobs(&self.hidden_at(batch, rows)?, targets, 1.0)?.logprobs),
+        }
     }
 }
 

@@ -145,6 +145,7 @@ impl Blocks {
     /// # Errors
     /// When an id or a position is outside its table.
     fn new(decoder: &Decoder, ids: &Arc<Vec<u32>>, rows: Rows, saved: Option<SavedActivations>) -> Result<Self> {
+        decoder.check_host()?;
         decoder.embed.check(ids)?;
         decoder.check_positions(&rows.positions)?;
         Ok(Self { decoder: decoder.clone(), ids: ids.clone(), rows, saved: Mutex::new(saved) })

@@ -150,6 +150,7 @@ impl Decoder {
         mut saved: Option<(&mut SampledActivations, &[(usize, usize)])>,
     ) -> Result<Tensor> {
         let positions = Arc::new(rows.positions());
+        self.check_host()?;
         self.check_positions(&positions)?;
         let rotary = self.rotary_of(rows);
         let (n, d) = (positions.len(), self.config.hidden_size);

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, OnceLock};
 
-use candle_core::Result;
+use candle_core::{DType, Device, Result, Tensor};
 
 use super::embedding_table::EmbeddingTable;
 use super::{Decoder, Head, Purpose, Recompute};
@@ -19,6 +19,27 @@ impl Decoder {
     pub fn without_blocks(opened: &Opened) -> Result<Self> {
         let (config, parameters) = (&opened.described.config, Parameters::Files(&opened.files));
         Self::frame(&Builder { config, parameters, lora: None, purpose: Purpose::Serve })
+    }
+
+    /// Drops the weights of the host, which then refuses to compute anything. For decoders whose weights are on a device.
+    ///
+    /// # Errors
+    /// When there is no memory for an empty table.
+    pub fn leave_host(&mut self) -> Result<()> {
+        self.layers.clear();
+        self.positions = None;
+        self.embed = EmbeddingTable::Tensor(Tensor::zeros((0, self.config.hidden_size), DType::F32, &Device::Cpu)?);
+        self.head = Arc::new(Head { tensor: Mutex::default(), purpose: self.head.purpose, ready: OnceLock::new() });
+        Ok(())
+    }
+
+    /// # Errors
+    /// If the blocks are on a device alone.
+    pub(super) fn check_host(&self) -> Result<()> {
+        match self.layers.len() == self.config.n_layers {
+            true => Ok(()),
+            false => candle_core::bail!("the blocks of this model are on a device, not on the host"),
+        }
     }
 
     /// The parts of a decoder around its blocks, without the output matrix.

@@ -278,6 +278,7 @@ impl Decoder {
 
     /// `forward_graph` with `attend` as the attention of every layer, called in order of layers.
     pub fn forward_by(&self, batch: &PackedBatch, attend: &mut Attend<'_>) -> Result<Tensor> {
+        self.check_host()?;
         let rows = self.rows(batch);
         let mut x = self.embed_tokens(&Arc::new(batch.ids.clone()), &rows.positions, &[])?;
         for layer in &self.layers {
@@ -290,6 +291,7 @@ impl Decoder {
     /// rows before its own, so its token t is row `offsets[i] + (i + 1)·n + t` of the result [N + n·sequences, d].
     /// Positions count the soft rows. Gradients reach `soft`.
     pub fn forward_soft(&self, soft: &Tensor, batch: &PackedBatch) -> Result<Tensor> {
+        self.check_host()?;
         let (n, _) = soft.dims2()?;
         let words = self.words(&Arc::new(batch.ids.clone()))?;
         let mut longer = PackedBatch { offsets: vec![0], ..PackedBatch::default() };
@@ -316,6 +318,7 @@ impl Decoder {
     pub(in crate::model) fn step_by_tensors(&self, rows: &StepRows, cache: &mut KvCache) -> Result<Tensor> {
         let positions = Arc::new(rows.positions());
         let rotary = Arc::new(self.rotary_of(rows));
+        self.check_host()?;
         self.check_positions(&positions)?;
         let mut x = self.embed_tokens(&Arc::new(rows.ids().to_vec()), &positions, rows.soft())?;
         for (i, layer) in self.layers.iter().enumerate() {

@@ -24,7 +24,7 @@ pub enum Body<'a> {
 pub fn class_logits(body: &Body<'_>, head: &Tensor, bias: Option<&Tensor>, sequences: &[&[u32]]) -> Result<Tensor> {
     let batch = PackedBatch::new(sequences);
     let features = match body {
-        Body::Decoder(decoder) => rows(&decoder.forward(&batch)?, &batch.last_rows())?,
+        Body::Decoder(decoder) => decoder.hidden_at(&batch, &batch.last_rows())?,
         Body::Encoder(encoder) => pooled(encoder, &batch)?,
     };
     let logits = features.matmul(&head.t()?)?;
@@ -138,6 +138,25 @@ impl Classifier {
     /// When the model lacks a tokenizer or a head, or when the number of labels in instructd.json differs from the
     /// head's rows. Without instructd.json the labels are those of config.json.
     pub fn new(loaded: &Loaded) -> Result<Self> {
+        let body = match loaded.config.is_encoder() {
+            true => Owned::Encoder(Box::new(Encoder::new(&loaded.config, &loaded.weights, Purpose::Serve)?)),
+            false => {
+                let decoder = Decoder::new(&headless(&loaded.config), &loaded.weights, Purpose::Serve)?;
+                Owned::Decoder(Box::new(decoder))
+            }
+        };
+        Self::with_body(body, loaded)
+    }
+
+    /// A classifier over a decoder that is there already, for instance on a device; `loaded` has its head.
+    ///
+    /// # Errors
+    /// Those of [`Classifier::new`].
+    pub fn over(decoder: Decoder, loaded: &Loaded) -> Result<Self> {
+        Self::with_body(Owned::Decoder(Box::new(decoder)), loaded)
+    }
+
+    fn with_body(body: Owned, loaded: &Loaded) -> Result<Self> {
         let Some(tokenizer) = loaded.tokenizer.clone() else { candle_core::bail!("the model has no tokenizer.json") };
         let encoder = loaded.config.is_encoder();
         let name = if encoder { CLASSIFIER } else { SCORE };
@@ -157,11 +176,6 @@ impl Classifier {
             candle_core::bail!("{name} has {classes} rows, instructd.json names {} labels", labels.len());
         }
         let limit = said.and_then(|v| v.get("max_length")?.as_u64()).map_or(usize::MAX, |n| n as usize);
-        let body = if encoder {
-            Owned::Encoder(Box::new(Encoder::new(&loaded.config, &loaded.weights, Purpose::Serve)?))
-        } else {
-            Owned::Decoder(Box::new(Decoder::new(&headless(&loaded.config), &loaded.weights, Purpose::Serve)?))
-        };
         let pad = loaded.hf_config.get("pad_token_id").and_then(Value::as_u64).and_then(|id| u32::try_from(id).ok());
         Ok(Self {
             body,

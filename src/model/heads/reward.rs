@@ -69,6 +69,15 @@ impl RewardModel {
         Ok(Self { trunk, separator: separator(loaded), head, scoring })
     }
 
+    /// A reward model over a decoder that is there already, for instance on a device; `loaded` has its head.
+    ///
+    /// # Errors
+    /// When the model has no `score.weight`, or the number of scales differs from the number of heads.
+    pub fn over(decoder: Decoder, loaded: &Loaded) -> Result<Self> {
+        let (head, scoring) = head(loaded)?;
+        Ok(Self { trunk: Trunk::Decoder(decoder), separator: None, head, scoring })
+    }
+
     /// Its decoder; `None` for encoders.
     pub fn decoder_mut(&mut self) -> Option<&mut Decoder> {
         self.trunk.decoder_mut()

@@ -6,6 +6,7 @@ pub(in crate::model) mod rows;
 mod safetensors_files;
 mod side_files;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
@@ -152,6 +153,21 @@ impl Opened {
             Some("float16") => WeightFormat::F16,
             _ => WeightFormat::F32,
         }
+    }
+
+    /// The model with only the tensors that are no part of its backbone and not its output matrix: the heads of other
+    /// tasks, as f32 on the CPU.
+    ///
+    /// # Errors
+    /// When a tensor cannot be read.
+    pub fn into_heads(self) -> Result<Loaded, LoadError> {
+        let config = &self.described.config;
+        let backbone: BTreeSet<String> = names::backbone(config).into_iter().map(|(name, _)| name).collect();
+        let names = self.files.names().into_iter().filter(|name| !backbone.contains(*name));
+        let heads = names.filter(|name| *name != config.head_name());
+        let one = |name: &str| Ok((name.to_owned(), self.files.tensor(name, &Device::Cpu)?));
+        let weights = heads.map(one).collect::<Result<Weights, LoadError>>()?;
+        Ok(self.described.with_weights(weights))
     }
 
     /// All tensors as f32 on `device`, the matrices of the blocks as `kind` where one is given and `device` is the CPU.

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{DeviceArg, RecipeArgs, ensure, helpful_and_harmless};
+use super::{DeviceArg, Precision, RecipeArgs, ensure, helpful_and_harmless};
 use crate::domain::SetsToJudge;
 use crate::train::ArgsError;
 
@@ -34,6 +34,8 @@ pub struct JudgeSetsArgs {
     pub micro_batch_tokens: usize,
     /// The device of `judge_model`.
     pub device: DeviceArg,
+    /// Element type of weights and activations in products of `judge_model` on a GPU.
+    pub precision: Precision,
 }
 
 impl Default for JudgeSetsArgs {
@@ -51,6 +53,7 @@ impl Default for JudgeSetsArgs {
             max_sets: 1000,
             micro_batch_tokens: 4096,
             device: DeviceArg::Auto,
+            precision: Precision::F32,
         }
     }
 }
@@ -67,6 +70,8 @@ impl RecipeArgs for JudgeSetsArgs {
         ensure(self.criteria.len() <= 20_000, "criteria", "must have at most 20000 bytes")?;
         ensure((1..=100_000).contains(&self.max_sets), "max_sets", "must be 1 to 100000")?;
         ensure(self.micro_batch_tokens >= 1, "micro_batch_tokens", "must be at least 1")?;
-        ensure(self.device != DeviceArg::Sim, "device", "the simulated device is not for this recipe")
+        let on_gpu = matches!(self.device, DeviceArg::Cuda | DeviceArg::Sim);
+        let message = "bf16 is for a GPU, with `device` cuda; set it to f32";
+        ensure(on_gpu || self.precision == Precision::F32, "precision", message)
     }
 }

@@ -13,6 +13,7 @@ use crate::model::{self, Decoder, PackedBatch, Purpose};
 use crate::objective::judge::probabilities;
 use crate::ops::token_logprobs::log_sum_exp;
 use crate::prompt::Texts;
+use crate::train::on_device::RunDevice;
 use crate::train::step::micro_batches;
 
 /// A judge with a local model.
@@ -35,6 +36,31 @@ impl LocalJudge {
         }
         let decoder = Decoder::new(&loaded.config, &loaded.weights, purpose)?;
         Ok(Self { decoder, texts: Texts::new(&loaded)?, max_tokens })
+    }
+
+    /// Loads the model at `path` to a device alone.
+    ///
+    /// # Errors
+    /// If the device cannot load it.
+    pub fn on_device(path: &str, device: &RunDevice, max_tokens: usize) -> Result<Self> {
+        let (decoder, loaded) = device.load(Path::new(path), true)?;
+        Ok(Self { decoder, texts: Texts::new(&loaded)?, max_tokens })
+    }
+
+    /// For each sequence the log-probs `[tails, tokens]` of its tokens at its last rows, from a device, which returns
+    /// log-probs of given tokens instead of logits.
+    fn following(&self, batch: &PackedBatch, tails: &[usize], tokens: &[&[u32]]) -> Result<Vec<Vec<Vec<f32>>>> {
+        let (mut rows, mut targets) = (Vec::new(), Vec::new());
+        for ((end, tail), tokens) in batch.offsets[1..].iter().zip(tails).zip(tokens) {
+            for row in end - tail..*end {
+                rows.extend(tokens.iter().map(|_| row as u32));
+                targets.extend_from_slice(tokens);
+            }
+        }
+        let logprobs = self.decoder.logprobs_at(batch, &rows, &targets)?.to_vec1::<f32>()?;
+        let mut rest = logprobs.into_iter();
+        let mut row = |tokens: &[u32]| rest.by_ref().take(tokens.len()).collect::<Vec<f32>>();
+        Ok(tails.iter().zip(tokens).map(|(tail, tokens)| (0..*tail).map(|_| row(tokens)).collect()).collect())
     }
 
     /// The ids of a question, with room for `reply` tokens after it. The beginning of the conversation is cut off until
@@ -162,9 +188,16 @@ impl Judge for LocalJudge {
         let lengths: Vec<usize> = sequences.iter().map(Vec::len).collect();
         let mut rows: Vec<Vec<Vec<f32>>> = vec![Vec::new(); sequences.len()];
         for group in micro_batches(&lengths, self.max_tokens) {
-            let ids: Vec<&[u32]> = group.iter().map(|&i| sequences[i].as_slice()).collect();
+            let batch = PackedBatch::new(&group.iter().map(|&i| sequences[i].as_slice()).collect::<Vec<_>>());
             let wanted: Vec<usize> = group.iter().map(|&i| tails[i]).collect();
-            let hidden = self.decoder.forward_last_frozen(&PackedBatch::new(&ids), &wanted)?;
+            if self.decoder.attached().is_some() {
+                let tokens: Vec<&[u32]> = group.iter().map(|&i| spelled[owners[i]].tokens.as_slice()).collect();
+                for (i, found) in group.into_iter().zip(self.following(&batch, &wanted, &tokens)?) {
+                    rows[i] = found;
+                }
+                continue;
+            }
+            let hidden = self.decoder.forward_last_frozen(&batch, &wanted)?;
             let logits = self.decoder.logits(&hidden)?.to_vec2::<f32>()?;
             let mut logits = logits.iter();
             for i in group {

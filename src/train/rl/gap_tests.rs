@@ -18,7 +18,7 @@ use crate::train::token_file::TokenFile;
 use crate::train::trainable::{Trainable, with_prefix};
 use crate::train::turns::StoredPrompt;
 
-struct Silent;
+pub(super) struct Silent;
 
 impl Reporter for Silent {
     fn progress(&mut self, _: &Progress) {}
@@ -50,7 +50,7 @@ fn round(nudge: f64, exact_sampler: bool) -> (UpdateSummary, Vec<f64>, Vec<f64>)
             *weight = (&*weight + nudge).unwrap();
         }
     }
-    let behaviour = Decoder::new(&loaded.config, &other, Purpose::Serve).unwrap();
+    let mut behaviour = Decoder::new(&loaded.config, &other, Purpose::Serve).unwrap();
     let reference = policy.reference(&loaded.weights).unwrap();
     let mut file = TokenFile::new(std::path::Path::new("unused"));
     let prompts: Vec<StoredPrompt> = (5..11u32)
@@ -61,7 +61,8 @@ fn round(nudge: f64, exact_sampler: bool) -> (UpdateSummary, Vec<f64>, Vec<f64>)
         })
         .collect();
     let ensemble = Ensemble { kind: rl.ensemble_reward, doubt: rl.ensemble_doubt };
-    let sources = Sources { model: None, rule: rl.reward.as_ref(), field: "reward", ensemble, weights: None };
+    let sources =
+        Sources { model: None, rule: rl.reward.as_ref(), field: "reward", ensemble, weights: None, for_critic: false };
     let (reward, _) =
         Reward::open(&sources, &rl.common, (&candle_core::Device::Cpu, None), &RewardServices::default()).unwrap();
     let sampler = Sampler {
@@ -79,7 +80,7 @@ fn round(nudge: f64, exact_sampler: bool) -> (UpdateSummary, Vec<f64>, Vec<f64>)
         activations_for: None,
     };
     let watch = RoundMonitor { stop: &|| false, report: &|_, _| {} };
-    let rollout: Rollout = sampler.collect(&behaviour, None, 0, &watch).unwrap().unwrap();
+    let rollout: Rollout = sampler.collect(&mut behaviour, None, 0, &watch).unwrap().unwrap();
     let (sampled, old) = (rollout.sampled.clone(), rollout.logprobs.clone());
     let n = rollout.logprobs.len();
     let algorithm = Algorithm::Reinforce { baseline_rate: 0.1 };

@@ -49,6 +49,7 @@ impl Gold {
             field: "gold_reward",
             ensemble: Ensemble::default(),
             weights: None,
+            for_critic: false,
         };
         let reward = match sources.model.is_some() || sources.rule.is_some() {
             true => Some(Reward::open(&sources, &args.common, device, services)?.0),

@@ -4,6 +4,8 @@
 //! its conversation.
 
 mod critic;
+#[cfg(test)]
+mod device_tests;
 mod final_answer;
 mod fleet;
 #[cfg(test)]
@@ -94,6 +96,11 @@ impl Algorithm {
         }
     }
 
+    /// Whether a critic with a model of its own is trained.
+    fn has_own_critic(&self) -> bool {
+        matches!(self, Self::Ppo(args) if args.critic == CriticKind::Separate)
+    }
+
     /// Whether updates learn from selected responses only.
     fn selects(&self) -> bool {
         matches!(self, Self::OnlineDpo(_) | Self::Raft(_))
@@ -176,10 +183,11 @@ fn train<A: RecipeArgs>(
         field: "reward",
         ensemble,
         weights: rl.reward_weights.as_ref(),
+        for_critic: algorithm.has_own_critic(),
     };
     let kernels = RunDevice::open(&rl.common)?;
     let devices = (&device, kernels.as_ref());
-    let services = RewardServices::open(&rl, algorithm.group(), &device, reporter)?;
+    let services = RewardServices::open(&rl, algorithm.group(), devices, reporter)?;
     let fleet = Fleet::open(&rl, reporter)?;
     let (reward, reward_source) = Reward::open(&sources, &rl.common, devices, &services)?;
 
@@ -310,7 +318,7 @@ fn train<A: RecipeArgs>(
     // A guarded run measures once more after its last update, so that the published policy has been measured.
     while run.step < run.total || guarded {
         run.phase("sampling", None);
-        let behaviour = sampler.behaviour(&policy, run.step)?;
+        let mut behaviour = sampler.behaviour(&policy, run.step)?;
         let round = run.step;
         if let Some(fleet) = &fleet {
             fleet.push(&policy, round)?;
@@ -321,7 +329,7 @@ fn train<A: RecipeArgs>(
                 stop: &|| run.borrow().reporter.should_stop(),
                 report: &|phase, done| run.borrow_mut().phase(phase, done),
             };
-            sampler.collect(&behaviour, critic.as_ref(), round, &watch)?
+            sampler.collect(&mut behaviour, critic.as_ref(), round, &watch)?
         };
         let Some(mut rollout) = collected else {
             // The unfinished round is dropped. A resumed run samples the same tokens again.

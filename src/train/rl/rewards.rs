@@ -27,6 +27,8 @@ pub struct Sources<'a> {
     pub ensemble: Ensemble,
     /// Weights of the heads for a rubric's dimensions, instead of the model's own.
     pub weights: Option<&'a BTreeMap<String, f64>>,
+    /// Whether a critic may start from the model, so that the host needs its weights as well.
+    pub for_critic: bool,
 }
 
 /// How the scores of several heads become one.
@@ -83,7 +85,8 @@ impl ModelReward {
 }
 
 impl Reward {
-    /// Loads the parts of a reward; `kernels` then computes the passes of a decoder. Also returns the loaded reward model, from which a critic may start.
+    /// Loads the parts of a reward; a decoder is loaded to `kernels`, which then computes its passes. Also returns the
+    /// weights of the reward model on the host if a critic may start from it, or if the host computes it.
     pub fn open(
         sources: &Sources<'_>,
         common: &Common,
@@ -94,17 +97,26 @@ impl Reward {
         let (mut learned, mut source) = (None, None);
         if let Some(path) = sources.model {
             let of_model = || format!("{field}_model");
-            let mut loaded = model::load(Path::new(path), device).with_context(of_model)?;
-            let mut model = RewardModel::for_purpose(&loaded, purpose(common)).with_context(of_model)?;
+            let path = Path::new(path);
+            let encoder = model::describe(path).with_context(of_model)?.config.is_encoder();
+            let (mut model, mut loaded) = match kernels.filter(|_| !encoder) {
+                Some(kernels) => {
+                    let (decoder, heads) = kernels.load(path, false).with_context(of_model)?;
+                    let model = RewardModel::over(decoder, &heads).with_context(of_model)?;
+                    let whole = || model::load(path, device).with_context(of_model);
+                    (model, if sources.for_critic { whole()? } else { heads })
+                }
+                None => {
+                    let loaded = model::load(path, device).with_context(of_model)?;
+                    (RewardModel::for_purpose(&loaded, purpose(common)).with_context(of_model)?, loaded)
+                }
+            };
             if let Some(weights) = sources.weights {
                 model.set_weights(weights).map_err(|e| anyhow::anyhow!("reward_weights: {e}"))?;
                 // For the critic that starts from the model.
                 if let Some(parts) = loaded.instructd.as_mut().and_then(|about| about.pointer_mut("/reward/parts")) {
                     *parts = serde_json::json!(model.parts());
                 }
-            }
-            if let (Some(kernels), Some(decoder)) = (kernels, model.decoder_mut()) {
-                kernels.score(decoder).with_context(of_model)?;
             }
             if sources.ensemble.kind != EnsembleReward::Mean && model.n_members() < 2 {
                 bail!(

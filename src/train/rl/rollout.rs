@@ -254,10 +254,11 @@ impl Sampler<'_> {
         }
     }
 
-    /// Samples, scores and measures one round. `None` if a stop was requested.
+    /// Samples, scores and measures one round. `None` if a stop was requested. A device frees what it needs for sampling
+    /// after the last response, so that `policy` samples nothing afterwards.
     pub fn collect(
         &self,
-        policy: &Decoder,
+        policy: &mut Decoder,
         critic: Option<&Critic>,
         iteration: u64,
         monitor: &RoundMonitor<'_>,
@@ -269,6 +270,9 @@ impl Sampler<'_> {
             return Ok(None);
         };
         let generation = watch.lap();
+        if self.group == 1 || self.redraws == 0 {
+            policy.end_steps();
+        }
         (monitor.report)("scoring", None);
         self.score(&mut responses)?;
         let mut seconds = Seconds { generation, reward: watch.lap(), ..Seconds::default() };
@@ -294,6 +298,7 @@ impl Sampler<'_> {
         rollout.cut_conversations = cut;
         (rollout.first, rollout.groups) = (first, groups);
         rollout.is_generated_elsewhere = self.fleet.is_some();
+        policy.end_steps();
         (monitor.report)("reference", None);
         rollout.sampled = rollout.logprobs.clone();
         self.measure(&mut rollout, hidden, critic)?;

@@ -11,6 +11,7 @@ use crate::model::Purpose;
 use crate::train::Reporter;
 use crate::train::args::{Common, FrozenPrecision, RewardSpec, RlCommon};
 use crate::train::judge::{Judge, LocalJudge};
+use crate::train::on_device::RunDevice;
 use crate::train::remote::RemoteReward;
 
 /// A completion to score.
@@ -37,16 +38,24 @@ pub struct RewardServices {
 
 impl RewardServices {
     /// The services and judges that the rewards in `args` name, for a run with `group` responses to each prompt. Loads
-    /// `judge_model`.
+    /// `judge_model`, to `kernels` where a device computes the run.
     ///
     /// # Errors
     /// If the judge model cannot be loaded.
-    pub fn open(args: &RlCommon, group: usize, device: &Device, reporter: &dyn Reporter) -> Result<Self> {
+    pub fn open(
+        args: &RlCommon,
+        group: usize,
+        (device, kernels): (&Device, Option<&RunDevice>),
+        reporter: &dyn Reporter,
+    ) -> Result<Self> {
         let own = match &args.judge_model {
             None => None,
             Some(path) => {
                 let common = &args.common;
-                let judge = LocalJudge::open(path, device, purpose(common), common.micro_batch_tokens);
+                let judge = match kernels {
+                    Some(kernels) => LocalJudge::on_device(path, kernels, common.micro_batch_tokens),
+                    None => LocalJudge::open(path, device, purpose(common), common.micro_batch_tokens),
+                };
                 Some(Arc::new(judge.context("judge_model")?) as Arc<dyn Judge>)
             }
         };

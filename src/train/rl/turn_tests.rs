@@ -135,10 +135,11 @@ impl Setting {
     /// A round of the start policy.
     fn rollout(&self, policy: &Trainable, exact_sampler: bool) -> Rollout {
         let rl = self.args.rl();
-        let behaviour = Decoder::new(&self.loaded.config, &backbone_and_output(&self.loaded), Purpose::Serve).unwrap();
+        let mut behaviour =
+            Decoder::new(&self.loaded.config, &backbone_and_output(&self.loaded), Purpose::Serve).unwrap();
         let reference = policy.reference(&self.loaded.weights).unwrap();
         let (ensemble, rule) = (Ensemble::default(), rl.reward.as_ref());
-        let sources = Sources { model: None, rule, field: "reward", ensemble, weights: None };
+        let sources = Sources { model: None, rule, field: "reward", ensemble, weights: None, for_critic: false };
         let mut services = RewardServices::default();
         services.remote = Some(self.seen.clone());
         let (reward, _) = Reward::open(&sources, &rl.common, (&Device::Cpu, None), &services).unwrap();
@@ -157,7 +158,7 @@ impl Setting {
             activations_for: None,
         };
         let watch = RoundMonitor { stop: &|| false, report: &|_, _| {} };
-        sampler.collect(&behaviour, None, 0, &watch).unwrap().unwrap()
+        sampler.collect(&mut behaviour, None, 0, &watch).unwrap().unwrap()
     }
 }
 

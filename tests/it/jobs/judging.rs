@@ -156,6 +156,10 @@ async fn a_version_on_this_server_judges() {
     assert_eq!((rankings.len(), &rankings[0].set_id), (1, &set.id));
     assert!((0.0..=1.0).contains(&rankings[0].doubt));
     assert_eq!(world.store().model_judgments().labelers().await.unwrap()[0].name, "base");
+    let on_device = json!({"judge_model": "base", "device": "sim", "precision": "bf16", "criteria": "Be kind."});
+    let done = world.run(on_device).await;
+    assert_eq!((done.state, &done.error), (JobState::Succeeded, &None));
+    assert_eq!(world.rankings().await.len(), 2);
 }
 
 #[tokio::test]
@@ -167,6 +171,7 @@ async fn arguments_name_one_judge() {
         (json!({"host": "large", "judge_model": "base"}), "host"),
         (json!({"host": "large", "criteria": " "}), "criteria"),
         (json!({"host": "large", "max_sets": 0}), "max_sets"),
+        (json!({"judge_model": "base", "device": "cpu", "precision": "bf16"}), "precision"),
         (json!({"host": "large", "which": "gold"}), "which"),
         (json!({"host": "large", "publish_as": "x"}), "publish_as"),
         (json!({"host": "large", "sets": "/etc/passwd"}), "sets"),

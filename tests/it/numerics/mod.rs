@@ -6,6 +6,7 @@ mod classifiers;
 mod device_adapters;
 mod device_formats;
 mod device_loading;
+mod device_scoring;
 mod device_training;
 mod eval;
 pub(crate) mod formats;

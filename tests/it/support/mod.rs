@@ -9,7 +9,10 @@ pub mod published;
 mod random_model;
 mod recorder;
 
-pub use models::{DECODERS, ENCODERS, ON_CPU_ALONE, UNLIKE, copy_dir, copy_into, fixture, further_models, smollm2};
+pub use models::{
+    DECODERS, ENCODERS, ON_CPU_ALONE, UNLIKE, assert_near, copy_dir, copy_into, fixture, further_models, smollm2,
+    write_heads, write_reward_model,
+};
 pub use random_model::{byte_level, random_model, sentencepiece};
 pub use recorder::Recorder;
 

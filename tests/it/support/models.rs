@@ -2,6 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
+use candle_core::{Device, Tensor};
+use instructd::domain::RewardScore;
+use instructd::model::{load, save_dir};
+use serde_json::{Value, json};
+
+use super::noise;
+
 /// A file or directory under tests/fixtures.
 pub fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
@@ -46,6 +53,33 @@ pub fn copy_into(from: &Path, to: &Path) {
         let entry = entry.unwrap();
         std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
     }
+}
+
+/// Writes a model with two random heads over the fixture `name`; `about` becomes instructd.json.
+pub fn write_heads(name: &str, dir: &Path, about: &Value) {
+    let mut loaded = load(&fixture(name), &Device::Cpu).unwrap();
+    let d = loaded.config.hidden_size;
+    let head = Tensor::from_vec(noise(2 * d, 5), (2, d), &Device::Cpu).unwrap();
+    loaded.weights.insert("score.weight".to_owned(), head);
+    let tokenizer = loaded.tokenizer.as_ref();
+    save_dir(dir, &loaded.config, &loaded.hf_config, &loaded.weights, tokenizer, None, Some(about)).unwrap();
+}
+
+/// Writes an ensemble of two random reward models over the fixture `name`.
+pub fn write_reward_model(name: &str, dir: &Path) {
+    let about = json!({"kind": "reward", "reward": {"gain": [2.0, 0.5], "bias": [-1.0, 0.25]}});
+    write_heads(name, dir, &about);
+}
+
+/// Asserts that the difference between scores is at most `tolerance` of them, by Euclidean norms.
+pub fn assert_near(want: &[RewardScore], got: &[RewardScore], tolerance: f64, what: &str) {
+    let lengths = |scores: &[RewardScore]| scores.iter().map(|score| score.tokens).collect::<Vec<_>>();
+    assert_eq!(lengths(want), lengths(got), "{what}");
+    let numbers = |scores: &[RewardScore]| scores.iter().flat_map(|score| [score.mean, score.std]).collect::<Vec<_>>();
+    let (want, got) = (numbers(want), numbers(got));
+    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
+    let off = norm(&mut want.iter().zip(&got).map(|(a, b)| a - b)) / norm(&mut want.iter().copied());
+    assert!(off <= tolerance, "{what}: {off:.1e} off: {got:?}, not {want:?}");
 }
 
 /// A tiny decoder of every family and of every kind of scaling, window and bias, with values from transformers in

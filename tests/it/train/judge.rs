@@ -9,7 +9,9 @@ use instructd::model::{Decoder, PackedBatch, Purpose, load};
 use instructd::objective::logprobs::log_softmax;
 use instructd::prompt::Texts;
 use instructd::train::TrainOutcome;
+use instructd::train::args::{DeviceArg, Precision};
 use instructd::train::judge::{Judge, LocalJudge, Question};
+use instructd::train::on_device::RunDevice;
 use serde_json::{Value, json};
 
 use super::recipes::{fails, rl, with};
@@ -116,6 +118,26 @@ fn a_question_that_is_too_long_loses_the_beginning_of_the_conversation() {
 }
 
 #[test]
+fn a_judge_on_a_device_has_the_probabilities_of_the_cpu() {
+    let questions = ["Who?", "What is it that you ask?", "A"].map(question);
+    for ten in [true, false] {
+        let dir = judge(ten);
+        let want = open(dir.path(), 4096).probabilities(&questions, &GRADES).unwrap();
+        let device = RunDevice::for_evaluation(DeviceArg::Sim, Precision::F32).unwrap().unwrap();
+        let path = dir.path().display().to_string();
+        let of = |max_tokens: usize| {
+            let judge = LocalJudge::on_device(&path, &device, max_tokens).unwrap();
+            judge.probabilities(&questions, &GRADES).unwrap()
+        };
+        let got = of(4096);
+        for (a, b) in want.iter().flatten().zip(got.iter().flatten()) {
+            assert!((a - b).abs() <= 1e-5 * a, "{b}, not {a}");
+        }
+        assert_eq!(of(1), got, "one at a time");
+    }
+}
+
+#[test]
 fn a_vocabulary_without_the_choices_is_refused() {
     // Its words are t0, t1, …: every letter is the unknown token.
     let error = open(Path::new(&World::model()), 4096).probabilities(&[question("t5")], &["A", "B"]).unwrap_err();
@@ -134,6 +156,21 @@ fn judged(world: &World, judge: &Path, out: &str, by: &str) -> Value {
             "iterations": 2, "micro_batch_tokens": 4096,
         }),
     )
+}
+
+#[test]
+fn a_round_of_a_judge_on_a_device_is_that_of_the_cpu() {
+    let (world, dir) = (World::new(), judge(true));
+    for by in ["grades", "pairs"] {
+        let args = with(&judged(&world, dir.path(), "out", by), json!({"iterations": 1, "response_length": 5}));
+        let on = |device: &str| train("rloo", &with(&args, json!({"device": device}))).0;
+        let (host, device) = (on("cpu"), on("sim"));
+        for name in ["reward", "judge_on_choices"] {
+            let (a, b) = (host.curve(name), device.curve(name));
+            assert_eq!((a.len(), b.len()), (1, 1), "{by}: {name}");
+            assert!((a[0] - b[0]).abs() <= 1e-4 * a[0], "{by}: {name} is {}, not {}", b[0], a[0]);
+        }
+    }
 }
 
 #[test]

@@ -85,6 +85,9 @@ fn a_round_on_a_device_is_that_of_the_cpu() {
         // Ends each round before its second update, whose gradients must not stay.
         ("ppo", json!({"critic": "separate", "target_kl": 1e-9, "minibatches": 2})),
         ("reinforce", by_model),
+        // Held-out judgments: the start policy is on the device before the policy is.
+        ("reinforce", json!({"gold_comparisons": world.comparisons(12)})),
+        ("reinforce", json!({"gold_comparisons": world.comparisons(12), "lora": {"rank": 4}})),
         ("rloo", json!({"lora": {"rank": 4}})),
         ("grpo", json!({"kl_coef": 0.1})),
         ("online_dpo", json!({"kl_coef": 0.1})),
@@ -94,7 +97,7 @@ fn a_round_on_a_device_is_that_of_the_cpu() {
         let run = |more: Value| train(recipe, &with(&args, more)).0;
         let (host, device) = (run(json!({"device": "cpu"})), run(json!({"device": "sim"})));
         let mut compared = 0;
-        for name in ["reward", "kl", "loss", "policy_loss", "value_loss", "ptx_loss", "entropy", "grad_norm"] {
+        for name in ["reward", "kl", "loss", "policy_loss", "value_loss", "ptx_loss", "entropy", "grad_norm", "gold"] {
             let (a, b) = (host.curve(name), device.curve(name));
             assert_eq!(a.len(), b.len(), "{recipe}: {name}");
             for (a, b) in a.iter().zip(&b) {

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 pub use self::adapters::AdapterImage;
 use self::adapters::{Adapters, StepAdapters};
-use self::formats::DeviceFormat;
+pub(in crate::model::decoder) use self::formats::DeviceFormat;
 pub use self::formats::{Blocks, Element};
 use self::kernels::{compiled_width, numbers};
 use self::pass::{Pass, Pending};
@@ -24,6 +24,7 @@ use self::scratch::Scratch;
 use self::weights::{Weights, candle};
 use super::Decoder;
 use super::kv_cache::{CachedSequence, PAGE, StepRows};
+use crate::gpu::allocations::{all_or_nothing, free_all};
 use crate::gpu::arena::GRAIN;
 use crate::gpu::device::{Counts, Device, Download};
 use crate::gpu::{GpuError, Slice};
@@ -61,7 +62,7 @@ pub struct DeviceModel {
     cap: Option<f32>,
     /// 1 / temperature of the log-probs of drawn tokens.
     drawn_inverse: f32,
-    /// Memory that is freed with the model: its pages, and weights of its own on a shared device.
+    /// Memory that is freed with the model: its pages, and weights that nothing else uses.
     owned: Vec<Slice>,
     room: Room,
     adapters: Adapters,
@@ -103,11 +104,13 @@ impl DeviceModel {
         let c = decoder.config.clone();
         let format = DeviceFormat::new(format, blocks);
         let wide = compiled_width(&c).map_err(GpuError::Launch)?;
-        let weights = weights::load(decoder, blocks, device.as_mut(), format)?;
-        Self::with_weights(c, device, format.element, weights, wide, room)
+        let load = |device: &mut dyn Device| weights::load(decoder, blocks, device, format);
+        let (weights, owned) = all_or_nothing(device.as_mut(), load)?;
+        Self::with_weights(c, device, format.element, (weights, owned), wide, room)
     }
 
-    /// A model of weights that are on the device, with pages in the memory that the largest step leaves free.
+    /// A model of weights that are on the device, with pages in the memory that the largest step leaves free. `owned` is
+    /// the memory of the weights that is freed with the model, also if there is no room for the pages.
     ///
     /// # Errors
     /// `OutOfMemory`, also when not even one whole context fits.
@@ -115,30 +118,27 @@ impl DeviceModel {
         c: ModelConfig,
         mut device: Box<dyn Device>,
         element: Element,
-        weights: Weights,
+        (weights, mut owned): (Weights, Vec<Slice>),
         wide: usize,
         room: Room,
     ) -> Result<Self, GpuError> {
-        let page = c.n_kv_heads * PAGE * c.head_dim * element.bytes();
-        let (used, total) = device.memory();
-        let free = (total - used).saturating_sub(most_scratch(&c, element, &weights, room));
-        // A pool of each kind and block ends at a multiple of the arena's grain.
-        let pools = 2 * c.n_layers as u64;
-        let fits = (free / pools).saturating_sub(GRAIN) / page as u64;
-        let page_count = room.pages.min(usize::try_from(fits).unwrap_or(usize::MAX));
-        let least = room.longest.min(c.max_positions).div_ceil(PAGE).min(room.pages);
-        if page_count < least {
-            let wanted = pools * (least * page) as u64;
-            return Err(GpuError::OutOfMemory { wanted, free });
-        }
-        let bytes = page_count * page;
-        let pool = |device: &mut dyn Device| Ok::<_, GpuError>([device.alloc(bytes)?, device.alloc(bytes)?]);
-        let pages = (0..c.n_layers).map(|_| pool(device.as_mut())).collect::<Result<Vec<_>, _>>()?;
-        let owned = pages.iter().flatten().copied().collect();
-        // What the largest step needs is taken now, so that no other user of the device gets it first.
-        let scratch = device.alloc(most_scratch(&c, element, &weights, room) as usize)?;
-        device.free(scratch)?;
-        device.wait()?;
+        let scratch = most_scratch(&c, element, &weights, room);
+        let placed = all_or_nothing(device.as_mut(), |device| {
+            let pages = pages(device, &c, element, scratch, room)?;
+            // What the largest step needs is taken now, so that no other user of the device gets it first.
+            let largest = device.alloc(scratch as usize)?;
+            device.free(largest)?;
+            device.wait()?;
+            Ok(pages)
+        });
+        let ((pages, page_count), held) = match placed {
+            Ok(placed) => placed,
+            Err(error) => {
+                free_all(device.as_mut(), owned);
+                return Err(error);
+            }
+        };
+        owned.extend(held);
         Ok(Self {
             ropes: rope_tables::tables(&c),
             inverse: 1.0 / c.switches.logit_divisor as f32,
@@ -160,11 +160,6 @@ impl DeviceModel {
     /// Sets the temperature of the log-probs of drawn tokens, which is 1 otherwise.
     pub(in crate::model::decoder) fn set_temperature(&mut self, temperature: f32) {
         self.drawn_inverse = 1.0 / temperature;
-    }
-
-    /// Frees `slices` with the model.
-    pub(in crate::model::decoder) fn own(&mut self, slices: impl IntoIterator<Item = Slice>) {
-        self.owned.extend(slices);
     }
 
     /// Number of pages.
@@ -341,9 +336,36 @@ impl DeviceModel {
 impl Drop for DeviceModel {
     /// Frees the memory of the device, which others may use. A device that has failed frees nothing.
     fn drop(&mut self) {
-        for slice in std::mem::take(&mut self.owned).into_iter().chain(self.adapters.slices()) {
-            let _ = self.device.free(slice);
-        }
-        let _ = self.device.wait();
+        let owned = std::mem::take(&mut self.owned);
+        free_all(self.device.as_mut(), owned.into_iter().chain(self.adapters.slices()));
     }
+}
+
+/// Allocates pools of keys and values for each block in the memory that `scratch` bytes leave free. Returns them with
+/// the number of their pages: the requested one, or as many as fit.
+///
+/// # Errors
+/// `OutOfMemory`, also when not even one whole context fits.
+fn pages(
+    device: &mut dyn Device,
+    c: &ModelConfig,
+    element: Element,
+    scratch: u64,
+    room: Room,
+) -> Result<(Vec<[Slice; 2]>, usize), GpuError> {
+    let page = c.n_kv_heads * PAGE * c.head_dim * element.bytes();
+    let (used, total) = device.memory();
+    let free = (total - used).saturating_sub(scratch);
+    // A pool of each kind and block ends at a multiple of the arena's grain.
+    let pools = 2 * c.n_layers as u64;
+    let fits = (free / pools).saturating_sub(GRAIN) / page as u64;
+    let count = room.pages.min(usize::try_from(fits).unwrap_or(usize::MAX));
+    let least = room.longest.min(c.max_positions).div_ceil(PAGE).min(room.pages);
+    if count < least {
+        let wanted = pools * (least * page) as u64;
+        return Err(GpuError::OutOfMemory { wanted, free });
+    }
+    let bytes = count * page;
+    let pools = (0..c.n_layers).map(|_| Ok([device.alloc(bytes)?, device.alloc(bytes)?]));
+    Ok((pools.collect::<Result<_, GpuError>>()?, count))
 }

@@ -114,11 +114,12 @@ pub(super) struct Plan {
     pub lowest_trained: usize,
 }
 
-struct Planner<'a> {
+/// Plans matrices one after the other.
+pub(super) struct Planner<'a> {
     config: &'a ModelConfig,
     names: &'a HashMap<TensorId, String>,
-    tensors: Vec<HostTensor>,
-    matrices: Vec<PlannedMatrix>,
+    pub tensors: Vec<HostTensor>,
+    pub matrices: Vec<PlannedMatrix>,
 }
 
 /// Plans the matrices of `decoder`, built for `Purpose::Train`. `names` are the trained tensors.
@@ -126,7 +127,7 @@ struct Planner<'a> {
 /// # Errors
 /// When weights are only present in packed form, or an adapter begins at a column that kernels cannot address.
 pub(super) fn plan(decoder: &Decoder, names: &HashMap<TensorId, String>) -> Result<Plan, GpuError> {
-    let mut planner = Planner { config: &decoder.config, names, tensors: Vec::new(), matrices: Vec::new() };
+    let mut planner = Planner::new(&decoder.config, names);
     let Some(words) = decoder.embed.tensor() else {
         return Err(GpuError::Launch("the word vectors are in the model's file, not in memory".to_owned()));
     };
@@ -147,7 +148,23 @@ pub(super) fn plan(decoder: &Decoder, names: &HashMap<TensorId, String>) -> Resu
     Ok(Plan { tensors, matrices, embed, positions, blocks, final_norm, head, lowest_trained })
 }
 
-impl Planner<'_> {
+impl<'a> Planner<'a> {
+    pub fn new(config: &'a ModelConfig, names: &'a HashMap<TensorId, String>) -> Self {
+        Self { config, names, tensors: Vec::new(), matrices: Vec::new() }
+    }
+
+    /// A matrix [rows, width] that is not trained and has none of its values yet.
+    pub fn without_values(&mut self, rows: usize, width: usize) -> MatrixId {
+        self.matrices.push(PlannedMatrix { rows, width, parts: Vec::new(), trained: false, decayed: false });
+        self.matrices.len() - 1
+    }
+
+    /// Drops the tensors of all matrices so far, whose values are on the device.
+    pub fn drop_tensors(&mut self) {
+        self.tensors.clear();
+        self.matrices.iter_mut().for_each(|matrix| matrix.parts.clear());
+    }
+
     fn tensor(&mut self, tensor: &Tensor, transposed: bool) -> usize {
         if let Some(known) = self.tensors.iter().position(|t| t.tensor.id() == tensor.id()) {
             return known;
@@ -177,13 +194,13 @@ impl Planner<'_> {
     }
 
     /// A matrix of all rows of one tensor.
-    fn whole(&mut self, tensor: &Tensor, transposed: bool) -> Result<MatrixId, GpuError> {
+    pub fn whole(&mut self, tensor: &Tensor, transposed: bool) -> Result<MatrixId, GpuError> {
         let tensor = self.tensor(tensor, transposed);
         let rows = self.tensors[tensor].rows_and_width().0;
         self.matrix(&[(tensor, std::iter::once(0..rows).collect())])
     }
 
-    fn norm(&mut self, norm: &layers::Norm) -> Result<Norm, GpuError> {
+    pub fn norm(&mut self, norm: &layers::Norm) -> Result<Norm, GpuError> {
         let (weight, bias, eps) = norm.parts();
         Ok(Norm {
             weight: self.whole(weight, false)?,
@@ -247,7 +264,7 @@ impl Planner<'_> {
         })
     }
 
-    fn block(&mut self, layer: &Layer) -> Result<Block, GpuError> {
+    pub fn block(&mut self, layer: &Layer) -> Result<Block, GpuError> {
         let mut norm = |norm: &Option<layers::Norm>| norm.as_ref().map(|n| self.norm(n)).transpose();
         let (attn_norm, attn_post) = (norm(&layer.attn_norm)?, norm(&layer.attn_post)?);
         let (mlp_norm, mlp_post) = (norm(&layer.mlp_norm)?, norm(&layer.mlp_post)?);

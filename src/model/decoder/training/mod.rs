@@ -8,6 +8,7 @@
 
 mod backward;
 mod forward;
+mod frozen;
 mod head;
 mod layout;
 mod passes;
@@ -21,11 +22,12 @@ use std::sync::Arc;
 use candle_core::TensorId;
 
 use self::forward::SavedBlock;
-use self::layout::{Block, MatrixId, Plan, plan};
+use self::layout::{Block, MatrixId, Plan, PlannedMatrix, plan};
 pub use self::passes::BaseOf;
 use self::rows::Rows;
 pub use self::storage::State;
 use self::storage::{Buffers, Storage, Weight};
+use crate::gpu::allocations::{all_or_nothing, free_all};
 use crate::gpu::device::{Counts, Device, launch};
 use crate::gpu::launch::Launch;
 use crate::gpu::launch::backward::{AdamWStep, Squares};
@@ -115,22 +117,31 @@ impl DeviceTrainer {
         mut device: Shared,
         options: TrainerOptions,
     ) -> Result<Self, GpuError> {
-        let config = decoder.config.clone();
-        let wide = compiled_width(&config).map_err(|why| GpuError::Launch(format!("{why}; set device to cpu")))?;
-        let mut plan = plan(decoder, names)?;
-        let blocks = std::mem::take(&mut plan.blocks).into_iter().map(Arc::new).collect();
-        let storage = Storage::new(&mut device, &plan, options.element)?;
-        let widest = plan.matrices.iter().map(|m| m.rows.max(m.width)).max().unwrap_or(1);
-        let zeros = device.alloc(widest * 4)?;
-        device.zero(zeros)?;
-        device.wait()?;
-        Ok(Self {
-            ropes: rope_tables::tables(&config),
+        let wide = wide(&decoder.config)?;
+        let plan = plan(decoder, names)?;
+        let place = |device: &mut dyn Device| {
+            let storage = Storage::new(device, &plan, options.element)?;
+            Ok((storage, zeros(device, &plan.matrices)?))
+        };
+        let (placed, _) = all_or_nothing(&mut device, place)?;
+        Ok(Self::assembled(decoder, (plan, wide), placed, device, options))
+    }
+
+    /// A trainer of the matrices of a plan, which `storage` holds, and of `zeros`.
+    fn assembled(
+        decoder: &Decoder,
+        (mut plan, wide): (Plan, usize),
+        (storage, zeros): (Storage, Slice),
+        device: Shared,
+        options: TrainerOptions,
+    ) -> Self {
+        Self {
+            ropes: rope_tables::tables(&decoder.config),
             buffers: Buffers::new(device),
-            config,
+            config: decoder.config.clone(),
             options,
+            blocks: std::mem::take(&mut plan.blocks).into_iter().map(Arc::new).collect(),
             plan,
-            blocks,
             storage,
             wide,
             zeros,
@@ -138,7 +149,7 @@ impl DeviceTrainer {
             passes: 0,
             changes: 0,
             base_only: false,
-        })
+        }
     }
 
     /// The Euclidean norm of all gradients.
@@ -286,8 +297,23 @@ impl Drop for DeviceTrainer {
     /// Frees the memory of the device, which others may use. A device that has failed frees nothing.
     fn drop(&mut self) {
         let _ = self.buffers.give_all();
-        let slices = self.storage.slices().chain([self.zeros]);
-        slices.for_each(|slice| drop(self.buffers.device.free(slice)));
-        let _ = self.buffers.device.wait();
+        free_all(&mut self.buffers.device, self.storage.slices().chain([self.zeros]));
     }
+}
+
+/// Channels of a head that attention's kernels are compiled for.
+///
+/// # Errors
+/// Heads of more than 256 channels.
+fn wide(config: &ModelConfig) -> Result<usize, GpuError> {
+    compiled_width(config).map_err(|why| GpuError::Launch(format!("{why}; set device to cpu")))
+}
+
+/// At least as many zeros as the widest vector has numbers.
+fn zeros(device: &mut dyn Device, matrices: &[PlannedMatrix]) -> Result<Slice, GpuError> {
+    let widest = matrices.iter().map(|m| m.rows.max(m.width)).max().unwrap_or(1);
+    let zeros = device.alloc(widest * 4)?;
+    device.zero(zeros)?;
+    device.wait()?;
+    Ok(zeros)
 }

@@ -3,6 +3,7 @@
 
 use super::layout::{self, Linear};
 use super::{DeviceTrainer, Element};
+use crate::gpu::allocations::free_all;
 use crate::gpu::device::Device;
 use crate::gpu::launch::backward::MatmulNn;
 use crate::gpu::shared::Shared;
@@ -20,22 +21,19 @@ impl DeviceTrainer {
         let mut copies = Copies { trainer: self, held: Vec::new() };
         let made = copies.weights();
         let held = copies.held;
-        let made = made.and_then(|weights| {
-            let device: Shared = self.buffers.device.clone();
-            let (config, element) = (self.config.clone(), self.options.element);
-            DeviceModel::with_weights(config, Box::new(device), element, weights, self.wide, room)
-        });
-        match made {
-            Ok(mut model) => {
-                model.own(held);
-                model.set_temperature(temperature);
-                Ok(model)
-            }
+        let weights = match made {
+            Ok(weights) => weights,
             Err(error) => {
-                held.into_iter().try_for_each(|slice| self.buffers.device.free(slice))?;
-                Err(error)
+                self.buffers.give_all()?;
+                free_all(&mut self.buffers.device, held);
+                return Err(error);
             }
-        }
+        };
+        let device: Shared = self.buffers.device.clone();
+        let (config, element) = (self.config.clone(), self.options.element);
+        let mut model = DeviceModel::with_weights(config, Box::new(device), element, (weights, held), self.wide, room)?;
+        model.set_temperature(temperature);
+        Ok(model)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::layout::{MatrixId, Plan, PlannedMatrix};
+use super::layout::{HostTensor, MatrixId, Plan, PlannedMatrix};
 use crate::gpu::device::Device;
 use crate::gpu::shared::Shared;
 use crate::gpu::{GpuError, Slice};
@@ -95,14 +95,44 @@ impl Storage {
         });
         let weights = weights.collect::<Result<Vec<_>, GpuError>>()?;
         let storage = Self { weights, slabs, places };
-        storage.copy_values(device, plan, element)?;
+        storage.copy_values(device, &plan.tensors, &plan.matrices, element)?;
         Ok(storage)
     }
 
-    fn copy_values(&self, device: &mut dyn Device, plan: &Plan, element: Element) -> Result<(), GpuError> {
-        for (number, tensor) in plan.tensors.iter().enumerate() {
+    /// A storage without matrices.
+    pub fn empty() -> Self {
+        Self { weights: Vec::new(), slabs: Vec::new(), places: HashMap::new() }
+    }
+
+    /// Allocates those of `matrices` that are not here yet, none of which is trained, and copies the values of `tensors`.
+    ///
+    /// # Errors
+    /// `OutOfMemory`, or errors of the device.
+    pub fn add_frozen(
+        &mut self,
+        device: &mut dyn Device,
+        tensors: &[HostTensor],
+        matrices: &[PlannedMatrix],
+        element: Element,
+    ) -> Result<(), GpuError> {
+        for PlannedMatrix { rows, width, .. } in &matrices[self.weights.len()..] {
+            let value = device.alloc(rows * width * element.bytes())?;
+            self.weights.push(Weight { value, grad: None, rows: *rows, width: *width });
+        }
+        self.copy_values(device, tensors, matrices, element)
+    }
+
+    /// Copies `tensors` to their places in `matrices`.
+    fn copy_values(
+        &self,
+        device: &mut dyn Device,
+        tensors: &[HostTensor],
+        matrices: &[PlannedMatrix],
+        element: Element,
+    ) -> Result<(), GpuError> {
+        for (number, tensor) in tensors.iter().enumerate() {
             let (values, (_, width)) = (tensor.values()?, tensor.rows_and_width());
-            for (id, matrix) in plan.matrices.iter().enumerate() {
+            for (id, matrix) in matrices.iter().enumerate() {
                 for part in matrix.parts.iter().filter(|part| part.tensor == number) {
                     let values = &values[part.rows.start * width..part.rows.end * width];
                     if matrix.trained {
