@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Runs the libFuzzer targets of fuzz/ one after the other, each within limits of time and memory, and prints a line for each.
 
-    scripts/fuzz.py [--seconds 3600] [TARGET…]
+    scripts/fuzz.py [--seconds 3600] [--pack] [TARGET…]
     (needs a nightly toolchain and cargo-fuzz: rustup toolchain install nightly; cargo install cargo-fuzz)
 
-The corpora begin with fuzz/seeds and the fixtures of the tests, and stay in fuzz/corpus for the next run. An input that ends
-a target is written to fuzz/artifacts/TARGET; the script then ends with 1.
+The corpora begin with fuzz/corpora (those of earlier long runs, packed), fuzz/seeds and the fixtures of the tests, and stay
+in fuzz/corpus for the next run. `--pack` writes them to fuzz/corpora. An input that ends a target is written to
+fuzz/artifacts/TARGET; the script then ends with 1.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,11 +39,33 @@ def seeds(target):
     return found
 
 
+def unpack(target):
+    packed = FUZZ / "corpora" / f"{target}.tar.xz"
+    if packed.exists():
+        with tarfile.open(packed) as archive:
+            archive.extractall(FUZZ / "corpus", filter="data")
+
+
+def pack(target):
+    """Inputs that libFuzzer found; the others are in the repository already. The same corpus gives the same bytes."""
+    def plain(entry):
+        entry.mtime = entry.uid = entry.gid = 0
+        entry.uname = entry.gname = ""
+        return entry
+
+    found = sorted(p for p in (FUZZ / "corpus" / target).iterdir() if not p.name.startswith(("seed-", "fixture")))
+    (FUZZ / "corpora").mkdir(exist_ok=True)
+    with tarfile.open(FUZZ / "corpora" / f"{target}.tar.xz", "w:xz", preset=9) as archive:
+        for path in found:
+            archive.add(path, f"{target}/{path.name}", filter=plain)
+
+
 def run(target, seconds):
     """Runs one target; returns whether it ended well."""
     corpus, artifacts = FUZZ / "corpus" / target, FUZZ / "artifacts" / target
     for directory in (corpus, artifacts):
         directory.mkdir(parents=True, exist_ok=True)
+    unpack(target)
     for name, path in seeds(target).items():
         shutil.copyfile(path, corpus / name)
     binary = next((FUZZ / "target").glob(f"*/release/{target}"))
@@ -61,12 +85,16 @@ def run(target, seconds):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=int, default=3600)
+    parser.add_argument("--pack", action="store_true", help="keep the corpora in fuzz/corpora afterwards")
     parser.add_argument("targets", nargs="*", default=TARGETS)
     options = parser.parse_args()
     # Without a sanitizer: the few unsafe blocks are Miri's, and a target runs several times as fast.
     for target in options.targets:
         subprocess.run(["cargo", "+nightly", "fuzz", "build", "-s", "none", target], cwd=FUZZ, check=True)
     well = [run(target, options.seconds) for target in options.targets]
+    if options.pack:
+        for target in options.targets:
+            pack(target)
     sys.exit(0 if all(well) else 1)
 
 

@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Tensor};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
-use super::families::{Arch, EncoderHeads};
+use super::families::EncoderHeads;
 use crate::model::merged::Merged;
 use crate::model::{ModelConfig, Weights, names};
 use crate::tokenizer::{Tokenizer, TokenizerError};
@@ -133,9 +133,7 @@ fn config_json(
     let labels = heads.iter().find_map(|name| weights.shape(name));
     let masked = |heads: &EncoderHeads| weights.shape(&format!("{}.weight", heads.dense)).is_some();
     let class = match (&labels, encoder) {
-        // transformers names the classifier of Gemma 3's text half after the half.
-        (Some(_), _) if config.arch == Arch::Gemma3 => "Gemma3TextForSequenceClassification".to_owned(),
-        (Some(_), _) => format!("{family}ForSequenceClassification"),
+        (Some(_), _) => config.family().classifier_class(),
         (None, None) => config.family().causal_class(),
         (None, Some(heads)) if masked(heads) => format!("{family}ForMaskedLM"),
         (None, Some(_)) => format!("{family}Model"),

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::llama::{LIKE_LLAMA, LIKE_LLAMA_BLOCK, LIKE_LLAMA_GGUF, read};
 use super::read::Defaults;
 use super::read::{Result, flag, get, layer_types, number, number_opt, pattern, unsupported, window, windows};
-use super::{Arch, Block, Family, Gguf, Meta, Metadata, NormKind, Norms, rotary};
+use super::{Arch, Block, Family, Gguf, Heads, Meta, Metadata, NormKind, Norms, rotary};
 use crate::model::config::{ModelConfig, QkNorm};
 
 const NORMS: Norms = Norms::Around([
@@ -100,6 +100,7 @@ pub(super) static GEMMA3: Family = Family {
         Ok(parsed)
     },
     block: Block { norms: NORMS, qk_norm: Some(["self_attn.q_norm", "self_attn.k_norm"]), ..LIKE_LLAMA_BLOCK },
+    heads: Heads::Decoder { output: "lm_head", class: "ForCausalLM", classifier: "TextForSequenceClassification" },
     norm: NormKind::RmsPlusOne,
     gguf: Some(Gguf {
         name: "gemma3",

@@ -28,7 +28,7 @@ pub(super) static GPT2: Family = Family {
     final_norm: Some("transformer.ln_f"),
     norm: NormKind::Layer,
     layout: WeightLayout::InOut,
-    heads: Heads::Decoder { output: "lm_head", class: "LMHeadModel" },
+    heads: Heads::Decoder { output: "lm_head", class: "LMHeadModel", classifier: "ForSequenceClassification" },
     padding_trains: true,
     gguf: Some(Gguf {
         name: "gpt2",

@@ -31,7 +31,7 @@ pub(super) static GPT_NEOX: Family = Family {
     final_norm: Some("gpt_neox.final_layer_norm"),
     norm: NormKind::Layer,
     layout: WeightLayout::OutIn,
-    heads: Heads::Decoder { output: "embed_out", class: "ForCausalLM" },
+    heads: Heads::Decoder { output: "embed_out", class: "ForCausalLM", classifier: "ForSequenceClassification" },
     padding_trains: true,
     gguf: Some(Gguf {
         name: "gptneox",

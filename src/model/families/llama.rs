@@ -51,7 +51,7 @@ pub(super) const LIKE_LLAMA: Family = Family {
     final_norm: Some("model.norm"),
     norm: NormKind::Rms,
     layout: WeightLayout::OutIn,
-    heads: Heads::Decoder { output: "lm_head", class: "ForCausalLM" },
+    heads: Heads::Decoder { output: "lm_head", class: "ForCausalLM", classifier: "ForSequenceClassification" },
     padding_trains: false,
     gguf: None,
 };

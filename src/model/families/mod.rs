@@ -187,6 +187,8 @@ pub enum Heads {
         output: &'static str,
         /// Last part of transformers' class name of the language model.
         class: &'static str,
+        /// The same of the classifier of sequences.
+        classifier: &'static str,
     },
     Encoder(EncoderHeads),
 }
@@ -264,6 +266,14 @@ impl Family {
         match self.heads {
             Heads::Decoder { class, .. } => format!("{}{class}", self.class),
             Heads::Encoder(_) => format!("{}ForMaskedLM", self.class),
+        }
+    }
+
+    /// transformers' class of the classifier of sequences.
+    pub fn classifier_class(&self) -> String {
+        match self.heads {
+            Heads::Decoder { classifier, .. } => format!("{}{classifier}", self.class),
+            Heads::Encoder(_) => format!("{}ForSequenceClassification", self.class),
         }
     }
 
