@@ -32,10 +32,8 @@ impl WordCache {
         let bytes = word.as_bytes();
         let [first, last] = [bytes.first(), bytes.last()].map(|byte| byte.copied().unwrap_or_default());
         let shard = &self.0[(usize::from(first) + 7 * usize::from(last) + bytes.len()) % SHARDS];
-        if let Some(known) = locked(shard, |shard| shard.get(word).map(|known| ids.extend(known))) {
-            if known.is_some() {
-                return Ok(());
-            }
+        if locked(shard, |shard| shard.get(word).map(|known| ids.extend(known))).flatten().is_some() {
+            return Ok(());
         }
         let merged = merge()?;
         ids.extend(&merged);

@@ -16,8 +16,6 @@ use crate::tokenizer::EncoderToken;
 /// Name of the head, [heads, hidden]; with one row as in Hugging Face's `…ForSequenceClassification`.
 pub const SCORE: &str = "score.weight";
 
-/// Ends the prompt in an encoder's input.
-
 /// A head's raw score becomes `gain · raw + bias`, which scales reference completions to mean 0 and variance 1.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Scale {
