@@ -26,6 +26,8 @@ pub struct FeedbackRequest {
     /// `thumb` ("up" or "down"), `score` (a number), `edit` or `comment` (text).
     pub kind: String,
     pub value: Value,
+    /// A name for this event, 1 to 200 bytes: sent again under it, the event is stored once. Another event under it is
+    /// refused (`idempotency_key_reused`).
     pub idempotency_key: Option<String>,
 }
 

@@ -203,6 +203,8 @@ pub struct JudgmentRequest {
     #[serde(default)]
     pub wall_ms: i64,
     pub idempotency_key: String,
+    /// A name for this judgment, 1 to 200 bytes: sent again under it, the judgment is stored once and the answer is the
+    /// first one. Another judgment under it is refused (`idempotency_key_reused`).
     /// The judgment that this one corrects.
     pub revises: Option<JudgmentId>,
     /// Version of the guidelines that were shown.

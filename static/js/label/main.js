@@ -241,6 +241,8 @@ async function onRefused(error, entry) {
   // a rubric was activated while the set was at hand: the set is rated by it
   if (error.param === 'rubric_version') set.rubric = (await get('/v1/rubric', { project: set.project_id }).catch(() => null))?.rubric ?? set.rubric;
   saveDraft(set.set_id, ballot);
+  // This set was judged in another tab, under the same key: that judgment stays, and the history opens it.
+  if (error.code === 'idempotency_key_reused') return void toast(t('label.refused', { why: t('named.judged') }), { kind: 'bad' });
   toast(t('label.refused', { why: error.message }), {
     kind: 'bad',
     seconds: 0,

@@ -51,6 +51,10 @@ impl Answer {
     pub fn param(&self) -> Option<String> {
         self.json()["error"]["param"].as_str().map(str::to_owned)
     }
+
+    pub fn error_code(&self) -> Option<String> {
+        self.json()["error"]["code"].as_str().map(str::to_owned)
+    }
 }
 
 pub fn version(name: &str, kind: ModelKind, parent: Option<&ModelVersion>) -> ModelVersion {

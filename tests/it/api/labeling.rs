@@ -48,6 +48,9 @@ async fn lease_judge_retry_revise() {
     let again = server.post(&judge_path(&turn), body).await.expect(200).json();
     assert_eq!(again["replayed"], true);
     assert_eq!(again["judgment"], stored["judgment"]);
+    let other = server.post(&judge_path(&turn), judgment(&turn, &[0, 1, 1], "key-1")).await.expect(409);
+    assert_eq!(other.error_code().as_deref(), Some("idempotency_key_reused"));
+    assert_eq!(other.param().as_deref(), Some("idempotency_key"));
 
     let mut revision = judgment(&turn, &[0, 1, 2], "key-2");
     revision["revises"] = stored["judgment"]["id"].clone();
@@ -169,7 +172,7 @@ async fn rankings_by_api_are_stored_once() {
     let body = json!({"messages": [{"role": "user", "content": "q"}], "idempotency_key": "r1", "strength": "clearly",
         "completions": [{"text": "good", "tier": 0}, {"text": "bad", "tier": 1}]});
     let first = server.post("/v1/comparisons", body.clone()).await.expect(201).json();
-    let again = server.post("/v1/comparisons", body).await.expect(200).json();
+    let again = server.post("/v1/comparisons", body.clone()).await.expect(200).json();
     assert_eq!((&again["replayed"], &again["set"]["id"]), (&json!(true), &first["set"]["id"]));
     let counts = server.services.store.counts().await.unwrap();
     assert_eq!((counts.judgments, counts.completions, counts.sets_done), (1, 2, 1));
@@ -177,7 +180,30 @@ async fn rankings_by_api_are_stored_once() {
     assert!(export.contains("\"chosen\"") && export.lines().count() == 1, "{export}");
     let feedback = json!({"completion_id": first["set"]["completion_ids"][0], "kind": "thumb", "value": "up", "idempotency_key": "f"});
     let one = server.post("/v1/feedback", feedback.clone()).await.expect(201).json();
-    assert_eq!(server.post("/v1/feedback", feedback).await.expect(201).json()["id"], one["id"]);
+    assert_eq!(server.post("/v1/feedback", feedback.clone()).await.expect(201).json()["id"], one["id"]);
+    // Another request under a used key is refused, whatever it changes, and stores nothing.
+    let question = json!([{"role": "user", "content": "another"}]);
+    let answers = json!([{"text": "good", "tier": 0}, {"text": "worse", "tier": 1}]);
+    let more = json!([{"text": "good", "tier": 0}, {"text": "bad", "tier": 1}, {"text": "ugly", "tier": 2}]);
+    for (path, sent, field, value) in [
+        ("/v1/comparisons", &body, "messages", question),
+        ("/v1/comparisons", &body, "completions", answers),
+        ("/v1/comparisons", &body, "completions", more),
+        ("/v1/comparisons", &body, "strength", json!("barely")),
+        ("/v1/comparisons", &body, "outcome", json!("all_bad")),
+        ("/v1/feedback", &feedback, "value", json!("down")),
+        ("/v1/feedback", &feedback, "completion_id", first["set"]["completion_ids"][1].clone()),
+    ] {
+        let mut other = sent.clone();
+        other[field] = value;
+        if other["outcome"] == "all_bad" {
+            other.as_object_mut().unwrap().remove("strength");
+        }
+        let refused = server.post(path, other).await.expect(409);
+        assert_eq!(refused.error_code().as_deref(), Some("idempotency_key_reused"), "{path} {field}: {}", refused.text);
+    }
+    let after = server.services.store.counts().await.unwrap();
+    assert_eq!((after.judgments, after.completions, after.sets_done), (1, 2, 1));
 }
 
 #[tokio::test]
