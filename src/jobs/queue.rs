@@ -341,7 +341,8 @@ pub async fn resolve<'r>(
 /// Validates the arguments and queues the job. A model that is left out is the active one; an empty one is none.
 ///
 /// # Errors
-/// `UnknownKind`, `Args` naming the field, or the store's `Conflict` when the unique key is taken.
+/// `UnknownKind`, `Args` naming the field, or the store's `Conflict` when the unique key or the name of the model is that
+/// of an unfinished job.
 pub async fn enqueue(store: &Store, recipes: &[Recipe], request: Request) -> Result<Job, EnqueueError> {
     let (_, args, checked) = resolve(store, recipes, &request.kind, request.args).await?;
     if let Some(name) = &checked.publish_as
