@@ -111,6 +111,18 @@ pub(super) fn wants(needed: Needed, args: &Map<String, Value>, gold_judgments: b
     needed.by(args, |asked| asked == "gold_judgments" && gold_judgments)
 }
 
+/// The files of data that a job with these arguments of the recipe needs.
+pub(super) fn data_of<'a>(
+    schema: &'a Value,
+    args: &'a Map<String, Value>,
+    gold_judgments: bool,
+) -> impl Iterator<Item = &'static str> + 'a {
+    let is_needed = move |(field, needed): &(&'static str, Needed)| {
+        takes(schema, field) && wants(*needed, args, gold_judgments) && !leaves_out(schema, args, field)
+    };
+    roles::data().filter(is_needed).map(|(field, _)| field)
+}
+
 /// Splits the arguments and has the recipe validate its part. Does not read the store.
 ///
 /// # Errors

@@ -132,6 +132,12 @@ impl Server {
         Self::of(Arc::new(services), dir).with_mock(MockOptions::default()).await
     }
 
+    /// Stores a demonstration, so that a job of kind `sft` has something to learn from.
+    pub async fn demonstrate(&self) {
+        let body = json!({"messages": [{"role": "user", "content": "a demonstrated question"}], "completion": "so"});
+        self.post("/v1/demonstrations", body).await.expect(201);
+    }
+
     pub async fn without_engine(change: impl FnOnce(&mut Config)) -> Self {
         Self::build(change, system_clock()).await
     }

@@ -320,3 +320,4 @@ fn hosts_and_log_filters_of_the_configuration_are_checked() {
     }
     config.with("jobs.reward_hosts", json!(["example.org:8080", "10.0.0.1", "[::1]:80"])).unwrap();
 }
+    server.demonstrate().await;
