@@ -15,7 +15,7 @@ use super::error::{ApiError, ApiResult};
 use super::extract::Json;
 use super::openai::chat_request::ChatMessage;
 use super::openai::turns;
-use crate::domain::{CompletionId, FeedbackEvent, Message, ModelVersionId};
+use crate::domain::{CompletionId, FeedbackEvent, Message, ModelVersionId, with_nearest};
 use crate::service::budget;
 use crate::service::prompts::{check_size, raw_text};
 
@@ -69,7 +69,7 @@ pub fn prompt(value: Value, field: &str, max_bytes: usize) -> ApiResult<Vec<Mess
         }
         Value::Array(_) => {
             let given: Vec<ChatMessage> = serde_path_to_error::deserialize(value)
-                .map_err(|e| ApiError::bad(format!("{field}{}", e.path()), e.inner().to_string()))?;
+                .map_err(|e| ApiError::bad(format!("{field}{}", e.path()), with_nearest(e.inner().to_string())))?;
             turns::stored_messages(given, field, max_bytes)
         }
         _ => Err(ApiError::bad(field, "must be a text or a list of messages")),

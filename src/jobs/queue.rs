@@ -145,7 +145,7 @@ pub fn check(recipe: &Recipe, args: &Value) -> Result<JobArgs, ArgsError> {
     };
     let filter = match own.shift_remove("filter") {
         None | Some(Value::Null) => RankedFilter::default(),
-        Some(filter) => serde_json::from_value(filter).map_err(|e| refuse("filter", e.to_string()))?,
+        Some(filter) => serde_json::from_value(filter).map_err(|e| refuse("filter", with_nearest(e.to_string())))?,
     };
     let schema = (recipe.schema)();
     for field in roles::corpora().filter(|field| takes(&schema, field)) {
@@ -165,8 +165,21 @@ pub fn check(recipe: &Recipe, args: &Value) -> Result<JobArgs, ArgsError> {
             complete.insert(field.to_owned(), PLACEHOLDER.into());
         }
     }
-    (recipe.validate)(&Value::Object(complete))?;
+    (recipe.validate)(&Value::Object(complete)).map_err(|error| of_job(error, recipe, &own))?;
     Ok(JobArgs { publish_as, filter, gold_judgments, recipe: own })
+}
+
+/// An error of the recipe about an argument that it does not know, with the arguments of a job: its own are among them,
+/// and those that the job sets are not.
+fn of_job(error: ArgsError, recipe: &Recipe, given: &Map<String, Value>) -> ArgsError {
+    if !given.contains_key(&error.field) || !error.message.starts_with("unknown field ") {
+        return error;
+    }
+    let schema = job_schema(recipe);
+    let Some(properties) = schema["properties"].as_object() else { return error };
+    let known: Vec<String> = properties.keys().map(|name| format!("`{name}`")).collect();
+    let message = format!("unknown field `{}`, expected one of {}", error.field, known.join(", "));
+    ArgsError { message: with_nearest(message), ..error }
 }
 
 /// The JSON Schema of a job's arguments: the recipe's without the paths, and the job's own.
