@@ -157,6 +157,8 @@ pub struct LabelerCounts {
 pub enum NoLease {
     /// There is no open set for them.
     Empty,
+    /// There is none but those that they hold.
+    Held,
     /// Judged and held sets have reached the day's quota.
     Quota,
     /// They have judged or skipped the named set.

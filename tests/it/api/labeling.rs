@@ -76,6 +76,23 @@ async fn lease_judge_retry_revise() {
 }
 
 #[tokio::test]
+async fn a_caller_who_holds_the_last_set_is_told_how_to_get_it_again() {
+    let server = Server::start().await;
+    let why =
+        async |query: &str| server.get(&format!("/v1/label/next{query}")).await.expect(204).headers["x-queue"].clone();
+    assert_eq!(why("").await, "empty");
+    new_set(&server, &["a", "b"]).await;
+    let turn = server.get("/v1/label/next").await.expect(200).json();
+    assert_eq!(why("").await, "held");
+    let again = server.get("/v1/label/next?resume=true").await.expect(200).json();
+    assert_eq!((&again["set_id"], &again["lease_token"]), (&turn["set_id"], &turn["lease_token"]));
+    // Who names what they hold knows of it.
+    assert_eq!(why(&format!("?resume=true&except={}", turn["set_id"].as_str().unwrap())).await, "empty");
+    server.post(&judge_path(&turn), judgment(&turn, &[0, 1], "k")).await.expect(200);
+    assert_eq!(why("").await, "empty");
+}
+
+#[tokio::test]
 async fn a_judgment_must_fit_its_set() {
     let server = Server::start().await;
     new_set(&server, &["a", "b", "c"]).await;
