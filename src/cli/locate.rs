@@ -43,7 +43,7 @@ pub fn find(name: &str, config: &Config) -> Result<PathBuf> {
         pull::PullError::NotHere { .. } => {
             let more = pull::installed_names(&config.data_dir);
             let message = block_on(unknown(name, config, &more))?;
-            bail!("{message}. {}", pull::other_ways(&more))
+            bail!("{message}{}", pull::other_ways(name, &more))
         }
         other => Err(other.into()),
     }

@@ -24,7 +24,7 @@ pub use error_chain::error_chain;
 pub use ids::*;
 pub use job_notes::JobNotes;
 pub use names::{is_file_name, is_model_name, is_path_part};
-pub use nearest::{nearest, unknown_name};
+pub use nearest::{nearest, unknown_name, with_nearest};
 pub use prompt_input::{PromptInput, user_turns};
 pub use time::Micros;
 

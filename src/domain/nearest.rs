@@ -71,6 +71,20 @@ pub fn unknown_name(what: &str, name: &str, known: &[&str]) -> String {
     format!("there is no {what} '{name}'{meant} {there}")
 }
 
+/// Adds similar names to serde's message about an unknown field or variant: `unknown field `a`, expected one of …`. Other
+/// messages stay as they are.
+pub fn with_nearest(message: String) -> String {
+    let names: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
+    let Some((name, known)) = names.split_first().filter(|_| message.starts_with("unknown ")) else { return message };
+    let near = nearest(name, known.iter().copied());
+    match (message.split_once(", expected"), near.as_slice()) {
+        (Some((what, expected)), [_, ..]) => {
+            format!("{what}; did you mean `{}`? expected{expected}", near.join("` or `"))
+        }
+        _ => message,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -168,6 +168,10 @@ impl From<StoreError> for ApiError {
         match error {
             StoreError::NotFound { .. } => Self::new(StatusCode::NOT_FOUND, message).code("not_found"),
             StoreError::Conflict(_) => Self::new(StatusCode::CONFLICT, message).code("conflict"),
+            StoreError::KeyReused(_) => Self {
+                param: Some("idempotency_key".to_owned()),
+                ..Self::new(StatusCode::CONFLICT, message).code("idempotency_key_reused")
+            },
             StoreError::LeaseLost(_) => Self::new(StatusCode::CONFLICT, message).code("lease_lost"),
             StoreError::Unavailable(_) => {
                 tracing::warn!(error = message, "the database is not available");

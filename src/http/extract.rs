@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 
 use super::AppState;
 use super::error::ApiError;
+use crate::domain::{nearest, with_nearest};
 
 /// Bodies up to this size (bytes) are parsed on the async thread; larger ones on a blocking thread.
 const PARSED_HERE: usize = 32 << 10;
@@ -148,7 +149,7 @@ fn bad_field(path: &str, message: &str) -> ApiError {
         Some(field) => format!("{parent}.{field}"),
         None => parent.to_owned(),
     };
-    let text = message.split(" at line ").next().unwrap_or(message);
+    let text = with_nearest(message.split(" at line ").next().unwrap_or(message).to_owned());
     ApiError::bad(if param.is_empty() { "body".to_owned() } else { param }, text)
 }
 
@@ -190,7 +191,12 @@ pub fn known_query(uri: &Uri, known: &[String]) -> Result<(), ApiError> {
             Err(ApiError::bad(&name, format!("unknown parameter `{name}`: this route takes none in its query")))
         }
         Some((name, _)) => {
-            Err(ApiError::bad(&name, format!("unknown parameter `{name}`; this route takes {}", known.join(", "))))
+            let near = nearest(&name, known.iter().map(String::as_str));
+            let meant =
+                if near.is_empty() { String::new() } else { format!("; did you mean `{}`?", near.join("` or `")) };
+            let between = if near.is_empty() { "; this" } else { " This" };
+            let message = format!("unknown parameter `{name}`{meant}{between} route takes {}", known.join(", "));
+            Err(ApiError::bad(&name, message))
         }
     }
 }
@@ -244,5 +250,28 @@ mod tests {
             let e = parse::<Outer>(body.as_bytes()).expect_err(body);
             assert_eq!((e.status.as_u16(), e.param.as_deref()), (400, Some(param)), "{body}: {}", e.message);
         }
+    }
+
+    #[test]
+    fn misspelt_fields_and_parameters_get_a_suggestion() {
+        let message = |body: &str| parse::<Outer>(body.as_bytes()).expect_err(body).message;
+        assert_eq!(
+            message(r#"{"iner": []}"#),
+            "unknown field `iner`; did you mean `inner`? expected `n` or `inner`",
+            "the body's own fields"
+        );
+        assert_eq!(
+            message(r#"{"inner": [{"txt": "a"}]}"#),
+            "unknown field `txt`; did you mean `text`? expected `text`",
+            "fields further down"
+        );
+        assert_eq!(message(r#"{"zzzzzz": 1}"#), "unknown field `zzzzzz`, expected `n` or `inner`");
+        let known = ["limit".to_owned(), "after".to_owned()];
+        let refused = |query: &str| known_query(&query.parse().expect("an address"), &known).expect_err(query).message;
+        assert_eq!(
+            refused("/x?limt=3"),
+            "unknown parameter `limt`; did you mean `limit`? This route takes limit, after"
+        );
+        assert_eq!(refused("/x?zzzzzz=3"), "unknown parameter `zzzzzz`; this route takes limit, after");
     }
 }

@@ -15,7 +15,7 @@ use super::error::{ApiError, ApiResult};
 use super::extract::Json;
 use super::openai::chat_request::ChatMessage;
 use super::openai::turns;
-use crate::domain::{CompletionId, FeedbackEvent, Message, ModelVersionId};
+use crate::domain::{CompletionId, FeedbackEvent, Message, ModelVersionId, with_nearest};
 use crate::service::budget;
 use crate::service::prompts::{check_size, raw_text};
 
@@ -26,6 +26,8 @@ pub struct FeedbackRequest {
     /// `thumb` ("up" or "down"), `score` (a number), `edit` or `comment` (text).
     pub kind: String,
     pub value: Value,
+    /// A name for this event, 1 to 200 bytes: sent again under it, the event is stored once. Another event under it is
+    /// refused (`idempotency_key_reused`).
     pub idempotency_key: Option<String>,
 }
 
@@ -67,7 +69,7 @@ pub fn prompt(value: Value, field: &str, max_bytes: usize) -> ApiResult<Vec<Mess
         }
         Value::Array(_) => {
             let given: Vec<ChatMessage> = serde_path_to_error::deserialize(value)
-                .map_err(|e| ApiError::bad(format!("{field}{}", e.path()), e.inner().to_string()))?;
+                .map_err(|e| ApiError::bad(format!("{field}{}", e.path()), with_nearest(e.inner().to_string())))?;
             turns::stored_messages(given, field, max_bytes)
         }
         _ => Err(ApiError::bad(field, "must be a text or a list of messages")),

@@ -32,7 +32,7 @@ pub struct NextQuery {
     set_id: Option<SetId>,
     /// Id or name of a project in which the caller labels; their first when absent. A named set is handed out from its own.
     project: Option<String>,
-    /// Prefer a set that the caller holds already; for a newly opened page.
+    /// Hand out a set that the caller holds already rather than a new one. Without it every request leases another set.
     resume: Option<bool>,
     /// With `resume`: sets that the page shows already, separated by commas.
     except: Option<String>,
@@ -59,6 +59,7 @@ impl NextQuery {
 fn why_nothing(reason: NoLease) -> &'static str {
     match reason {
         NoLease::Empty => "empty",
+        NoLease::Held => "held",
         NoLease::Quota => "quota",
         NoLease::Judged => "judged",
         NoLease::Taken => "taken",
@@ -202,6 +203,8 @@ pub struct JudgmentRequest {
     pub active_ms: i64,
     #[serde(default)]
     pub wall_ms: i64,
+    /// A name for this judgment, 1 to 200 bytes: sent again under it, the judgment is stored once and the answer is the
+    /// first one. Another judgment under it is refused (`idempotency_key_reused`).
     pub idempotency_key: String,
     /// The judgment that this one corrects.
     pub revises: Option<JudgmentId>,

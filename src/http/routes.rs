@@ -247,7 +247,8 @@ fn people() -> Vec<Route> {
             .query::<label::NextQuery>()
             .returns::<label::LeasedSet>(200)
             .returns_nothing_because(
-                "the header `x-queue` says why: `empty`, or `quota` when the day's quota is used; for a named set also \
+                "the header `x-queue` says why: `empty`; `held` when there is nothing but sets that the caller holds, \
+                 which `resume=true` hands out again; `quota` when the day's quota is used; for a named set also \
                  `judged`, `taken` or `closed`",
             ),
         post(

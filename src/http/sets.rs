@@ -335,6 +335,8 @@ pub struct RankingRequest {
     pub outcome: Option<Outcome>,
     pub strength: Option<Strength>,
     pub rationale: Option<String>,
+    /// A name for this ranking, 1 to 200 bytes: sent again under it, the ranking is stored once. Another ranking under it
+    /// is refused (`idempotency_key_reused`). Without one, every request is a ranking of its own.
     pub idempotency_key: Option<String>,
     /// Id or name of the project of `messages`; the first when absent.
     pub project: Option<String>,

@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use super::catalogue::Known;
 use super::files::{FILES, io, tree_size};
 use super::{builtin, pypi, repository};
-use crate::domain::{hash, is_model_name};
+use crate::domain::{hash, is_model_name, nearest};
 use crate::hub::Hub;
 use crate::model::{describe, gguf, load};
 
@@ -112,9 +112,21 @@ pub fn installed_names(data_dir: &Path) -> Vec<String> {
     names
 }
 
-/// A sentence for error messages: how to name models that are not among the names `here`.
-pub fn other_ways(here: &[String]) -> String {
+/// Names of the catalogue that are similar to an unknown `name` and not among the names `here`, as a question for error
+/// messages: ` Did you mean 'a' or 'b', which can be downloaded?`; empty without one.
+fn known_near(name: &str, here: &[String]) -> String {
+    let more = KNOWN.iter().map(|known| known.name).filter(|k| here.iter().all(|n| n != k));
+    match nearest(name, more).as_slice() {
+        [] => String::new(),
+        near => format!(" Did you mean '{}', which can be downloaded?", near.join("' or '")),
+    }
+}
+
+/// Sentences that end an error message about an unknown `name`: similar names that can be pulled, and how to name models
+/// that are not among the names `here`.
+pub fn other_ways(name: &str, here: &[String]) -> String {
     let more: Vec<&str> = KNOWN.iter().map(|known| known.name).filter(|k| here.iter().all(|n| n != k)).collect();
+    let meant = known_near(name, here);
     let bring = match more.as_slice() {
         [] => "`instructd models pull OWNER/NAME` downloads one from the Hugging Face hub".to_owned(),
         more => {
@@ -124,7 +136,7 @@ pub fn other_ways(here: &[String]) -> String {
             )
         }
     };
-    format!("{bring}; a path to a Hugging Face directory or a .gguf file works too")
+    format!(".{meant} {bring}; a path to a Hugging Face directory or a .gguf file works too")
 }
 
 /// Bytes of a model: of its file, or of all files of its directory.
@@ -180,7 +192,10 @@ pub fn pull_from(
     }
     let repo = known.map(|known| known.repo).or(name.contains('/').then_some(name));
     match repo {
-        None => ways.push("  2. the Hugging Face hub: not a known name; write it as OWNER/NAME".to_owned()),
+        None => ways.push(format!(
+            "  2. the Hugging Face hub: not a known name; write it as OWNER/NAME.{}",
+            known_near(name, &[])
+        )),
         Some(repo) => match install(&target, |staging| repository::fetch(hub, repo, staging, progress)) {
             Ok(path) => return Ok(path),
             Err(error) => ways.push(format!("  2. the Hugging Face hub ({repo}): {error}")),

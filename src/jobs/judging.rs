@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
+use super::lacking::NO_SETS;
 use super::line_file::LineFile;
 use super::materialise::{PrepareError, version};
 use super::settings::SupervisorConfig;
@@ -38,6 +39,25 @@ pub(super) async fn prepare(
     Ok(Some(judge))
 }
 
+/// Whether there is a set for the judge that a job's arguments name.
+///
+/// # Errors
+/// `Job` for a judge that the configuration does not have; errors of the store.
+pub(super) async fn has_sets(
+    store: &Store,
+    args: &Map<String, Value>,
+    judges: &BTreeMap<String, JudgeConfig>,
+    without_requests: bool,
+) -> Result<bool, PrepareError> {
+    let (judge, _) = JudgeLabeler::named(store, args, judges).await?;
+    let mut complete = args.clone();
+    for path in ["sets", "output_dir"] {
+        complete.insert(path.into(), "set-by-the-job".into());
+    }
+    let wanted = ToJudge { limit: 1, ..judge.wanted(&complete, without_requests)? };
+    Ok(!store.model_judgments().to_judge(&wanted).await?.is_empty())
+}
+
 /// The labeler that a job's judge is: one for each model of the configuration's judges, and one for each model version.
 pub(super) struct JudgeLabeler {
     labeler: LabelerId,
@@ -51,6 +71,18 @@ impl JudgeLabeler {
         args: &Map<String, Value>,
         judges: &BTreeMap<String, JudgeConfig>,
     ) -> Result<Self, PrepareError> {
+        let (judge, name) = Self::named(store, args, judges).await?;
+        let created = store.now().await?;
+        store.model_judgments().put_labeler(ModelLabeler { id: judge.labeler.clone(), name, created }).await?;
+        Ok(judge)
+    }
+
+    /// The judge that the arguments name, and its name.
+    async fn named(
+        store: &Store,
+        args: &Map<String, Value>,
+        judges: &BTreeMap<String, JudgeConfig>,
+    ) -> Result<(Self, String), PrepareError> {
         let text = |field: &str| args.get(field).and_then(Value::as_str).map(str::to_owned);
         let (identity, name) = match text("host") {
             Some(host) => {
@@ -65,10 +97,21 @@ impl JudgeLabeler {
             }
         };
         let labeler = LabelerId::from(format!("judge-{}", &hash::of_bytes(&identity)[..20]));
-        let created = store.now().await?;
-        store.model_judgments().put_labeler(ModelLabeler { id: labeler.clone(), name, created }).await?;
         let criteria = text("criteria").unwrap_or_else(|| JudgeSetsArgs::default().criteria);
-        Ok(Self { labeler, criteria: criteria.trim().to_owned() })
+        Ok((Self { labeler, criteria: criteria.trim().to_owned() }, name))
+    }
+
+    /// The sets that the judge is to rank by complete arguments. The choice does not depend on the models' paths.
+    fn wanted(&self, args: &Map<String, Value>, without_requests: bool) -> Result<ToJudge, PrepareError> {
+        let parsed: JudgeSetsArgs =
+            args::parse(&Value::Object(args.clone())).map_err(|e| PrepareError::Job(e.to_string()))?;
+        Ok(ToJudge {
+            labeler_id: self.labeler.clone(),
+            criteria: self.criteria.clone(),
+            which: parsed.which,
+            without_requests,
+            limit: parsed.max_sets as i64,
+        })
     }
 
     /// Writes the sets that the judge is to rank into the job's directory, without the authors of the completions, and
@@ -87,16 +130,7 @@ impl JudgeLabeler {
         }
         let mut complete = args.clone();
         complete.insert("output_dir".into(), job_dir.display().to_string().into());
-        // The models' paths are not in the arguments yet; the choice of the sets does not depend on them.
-        let parsed: JudgeSetsArgs =
-            args::parse(&Value::Object(complete)).map_err(|e| PrepareError::Job(e.to_string()))?;
-        let wanted = ToJudge {
-            labeler_id: self.labeler.clone(),
-            criteria: self.criteria.clone(),
-            which: parsed.which,
-            without_requests,
-            limit: parsed.max_sets as i64,
-        };
+        let wanted = self.wanted(&complete, without_requests)?;
         let mut file = LineFile::create(&path)?;
         for id in store.model_judgments().to_judge(&wanted).await? {
             let content = match store.sets().content(&id).await {
@@ -111,7 +145,7 @@ impl JudgeLabeler {
             })?;
         }
         if file.lines() == 0 {
-            return Err(PrepareError::Job("there are no sets that this judge has not ranked by these criteria".into()));
+            return Err(PrepareError::Job(NO_SETS.to_owned()));
         }
         file.finish(&path)?;
         Ok(())

@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
+use super::lacking::{NO_DEMONSTRATIONS, no_feedback, no_prompts, no_rankings};
 use super::learned::{FeedbackPages, Rankings, learned_demonstrations, learned_prompts};
 use super::line_file::LineFile;
-use super::queue::{JobArgs, file_names, leaves_out, needs_model, takes, wants};
+use super::queue::{JobArgs, data_of, file_names, needs_model, takes};
 use crate::artifacts::{ArtifactError, Artifacts};
 use crate::data::{PromptRecord, Written, pairs, thumbs};
 use crate::domain::files::write_atomically;
@@ -67,16 +68,7 @@ async fn feedback(store: &Store, filter: &RankedFilter, path: PathBuf) -> Result
         lines.iter().try_for_each(|line| file.push(line))?;
     }
     if file.lines() == 0 {
-        let message = match undecided {
-            0 if filter.without_requests => {
-                "there are no thumbs to learn from; send some with POST /v1/feedback first \
-                 (those on answers to requests count only with privacy.learn_from_requests)"
-                    .to_owned()
-            }
-            0 => "there are no thumbs to learn from; send some with POST /v1/feedback first".to_owned(),
-            n => format!("there are no thumbs to learn from: of {n} completions as many users like as dislike them"),
-        };
-        return Err(PrepareError::Job(message));
+        return Err(PrepareError::Job(no_feedback(filter, undecided)));
     }
     tracing::debug!(undecided, "completions without a majority of thumbs are left out");
     Frozen::of_lines(file, path)
@@ -93,13 +85,7 @@ async fn comparisons(store: &Store, filter: &RankedFilter, path: PathBuf) -> Res
         }
     }
     if file.lines() == 0 {
-        return Err(PrepareError::Job(match filter.by_rating.as_ref() {
-            None => "there are no rankings to learn from; rank some completions first".to_owned(),
-            Some(by) => format!(
-                "there are no ratings on {:?} of the rubric {:?} to learn from; rate some completions first",
-                by.dimension, by.rubric
-            ),
-        }));
+        return Err(PrepareError::Job(no_rankings(filter)));
     }
     Ok(Frozen { n_pairs, ..Frozen::of_lines(file, path)? })
 }
@@ -120,7 +106,7 @@ async fn demonstrations(store: &Store, without_requests: bool, path: PathBuf) ->
         }
     }
     if file.lines() == 0 {
-        return Err(PrepareError::Job("there are no demonstrations; write or import some first".into()));
+        return Err(PrepareError::Job(NO_DEMONSTRATIONS.to_owned()));
     }
     Frozen::of_lines(file, path)
 }
@@ -142,14 +128,7 @@ async fn prompts(store: &Store, without_requests: bool, path: PathBuf) -> Result
         }
     }
     if file.lines() == 0 {
-        let asked = store.prompts().request_counts().await?.prompts;
-        let message = match asked {
-            n if without_requests && n > 0 => format!(
-                "there are no prompts to train on: the {n} stored prompts came in as requests, and the \
-                 setting privacy.learn_from_requests is off. Add or import prompts, or switch the setting on"
-            ),
-            _ => "there are no prompts to train on; add or import some first".to_owned(),
-        };
+        let message = no_prompts(store, without_requests).await?;
         return Err(PrepareError::Job(message));
     }
     Frozen::of_lines(file, path)
@@ -225,12 +204,9 @@ pub(super) async fn prepare(
     let record = job_dir.join("datasets.json");
     let mut datasets: Map<String, Value> =
         std::fs::read(&record).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
-    for (field, needed) in roles::data() {
-        let unwanted = !wants(needed, &args, job_args.gold_judgments) || leaves_out(&schema, &args, field);
-        // Sets to rank are frozen for their judge (`judging`).
-        if unwanted || !takes(&schema, field) || field == "sets" {
-            continue;
-        }
+    let needed: Vec<&str> = data_of(&schema, &args, job_args.gold_judgments).collect();
+    // Sets to rank are frozen for their judge (`judging`).
+    for field in needed.into_iter().filter(|field| *field != "sets") {
         let path = job_dir.join(format!("{field}.jsonl"));
         args.insert(field.into(), path.display().to_string().into());
         if datasets.contains_key(field) && path.exists() {

@@ -111,6 +111,18 @@ pub(super) fn wants(needed: Needed, args: &Map<String, Value>, gold_judgments: b
     needed.by(args, |asked| asked == "gold_judgments" && gold_judgments)
 }
 
+/// The files of data that a job with these arguments of the recipe needs.
+pub(super) fn data_of<'a>(
+    schema: &'a Value,
+    args: &'a Map<String, Value>,
+    gold_judgments: bool,
+) -> impl Iterator<Item = &'static str> + 'a {
+    let is_needed = move |(field, needed): &(&'static str, Needed)| {
+        takes(schema, field) && wants(*needed, args, gold_judgments) && !leaves_out(schema, args, field)
+    };
+    roles::data().filter(is_needed).map(|(field, _)| field)
+}
+
 /// Splits the arguments and has the recipe validate its part. Does not read the store.
 ///
 /// # Errors
@@ -133,7 +145,7 @@ pub fn check(recipe: &Recipe, args: &Value) -> Result<JobArgs, ArgsError> {
     };
     let filter = match own.shift_remove("filter") {
         None | Some(Value::Null) => RankedFilter::default(),
-        Some(filter) => serde_json::from_value(filter).map_err(|e| refuse("filter", e.to_string()))?,
+        Some(filter) => serde_json::from_value(filter).map_err(|e| refuse("filter", with_nearest(e.to_string())))?,
     };
     let schema = (recipe.schema)();
     for field in roles::corpora().filter(|field| takes(&schema, field)) {
@@ -153,8 +165,21 @@ pub fn check(recipe: &Recipe, args: &Value) -> Result<JobArgs, ArgsError> {
             complete.insert(field.to_owned(), PLACEHOLDER.into());
         }
     }
-    (recipe.validate)(&Value::Object(complete))?;
+    (recipe.validate)(&Value::Object(complete)).map_err(|error| of_job(error, recipe, &own))?;
     Ok(JobArgs { publish_as, filter, gold_judgments, recipe: own })
+}
+
+/// An error of the recipe about an argument that it does not know, with the arguments of a job: its own are among them,
+/// and those that the job sets are not.
+fn of_job(error: ArgsError, recipe: &Recipe, given: &Map<String, Value>) -> ArgsError {
+    if !given.contains_key(&error.field) || !error.message.starts_with("unknown field ") {
+        return error;
+    }
+    let schema = job_schema(recipe);
+    let Some(properties) = schema["properties"].as_object() else { return error };
+    let known: Vec<String> = properties.keys().map(|name| format!("`{name}`")).collect();
+    let message = format!("unknown field `{}`, expected one of {}", error.field, known.join(", "));
+    ArgsError { message: with_nearest(message), ..error }
 }
 
 /// The JSON Schema of a job's arguments: the recipe's without the paths, and the job's own.
@@ -341,7 +366,8 @@ pub async fn resolve<'r>(
 /// Validates the arguments and queues the job. A model that is left out is the active one; an empty one is none.
 ///
 /// # Errors
-/// `UnknownKind`, `Args` naming the field, or the store's `Conflict` when the unique key is taken.
+/// `UnknownKind`, `Args` naming the field, or the store's `Conflict` when the unique key or the name of the model is that
+/// of an unfinished job.
 pub async fn enqueue(store: &Store, recipes: &[Recipe], request: Request) -> Result<Job, EnqueueError> {
     let (_, args, checked) = resolve(store, recipes, &request.kind, request.args).await?;
     if let Some(name) = &checked.publish_as

@@ -231,11 +231,19 @@ impl Supervisor {
         shutdown: &CancellationToken,
     ) -> Result<JobState, StoreError> {
         let (metrics, datasets) = (release.metrics.clone(), release.datasets.clone());
+        let wanted = release.publish_as.map(str::to_owned);
         let publishing = self.with_lease(fence, publish_files(&self.store, &self.artifacts, release)).await?;
         let PublishedFiles { version, files, dir } = match publishing {
             Ok(files) => files,
             Err(error) => return self.fail(fence, &format!("publishing failed: {error:#}")).await,
         };
+        if let Some(taken) = wanted.filter(|wanted| *wanted != version.name) {
+            let message = format!("the name '{taken}' was taken in the meantime; the model is '{}'", version.name);
+            let event = [("warning".to_owned(), json!({"message": message}))];
+            if let Err(error) = self.store.jobs().append_events(&job.id, &event).await {
+                tracing::warn!(job.id = %job.id, %error, "{message}");
+            }
+        }
         let result = json!({"model": version.name, "model_version_id": version.id, "metrics": metrics,
             "datasets": datasets});
         let complete = || self.store.jobs().complete(fence, version.clone(), files.clone(), result.clone());

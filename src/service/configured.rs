@@ -48,7 +48,7 @@ pub async fn named(
     let Some((Located { path, name }, is_encoder)) = located.await?? else {
         let more = hub::installed_names(&services.config.data_dir);
         let message = crate::store::unknown_version(services.store.as_ref(), model, Some(kind), &more).await?;
-        bail!("{message}. {}", hub::other_ways(&more));
+        bail!("{message}{}", hub::other_ways(model, &more));
     };
     match (kind, is_encoder) {
         (ModelKind::Encoder, false) => bail!("{} is a decoder, not an encoder", path.display()),

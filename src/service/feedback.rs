@@ -12,7 +12,7 @@ use crate::service::random::actor_hash;
 /// Stores one event; a repeated idempotency key returns what was stored.
 ///
 /// # Errors
-/// `BadInput` when the value does not fit the kind, `NotFound` for unknown completions.
+/// `KeyReused` of the store for the key of other feedback, `BadInput` when the value does not fit the kind, `NotFound` for unknown completions.
 pub async fn give(
     services: &Arc<Services>,
     actor: &Actor,

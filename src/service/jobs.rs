@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::searches::{Listed, search};
 use super::{Result, ServiceError, Services, bad_input, filters, register, uncancelled};
 use crate::domain::{Job, JobEvent, JobId, JobNotes, LabelerId, Metric, ModelKind, unknown_name};
+use crate::jobs::available;
 use crate::jobs::estimate::{self, Estimate};
 use crate::jobs::executors::{self, RemoteLog};
 use crate::jobs::queue::{self, EnqueueError};
@@ -100,7 +101,8 @@ pub async fn with_author(services: &Services, job: Job) -> Result<JobView> {
 /// Checks the arguments against the recipe and queues the job.
 ///
 /// # Errors
-/// `BadInput` naming `kind` or `args.<field>`, `Conflict` when the unique key is taken.
+/// `BadInput` naming `kind` or `args.<field>`; `Conflict` when there is nothing to learn from, or the unique key or the
+/// name of the model is that of an unfinished job.
 pub async fn enqueue(services: &Arc<Services>, by: &Actor, new: NewJob) -> Result<Job> {
     if !new.args.is_object() {
         return Err(bad_input("args", "must be an object"));
@@ -132,6 +134,7 @@ pub async fn enqueue(services: &Arc<Services>, by: &Actor, new: NewJob) -> Resul
         if let Some(args) = request.args.as_object_mut() {
             estimate::fill_defaults(services.store.as_ref(), &services.config.data_dir, &request.kind, args).await?;
         }
+        check_data(&services, &request.kind, request.args.clone()).await?;
         let job = queue::enqueue(services.store.as_ref(), services.recipes, request).await.map_err(refusal)?;
         services.store.audit_log().append(&actor, "enqueue", job.id.as_str(), json!({"kind": job.kind}), now).await?;
         Ok(job)
@@ -210,6 +213,17 @@ fn check_rollouts(services: &Services, args: &Value) -> Result<()> {
     let message =
         "upstream needs servers that load adapters while they run: set upstream.url and upstream.push = \"vllm\"";
     Err(bad_input("args.rollouts", message))
+}
+
+/// Checks that the data exists that the job would learn from.
+async fn check_data(services: &Services, kind: &str, args: Value) -> Result<()> {
+    let store = services.store.as_ref();
+    let (recipe, _, job) = queue::resolve(store, services.recipes, kind, args).await.map_err(refusal)?;
+    let (learns, judges) = (services.learns_from_requests(), &services.config.judges);
+    match available::missing(store, recipe, &job, learns, judges).await? {
+        None => Ok(()),
+        Some(message) => Err(ServiceError::Conflict(message)),
+    }
 }
 
 /// Checks that the filter of the arguments names an existing tag or labeler.

@@ -51,7 +51,7 @@ pub struct Judged {
 /// Stores the labeler's judgment of a leased set. A repeated idempotency key returns what was stored.
 ///
 /// # Errors
-/// `BadInput` naming the field, `Forbidden` for another labeler's assignment, `Conflict` of the store.
+/// `KeyReused` of the store for the key of another judgment, `BadInput` naming the field, `Forbidden` for another labeler's assignment, `Conflict` of the store.
 pub async fn submit(
     services: &Arc<Services>,
     actor: &Actor,

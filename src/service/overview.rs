@@ -20,6 +20,8 @@ pub struct Overview {
     pub counts: Counts,
     pub active_policy: Option<ModelVersion>,
     pub active_reward: Option<ModelVersion>,
+    /// The newest reward model, if none is active.
+    pub unpromoted_reward: Option<ModelVersion>,
     pub evidence: Standing,
     pub next_action: NextAction,
     pub running_jobs: Vec<Job>,
@@ -136,11 +138,14 @@ async fn read(services: &Services) -> Result<Overview> {
         policy: summary(policy.filter(|p| p.job_id.is_some()), None).await?,
     };
     let (active_policy, active_reward) = (policy.cloned(), reward.cloned());
+    let waiting = models.iter().filter(|m| m.kind == ModelKind::Reward && m.state == ModelState::Candidate);
+    let unpromoted_reward = waiting.filter(|_| reward.is_none()).max_by_key(|m| m.created).cloned();
     Ok(Overview {
         counted,
         counts,
         active_policy,
         active_reward,
+        unpromoted_reward,
         evidence: standing,
         next_action,
         running_jobs,

@@ -11,6 +11,7 @@ use crate::artifacts::{Artifacts, weights_sha256};
 use crate::domain::files::is_disk_full;
 use crate::domain::{ModelKind, ModelState, ModelVersion, ModelVersionId, is_model_name};
 use crate::hub::builtin;
+use crate::hub::catalogue::Known;
 use crate::hub::pull;
 use crate::model;
 use crate::store::{Store, StoreError, find_version, unknown_version};
@@ -103,7 +104,13 @@ async fn unknown(
     let more = if kind.is_none_or(|kind| kind == ModelKind::Policy) { pulled } else { Vec::new() };
     let message = match more.iter().any(|installed| installed == name) {
         true => not_loaded(name),
-        false => unknown_version(services.store.as_ref(), name, kind, &more).await?,
+        false => {
+            let message = unknown_version(services.store.as_ref(), name, kind, &more).await?;
+            match Known::named(name).filter(|_| kind.is_none_or(|kind| kind == ModelKind::Policy)) {
+                Some(known) => format!("{message}. `instructd models pull {}` downloads it", known.name),
+                None => message,
+            }
+        }
     };
     Ok(ServiceError::UnknownModel { message, param: param.map(str::to_owned) })
 }

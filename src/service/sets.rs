@@ -12,7 +12,7 @@ use super::{Result, ServiceError, Services, bad_input, not_found_as, uncancelled
 use crate::domain::*;
 use crate::engine::{SamplingParams, ServedModel, TextForm};
 use crate::service::people::Actor;
-use crate::store::{Place, SetContent};
+use crate::store::{Place, SetContent, StoreError};
 
 /// A prompt by content or by id.
 pub enum PromptRef {
@@ -320,11 +320,19 @@ pub struct Ranking {
     pub idempotency_key: String,
 }
 
+/// What a refused idempotency key was used for.
+const OTHER_RANKING: StoreError = StoreError::KeyReused("another ranking");
+
 /// Stores a K-wise ranking. Repeating it with the same idempotency key changes nothing.
+///
+/// # Errors
+/// `KeyReused` of the store when the key is that of another ranking; `BadInput` naming the field; `Forbidden` for sets
+/// of the queue that were not handed out to a labeler.
 pub async fn rank(services: &Arc<Services>, actor: &Actor, ranking: Ranking) -> Result<(ComparisonSet, Judged)> {
     let Ranking { set_id, project, prompt: prompt_ref, completions, outcome, strength, rationale, idempotency_key } =
         ranking;
     let (refs, tiers): (Vec<_>, Vec<_>) = completions.into_iter().unzip();
+    let mut repeated = false;
     let set = match (set_id, prompt_ref) {
         (Some(id), None) => services.store.sets().get(&id).await.map_err(|e| not_found_as(e, "set_id"))?,
         (None, Some(prompt_ref)) => {
@@ -334,8 +342,15 @@ pub async fn rank(services: &Arc<Services>, actor: &Actor, ranking: Ranking) -> 
             // The set's id is derived from the key, so that a repeated request finds the set that it made before.
             let id = derived_set_id(actor, &idempotency_key);
             match services.store.sets().get(&id).await {
-                Ok(known) => known,
-                Err(crate::store::StoreError::NotFound { .. }) => {
+                Ok(known) => {
+                    let of_others = outcome == Outcome::Ranked && refs.len() != known.completion_ids.len();
+                    if of_others || !is_of(services, &known, &project, prompt_ref).await? {
+                        return Err(OTHER_RANKING.into());
+                    }
+                    repeated = true;
+                    known
+                }
+                Err(StoreError::NotFound { .. }) => {
                     check_own(services, actor, &refs).await?;
                     let prompt = prompt(services, actor, &project, prompt_ref, "api").await?;
                     let import = Selection { policy: "import", score: None };
@@ -348,16 +363,21 @@ pub async fn rank(services: &Arc<Services>, actor: &Actor, ranking: Ranking) -> 
         }
         _ => return Err(bad_input("set_id", "give either set_id, or one of messages and prompt_id")),
     };
+    // A repeated request names the completions that it made its set of.
+    let foreign = |field: String, message: String| match repeated {
+        true => OTHER_RANKING.into(),
+        false => bad_input(field, message),
+    };
     let mut items = Vec::new();
     for (i, (completion, tier)) in refs.into_iter().zip(tiers).enumerate() {
         let id = match completion {
             CompletionRef::Known(id) => id,
             CompletionRef::Text(text) => text_in_set(services, &set, &text, &items).await?.ok_or_else(|| {
-                bad_input(format!("completions[{i}].text"), "is not the text of a completion of this set")
+                foreign(format!("completions[{i}].text"), "is not the text of a completion of this set".into())
             })?,
         };
         if !set.completion_ids.contains(&id) {
-            return Err(bad_input(format!("completions[{i}].completion_id"), format!("{id} is not in this set")));
+            return Err(foreign(format!("completions[{i}].completion_id"), format!("{id} is not in this set")));
         }
         if tier < 0 {
             return Err(bad_input(format!("completions[{i}].tier"), "must not be negative"));
@@ -388,6 +408,17 @@ pub async fn rank(services: &Arc<Services>, actor: &Actor, ranking: Ranking) -> 
     let judged = judge(services, actor, place, submission).await?;
     let set = services.store.sets().get(&set.id).await?;
     Ok((set, judged))
+}
+
+/// Whether a set is one of the prompt.
+async fn is_of(services: &Services, set: &ComparisonSet, project: &ProjectId, prompt: PromptRef) -> Result<bool> {
+    Ok(match prompt {
+        PromptRef::Known(id) => set.prompt_id == id,
+        PromptRef::Messages(messages) => {
+            let given = prompt_record(project, messages, "api", services.now());
+            services.store.prompts().get(&set.prompt_id).await?.content_hash == given.content_hash
+        }
+    })
 }
 
 /// The lease by which a labeler may rank the set; `None` for sets that this request made, and for reviewers and

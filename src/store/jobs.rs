@@ -49,7 +49,23 @@ fn keyed(key: &Option<String>) -> impl Fn(StoreError) -> StoreError + '_ {
     }
 }
 
+/// Refuses a job whose model would have the name that an unfinished job's model will have.
+async fn check_name(conn: &mut Conn, job: &Job) -> Result<()> {
+    let Some(name) = job.args.get("publish_as").and_then(serde_json::Value::as_str) else { return Ok(()) };
+    conn.serialize(super::locks::JOB_NAMES).await?;
+    let sql = "SELECT id, kind, state FROM jobs WHERE state IN ('queued', 'running') AND args ->> 'publish_as' = $1
+        ORDER BY id LIMIT 1";
+    let Some(row) = conn.one(sql, args![name]).await? else { return Ok(()) };
+    Err(StoreError::Conflict(format!(
+        "publish_as: the {} job {} is {} and will publish its model as '{name}'; choose another name, or cancel that job",
+        row.text("kind")?,
+        row.text("id")?,
+        row.text("state")?
+    )))
+}
+
 pub(super) async fn enqueue(conn: &mut Conn, j: &Job) -> Result<Job> {
+    check_name(conn, j).await?;
     conn.run(
         "INSERT INTO jobs (id, kind, args, state, unique_key, priority, attempt, crash_count, cancel_requested,
              checkpoint_uri, external_ref, created, name, note, tags, created_by)

@@ -11,6 +11,8 @@ pub(super) const ACTIVATION: i64 = 0xac71;
 pub(super) const BATCHES: i64 = 17_017;
 /// Advisory lock of claims of webhook deliveries and of changes of notices.
 pub(super) const WEBHOOKS: i64 = 0xeb00c;
+/// Advisory lock of new jobs that name their model: two of them must not take one name.
+pub(super) const JOB_NAMES: i64 = 0x10b5;
 /// Advisory lock of people's first sign-ins: two requests of one person must not make two people.
 pub(super) const IDENTITIES: i64 = 0x1de7;
 /// Advisory lock of migrations through a pooler.

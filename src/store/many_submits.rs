@@ -8,12 +8,13 @@ use serde_json::{Value, json};
 use super::groups::{Waiting, Write};
 use super::rows::{BoxFuture, Conn, args, not_found};
 use super::submits::{self, Considered, NewJudgment, standing_of};
-use super::{Result, SubmitJudgment, Submitted};
+use super::{Result, StoreError, SubmitJudgment, Submitted};
 use crate::domain::*;
 
 /// Subqueries with a limit, so that each row is looked up by its index, whatever the tables' statistics.
 const STANDING: &str = standing_of!(
     ids = "json_agg(i.completion_id)",
+    texts = "json_agg(json_build_array(c.parent_completion_id, c.text))",
     now = "q.now",
     set = "q.set_id",
     labeler = "q.labeler_id",
@@ -127,8 +128,12 @@ async fn submit_independent(conn: &mut Conn, waiting: Submits<'_>) -> Result<()>
         let missing = || not_found("comparison set", submit.judgment.set_id.as_str());
         match rows.get(&n).ok_or_else(missing).and_then(|row| submits::consider(row, submit, true)) {
             Err(refused) => waiting.done = Some(Err(refused)),
-            Ok(Considered::Replay { id, revealed }) => {
-                waiting.done = Some(Ok(submits::replayed(conn, &id, revealed).await?));
+            Ok(Considered::Replay(earlier)) => {
+                let done = match earlier.replayed(conn, submit, true).await {
+                    Err(refused @ StoreError::KeyReused(_)) => Err(refused),
+                    other => Ok(other?),
+                };
+                waiting.done = Some(done);
             }
             Ok(Considered::New(judgment)) => {
                 written.push(row(&judgment, submit.now));

@@ -91,6 +91,9 @@ pub enum StoreError {
     /// A uniqueness or state rule refused the write.
     #[error("{0}")]
     Conflict(String),
+    /// The idempotency key is that of another request; nothing was stored. The text says what the key was used for.
+    #[error("the idempotency_key was used for {0}; use a new one")]
+    KeyReused(&'static str),
     /// The lease has ended or belongs to another worker or labeler.
     #[error("the lease on {0} is no longer held")]
     LeaseLost(String),
@@ -134,7 +137,7 @@ pub struct SubmitJudgment {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Submitted {
     pub judgment: Judgment,
-    /// True when the idempotency key had been seen: the stored judgment is returned unchanged.
+    /// True when the idempotency key had been seen with the same judgment: the stored one is returned unchanged.
     pub replayed: bool,
     /// What has been revealed to the labeler about the set, including by this judgment.
     pub revealed: Vec<Knowledge>,
@@ -154,6 +157,8 @@ pub struct LabelerCounts {
 pub enum NoLease {
     /// There is no open set for them.
     Empty,
+    /// There is none but those that they hold.
+    Held,
     /// Judged and held sets have reached the day's quota.
     Quota,
     /// They have judged or skipped the named set.

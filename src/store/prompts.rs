@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeSet, HashMap};
 
+use serde_json::Value;
+
 use super::privacy::{self, asked};
 use super::rows::{Arg, Conn, PAGE_BYTES, Row, args, json, not_found, placeholders};
 use super::{FeedbackFact, FeedbackFilter, Page, Result, StoreError, keys};
@@ -311,6 +313,9 @@ pub(super) fn feedback(row: &Row) -> Result<FeedbackEvent> {
 }
 
 /// A known idempotency key returns the event stored under it.
+///
+/// # Errors
+/// `KeyReused` if that event says something else.
 pub(super) async fn put_feedback(conn: &mut Conn, e: &FeedbackEvent) -> Result<FeedbackEvent> {
     let completion = get_completion(conn, &e.completion_id).await?;
     conn.run(
@@ -330,10 +335,15 @@ pub(super) async fn put_feedback(conn: &mut Conn, e: &FeedbackEvent) -> Result<F
     .await?;
     let row = conn.one("SELECT * FROM feedback_events WHERE idempotency_key = $1", args![&e.idempotency_key]).await?;
     let stored = feedback(&row.ok_or_else(|| not_found("feedback", &e.idempotency_key))?)?;
-    if stored.completion_id != e.completion_id {
-        return Err(StoreError::Conflict("the idempotency key was used for another completion; use a new key".into()));
+    if (&stored.completion_id, &stored.kind) != (&e.completion_id, &e.kind) || !is_same_value(&stored.value, &e.value) {
+        return Err(StoreError::KeyReused("other feedback"));
     }
     Ok(stored)
+}
+
+/// Whether a stored value is a given one. Databases may write a number in another form: 1 for 1.0.
+fn is_same_value(stored: &Value, given: &Value) -> bool {
+    stored == given || stored.is_number() && stored.as_f64() == given.as_f64()
 }
 
 pub(super) async fn list_feedback(conn: &mut Conn, page: &Page) -> Result<Vec<FeedbackEvent>> {

@@ -90,7 +90,10 @@ pub(super) fn plan(request: &LeaseRequest, seen: &Outlook) -> LeasePlan {
             if done || used && something {
                 Some(NoLease::Quota)
             } else {
-                (used || !something).then_some(NoLease::Empty)
+                // What the labeler holds is handed out again only if the request allows it.
+                let holds = seen.in_hand > 0 && (seen.open > 0 || seen.calibrations_held > 0);
+                let reason = if holds && request.resume.is_none() { NoLease::Held } else { NoLease::Empty };
+                (used || !something).then_some(reason)
             }
         }
     };

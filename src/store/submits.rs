@@ -153,17 +153,22 @@ pub(super) async fn question(
 
 // ---------------------------------------------------------------- inside the transaction
 
-/// Everything that decides about a judgment of the set `s`, in one row. `$ids` gives a set's completions as JSON; the
-/// other parameters are SQL expressions of the judgment's facts, and the judgments `r` (with its idempotency key) and
-/// `f` (that it revises) and the assignment `a` are joined by `$from`.
+/// Everything that decides about a judgment of the set `s`, in one row. `$ids` gives a set's completions as JSON, and
+/// `$texts` the texts that were stored with the judgment `r`, which have its time. The other parameters are SQL expressions
+/// of the judgment's facts. The judgments `r` (with its idempotency key) and `f` (that it revises) and the assignment `a`
+/// are joined by `$from`.
 macro_rules! standing_of {
-    (ids = $ids:literal, now = $now:literal, set = $set:literal, labeler = $labeler:literal, since = $since:literal,
-     $from:expr) => {
+    (ids = $ids:literal, texts = $texts:literal, now = $now:literal, set = $set:literal, labeler = $labeler:literal,
+     since = $since:literal, $from:expr) => {
         concat!(
             "SELECT s.status, s.target_overlap, s.prompt_id, (SELECT ",
             $ids,
             " FROM set_items i WHERE i.set_id = s.id) AS completion_ids,
-               r.id AS replay_id, r.set_id AS replay_set, r.labeler_id AS replay_labeler,
+               r.id AS replay_id, r.set_id AS replay_set, r.labeler_id AS replay_labeler, (SELECT ",
+            $texts,
+            " FROM demonstrations d JOIN completions c ON c.id = d.completion_id
+                 WHERE d.created = r.created AND d.labeler_id = r.labeler_id AND d.prompt_id = s.prompt_id)
+                   AS replay_texts,
                f.id AS former_id, f.set_id AS former_set, f.labeler_id AS former_labeler,
                f.assignment_id AS former_assignment, f.revision AS former_revision,
                a.id, a.set_id, a.labeler_id, a.state, a.lease_token, a.expires_at, a.order_seed, ",
@@ -226,6 +231,7 @@ pub(super) use standing_of;
 
 const STANDING: &str = standing_of!(
     ids = "json_group_array(i.completion_id)",
+    texts = "json_group_array(json_array(c.parent_completion_id, c.text))",
     now = "$1",
     set = "$2",
     labeler = "$3",
@@ -290,7 +296,7 @@ pub(super) async fn submit(conn: &mut Conn, submit: &SubmitJudgment) -> Result<S
     ];
     let row = conn.one(STANDING, args).await?.ok_or_else(|| not_found("comparison set", given.set_id.as_str()))?;
     match consider(&row, submit, false)? {
-        Considered::Replay { id, revealed } => replayed(conn, &id, revealed).await,
+        Considered::Replay(earlier) => earlier.replayed(conn, submit, false).await,
         Considered::New(new) => {
             write(conn, &new, submit.now).await?;
             Ok(new.submitted())
@@ -301,11 +307,17 @@ pub(super) async fn submit(conn: &mut Conn, submit: &SubmitJudgment) -> Result<S
 /// What is to be done about a submitted judgment.
 pub(super) enum Considered {
     /// Its idempotency key is that of a stored judgment of the same set and labeler.
-    Replay {
-        id: JudgmentId,
-        revealed: Vec<Knowledge>,
-    },
+    Replay(Earlier),
     New(Box<NewJudgment>),
+}
+
+/// A judgment that was stored under an idempotency key.
+pub(super) struct Earlier {
+    id: JudgmentId,
+    /// The texts that the labeler wrote with it.
+    texts: Texts,
+    /// What has been revealed to the labeler about the set.
+    revealed: Vec<Knowledge>,
 }
 
 /// A judgment to store, with its effects.
@@ -320,18 +332,18 @@ pub(super) struct NewJudgment {
 /// Decides by a row of `standing_of!`.
 ///
 /// # Errors
-/// `Conflict`, `LeaseLost` or `NotFound` by the rules.
+/// `KeyReused` for a key of another set or labeler; `Conflict`, `LeaseLost` or `NotFound` by the rules.
 pub(super) fn consider(row: &Row, submit: &SubmitJudgment, postgres: bool) -> Result<Considered> {
     let (found, given) = (standing(row)?, &submit.judgment);
     if let Some(id) = row.opt_text("replay_id")? {
         if (row.text("replay_set")?.as_str(), row.text("replay_labeler")?.as_str())
             != (given.set_id.as_str(), given.labeler_id.as_str())
         {
-            return Err(StoreError::Conflict(
-                "the idempotency key was used for another judgment; use a new key".into(),
-            ));
+            return Err(StoreError::KeyReused(OTHER_JUDGMENT));
         }
-        return Ok(Considered::Replay { id: id.into(), revealed: found.revealed });
+        let mut texts: Texts = row.opt_json("replay_texts")?.unwrap_or_default();
+        texts.sort();
+        return Ok(Considered::Replay(Earlier { id: id.into(), texts, revealed: found.revealed }));
     }
     let mut decision = rules::decide(&found, submit)?;
     as_kept(&mut decision.judgment, postgres);
@@ -341,9 +353,53 @@ pub(super) fn consider(row: &Row, submit: &SubmitJudgment, postgres: bool) -> Re
     Ok(Considered::New(Box::new(NewJudgment { decision, texts, revealed: found.revealed })))
 }
 
-/// The result of a repeated submission.
-pub(super) async fn replayed(conn: &mut Conn, id: &JudgmentId, revealed: Vec<Knowledge>) -> Result<Submitted> {
-    Ok(Submitted { judgment: judgments::get(conn, id).await?, replayed: true, revealed })
+impl Earlier {
+    /// The result of a repeated submission.
+    ///
+    /// # Errors
+    /// `KeyReused` if the stored judgment says something else.
+    pub(super) async fn replayed(self, conn: &mut Conn, submit: &SubmitJudgment, postgres: bool) -> Result<Submitted> {
+        let stored = judgments::get(conn, &self.id).await?;
+        let mut given = submit.judgment.clone();
+        as_kept(&mut given, postgres);
+        if !says_the_same(&given, &stored) || self.texts != texts_of(submit) {
+            return Err(StoreError::KeyReused(OTHER_JUDGMENT));
+        }
+        Ok(Submitted { judgment: stored, replayed: true, revealed: self.revealed })
+    }
+}
+
+/// What a refused key was used for.
+const OTHER_JUDGMENT: &str = "another judgment";
+
+/// Whether two judgments of one set by one labeler say the same. Times, versions of guidelines and rubric, and the
+/// judgment that is revised do not matter: the server fills some of them in when a request does not have them.
+fn says_the_same(a: &Judgment, b: &Judgment) -> bool {
+    let items = |j: &Judgment| {
+        let mut items: Vec<_> = j.items.iter().map(|i| (i.completion_id.clone(), i.tier, i.rating)).collect();
+        items.sort();
+        items
+    };
+    let marks = |j: &Judgment| {
+        let mut marks: Vec<_> =
+            j.spans.iter().map(|s| (s.completion_id.clone(), s.start, s.end, s.note.clone())).collect();
+        marks.sort();
+        marks
+    };
+    (a.outcome, a.strength, &a.rationale, &a.flags) == (b.outcome, b.strength, &b.rationale, &b.flags)
+        && a.ratings == b.ratings
+        && items(a) == items(b)
+        && marks(a) == marks(b)
+}
+
+/// The texts that a labeler wrote with a judgment, each with the completion that it corrects, sorted.
+type Texts = Vec<(Option<CompletionId>, String)>;
+
+fn texts_of(submit: &SubmitJudgment) -> Texts {
+    let texts = submit.ideal_answer.iter().chain(&submit.corrections);
+    let mut texts: Texts = texts.map(|c| (c.parent_completion_id.clone(), without_nul(c.text.clone()))).collect();
+    texts.sort();
+    texts
 }
 
 impl NewJudgment {

@@ -2013,6 +2013,8 @@ export type Overview = {
   counts: Counts;
   active_policy: ModelVersion | null;
   active_reward: ModelVersion | null;
+  /** The newest reward model, if none is active. */
+  unpromoted_reward: ModelVersion | null;
   evidence: ActiveEvidence;
   next_action: NextAction;
   running_jobs: Job[];
@@ -3896,6 +3898,8 @@ export type PostBody<P extends string> = string extends P ? any :
     outcome?: Outcome | null;
     strength?: Strength | null;
     rationale?: string | null;
+    /** A name for this ranking, 1 to 200 bytes: sent again under it, the ranking is stored once. Another ranking under it
+     * is refused (`idempotency_key_reused`). Without one, every request is a ranking of its own. */
     idempotency_key?: string | null;
     /** Id or name of the project of `messages`; the first when absent. */
     project?: string | null;
@@ -4127,6 +4131,8 @@ export type PostBody<P extends string> = string extends P ? any :
     /** `thumb` ("up" or "down"), `score` (a number), `edit` or `comment` (text). */
     kind: string;
     value: any;
+    /** A name for this event, 1 to 200 bytes: sent again under it, the event is stored once. Another event under it is
+     * refused (`idempotency_key_reused`). */
     idempotency_key?: string | null;
   } :
   P extends '/v1/messages' ? {
@@ -4331,6 +4337,8 @@ export type PostBody<P extends string> = string extends P ? any :
     ideal_answer?: string | null;
     active_ms?: number;
     wall_ms?: number;
+    /** A name for this judgment, 1 to 200 bytes: sent again under it, the judgment is stored once and the answer is the
+     * first one. Another judgment under it is refused (`idempotency_key_reused`). */
     idempotency_key: string;
     /** The judgment that this one corrects. */
     revises?: string | null;
@@ -4367,6 +4375,8 @@ export type PostBody<P extends string> = string extends P ? any :
     ideal_answer?: string | null;
     active_ms?: number;
     wall_ms?: number;
+    /** A name for this judgment, 1 to 200 bytes: sent again under it, the judgment is stored once and the answer is the
+     * first one. Another judgment under it is refused (`idempotency_key_reused`). */
     idempotency_key: string;
     /** The judgment that this one corrects. */
     revises?: string | null;

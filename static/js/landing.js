@@ -64,19 +64,21 @@ async function progress() {
   const me = await currentSession();
   if (!me) return { me: null };
   const admin = me.role === 'admin';
-  const [own, overview, models] = await Promise.all([
+  const [own, overview, models, draws] = await Promise.all([
     get('/v1/label/me').catch(() => undefined),
     admin ? get('/admin/api/overview').catch(() => undefined) : undefined,
     admin ? get('/admin/models').catch(() => undefined) : undefined,
+    admin ? get('/admin/sets/draws', { limit: 1 }).catch(() => undefined) : undefined,
   ]);
-  return { me, admin, own, overview, models: models && listOf(models) };
+  const drawing = Boolean(draws && listOf(draws)[0]?.state === 'running');
+  return { me, admin, own, overview, models: models && listOf(models), drawing };
 }
 
 /**
  * One step: [key, done, detail, action or link]. `action` is an element or null.
  * @param {any} known what `progress` found
  */
-function stepsOf({ me, admin, own, overview, models }) {
+function stepsOf({ me, admin, own, overview, models, drawing }) {
   const link = (href, key) => h('a', { class: 'button', href, text: t(`home.step_${key}_go`) });
   const ranked = Math.min(own?.done_total ?? 0, TO_RANK);
   const trained = (models ?? []).filter((m) => m.job_id);
@@ -88,13 +90,25 @@ function stepsOf({ me, admin, own, overview, models }) {
     waiting(what) && h('a', { class: 'button', href: `/admin#/jobs/${running.id}`, text: t('home.step_running_go') });
   const list = [['sign_in', Boolean(me), me ? t('home.step_signed_in', { name: me.name }) : null, link('/label', 'sign_in')]];
   if (!me || admin) list.push(['sample', (overview?.counts?.prompts ?? 0) > 0, null, me ? sampleButton() : null]);
-  list.push(['rank', ranked >= TO_RANK, me ? t('home.step_ranked', { n: ranked, of: TO_RANK }) : null, me && link('/label', 'rank')]);
+  const idle = ranked < TO_RANK && own ? nothingToRank({ admin, own, overview, drawing }) : null;
+  const count = me ? t('home.step_ranked', { n: ranked, of: TO_RANK }) : null;
+  const draw = idle === 'draw' ? link('/admin#/queue', 'rank_draw') : null;
+  list.push(['rank', ranked >= TO_RANK, idle ? `${count} ${t(`home.rank_${idle}`)}` : count, idle ? draw : me && link('/label', 'rank')]);
   if (!me || admin) {
     list.push(['train', Boolean(reward), reward?.name, me && (job('reward') || link('/admin#/jobs/new/reward', 'train'))]);
     list.push(['improve', Boolean(better), better?.name, me && (job('policy') || link('/admin#/jobs/new/ppo', 'improve'))]);
     list.push(['compare', false, null, better ? link('/admin#/models', 'compare') : null]);
   }
   return list;
+}
+
+/** Why this person has nothing to rank now: the end of a key of words; null while there is something. */
+function nothingToRank({ admin, own, overview, drawing }) {
+  if (own.queue_open > 0 || own.onboarding) return null;
+  if (own.quota_left === 0) return 'quota';
+  if (!admin) return 'wait';
+  if (drawing) return 'drawing';
+  return (overview?.counts?.prompts ?? 0) > 0 ? 'draw' : 'no_prompts';
 }
 
 function sampleButton() {

@@ -61,7 +61,7 @@ function languageButton() {
 
 /**
  * Header + main. `page` marks the current link; `tools` go before the language switch (into the menu on
- * a phone), `status` nodes stay in sight.
+ * a phone), `status` nodes stay in sight; on a phone they take the place of the links, which go into the menu.
  * Returns `{main, setUser}`.
  */
 export function shell(page, { tools = [], status = [] } = {}) {
@@ -70,7 +70,10 @@ export function shell(page, { tools = [], status = [] } = {}) {
     h('a', { href, class: 'nav-link', 'aria-current': page === name ? 'page' : null, text: t(`nav.${name}`) });
   const user = h('div', { class: 'user' });
   const main = h('main', { id: 'main', tabindex: '-1' });
-  const toolbox = h('div', { class: 'top-tools', id: 'top-tools' }, tools, languageButton(), themeButton(), user);
+  const pages = () => PAGES.map(([name, href]) => link(name, href));
+  // on a phone, where the row has no room for them, the pages are in the menu
+  const menuPages = h('nav', { class: 'menu-pages', 'aria-label': t('nav.label_pages') }, pages());
+  const toolbox = h('div', { class: 'top-tools', id: 'top-tools' }, menuPages, tools, languageButton(), themeButton(), user);
   const menu = h(
     'button',
     {
@@ -91,7 +94,7 @@ export function shell(page, { tools = [], status = [] } = {}) {
   document.addEventListener('keydown', (e) => keyOf(e) === 'Escape' && openMenu(false));
   const header = h(
     'header',
-    { class: 'top' },
+    { class: `top ${status.length ? 'with-status' : ''}` },
     h('a', { class: 'skip-link', href: '#main', text: t('nav.skip') }),
     h(
       'a',
@@ -102,7 +105,7 @@ export function shell(page, { tools = [], status = [] } = {}) {
     h(
       'nav',
       { class: 'nav', 'aria-label': t('nav.label_pages') },
-      PAGES.map(([name, href]) => link(name, href)),
+      pages(),
     ),
     h('div', { class: 'top-status' }, status),
     toolbox,

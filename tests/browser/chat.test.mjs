@@ -94,6 +94,34 @@ test('stop keeps what was written, and what is refused is told in plain words', 
   await context.close();
 });
 
+test('a choice that was stored although its answer was lost stays, and the page says so', async () => {
+  const { page, context, trouble } = await chat('two');
+  await say(page, 't8 t9');
+  const choice = page.locator('.duel-choice button');
+  await choice.first().waitFor();
+  let tries = 0;
+  const bodies = [];
+  await page.route('**/judgment', async (route) => {
+    bodies.push(route.request().postDataJSON());
+    tries += 1;
+    if (tries > 1) return route.continue();
+    await route.fetch();
+    return route.abort('connectionreset');
+  });
+  await choice.nth(2).click();
+  await page.locator('.duel-choice button:not([disabled])').first().waitFor();
+  await choice.nth(0).click();
+  await page.getByText('Your choice before was stored already and stays.').waitFor();
+  await page.locator('.tag.good').waitFor();
+  assert.equal(tries, 3, 'the lost one, another choice, and the stored one again');
+  assert.deepEqual(bodies[2].items, bodies[0].items);
+  const key = bodies[0].idempotency_key;
+  const stored = listOf(await api(server.url, 'GET', '/v1/judgments?limit=200')).filter((j) => j.idempotency_key === key);
+  assert.deepEqual(stored.map((j) => j.items.map((i) => i.tier)), [bodies[0].items.map((i) => i.tier)]);
+  assert.deepEqual(trouble, []);
+  await context.close();
+});
+
 test('two answers stream side by side and become a ranking', async () => {
   const { page, context, trouble } = await chat('two');
   await say(page, 't8 t9');

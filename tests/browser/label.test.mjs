@@ -107,6 +107,24 @@ test('a draft survives a reload, and a lost connection sends once', async () => 
   await context.close();
 });
 
+test('a set that another tab has judged keeps that judgment, and the second one is refused', async () => {
+  const set = await makeSet(server.url, 'Judged in two tabs.', ['One.', 'Two.']);
+  const { page, context, trouble } = await signedInPage(browser, server.url);
+  await visit(page, server.url, `/label?set_id=${set}`, '.answer');
+  await page.keyboard.press('1'); // the draft with its key is kept in this browser
+  const other = await context.newPage();
+  await visit(other, server.url, `/label?set_id=${set}`, '.answer');
+  assert.equal(await other.locator('[data-act=a]').getAttribute('aria-pressed'), 'true', 'the draft');
+  await page.keyboard.press('Enter');
+  const [first] = await stored(set);
+  await other.keyboard.press('2');
+  await other.keyboard.press('Enter');
+  await other.locator('.toast', { hasText: 'You have already judged or skipped this set.' }).waitFor();
+  assert.deepEqual(await stored(set), [first]);
+  assert.deepEqual(trouble, []);
+  await context.close();
+});
+
 test('undo reopens the last judgment and stores a revision', async () => {
   const set = await makeSet(server.url, 'Name a colour.', ['Blue.', 'Seven.']);
   const { page, context, trouble } = await signedInPage(browser, server.url);

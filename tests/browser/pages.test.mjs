@@ -98,6 +98,41 @@ test('HTML is parsed in one place only', () => {
   assert.deepEqual([...new Set(uses)], ['dom.js']);
 });
 
+test('phone: every page and every view of the administration can be reached', async () => {
+  const set = await makeSet(server.url, 'Name a river.', ['The Rhine.', 'Blue.']);
+  for (const [lang, theme] of [
+    ['en', 'light'],
+    ['zh', 'dark'],
+  ]) {
+    const { page, context, trouble } = await signedInPage(browser, server.url, { phone: true, lang, theme });
+    for (const width of [320, 390]) {
+      await page.setViewportSize({ width, height: 844 });
+      for (const [path, selector] of PAGES) {
+        await visit(page, server.url, path === '/label' ? `/label?set_id=${set}` : path, selector);
+        // whole, and not below something else
+        const shown = (of) =>
+          page.locator(`${of} a`).evaluateAll((links) =>
+            links
+              .filter((link) => {
+                const box = link.getBoundingClientRect();
+                const at = document.elementFromPoint(box.right - 4, box.top + box.height / 2);
+                return box.width > 0 && box.left >= 0 && box.right <= innerWidth && (at === link || link.contains(at));
+              })
+              .map((link) => new URL(link.href).pathname + new URL(link.href).hash),
+          );
+        const row = await shown('.top > .nav');
+        if (row.length === 0) await page.locator('.menu-button').tap();
+        const pages = row.length ? row : await shown('.menu-pages');
+        assert.deepEqual(pages, ['/label', '/chat', '/explore', '/admin'], `${path} at ${width}`);
+        if (row.length === 0) await page.keyboard.press('Escape');
+        if (path.startsWith('/admin')) assert.equal((await shown('nav.tabs')).length, 9, `${path} at ${width}`);
+      }
+    }
+    assert.deepEqual(trouble, []);
+    await context.close();
+  }
+});
+
 test('phone, Chinese: nothing overflows, no untranslated key, a pair is ranked by touch', async () => {
   const set = await makeSet(server.url, '法国的首都是哪里?', ['巴黎。', '里昂。']);
   const { page, context, trouble } = await signedInPage(browser, server.url, { phone: true, lang: 'zh' });

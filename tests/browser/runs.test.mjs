@@ -345,6 +345,20 @@ test('the next step lights up what it is about, and gives the reason with its fi
   await context.close();
 });
 
+test('a reward model that was made and not promoted is named, with what to do', async () => {
+  const { page, context, trouble } = await signedInPage(browser, server.url);
+  const real = await api(server.url, 'GET', '/admin/api/overview');
+  assert.equal(real.unpromoted_reward, null, 'one is active');
+  const json = { ...real, active_reward: null, unpromoted_reward: real.active_reward };
+  await page.route('**/admin/api/overview', (route) => route.fulfill({ json }));
+  await visit(page, server.url, '/admin#/', '.loop');
+  assert.match(await page.locator('.node.reward').innerText(), /judge\s+not promoted yet: promote it under Models/);
+  await page.locator('.node.reward').click();
+  await page.locator('.tree').waitFor();
+  assert.deepEqual(trouble, []);
+  await context.close();
+});
+
 test('each view has its title, and takes the focus to its heading', async () => {
   const { page, context, trouble } = await signedInPage(browser, server.url);
   await visit(page, server.url, '/admin#/', '.loop');

@@ -20,6 +20,7 @@ before(async () => {
   const long = 'How do I keep basil alive indoors through a long winter, and what should I do when its leaves turn yellow?';
   const pair = await makeSet(server.url, long, ['Give it **light** and water it when the soil is dry. '.repeat(6), 'Buy a new plant.']);
   const three = await makeSet(server.url, 'Name a river.', ['The Rhine.', '| a | b |\n|---|---|\n| 1 | 2 |', `\`\`\`\n${'code '.repeat(60)}\n\`\`\``]);
+  await api(server.url, 'POST', '/v1/demonstrations', { messages: [{ role: 'user', content: 't5' }], completion: 't6' });
   await api(server.url, 'POST', '/admin/jobs', { kind: 'sft', args: { max_steps: 1 } }).catch(() => {});
   const [job] = listOf(await api(server.url, 'GET', '/admin/jobs'));
   await api(server.url, 'POST', '/admin/labelers', { name: 'Somebody with a rather long name', role: 'labeler' }).catch(() => {}); // a server that runs already has them

@@ -8,7 +8,7 @@ use crate::store::views::Jobs;
 use crate::store::*;
 
 impl Jobs<'_> {
-    /// Conflict when a non-terminal job has the same unique key.
+    /// Conflict when a non-terminal job has the same unique key, or will publish its model under the same name.
     pub async fn enqueue(self, job: Job) -> Result<Job> {
         write!(self.0, |tx| jobs::enqueue(tx, &job))
     }

@@ -335,24 +335,11 @@ pub fn parse<T: RecipeArgs>(value: &Value) -> Result<T, ArgsError> {
         let message = error.into_inner().to_string();
         // At the root, serde names the field in the message only.
         let quoted = message.split('`').nth(1).unwrap_or("args").to_owned();
-        let message = with_nearest(message);
+        let message = crate::domain::with_nearest(message);
         ArgsError { field: if path == "." || path == "?" { quoted } else { path }, message }
     })?;
     args.check()?;
     Ok(args)
-}
-
-/// Adds similar names to serde's message about an unknown name.
-fn with_nearest(message: String) -> String {
-    let names: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
-    let Some((name, known)) = names.split_first().filter(|_| message.starts_with("unknown ")) else { return message };
-    let near = crate::domain::nearest(name, known.iter().copied());
-    match (message.split_once(", expected"), near.as_slice()) {
-        (Some((what, expected)), [_, ..]) => {
-            format!("{what}; did you mean `{}`? expected{expected}", near.join("` or `"))
-        }
-        _ => message,
-    }
 }
 
 /// The JSON Schema of `T`, with the required fields marked.

@@ -74,7 +74,7 @@ async function route() {
       h('a', { href, 'aria-current': name === tab ? 'page' : null, text: t(`admin.${name}`) }),
     ),
   );
-  // on a phone the tabs scroll: the current one stays in sight
+  // where the tabs scroll, the current one stays in sight
   nav.querySelector('[aria-current]')?.scrollIntoView({ block: 'nearest', inline: 'center' });
   const el = h('div', { class: `view ${tab}` });
   fill(body, el);

@@ -98,6 +98,7 @@ export async function overviewView(el, { signal }) {
     const go = next.code === 'wait' ? t('next.see') : t('next.go');
     const policy = o.active_policy;
     const reward = o.active_reward;
+    const waiting = o.unpromoted_reward;
     const e = o.evidence;
     const accuracy = e.accuracy;
     fill(
@@ -141,7 +142,8 @@ export async function overviewView(el, { signal }) {
           'reward',
           lit,
           '#/models',
-          reward?.name ?? t('loop.none'),
+          reward?.name ?? waiting?.name ?? t('loop.none'),
+          waiting ? t('loop.not_promoted') : null,
           reward ? (accuracy ? t('loop.accuracy', { v: shareText(accuracy) }) : t('loop.not_measured')) : null,
           accuracy ? t(accuracy.low > accuracy.chance ? 'loop.above_chance' : 'loop.at_chance') : null,
           reward && Number.isFinite(e.new_rankings) ? t('loop.new_rankings', { n: e.new_rankings }) : null,

@@ -94,10 +94,13 @@ export async function rankedDuel(box, { request, signal, onWritten }) {
     };
     const release = () =>
       post(`/v1/label/${encodeURIComponent(set.assignment_id)}/release`, { lease_token: set.lease_token }).catch(() => {});
-    const choose = async (tiers, winner) => {
-      note.textContent = '';
+    let sent = null; // the choice that was sent last
+    const choose = async (tiers, winner, explanation = '') => {
+      note.textContent = explanation;
       for (const button of controls.children) button.disabled = true;
       const ms = Math.round(performance.now() - shown);
+      const before = sent;
+      sent = [tiers, winner];
       try {
         const answer = await post(`/v1/label/${encodeURIComponent(set.assignment_id)}/judgment`, {
           lease_token: set.lease_token,
@@ -118,6 +121,8 @@ export async function rankedDuel(box, { request, signal, onWritten }) {
         );
         over({ text: set.completions[winner].text });
       } catch (e) {
+        // the choice before was stored although its answer was lost: it stays
+        if (e.code === 'idempotency_key_reused' && before) return choose(before[0], before[1], t('chat.first_choice_stays'));
         note.textContent = errorText(e);
         for (const button of controls.children) button.disabled = false;
       }

@@ -6,21 +6,22 @@ import { askForm } from './ask.js';
 const LOOK_FOR_WORK = 15e3;
 
 /**
- * Shows the page without a set. `asking` says that somebody came to ask; `form` restores the question form and its
+ * Shows the page without a set. `asking` says that somebody came to ask, `draws` that they can draw sets; `form` restores the question form and its
  * `problem`. `onAsk(question)` has answers written, `advance()` shows the next set, `loadFigures()` resolves with the person's
  * figures.
  * @param {HTMLElement} main
- * @param {{asking: boolean, form: any, quota: boolean, onAsk: (question: any) => void, advance: () => any,
+ * @param {{asking: boolean, draws: boolean, form: any, quota: boolean, onAsk: (question: any) => void, advance: () => any,
  *   loadFigures: () => Promise<any>}} options
  */
-export function showEmptyPage(main, { asking, form, quota, onAsk, advance, loadFigures }) {
+export function showEmptyPage(main, { asking, draws, form, quota, onAsk, advance, loadFigures }) {
   const title = t(asking ? 'ask.title' : quota ? 'quota.title' : 'empty.title');
   document.title = `${title} · instructd`;
   const empty = h(
     'div',
     { class: 'centre empty' },
     h('h1', { text: title }),
-    h('p', { class: 'muted', text: t(asking ? 'empty.text' : quota ? 'quota.text' : 'empty.waiting') }),
+    h('p', { class: 'muted', text: t(asking ? 'empty.text' : quota ? 'quota.text' : draws ? 'empty.draw' : 'empty.waiting') }),
+    draws && !asking && !quota ? h('p', null, h('a', { class: 'button primary', href: '/admin#/queue', text: t('empty.draw_go') })) : null,
     askForm(onAsk, form),
     h(
       'p',

@@ -42,6 +42,7 @@ const sheet = h(
   { class: 'icon-button help-button', type: 'button', 'aria-label': t('keys.title'), title: t('keys.title') },
   h('kbd', { text: '?' }),
 );
+let isAdmin = false;
 const project = new ProjectChoice();
 const page = shell('label', {
   tools: [project.el, h('a', { class: 'button quiet', href: '/label?ask=1', text: t('ask.link') }), guide, sheet],
@@ -130,7 +131,7 @@ function show(set, ballot) {
 function showEmpty(asking = false, form = {}) {
   state.close();
   const quota = state.noSetReason === 'quota';
-  showEmptyPage(page.main, { asking, form, quota, onAsk: (question) => ask(question, asking), advance, loadFigures });
+  showEmptyPage(page.main, { asking, draws: isAdmin, form, quota, onAsk: (question) => ask(question, asking), advance, loadFigures });
 }
 
 /** Streams answers to a question into the places where they will be ranked, then shows their set. */
@@ -240,6 +241,8 @@ async function onRefused(error, entry) {
   const { set, ballot } = entry.context;
   // a rubric was activated while the set was at hand: the set is rated by it
   if (error.param === 'rubric_version') set.rubric = (await get('/v1/rubric', { project: set.project_id }).catch(() => null))?.rubric ?? set.rubric;
+  // This set was judged in another tab, under the same key: that judgment stays, and the history opens it.
+  if (error.code === 'idempotency_key_reused') return void toast(t('label.refused', { why: t('named.judged') }), { kind: 'bad' });
   saveDraft(set.set_id, ballot);
   toast(t('label.refused', { why: error.message }), {
     kind: 'bad',
@@ -308,6 +311,7 @@ sheet.addEventListener('click', async (e) => {
 async function start() {
   try {
     const labeler = await requireSession(page, { note: t('sign.why_label') });
+    isAdmin = labeler.role === 'admin';
     pruneDrafts();
     keymap.load(labeler.id);
     showKeys();

@@ -51,6 +51,10 @@ impl Answer {
     pub fn param(&self) -> Option<String> {
         self.json()["error"]["param"].as_str().map(str::to_owned)
     }
+
+    pub fn error_code(&self) -> Option<String> {
+        self.json()["error"]["code"].as_str().map(str::to_owned)
+    }
 }
 
 pub fn version(name: &str, kind: ModelKind, parent: Option<&ModelVersion>) -> ModelVersion {
@@ -126,6 +130,12 @@ impl Server {
         let mut services = Arc::into_inner(services).expect("the router of the first server is gone");
         services.search = limits;
         Self::of(Arc::new(services), dir).with_mock(MockOptions::default()).await
+    }
+
+    /// Stores a demonstration, so that a job of kind `sft` has something to learn from.
+    pub async fn demonstrate(&self) {
+        let body = json!({"messages": [{"role": "user", "content": "a demonstrated question"}], "completion": "so"});
+        self.post("/v1/demonstrations", body).await.expect(201);
     }
 
     pub async fn without_engine(change: impl FnOnce(&mut Config)) -> Self {

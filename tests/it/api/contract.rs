@@ -354,6 +354,7 @@ async fn the_remaining_routes_answer_as_declared() {
     let set = server.post("/v1/comparison-sets", set).await.expect(201).json();
     server.get(&format!("/v1/comparison-sets/{}", set["id"].as_str().unwrap())).await.expect(200);
     server.get("/admin/models/base").await.expect(200);
+    server.demonstrate().await;
     let job = server.post("/admin/jobs", json!({"kind": "sft", "args": {}})).await.expect(201).json();
     let path = format!("/admin/jobs/{}", job["id"].as_str().unwrap());
     server.post(&format!("{path}/cancel"), json!({})).await.expect(200);

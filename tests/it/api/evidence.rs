@@ -6,12 +6,13 @@ use instructd::store::Meeting;
 use serde_json::{Value, json};
 
 use super::client::{Server, version};
+use crate::store::fixture;
 
 /// A version that a (bare) job made.
 async fn trained(server: &Server, name: &str, kind: ModelKind, parent: &ModelVersion, metrics: Value) -> ModelVersion {
     let recipe = if kind == ModelKind::Reward { "reward" } else { "sft" };
-    let job = server.post("/admin/jobs", json!({"kind": recipe, "args": {}})).await.expect(201).json();
-    let id = job["id"].as_str().unwrap().to_owned();
+    let job = server.services.store.jobs().enqueue(fixture::job(recipe, None, 0)).await.unwrap();
+    let id = job.id.to_string();
     server.post(&format!("/admin/jobs/{id}/cancel"), json!({})).await.expect(200);
     let made = ModelVersion {
         job_id: Some(id.as_str().into()),
@@ -194,6 +195,8 @@ fn intervals_count_what_is_independent() {
 #[tokio::test]
 async fn jobs_have_names_and_are_found_by_them() {
     let server = Server::start().await;
+    server.demonstrate().await;
+    rank(&server, 0, 1).await;
     let body = json!({"kind": "sft", "args": {"epochs": 2}, "name": " Short answers ", "tags": ["a_b", "a_b", "50%"]});
     let job = server.post("/admin/jobs", body).await.expect(201).json();
     assert_eq!(

@@ -74,6 +74,7 @@ async fn null_is_absent_on_every_route() {
     }
     assert!(fields > 100, "{fields}");
     // With everything that is asked for, and null for all the rest.
+    server.demonstrate().await;
     let user = json!([{"role": "user", "content": "q"}]);
     for (path, status, body) in [
         ("/v1/prompts", 201, json!({"messages": user, "prompt": null, "tags": null, "lang": null})),
@@ -141,6 +142,7 @@ async fn every_list_with_pages_gives_each_row_once() {
     let server = Server::start().await;
     let webhook = json!({"url": "https://example.org/hook", "events": ["job.failed"]});
     let webhook = server.post("/admin/webhooks", webhook).await.expect(201).json();
+    server.demonstrate().await;
     for i in 0..4 {
         let test = format!("/admin/webhooks/{}/test", webhook["id"].as_str().unwrap());
         server.post(&test, json!({})).await.expect(202);

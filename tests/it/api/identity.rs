@@ -201,6 +201,7 @@ async fn ends_after(server: &Server, request: Request<axum::body::Body>, end: im
 async fn open_streams_end_with_what_opened_them() {
     let slow = crate::support::mock::MockOptions { delay_per_token: Duration::from_millis(100), ..Default::default() };
     let server = Server::with(|_| {}, slow).await;
+    server.demonstrate().await;
     let job = server.post("/admin/jobs", json!({"kind": "sft", "args": {}})).await.expect(201).json();
     let job = job["id"].as_str().unwrap().to_owned();
     let line = [("log".to_owned(), json!({"text": "x"}))];

@@ -165,6 +165,84 @@ async fn feedback_and_rankings() {
     assert_eq!(server.services.store.counts().await.unwrap().judgments, 0);
 }
 
+/// A job that has nothing to learn from would fail when its turn comes, perhaps after hours.
+#[tokio::test]
+async fn jobs_without_data_are_refused_with_what_to_do() {
+    let server = Server::start().await;
+    let rule = json!({"kind": "length", "target": 9});
+    let request = |kind: &str, more: Value| {
+        let mut args = match kind {
+            "ppo" | "reinforce" | "rloo" | "grpo" | "online_dpo" | "raft" => json!({"reward": rule}),
+            "judge" => json!({"judge_model": "base"}),
+            _ => json!({}),
+        };
+        args.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        json!({"kind": kind, "args": args})
+    };
+    let kinds = [
+        ("sft", "write or import some first"),
+        ("reward", "rank some completions first"),
+        ("dpo", "rank some completions first"),
+        ("simpo", "rank some completions first"),
+        ("orpo", "rank some completions first"),
+        ("kto", "POST /v1/feedback"),
+        ("ppo", "add or import some first"),
+        ("reinforce", "add or import some first"),
+        ("rloo", "add or import some first"),
+        ("grpo", "add or import some first"),
+        ("online_dpo", "add or import some first"),
+        ("raft", "add or import some first"),
+        ("judge", "there are no sets"),
+    ];
+    // Files of the operator may be on another machine.
+    let corpora = ["pretrain", "mlm", "finetune", "prompt_tuning", "external"];
+    for recipe in instructd::train::job_kinds() {
+        let known = kinds.iter().any(|(kind, _)| *kind == recipe.name) || corpora.contains(&recipe.name);
+        assert!(known, "the recipe {} is in neither list", recipe.name);
+    }
+    for (kind, what_to_do) in kinds {
+        let answer = server.post("/admin/jobs", request(kind, json!({}))).await.expect(409);
+        assert!(answer.text.contains(what_to_do), "{kind}: {}", answer.text);
+    }
+    assert_eq!(server.get("/admin/jobs").await.expect(200).json()["data"], json!([]));
+    // With data each is queued, unless its arguments leave nothing of it, or ask for more.
+    let set = json!({"messages": [{"role": "user", "content": "q"}], "completions": ["a", "b"]});
+    server.post("/v1/comparison-sets", set).await.expect(201);
+    let ranking = json!({"messages": [{"role": "user", "content": "p"}],
+        "completions": [{"text": "c", "tier": 0}, {"text": "d", "tier": 1}]});
+    let ranked = server.post("/v1/comparisons", ranking).await.expect(201).json();
+    let thumb = json!({"completion_id": ranked["set"]["completion_ids"][0], "kind": "thumb", "value": "up"});
+    server.post("/v1/feedback", thumb).await.expect(201);
+    server.post("/v1/prompts", json!({"messages": [{"role": "user", "content": "r"}]})).await.expect(201);
+    for (kind, more, what_to_do) in [
+        ("sft", json!({}), "write or import some first"),
+        ("ppo", json!({"ptx_coef": 0.5}), "write or import some first"),
+        ("reward", json!({"filter": {"labeler_id": "import"}}), "change the filter"),
+    ] {
+        let answer = server.post("/admin/jobs", request(kind, more)).await.expect(409);
+        assert!(answer.text.contains(what_to_do), "{kind}: {}", answer.text);
+    }
+    server.demonstrate().await;
+    for (kind, _) in kinds {
+        server.post("/admin/jobs", request(kind, json!({}))).await.expect(201);
+    }
+    server.post("/admin/jobs", request("ppo", json!({"ptx_coef": 0.5}))).await.expect(201);
+}
+
+#[tokio::test]
+async fn two_jobs_do_not_publish_under_one_name() {
+    let server = Server::start().await;
+    server.demonstrate().await;
+    let request = json!({"kind": "sft", "args": {"publish_as": "mine"}});
+    let first = server.post("/admin/jobs", request.clone()).await.expect(201).json();
+    let id = first["id"].as_str().unwrap();
+    let refused = server.post("/admin/jobs", request.clone()).await.expect(409);
+    assert!(refused.text.contains(id) && refused.text.contains("publish_as"), "{}", refused.text);
+    server.post("/admin/jobs", json!({"kind": "sft", "args": {"publish_as": "other"}})).await.expect(201);
+    server.post(&format!("/admin/jobs/{id}/cancel"), json!({})).await.expect(200);
+    server.post("/admin/jobs", request).await.expect(201);
+}
+
 #[tokio::test]
 async fn jobs() {
     let server = Server::start().await;
@@ -182,6 +260,7 @@ async fn jobs() {
     ] {
         refused(&server, "/admin/jobs", body, 400, param).await;
     }
+    server.demonstrate().await;
     let job = server
         .post("/admin/jobs", json!({"kind": "sft", "args": {"epochs": 2}, "unique_key": "u"}))
         .await

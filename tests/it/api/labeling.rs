@@ -48,6 +48,9 @@ async fn lease_judge_retry_revise() {
     let again = server.post(&judge_path(&turn), body).await.expect(200).json();
     assert_eq!(again["replayed"], true);
     assert_eq!(again["judgment"], stored["judgment"]);
+    let other = server.post(&judge_path(&turn), judgment(&turn, &[0, 1, 1], "key-1")).await.expect(409);
+    assert_eq!(other.error_code().as_deref(), Some("idempotency_key_reused"));
+    assert_eq!(other.param().as_deref(), Some("idempotency_key"));
 
     let mut revision = judgment(&turn, &[0, 1, 2], "key-2");
     revision["revises"] = stored["judgment"]["id"].clone();
@@ -70,6 +73,23 @@ async fn lease_judge_retry_revise() {
         (&json!(1), &json!(1)),
         "revisions do not count"
     );
+}
+
+#[tokio::test]
+async fn a_caller_who_holds_the_last_set_is_told_how_to_get_it_again() {
+    let server = Server::start().await;
+    let why =
+        async |query: &str| server.get(&format!("/v1/label/next{query}")).await.expect(204).headers["x-queue"].clone();
+    assert_eq!(why("").await, "empty");
+    new_set(&server, &["a", "b"]).await;
+    let turn = server.get("/v1/label/next").await.expect(200).json();
+    assert_eq!(why("").await, "held");
+    let again = server.get("/v1/label/next?resume=true").await.expect(200).json();
+    assert_eq!((&again["set_id"], &again["lease_token"]), (&turn["set_id"], &turn["lease_token"]));
+    // Who names what they hold knows of it.
+    assert_eq!(why(&format!("?resume=true&except={}", turn["set_id"].as_str().unwrap())).await, "empty");
+    server.post(&judge_path(&turn), judgment(&turn, &[0, 1], "k")).await.expect(200);
+    assert_eq!(why("").await, "empty");
 }
 
 #[tokio::test]
@@ -169,7 +189,7 @@ async fn rankings_by_api_are_stored_once() {
     let body = json!({"messages": [{"role": "user", "content": "q"}], "idempotency_key": "r1", "strength": "clearly",
         "completions": [{"text": "good", "tier": 0}, {"text": "bad", "tier": 1}]});
     let first = server.post("/v1/comparisons", body.clone()).await.expect(201).json();
-    let again = server.post("/v1/comparisons", body).await.expect(200).json();
+    let again = server.post("/v1/comparisons", body.clone()).await.expect(200).json();
     assert_eq!((&again["replayed"], &again["set"]["id"]), (&json!(true), &first["set"]["id"]));
     let counts = server.services.store.counts().await.unwrap();
     assert_eq!((counts.judgments, counts.completions, counts.sets_done), (1, 2, 1));
@@ -177,7 +197,30 @@ async fn rankings_by_api_are_stored_once() {
     assert!(export.contains("\"chosen\"") && export.lines().count() == 1, "{export}");
     let feedback = json!({"completion_id": first["set"]["completion_ids"][0], "kind": "thumb", "value": "up", "idempotency_key": "f"});
     let one = server.post("/v1/feedback", feedback.clone()).await.expect(201).json();
-    assert_eq!(server.post("/v1/feedback", feedback).await.expect(201).json()["id"], one["id"]);
+    assert_eq!(server.post("/v1/feedback", feedback.clone()).await.expect(201).json()["id"], one["id"]);
+    // Another request under a used key is refused, whatever it changes, and stores nothing.
+    let question = json!([{"role": "user", "content": "another"}]);
+    let answers = json!([{"text": "good", "tier": 0}, {"text": "worse", "tier": 1}]);
+    let more = json!([{"text": "good", "tier": 0}, {"text": "bad", "tier": 1}, {"text": "ugly", "tier": 2}]);
+    for (path, sent, field, value) in [
+        ("/v1/comparisons", &body, "messages", question),
+        ("/v1/comparisons", &body, "completions", answers),
+        ("/v1/comparisons", &body, "completions", more),
+        ("/v1/comparisons", &body, "strength", json!("barely")),
+        ("/v1/comparisons", &body, "outcome", json!("all_bad")),
+        ("/v1/feedback", &feedback, "value", json!("down")),
+        ("/v1/feedback", &feedback, "completion_id", first["set"]["completion_ids"][1].clone()),
+    ] {
+        let mut other = sent.clone();
+        other[field] = value;
+        if other["outcome"] == "all_bad" {
+            other.as_object_mut().unwrap().remove("strength");
+        }
+        let refused = server.post(path, other).await.expect(409);
+        assert_eq!(refused.error_code().as_deref(), Some("idempotency_key_reused"), "{path} {field}: {}", refused.text);
+    }
+    let after = server.services.store.counts().await.unwrap();
+    assert_eq!((after.judgments, after.completions, after.sets_done), (1, 2, 1));
 }
 
 #[tokio::test]

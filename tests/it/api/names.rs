@@ -291,6 +291,45 @@ async fn names_in_lists_and_filters_that_nothing_has_are_refused() {
         ("POST", "/admin/jobs", json!({"kind": "rewrad", "args": {}}), "kind", "'reward'"),
         ("POST", "/admin/jobs", json!({"kind": "reward", "args": {"epoch": 1}}), "args.epoch", "`epochs`"),
         ("GET", "/admin/sets?policy=uncertain", Value::Null, "policy", "'uncertainty'"),
+        ("GET", "/admin/jobs?sate=queued", Value::Null, "sate", "did you mean `state`?"),
+        ("GET", "/admin/jobs?state=runing", Value::Null, "state", "did you mean `running`?"),
+        (
+            "POST",
+            "/v1/chat/completions",
+            json!({"messages": [], "temprature": 1}),
+            "temprature",
+            "did you mean `temperature`?",
+        ),
+        ("POST", "/v1/comparisons", json!({"outcome": "rankd"}), "outcome", "did you mean `ranked`?"),
+        ("POST", "/v1/comparisons", json!({"complections": []}), "complections", "did you mean `completions`?"),
+        (
+            "POST",
+            "/admin/jobs",
+            json!({"kind": "reward", "args": {"publishas": "x"}}),
+            "args.publishas",
+            "did you mean `publish_as`?",
+        ),
+        (
+            "POST",
+            "/admin/jobs",
+            json!({"kind": "reward", "args": {"filters": {}}}),
+            "args.filters",
+            "did you mean `filter`?",
+        ),
+        (
+            "POST",
+            "/admin/jobs",
+            json!({"kind": "reward", "args": {"filter": {"tags": "x"}}}),
+            "args.filter",
+            "did you mean `tag`?",
+        ),
+        (
+            "POST",
+            "/admin/jobs",
+            json!({"kind": "sft", "args": {"model": "qwen3-0.6b"}}),
+            "args.model",
+            "`instructd models pull qwen3-0.6b` downloads it",
+        ),
     ];
     for (method, path, body, param, near) in refusals {
         let body = (!body.is_null()).then_some(body);
@@ -299,7 +338,20 @@ async fn names_in_lists_and_filters_that_nothing_has_are_refused() {
         assert_eq!(answer.param().as_deref(), Some(param), "{method} {path}: {}", answer.text);
         assert!(message(&answer).contains(near), "{method} {path}: {}", answer.text);
     }
+    // What a job may be given is listed whole, without what it sets itself.
+    for (kind, some) in [("reward", "`filter`"), ("sft", "`epochs`"), ("ppo", "`gold_judgments`")] {
+        let args = match kind {
+            "ppo" => json!({"qqqq": 1, "reward": {"kind": "length", "target": 9}}),
+            _ => json!({"qqqq": 1}),
+        };
+        let answer = server.post("/admin/jobs", json!({"kind": kind, "args": args})).await.expect(400);
+        assert_eq!(answer.param().as_deref(), Some("args.qqqq"), "{}", answer.text);
+        let said = message(&answer);
+        assert!(said.contains("`publish_as`") && said.contains(some), "{said}");
+        assert!(!said.contains("output_dir") && !said.contains("`demonstrations`"), "{said}");
+    }
     // Curves of a job, by name.
+    server.demonstrate().await;
     let job = server.post("/admin/jobs", json!({"kind": "sft", "args": {}})).await.expect(201).json();
     let id = job["id"].as_str().unwrap();
     server.get(&format!("/admin/jobs/{id}/metrics?names=los")).await.expect(200);

@@ -1,7 +1,7 @@
 //! Promote and roll back: what serves and what the database says move together.
 
 use instructd::domain::ModelKind;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::client::{Server, version};
 
@@ -81,4 +81,15 @@ async fn the_overview_says_what_comes_next() {
     assert_eq!(action().await, "train_reward");
     server.post("/admin/jobs", json!({"kind": "reward", "args": {}})).await.expect(201);
     assert_eq!(action().await, "wait");
+    // A reward model that was made and never promoted is named.
+    let waiting =
+        async || server.get("/admin/api/overview").await.expect(200).json()["unpromoted_reward"]["name"].clone();
+    assert_eq!(waiting().await, Value::Null);
+    let store = server.services.store.models();
+    let judge = version("judge", ModelKind::Reward, None);
+    store.put(judge.clone()).await.unwrap();
+    assert_eq!(waiting().await, "judge");
+    store.activate(&judge.id, 2).await.unwrap();
+    store.put(version("next", ModelKind::Reward, None)).await.unwrap();
+    assert_eq!(waiting().await, Value::Null, "one is active");
 }

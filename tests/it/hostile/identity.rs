@@ -170,6 +170,8 @@ async fn streams_end_with_their_access() {
     let dir = tempfile::tempdir().unwrap();
     let place = place(dir.path()).with("INSTRUCTD_JOBS__ENABLED", "false");
     let server = Server::start(&place).await;
+    let shown = json!({"messages": [{"role": "user", "content": "t1"}], "completion": "t2"});
+    server.call("POST", "/v1/demonstrations", Some(shown)).await.expect(201);
     let job = server.call("POST", "/admin/jobs", Some(json!({"kind": "sft", "args": {}}))).await.expect(201);
     let path = format!("/admin/jobs/{}/events", job["id"].as_str().unwrap());
     for how in [End::Revoked, End::LockedOut, End::Demoted] {

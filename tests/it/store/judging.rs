@@ -31,14 +31,29 @@ async fn judgments_replay_and_revise(store: Arc<Store>) {
     assert_eq!(store.demonstrations().page(None, 9).await.unwrap()[0].2.text, "better than all");
     assert_eq!(store.leases().get(&held.id).await.unwrap().state, AssignmentState::Submitted);
 
-    // A retry with another body under the same key: the stored one, unchanged.
+    // A retry, whatever the time it states: the stored one, unchanged.
     let mut retry = first.clone();
     retry.judgment.id = JudgmentId::new();
-    retry.judgment.rationale = Some("changed my mind".into());
+    retry.judgment.active_ms += 900;
     let replay = store.judgments().submit(retry.clone()).await.unwrap();
     assert_eq!((replay.judgment, replay.replayed), (first.judgment.clone(), true));
-    retry.judgment.labeler_id = bob.clone();
-    is_conflict(store.judgments().submit(retry.clone()).await);
+    // Anything else under the same key is refused and leaves what is stored.
+    let others: [fn(&mut SubmitJudgment); 7] = [
+        |s| s.judgment.rationale = Some("changed my mind".into()),
+        |s| s.judgment.items[0].tier += 7,
+        |s| s.judgment.outcome = Outcome::AllBad,
+        |s| s.judgment.flags.clear(),
+        |s| s.judgment.labeler_id = "bob".into(),
+        |s| s.ideal_answer = None,
+        |s| s.ideal_answer.as_mut().unwrap().text.push('!'),
+    ];
+    for (i, change) in others.into_iter().enumerate() {
+        let mut other = retry.clone();
+        change(&mut other);
+        let refused = store.judgments().submit(other).await;
+        assert!(matches!(refused, Err(StoreError::KeyReused(_))), "{i}: {refused:?}");
+    }
+    assert_eq!(store.judgments().get(&first.judgment.id).await.unwrap(), first.judgment);
     // Without the key it is a second word on the same set.
     retry.judgment.labeler_id = ada.clone();
     retry.judgment.idempotency_key = "other".into();
@@ -245,8 +260,17 @@ async fn demonstrations_and_feedback_are_idempotent(store: Arc<Store>) {
         created: T0,
     };
     let stored = store.feedback().put(event.clone()).await.unwrap();
-    let retry = FeedbackEvent { id: FeedbackId::new(), value: json!(-1), ..event.clone() };
-    assert_eq!((store.feedback().put(retry).await.unwrap(), stored), (event.clone(), event.clone()));
+    let retry = FeedbackEvent { id: FeedbackId::new(), created: T0 + 5, ..event.clone() };
+    assert_eq!((store.feedback().put(retry.clone()).await.unwrap(), stored), (event.clone(), event.clone()));
+    // A number in another form is the same number; anything else under the key is other feedback.
+    let same = FeedbackEvent { value: json!(1.0), ..retry.clone() };
+    assert_eq!(store.feedback().put(same).await.unwrap(), event);
+    for other in
+        [FeedbackEvent { value: json!(-1), ..retry.clone() }, FeedbackEvent { kind: "score".into(), ..retry.clone() }]
+    {
+        let refused = store.feedback().put(other).await;
+        assert!(matches!(refused, Err(StoreError::KeyReused(_))), "{refused:?}");
+    }
     assert_eq!(store.feedback().list(page(5)).await.unwrap(), vec![event.clone()]);
     is_not_found(
         store.feedback().put(FeedbackEvent { completion_id: "no".into(), idempotency_key: "g".into(), ..event }).await,

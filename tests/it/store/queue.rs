@@ -17,6 +17,7 @@ conformance!(
     a_new_checkpoint_begins_the_count_of_crashes_anew,
     crashes_and_shutdowns_requeue_differently,
     cancel_and_resume,
+    a_name_for_a_model_is_that_of_one_live_job,
     unique_keys_cover_live_jobs_only,
     events_are_numbered,
     curves,
@@ -185,6 +186,33 @@ async fn cancel_and_resume(store: Arc<Store>) {
     let resumed = store.jobs().resume(&queued.id).await.unwrap();
     assert_eq!((resumed.cancel_requested, resumed.checkpoint_uri), (false, Some("ckpt-1".into())));
     assert!(matches!(store.jobs().cancel(&"no".into()).await, Err(StoreError::NotFound { .. })));
+}
+
+async fn a_name_for_a_model_is_that_of_one_live_job(store: Arc<Store>) {
+    let named = |kind: &str, name: &str| Job { args: json!({"publish_as": name}), ..job(kind, None, 0) };
+    let first = store.jobs().enqueue(named("reward", "judge")).await.unwrap();
+    let refused = store.jobs().enqueue(named("sft", "judge")).await;
+    assert!(
+        matches!(&refused, Err(StoreError::Conflict(said)) if said.contains(first.id.as_str()) && said.contains("'judge'")),
+        "{refused:?}"
+    );
+    store.jobs().enqueue(named("sft", "other")).await.unwrap();
+    for _ in 0..2 {
+        store.jobs().enqueue(job("sft", None, 0)).await.unwrap();
+    }
+    // A running job will take the name too; one that has ended without a model has left it free.
+    let (running, fence) = claim(&store, "a").await.unwrap();
+    assert_eq!(running.id, first.id);
+    conflict(store.jobs().enqueue(named("sft", "judge")).await);
+    store.jobs().finish(&fence, JobState::Cancelled, None, None).await.unwrap();
+    // Of many at once, one is queued.
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..8 {
+        let (store, job) = (store.clone(), named("sft", "judge"));
+        tasks.spawn(async move { store.jobs().enqueue(job).await.is_ok() });
+    }
+    let queued = tasks.join_all().await.into_iter().filter(|queued| *queued).count();
+    assert_eq!(queued, 1);
 }
 
 async fn unique_keys_cover_live_jobs_only(store: Arc<Store>) {

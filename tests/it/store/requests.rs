@@ -216,7 +216,7 @@ async fn a_turn_is_read(store: Arc<Store>) {
     assert_eq!(held.set_id, set.id);
     let outlook = store.leases().outlook(&ask).await.unwrap();
     assert_eq!((outlook.in_hand, outlook.ordinary_free), (1, false));
-    assert_eq!(store.leases().take(lease(&ada, T0), outlook).await.unwrap(), Leased::Nothing(NoLease::Empty));
+    assert_eq!(store.leases().take(lease(&ada, T0), outlook).await.unwrap(), Leased::Nothing(NoLease::Held));
 
     let content = store.sets().content(&set.id).await.unwrap();
     assert_eq!((&content.set, &content.prompt.id), (&set, &set.prompt_id));

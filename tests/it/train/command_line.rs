@@ -66,6 +66,15 @@ fn an_unknown_model_is_reported_once_with_the_known_ones() {
     let output = run(&place, &["attention", "hello", "--model", "smollm2-135m-instruct"]);
     let text = text_of(&output);
     assert!(text.contains("models pull smollm2-135m-instruct"), "nobody is there to be asked: {text}");
+    // A misspelt name of a model that can be downloaded.
+    for words in
+        [vec!["attention", "hello", "--model", "smolm2-135m-instruct"], vec!["models", "pull", "smolm2-135m-instruct"]]
+    {
+        let output = run(&place, &words);
+        assert!(!output.status.success());
+        let text = text_of(&output);
+        assert!(text.contains("Did you mean 'smollm2-135m-instruct'"), "{words:?}: {text}");
+    }
     let output = run(&place, &["train", "sft", "--args", "/nowhere.json"]);
     assert_eq!(text_of(&output).matches("No such file").count(), 1, "{}", text_of(&output));
 }
