@@ -153,7 +153,7 @@ fn unsupported_configurations_are_refused() {
         ("families/smollm3", json!({"no_rope_layers": [1, 2]}), "no_rope_layers"),
         ("families/modernbert", json!({"norm_bias": true}), "norm_bias"),
         ("llama-tiny", json!({"model_type": "mamba"}), "mamba"),
-        ("llama-tiny", json!({"hidden_act": "relu"}), "relu"),
+        ("llama-tiny", json!({"hidden_act": "quick_gelu"}), "quick_gelu"),
         ("llama-tiny", json!({"num_key_value_heads": 4}), "divide"),
         ("llama-tiny", json!({"vocab_size": -1}), "vocab_size"),
         ("llama-tiny", json!({"num_hidden_layers": 1e9}), "num_hidden_layers"),
