@@ -4284,9 +4284,15 @@ export type PostBody<P extends string> = string extends P ? any :
     prompt?: string | null;
     /** Another name of `prompt`. */
     content?: string | null;
-    /** Whether the tokenizer adds its start and end tokens. Default true. */
+    /** A conversation, as in a chat request: its tokens are those of the prompt that the chat template renders. */
+    messages?: ChatMessage[] | null;
+    /** With `messages`: functions that the model may call, as in a chat request. */
+    tools?: any;
+    /** With `messages`: variables for the chat template. */
+    chat_template_kwargs?: any;
+    /** For a text: whether the tokenizer adds its start and end tokens. Default true. */
     add_special_tokens?: boolean | null;
-    /** Read special tokens written in the text as those tokens. Default false. */
+    /** For a text: read special tokens written in it as those tokens. Default false. */
     parse_special?: boolean | null;
   } :
   P extends '/v1/score' ? {
