@@ -216,9 +216,9 @@ def loop(server, ray_url):
         print(f"a doubled submission is answered with {e.code}")
     assert ask(ray_url, path=f"/api/jobs/{submission}", key=None)["status"] == "SUCCEEDED"
 
-    # PPO with it; the server is killed in the middle.
+    # PPO with it; the server is killed in the middle. The iterations outlast the time in which the lease of the job ends.
     before = liked_share(server, "tiny")
-    args = {"reward_model": "judge", "iterations": 80, "rollout_batch_size": 48, "response_length": 10,
+    args = {"reward_model": "judge", "iterations": 240, "rollout_batch_size": 48, "response_length": 10,
             "learning_rate": 2e-3, "kl_coef": 0.08, "ppo_epochs": 4, "minibatches": 2, "max_length": 64,
             "publish_as": "better", **common}
     id = server.call("POST", "/admin/jobs", {"kind": "ppo", "args": args})["id"]

@@ -179,7 +179,7 @@ impl Decoder {
         }
     }
 
-    /// Log-probs [rows] of the tokens that some rows predict, in nats. Those that a device computes have no gradient.
+    /// Log-probs, `[rows]`, of the tokens that some rows predict, in nats. Those that a device computes have no gradient.
     ///
     /// # Errors
     /// An id, a position or a row that does not exist; those of the device.
