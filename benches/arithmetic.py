@@ -17,7 +17,7 @@ import re
 import statistics
 
 import learning_proof
-from learning_proof import Server, run, write_lines, write_result
+from learning_proof import Server, interval, run, write_lines, write_result
 
 SAMPLES = 8
 TOKENS = 40
@@ -66,13 +66,6 @@ def passed(server, given):
         numbers = [re.findall(r"-?\d+", text) for text in texts]
         shares.append(statistics.mean(bool(n) and int(n[-1]) == answer for n in numbers))
     return shares
-
-
-def interval(values):
-    """95 % interval of the mean by a bootstrap."""
-    draw = random.Random(5)
-    means = sorted(statistics.mean(draw.choices(values, k=len(values))) for _ in range(2000))
-    return [means[50], means[1949]]
 
 
 def main():

@@ -233,6 +233,13 @@ def feedback(binary, model, reward, prompts, work):
     return str(rankings), str(thumbs)
 
 
+def interval(values):
+    """95 % interval of the mean by a bootstrap."""
+    draw = random.Random(3)
+    means = sorted(statistics.mean(draw.choices(values, k=len(values))) for _ in range(1000))
+    return [means[25], means[974]]
+
+
 def write_result(path, script, result):
     """A result of a bench as JSON, with where and when it was measured."""
     known = {key: os.environ.get(f"INSTRUCTD_BENCH_{key.upper()}", "") for key in ("commit", "date", "machine")}

@@ -26,7 +26,7 @@ import urllib.request
 from pathlib import Path
 
 import learning_proof
-from learning_proof import SAMPLES, TOKENS, write_lines, write_result
+from learning_proof import SAMPLES, TOKENS, interval, write_lines, write_result
 
 AGREEMENT = 0.726
 LABELERS = 5
@@ -202,10 +202,8 @@ def against_start(server, version, prompts, start, opinion):
         gap = opinion(text) - opinion(before)
         wins[at].append(0.5 if gap == 0 else float(gap > 0))
     shares = [statistics.mean(w) for w in wins]
-    draw = random.Random(3)
-    means = sorted(statistics.mean(draw.choices(shares, k=len(shares))) for _ in range(1000))
     kl = statistics.mean(lp - server.logprob(ids[at], tokens, server.start) for at, _, tokens, lp in samples)
-    return statistics.mean(shares), [means[25], means[974]], kl
+    return statistics.mean(shares), interval(shares), kl
 
 
 def loop(options, seed, selection, opinion, texts, work):

@@ -112,11 +112,15 @@ pub fn installed_names(data_dir: &Path) -> Vec<String> {
     names
 }
 
+/// Names of the catalogue that are not among the names `here`.
+fn not_among(here: &[String]) -> Vec<&'static str> {
+    KNOWN.iter().map(|known| known.name).filter(|known| here.iter().all(|name| name != known)).collect()
+}
+
 /// Names of the catalogue that are similar to an unknown `name` and not among the names `here`, as a question for error
 /// messages: ` Did you mean 'a' or 'b', which can be downloaded?`; empty without one.
 fn known_near(name: &str, here: &[String]) -> String {
-    let more = KNOWN.iter().map(|known| known.name).filter(|k| here.iter().all(|n| n != k));
-    match nearest(name, more).as_slice() {
+    match nearest(name, not_among(here)).as_slice() {
         [] => String::new(),
         near => format!(" Did you mean '{}', which can be downloaded?", near.join("' or '")),
     }
@@ -125,7 +129,7 @@ fn known_near(name: &str, here: &[String]) -> String {
 /// Sentences that end an error message about an unknown `name`: similar names that can be pulled, and how to name models
 /// that are not among the names `here`.
 pub fn other_ways(name: &str, here: &[String]) -> String {
-    let more: Vec<&str> = KNOWN.iter().map(|known| known.name).filter(|k| here.iter().all(|n| n != k)).collect();
+    let more = not_among(here);
     let meant = known_near(name, here);
     let bring = match more.as_slice() {
         [] => "`instructd models pull OWNER/NAME` downloads one from the Hugging Face hub".to_owned(),

@@ -8,6 +8,7 @@ use super::reasoning_ids::{AnswerPiece, ReasoningTags};
 use super::{ChatError, ChatTemplate};
 use crate::domain::{Message, PromptInput};
 use crate::model::Loaded;
+use crate::model::heads::Foreign;
 use crate::tokenizer::{EncoderToken, Tokenizer};
 
 /// Completions of one prompt as sequences.
@@ -50,14 +51,8 @@ pub struct Texts {
     reasoning_tags: Option<ReasoningTags>,
     /// Whether completions are encoded with their reasoning.
     reasoning: Reasoning,
-    /// Of a reward model that was trained elsewhere.
-    elsewhere: Option<Elsewhere>,
-}
-
-/// How a reward model that was trained elsewhere reads a conversation: as transformers encodes it for a classifier of
-/// sequences, whose head reads the last token that is not padding.
-struct Elsewhere {
-    padding: Option<u32>,
+    /// `None` unless they are for scores by a foreign reward model.
+    foreign: Option<Foreign>,
 }
 
 /// Whether a reward model reads the reasoning of answers, as its recipe has written it into instructd.json.
@@ -85,11 +80,10 @@ impl Texts {
         }
         let reasoning_tags = loaded.chat_template.as_deref().and_then(|source| ReasoningTags::new(source, &tokenizer));
         let (bos_id, reasoning) = (loaded.config.bos_id, reasoning_of_reward(loaded));
-        Ok(Self { pair, tokenizer, template, eos_ids, bos_id, reasoning_tags, reasoning, elsewhere: None })
+        Ok(Self { pair, tokenizer, template, eos_ids, bos_id, reasoning_tags, reasoning, foreign: None })
     }
 
-    /// For scores by a reward model. One that was trained elsewhere, which has no section in instructd.json, reads the
-    /// conversation as the chat template renders it with the answer; without a template, the text with the tokens that
+    /// For scores by a reward model. A foreign one, which has no section in instructd.json, reads the conversation as the chat template renders it with the answer; without a template, the text with the tokens that
     /// the tokenizer adds.
     ///
     /// # Errors
@@ -98,8 +92,7 @@ impl Texts {
         let mut texts = Self::new(loaded)?;
         let here = loaded.instructd.as_ref().is_some_and(|about| about.get("reward").is_some());
         if !here && !loaded.config.is_encoder() {
-            let padding = loaded.hf_config.get("pad_token_id").and_then(serde_json::Value::as_u64);
-            texts.elsewhere = Some(Elsewhere { padding: padding.and_then(|id| u32::try_from(id).ok()) });
+            texts.foreign = Some(Foreign::of(loaded));
         }
         Ok(texts)
     }
@@ -156,14 +149,14 @@ impl Texts {
         Ok(ids)
     }
 
-    /// The ids that follow those of a prompt in a conversation with the completion as its last message, for a reward
-    /// model that was trained elsewhere.
-    fn as_elsewhere(
+    /// The ids that follow those of a prompt in a conversation with the completion as its last message, for a
+    /// foreign reward model.
+    fn foreign_answer(
         &self,
         prompt: &PromptInput,
         prompt_ids: &[u32],
         text: &str,
-        elsewhere: &Elsewhere,
+        foreign: &Foreign,
     ) -> Result<Vec<u32>> {
         let mut ids = match (prompt, &self.template) {
             (PromptInput::Chat(messages), Some(Ok(template))) => {
@@ -182,10 +175,7 @@ impl Texts {
                 ids
             }
         };
-        if let Some(padding) = elsewhere.padding {
-            let kept = ids.iter().rposition(|id| *id != padding).map_or(0, |last| last + 1);
-            ids.truncate(kept);
-        }
+        foreign.cut_padding(&mut ids, 0);
         Ok(ids)
     }
 
@@ -259,8 +249,8 @@ impl Texts {
         for completion in completions {
             let mut response = match self.pair {
                 Some(_) => self.tokenizer.encode(self.reasoning.part_of(completion.as_ref()), false, false)?,
-                None => match &self.elsewhere {
-                    Some(elsewhere) => self.as_elsewhere(prompt, &prompt_ids, completion.as_ref(), elsewhere)?,
+                None => match &self.foreign {
+                    Some(foreign) => self.foreign_answer(prompt, &prompt_ids, completion.as_ref(), foreign)?,
                     None => self.completion(&prompt_ids, completion.as_ref())?,
                 },
             };

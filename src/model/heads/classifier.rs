@@ -5,6 +5,7 @@ use candle_core::{D, Result, Tensor};
 use serde_json::{Value, json};
 
 use crate::model::families::Pooler;
+use crate::model::heads::Foreign;
 use crate::model::heads::reward::headless;
 use crate::model::{Decoder, Encoder, Loaded, ModelConfig, PackedBatch, Purpose, Weights};
 use crate::tokenizer::{EncoderToken, Tokenizer};
@@ -94,10 +95,7 @@ fn foreign_ids(tokenizer: &Tokenizer, foreign: &Foreign, text: &str, max_length:
         None => encode(true)?,
     };
     ids.truncate(max_length);
-    if let Some(pad) = foreign.pad {
-        let kept = ids.iter().rposition(|id| *id != pad).map_or(1, |last| last + 1);
-        ids.truncate(kept);
-    }
+    foreign.cut_padding(&mut ids, 1);
     if ids.is_empty() {
         candle_core::bail!("a text has no tokens");
     }
@@ -107,12 +105,6 @@ fn foreign_ids(tokenizer: &Tokenizer, foreign: &Foreign, text: &str, max_length:
 /// The classifier's section of instructd.json.
 pub fn about(labels: &[String], max_length: usize) -> Value {
     json!({"classifier": {"labels": labels, "max_length": max_length}})
-}
-
-/// What is known of a classifier that was trained elsewhere.
-struct Foreign {
-    /// The padding token of a decoder.
-    pad: Option<u32>,
 }
 
 /// A trained classifier, frozen.
@@ -176,10 +168,9 @@ impl Classifier {
             candle_core::bail!("{name} has {classes} rows, instructd.json names {} labels", labels.len());
         }
         let limit = said.and_then(|v| v.get("max_length")?.as_u64()).map_or(usize::MAX, |n| n as usize);
-        let pad = loaded.hf_config.get("pad_token_id").and_then(Value::as_u64).and_then(|id| u32::try_from(id).ok());
         Ok(Self {
             body,
-            foreign: said.is_none().then_some(Foreign { pad: pad.filter(|_| !encoder) }),
+            foreign: said.is_none().then(|| Foreign::of(loaded)),
             head: head.detach(),
             bias: loaded.weights.get(CLASSIFIER_BIAS).map(Tensor::detach),
             tokenizer,

@@ -6,8 +6,10 @@ use crate::store::views::Feedback;
 use crate::store::*;
 
 impl Feedback<'_> {
-    /// Stores an event. One with a known idempotency key returns the stored event unchanged, and
-    /// `KeyReused` if that says something else.
+    /// Stores an event. One with a known idempotency key returns the stored event unchanged.
+    ///
+    /// # Errors
+    /// `KeyReused` if the stored event says something else.
     pub async fn put(self, event: FeedbackEvent) -> Result<FeedbackEvent> {
         write!(self.0, |tx| prompts::put_feedback(tx, &event))
     }

@@ -9,8 +9,11 @@ use crate::store::*;
 
 impl Judgments<'_> {
     /// Stores a judgment with all of its effects, in one transaction. A known idempotency key returns the stored
-    /// judgment, and `KeyReused` if that says something else. An expired lease is accepted as long as nobody else took the place. The store numbers revisions; a
-    /// skip frees the place; a revision needs no lease.
+    /// judgment. An expired lease is accepted as long as nobody else took the place. The store numbers revisions; a skip
+    /// frees the place; a revision needs no lease.
+    ///
+    /// # Errors
+    /// `KeyReused` if the judgment that is stored under the idempotency key says something else.
     pub async fn submit(self, submit: SubmitJudgment) -> Result<Submitted> {
         self.0.place(submit).await
     }

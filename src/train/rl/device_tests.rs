@@ -2,36 +2,24 @@
 
 use std::cell::RefCell;
 
-use serde_json::json;
-
-use super::gap_tests::Silent;
+use super::gap_tests::{Silent, six_prompts, tiny};
 use super::rollout::{RoundMonitor, Sampler};
 use super::{Ensemble, Reward, RewardServices, Sources};
-use crate::data::PromptInput;
 use crate::gpu::device::Device;
 use crate::gpu::shared::Shared;
 use crate::gpu::sim::Sim;
-use crate::model::{self, Decoder, Recompute};
-use crate::prompt::{ConversationIds, Texts};
-use crate::train::args::{PpoArgs, Precision, parse};
+use crate::model::{Decoder, Recompute};
+use crate::prompt::Texts;
+use crate::train::args::Precision;
 use crate::train::on_device::RunDevice;
 use crate::train::run::{Run, TrainPlan};
 use crate::train::sft::backbone_and_output;
-use crate::train::token_file::TokenFile;
 use crate::train::trainable::Trainable;
-use crate::train::turns::StoredPrompt;
 
 #[test]
 fn sampling_leaves_its_memory_before_log_probs_are_computed() {
-    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/llama-tied-tiny");
-    let mut loaded = model::load(&path, &candle_core::Device::Cpu).unwrap();
+    let (mut loaded, args) = tiny("sim");
     let texts = Texts::new(&loaded).unwrap();
-    let args: PpoArgs = parse(&json!({
-        "model": path, "output_dir": "unused", "prompts": "unused", "reward": {"kind": "length", "target": 4},
-        "rollout_batch_size": 6, "response_length": 6, "minibatches": 1, "ppo_epochs": 1, "critic": "shared",
-        "device": "sim", "learning_rate": 1e-4,
-    }))
-    .unwrap();
     let rl = args.rl();
     let mut policy = Trainable::<Decoder>::for_run(&loaded.config, backbone_and_output(&loaded), &rl.common).unwrap();
     let mut reference = policy.reference(&loaded.weights).unwrap();
@@ -50,14 +38,7 @@ fn sampling_leaves_its_memory_before_log_probs_are_computed() {
     let mut silent = Silent;
     let mut run = Run::new(plan, &mut silent).unwrap();
     kernels.train(&mut run, &mut policy, "policy.").unwrap();
-    let mut file = TokenFile::new(std::path::Path::new("unused"));
-    let prompts: Vec<StoredPrompt> = (5..11u32)
-        .map(|i| {
-            let (prompt, ids) = (PromptInput::Text(format!("t{i}")), vec![i, i + 1, i + 2]);
-            let conversation = ConversationIds { prompt, ids, next: Vec::new() };
-            StoredPrompt::keep(conversation, String::new(), None, 64, &mut file).unwrap()
-        })
-        .collect();
+    let prompts = six_prompts();
     let (ensemble, rule) = (Ensemble::default(), rl.reward.as_ref());
     let sources = Sources { model: None, rule, field: "reward", ensemble, weights: None, for_critic: false };
     let services = RewardServices::default();

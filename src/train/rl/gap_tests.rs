@@ -7,7 +7,7 @@ use super::update::{Experience, Learner, UpdateSummary};
 use super::{Algorithm, Ensemble, Reward, RewardServices, Sources};
 use crate::data::PromptInput;
 use crate::domain::{Metric, Progress};
-use crate::model::{self, Decoder, Purpose, Weights};
+use crate::model::{self, Decoder, Loaded, Purpose, Weights};
 use crate::prompt::{ConversationIds, Texts};
 use crate::train::Reporter;
 use crate::train::args::{PpoArgs, parse};
@@ -29,19 +29,35 @@ impl Reporter for Silent {
     }
 }
 
+/// A tiny model and the arguments of PPO with a rule.
+pub(super) fn tiny(device: &str) -> (Loaded, PpoArgs) {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/llama-tied-tiny");
+    let loaded = model::load(&path, &candle_core::Device::Cpu).unwrap();
+    let args = json!({
+        "model": path, "output_dir": "unused", "prompts": "unused", "reward": {"kind": "length", "target": 4},
+        "rollout_batch_size": 6, "response_length": 6, "minibatches": 1, "ppo_epochs": 1, "critic": "shared",
+        "device": device, "learning_rate": 1e-4,
+    });
+    (loaded, parse(&args).unwrap())
+}
+
+/// Prompts of three tokens each, in memory.
+pub(super) fn six_prompts() -> Vec<StoredPrompt> {
+    let mut file = TokenFile::new(std::path::Path::new("unused"));
+    let stored = (5..11u32).map(|i| {
+        let (prompt, ids) = (PromptInput::Text(format!("t{i}")), vec![i, i + 1, i + 2]);
+        let conversation = ConversationIds { prompt, ids, next: Vec::new() };
+        StoredPrompt::keep(conversation, String::new(), None, 64, &mut file).unwrap()
+    });
+    stored.collect()
+}
+
 /// One round and its update; the sampler's weights are the trainer's, but for one that is `nudge` larger.
 /// `exact_sampler`: whether updates take the sampler's log-probs, as on the CPU, or those that the trainer computes
 /// again.
 fn round(nudge: f64, exact_sampler: bool) -> (UpdateSummary, Vec<f64>, Vec<f64>) {
-    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/llama-tied-tiny");
-    let loaded = model::load(&path, &candle_core::Device::Cpu).unwrap();
+    let (loaded, args) = tiny("cpu");
     let texts = Texts::new(&loaded).unwrap();
-    let args: PpoArgs = parse(&json!({
-        "model": path, "output_dir": "unused", "prompts": "unused", "reward": {"kind": "length", "target": 4},
-        "rollout_batch_size": 6, "response_length": 6, "minibatches": 1, "ppo_epochs": 1, "critic": "shared",
-        "device": "cpu", "learning_rate": 1e-4,
-    }))
-    .unwrap();
     let rl = args.rl();
     let policy = Trainable::<Decoder>::for_run(&loaded.config, backbone_and_output(&loaded), &rl.common).unwrap();
     let mut other: Weights = backbone_and_output(&loaded);
@@ -52,14 +68,7 @@ fn round(nudge: f64, exact_sampler: bool) -> (UpdateSummary, Vec<f64>, Vec<f64>)
     }
     let mut behaviour = Decoder::new(&loaded.config, &other, Purpose::Serve).unwrap();
     let reference = policy.reference(&loaded.weights).unwrap();
-    let mut file = TokenFile::new(std::path::Path::new("unused"));
-    let prompts: Vec<StoredPrompt> = (5..11u32)
-        .map(|i| {
-            let (prompt, ids) = (PromptInput::Text(format!("t{i}")), vec![i, i + 1, i + 2]);
-            let conversation = ConversationIds { prompt, ids, next: Vec::new() };
-            StoredPrompt::keep(conversation, String::new(), None, 64, &mut file).unwrap()
-        })
-        .collect();
+    let prompts = six_prompts();
     let ensemble = Ensemble { kind: rl.ensemble_reward, doubt: rl.ensemble_doubt };
     let sources =
         Sources { model: None, rule: rl.reward.as_ref(), field: "reward", ensemble, weights: None, for_critic: false };

@@ -118,7 +118,6 @@ async fn a_call_of_a_tool_goes_back_as_open_webui_streamed_it() {
             let answer = real.server.open_post("/v1/chat/completions", turn.clone()).await.expect(200);
             if answer.text.contains(r#""finish_reason":"tool_calls""#) {
                 complete = Some(assembled(&answer));
-                println!("{}: a call with seed {seed}", family.name);
                 break;
             }
             last = answer.text;

@@ -33,14 +33,20 @@ async fn scores(engine: &LocalEngine, judge: &ModelVersion) -> Result<Vec<Reward
     engine.reward_scores(judge, &prompt, answers.collect()).await
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn rewards_on_a_device_are_those_of_the_cpu_and_leave_it_for_a_promotion() {
-    static CONTROLS: [Control; 2] = [Control::new(), Control::new()];
+/// A reward model, and its scores on the CPU.
+async fn reward_model() -> (tempfile::TempDir, ModelVersion, Vec<RewardScore>) {
     let dir = tempfile::tempdir().unwrap();
     write_reward_model("llama-tiny", dir.path());
     let judge = reward(dir.path());
     let cpu = serving(&["cpu"], device::open, WeightFormat::F32).await;
     let want = scores(&cpu, &judge).await.unwrap();
+    (dir, judge, want)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rewards_on_a_device_are_those_of_the_cpu_and_leave_it_for_a_promotion() {
+    static CONTROLS: [Control; 2] = [Control::new(), Control::new()];
+    let (_dir, judge, want) = reward_model().await;
     // The emptier device gets it.
     CONTROLS[0].bytes.store(1 << 30, SeqCst);
     let engine = serving(&["sim", "sim"], |name| devices::open(name, &CONTROLS), WeightFormat::F32).await;
@@ -67,11 +73,7 @@ async fn rewards_on_a_device_are_those_of_the_cpu_and_leave_it_for_a_promotion()
 #[tokio::test(flavor = "multi_thread")]
 async fn without_room_on_the_device_or_after_its_failure_the_cpu_scores() {
     static CONTROLS: [Control; 1] = [Control::new()];
-    let dir = tempfile::tempdir().unwrap();
-    write_reward_model("llama-tiny", dir.path());
-    let judge = reward(dir.path());
-    let cpu = serving(&["cpu"], device::open, WeightFormat::F32).await;
-    let want = scores(&cpu, &judge).await.unwrap();
+    let (_dir, judge, want) = reward_model().await;
     let open: device::Open = |name| devices::open(name, &CONTROLS);
     let engine = serving(&["sim"], open, WeightFormat::F32).await;
     let used = engine.devices()[0].models.used;
@@ -91,11 +93,7 @@ async fn without_room_on_the_device_or_after_its_failure_the_cpu_scores() {
 #[tokio::test(flavor = "multi_thread")]
 async fn served_formats_below_f32_are_bf16_for_rewards() {
     static CONTROLS: [Control; 1] = [Control::new()];
-    let dir = tempfile::tempdir().unwrap();
-    write_reward_model("llama-tiny", dir.path());
-    let judge = reward(dir.path());
-    let cpu = serving(&["cpu"], device::open, WeightFormat::F32).await;
-    let want = scores(&cpu, &judge).await.unwrap();
+    let (_dir, judge, want) = reward_model().await;
     let mut all = Vec::new();
     for weights in [WeightFormat::Bf16, WeightFormat::Q8_0, WeightFormat::F16] {
         let engine = serving(&["sim"], |name| devices::open(name, &CONTROLS), weights).await;
