@@ -236,8 +236,9 @@ def loop(server, ray_url):
     print(f"policy: liked share {before:.2f} -> {after:.2f} after a killed server; the former submission is {old}")
     assert after > before + 0.2, (before, after)
 
-    # Cancelled while it works: stopped with a checkpoint, and resumed by another attempt.
-    args |= {"iterations": 60, "publish_as": "again"}
+    # Cancelled while it works: stopped with a checkpoint, and resumed by another attempt. Far more iterations than
+    # either attempt gets to: a trainer that ends before the cancel reaches it has succeeded.
+    args |= {"iterations": 4000, "publish_as": "again"}
     id = server.call("POST", "/admin/jobs", {"kind": "ppo", "args": args})["id"]
     server.at_step(id, 3)
     server.call("POST", f"/admin/jobs/{id}/cancel", {})
