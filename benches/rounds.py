@@ -238,14 +238,14 @@ def loop(options, seed, selection, opinion, texts, work):
             judgments += rank(server, labelers, opinion, noise, draw)
             common = {"device": "cpu", "lora": {"rank": 8, "alpha": 16}, "frozen_precision": "bf16", "max_length": 96,
                       "seed": seed}
-            reward, _ = server.job("reward", {**common, "freeze_layers": 10, "batch_size": 8, "epochs": 2, "heads": 4,
-                                              "learning_rate": 5e-4, "lr_schedule": "linear", "warmup_steps": 5,
+            reward, _ = server.job("reward", {**common, "freeze_layers": 20, "batch_size": 4, "epochs": 2, "heads": 4,
+                                              "learning_rate": 2e-3, "lr_schedule": "linear", "warmup_steps": 5,
                                               "publish_as": f"reward-{number}"})
             server.call("POST", f"/admin/models/{reward}/promote", {})
             right, of = reward_accuracy(options.binary, server, reward, pairs, opinion, work)
             policy, metrics = server.job("ppo", {**common, "freeze_layers": 20, "reward_model": reward,
                                                  "iterations": options.iterations, "rollout_batch_size": 32,
-                                                 "response_length": TOKENS, "learning_rate": 2e-3, "kl_coef": 0.03,
+                                                 "response_length": TOKENS, "learning_rate": 1e-3, "kl_coef": 0.1,
                                                  "ppo_epochs": 2, "minibatches": 1, "sample_prompts": 3,
                                                  "publish_as": f"round-{number}"})
             server.call("POST", f"/admin/models/{policy}/promote", {})
@@ -263,9 +263,9 @@ def main():
     parser = learning_proof.arguments(__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--sets", type=int, default=64)
+    parser.add_argument("--sets", type=int, default=40)
     parser.add_argument("--heldout", type=int, default=64)
-    parser.add_argument("--iterations", type=int, default=12)
+    parser.add_argument("--iterations", type=int, default=8)
     parser.add_argument("--selection", nargs="*", default=["random", "uncertainty"])
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)

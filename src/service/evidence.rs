@@ -12,7 +12,7 @@ use crate::domain::{Metric, Micros, ModelKind, ModelState, ModelVersion, ModelVe
 use crate::eval::quality::Figure;
 use crate::eval::quality::statistics::share;
 use crate::store::Meeting;
-use crate::train::Baseline;
+use crate::train::{Baseline, WinRate};
 
 /// Accuracy of random choice on pairs.
 pub const CHANCE: f64 = 0.5;
@@ -133,7 +133,12 @@ pub struct Evidence {
     pub kl: Option<Figure>,
     /// The version that win rate and samples compare with: the active one, or the parent of the active one.
     pub against: Option<Named>,
+    /// The share of people's rankings in which it is ahead of `against`; a tie counts half, n is prompts.
     pub win_rate: Option<Figure>,
+    /// The share of pairs in which its run's reward scored its response above the start policy's; n is prompts.
+    pub reward_win_rate: Option<Figure>,
+    /// The same by the run's held-out reward.
+    pub gold_win_rate: Option<Figure>,
     pub samples: Vec<SideBySide>,
     pub new_rankings: i64,
     pub rolled_back: Option<Micros>,
@@ -202,6 +207,12 @@ pub fn win_rate(meetings: &[Meeting]) -> Option<Figure> {
         *n += 1.0;
     }
     share(prompts.values().map(|(sum, n)| sum / n).sum(), prompts.len())
+}
+
+/// A win rate that the run measured, by `reward` or by `gold`.
+fn win_rate_of_run(version: &ModelVersion, by: &str) -> Option<Figure> {
+    let rate: WinRate = serde_json::from_value(version.metrics["win_rates"][by].clone()).ok()?;
+    Some(Figure { value: rate.share, low: Some(rate.low), high: Some(rate.high), n: rate.prompts })
 }
 
 /// Mean with its 95 % interval, where the standard deviation and n are known.
@@ -335,6 +346,8 @@ pub async fn evidence(services: &Services, name_or_id: &str) -> Result<Evidence>
     let Summary { accuracy, reward, kl, win_rate, .. } = summary;
     let finding = finding(&version, accuracy.as_ref(), reward.as_ref(), win_rate.as_ref(), rolled_back.is_some());
     Ok(Evidence {
+        reward_win_rate: win_rate_of_run(&version, "reward"),
+        gold_win_rate: win_rate_of_run(&version, "gold"),
         model: Named::from(&version),
         active: active.map(Named::from),
         parent: parent.map(Named::from),

@@ -2,11 +2,17 @@
 
 /// Wilson's 95 % score interval of `hits` out of `n`; (0, 1) for nothing.
 pub fn wilson(hits: usize, n: usize) -> (f64, f64) {
+    wilson_of_share(hits as f64 / n.max(1) as f64, n)
+}
+
+/// Wilson's 95 % score interval of the mean `p` of `n` values from 0 to 1; (0, 1) for nothing. For values between the two
+/// it is too wide rather than too narrow, because their variance is at most p (1 − p).
+pub fn wilson_of_share(p: f64, n: usize) -> (f64, f64) {
     const Z: f64 = 1.959_963_984_540_054;
     if n == 0 {
         return (0.0, 1.0);
     }
-    let (n, p) = (n as f64, hits as f64 / n as f64);
+    let n = n as f64;
     let centre = p + Z * Z / (2.0 * n);
     let half = Z * (p * (1.0 - p) / n + Z * Z / (4.0 * n * n)).sqrt();
     let scale = 1.0 + Z * Z / n;

@@ -46,7 +46,7 @@ pub mod trl_names;
 pub mod turns;
 
 pub use baselines::Baseline;
-pub use rl::{check_rule, score_texts};
+pub use rl::{WinRate, check_rule, score_texts};
 
 use serde::{Deserialize, Serialize};
 

@@ -365,6 +365,12 @@ impl<'a> Run<'a> {
     }
 
     /// A sentence on what the figures show, for the log and the model card.
+    pub fn conclude(&mut self, finding: String) {
+        self.info(finding.clone());
+        self.findings.push(finding);
+    }
+
+    /// A warning on what the figures show, for the log and the model card.
     pub fn find(&mut self, finding: String) {
         self.warn(finding.clone());
         self.findings.push(finding);

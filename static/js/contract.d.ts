@@ -1106,7 +1106,12 @@ export type Evidence = {
   kl: Figure | null;
   /** The version that win rate and samples compare with: the active one, or the parent of the active one. */
   against: VersionName | null;
+  /** The share of people's rankings in which it is ahead of `against`; a tie counts half, n is prompts. */
   win_rate: Figure | null;
+  /** The share of pairs in which its run's reward scored its response above the start policy's; n is prompts. */
+  reward_win_rate: Figure | null;
+  /** The same by the run's held-out reward. */
+  gold_win_rate: Figure | null;
   samples: SideBySide[];
   new_rankings: number;
   rolled_back: number | null;

@@ -6,9 +6,14 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
+use super::Algorithm;
+use crate::prompt::Texts;
 use crate::train::args::{RlCommon, Turns};
-use crate::train::fit::count;
+use crate::train::fit::{self, Fit, count};
 use crate::train::run::{Run, file_hash, model_hash};
+use crate::train::sft::{Demonstrations, lengths_of_file};
+use crate::train::step::Sequence;
+use crate::train::token_file::TokenFile;
 use crate::train::turns::StoredPrompt;
 
 /// Refuses a held-out signal that is a copy of the reward: a reward model with the same weights, or the rankings from
@@ -135,4 +140,27 @@ pub fn report_turns(rl: &RlCommon, prompts: &[StoredPrompt], max_length: usize, 
         ));
     }
     report
+}
+
+/// The demonstrations of PPO's pretraining loss, the hash of their file by its argument, and what was left out of them.
+pub type PtxData = (Vec<Sequence>, Option<(String, String)>, Fit);
+
+/// Reads the demonstrations of `ptx_demonstrations`, if PPO has a pretraining loss.
+///
+/// # Errors
+/// If the file is missing or cannot be read, or if nothing in it fits into the context.
+pub fn ptx(algorithm: &Algorithm, texts: &Texts, max_length: Option<usize>, positions: usize) -> Result<PtxData> {
+    match algorithm {
+        Algorithm::Ppo(args) if args.ptx_coef > 0.0 => {
+            let Some(path) = &args.ptx_demonstrations else { bail!("ptx_demonstrations: is required") };
+            let length = fit::length(max_length, positions, || lengths_of_file(path, texts))?;
+            let tokens = TokenFile::new(Path::new(&args.output_dir));
+            let data = Demonstrations::read(path, texts, length.tokens, 0.0, tokens).context("ptx_demonstrations")?;
+            if data.train.is_empty() {
+                bail!("ptx_demonstrations: none is left to learn from{}", data.fit.reasons());
+            }
+            Ok((data.train, Some(("ptx_demonstrations".to_owned(), file_hash(path)?)), data.fit))
+        }
+        _ => Ok((Vec::new(), None, Fit::default())),
+    }
 }

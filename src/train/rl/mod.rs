@@ -3,6 +3,7 @@
 //! responses by them, and updates the policy. A response is an answer to the prompt, or the answers to all user turns of
 //! its conversation.
 
+mod against_start;
 mod critic;
 #[cfg(test)]
 mod device_tests;
@@ -35,15 +36,17 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+pub use self::against_start::WinRate;
 pub use self::judge_scorer::JudgeScorer;
 pub use self::rules::{check_rule, score_texts};
 pub use self::services::Completion;
 
+use self::against_start::StartScores;
 use self::critic::Critic;
 use self::fleet::Fleet;
 use self::gold::Gold;
 use self::guard::{GuardState, Limits, Measurement, Verdict};
-use self::inputs::{answered, check_held_out, data_hashes, left_out, report_turns};
+use self::inputs::{answered, check_held_out, data_hashes, left_out, ptx, report_turns};
 use self::report::report;
 use self::rewards::{Ensemble, Reward, Sources};
 use self::rollout::{Rollout, RoundMonitor, Sampler};
@@ -54,12 +57,12 @@ use super::args::{
     CriticKind, GrpoArgs, Numerics, OnlineDpoArgs, PpoArgs, RaftArgs, RecipeArgs, ReinforceArgs, RewardSpec, RlCommon,
     RlooArgs, parse_for_run,
 };
-use super::fit::{self, Fit};
+use super::fit;
 use super::on_device::{RunDevice, loading_device};
 use super::optim::Params;
-use super::run::{Run, TrainPlan, file_hash, load_base, report_phase};
+use super::run::{Run, TrainPlan, load_base, report_phase};
 use super::samples::{SamplePrompt, Samples, ScoreOne};
-use super::sft::{Demonstrations, backbone_and_output, lengths_of_file};
+use super::sft::backbone_and_output;
 use super::token_file::TokenFile;
 use super::trainable::{Trainable, with_prefix};
 use super::turns::{self, PromptTexts};
@@ -146,6 +149,9 @@ struct RlState {
     /// Mean score and KL of the first and the last round.
     first: Option<RoundFigures>,
     last: Option<RoundFigures>,
+    /// Of the responses of the first round. A checkpoint of an earlier version has none.
+    #[serde(default)]
+    start: Option<StartScores>,
 }
 
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -239,6 +245,7 @@ fn train<A: RecipeArgs>(
         guard: GuardState::default(),
         first: None,
         last: None,
+        start: None,
     });
 
     if let Some(kernels) = &kernels {
@@ -347,7 +354,7 @@ fn train<A: RecipeArgs>(
         }
         check_gap(&rollout, run.step + 1)?;
         let proxy = moments(rollout.first_scores()).0;
-        let mut gold_mean = None;
+        let (mut gold_mean, mut gold_scores) = (None, None);
         if guarded {
             let due = run.step.is_multiple_of(rl.gold_every.max(1)) || run.step == run.total;
             let signal = gold.as_ref().filter(|_| due);
@@ -371,6 +378,10 @@ fn train<A: RecipeArgs>(
                 Verdict::Doubtful => {}
                 Verdict::Stop(why) => stopped_because = Some(why),
             }
+            gold_scores = signal;
+        }
+        if run.step == 0 {
+            state.start = Some(StartScores::new(&rl, rollout.first_scores(), gold_scores.as_deref()));
         }
         drop(behaviour);
         if !light {
@@ -419,10 +430,14 @@ fn train<A: RecipeArgs>(
     policy.pull()?;
     let published =
         publish_good(&mut run, &policy.params, guarded.then_some(&state.guard), stopped_because.as_deref())?;
+    // A device has the weights of the last update, not those of an earlier policy.
+    let is_current = published == run.step || !policy.is_on_device();
+    let start = state.start.as_ref().filter(|_| run.step > 0 && fleet.is_none() && is_current);
+    let win_rates = start.map(|start| start.compare(&sampler, &policy, gold.as_ref(), &mut run)).transpose()?.flatten();
     run.progress("saving");
     let metrics = json!({
         "first": state.first, "last": state.last, "iterations": run.step, "kl_coef": state.kl.coef,
-        "published_iteration": published, "stopped_because": stopped_because, "prompts": prompts.len(),
+        "published_iteration": published, "stopped_because": stopped_because, "win_rates": win_rates, "prompts": prompts.len(),
         "prompts_without_answer": unanswered.len(), "fit": fit.json(), "turns": turn_counts,
     });
     super::output::save_adapter(&run.common, &policy)?;
@@ -464,24 +479,6 @@ fn critic(rl: &RlCommon, algorithm: &Algorithm, policy: &Loaded, reward: Option<
     let vocabulary = |m: &Loaded| m.tokenizer.as_ref().and_then(|t| t.to_json().ok());
     let source = reward.filter(|r| vocabulary(r) == vocabulary(policy)).unwrap_or(policy);
     Ok(Some(Critic::separate(source, &rl.common)?))
-}
-
-type PtxData = (Vec<super::step::Sequence>, Option<(String, String)>, Fit);
-
-fn ptx(algorithm: &Algorithm, texts: &Texts, max_length: Option<usize>, positions: usize) -> Result<PtxData> {
-    match algorithm {
-        Algorithm::Ppo(args) if args.ptx_coef > 0.0 => {
-            let Some(path) = &args.ptx_demonstrations else { bail!("ptx_demonstrations: is required") };
-            let length = fit::length(max_length, positions, || lengths_of_file(path, texts))?;
-            let tokens = TokenFile::new(Path::new(&args.output_dir));
-            let data = Demonstrations::read(path, texts, length.tokens, 0.0, tokens).context("ptx_demonstrations")?;
-            if data.train.is_empty() {
-                bail!("ptx_demonstrations: none is left to learn from{}", data.fit.reasons());
-            }
-            Ok((data.train, Some(("ptx_demonstrations".to_owned(), file_hash(path)?)), data.fit))
-        }
-        _ => Ok((Vec::new(), None, Fit::default())),
-    }
 }
 
 /// Computes per-token advantages (and returns, for PPO) from scores and KL, or selects responses.

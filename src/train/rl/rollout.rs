@@ -213,7 +213,7 @@ impl Sampler<'_> {
     }
 
     /// The prompts of an iteration. Every pass over all prompts has its own random order.
-    fn chosen(&self, iteration: u64) -> Vec<usize> {
+    pub(super) fn chosen(&self, iteration: u64) -> Vec<usize> {
         let n = (self.args.rollout_batch_size / self.group) as u64;
         let all = self.prompts.len() as u64;
         let mut order = (u64::MAX, Vec::new());
@@ -394,7 +394,15 @@ impl Sampler<'_> {
 
     /// The last answers of the responses before groups were replaced, as input of a reward.
     pub fn items<'r>(&'r self, rollout: &'r Rollout) -> Vec<Completion<'r>> {
-        rollout.first_texts().iter().map(|texts| self.item(texts, texts.answers.len() - 1)).collect()
+        self.last_answers(rollout.first_texts())
+    }
+
+    /// The last answers of responses, as input of a reward.
+    pub(super) fn last_answers<'r>(
+        &'r self,
+        responses: impl IntoIterator<Item = &'r ResponseTexts>,
+    ) -> Vec<Completion<'r>> {
+        responses.into_iter().map(|texts| self.item(texts, texts.answers.len() - 1)).collect()
     }
 
     /// Computes the values of a critic whose forward pass the first update can reuse. Called separately, after the

@@ -57,6 +57,19 @@ export function evidenceRows(e) {
         ),
       );
     if (e.gold?.before) rows.push(line(t('evidence.gold'), `${fig(e.gold.before.value)} → ${fig(e.gold.after.value)}`));
+    for (const [name, rate] of [
+      ['evidence.reward_win_rate', e.reward_win_rate],
+      ['evidence.gold_win_rate', e.gold_win_rate],
+    ])
+      if (rate)
+        rows.push(
+          line(
+            t(name),
+            shareText(rate),
+            whisker(rate, { middle: 0.5, label: shareText(rate) }),
+            t('evidence.run_win_rate_help'),
+          ),
+        );
     if (e.kl) rows.push(line(t('metric.kl'), meanText(e.kl, t('unit.nats')), null, t('evidence.kl_help')));
     if (e.against)
       rows.push(

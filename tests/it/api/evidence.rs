@@ -90,13 +90,17 @@ async fn a_rolled_back_policy_is_not_offered_again_and_a_promoted_one_is_ranked_
     rank(&server, 0, 20).await;
     trained(&server, "judge", ModelKind::Reward, &base, accuracy(0.8, 40)).await;
     server.post("/admin/models/judge/promote", json!({})).await.expect(200);
-    let rose = json!({"first": {"reward": 0.1, "kl": 0.0}, "last": {"reward": 0.6, "kl": 2.5}});
+    let rate = json!({"share": 0.7, "low": 0.5, "high": 0.84, "prompts": 32});
+    let rose = json!({"first": {"reward": 0.1, "kl": 0.0}, "last": {"reward": 0.6, "kl": 2.5},
+                      "win_rates": {"reward": rate, "gold": null}});
     let better = trained(&server, "better", ModelKind::Policy, &base, rose).await;
     says(&next(&server).await, "promote", "promote_policy");
     let found = server.get("/admin/models/better/evidence").await.expect(200).json();
     assert_eq!(found["reward"]["before"]["value"], 0.1);
     assert_eq!(found["reward"]["after"]["value"], 0.6);
     assert_eq!(found["kl"]["value"], 2.5);
+    assert_eq!(found["reward_win_rate"], json!({"value": 0.7, "low": 0.5, "high": 0.84, "n": 32}));
+    assert_eq!(found["gold_win_rate"], Value::Null);
     assert_eq!(found["against"]["name"], "base");
 
     server.post("/admin/models/better/promote", json!({})).await.expect(200);

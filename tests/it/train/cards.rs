@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::recipes::{fails, reward, rl, sft, with};
-use crate::loop_closes::world::{World, train};
+use crate::loop_closes::world::{LIKED, World, train};
 use crate::support::Recorder;
 
 fn card(world: &World, dir: &str) -> String {
@@ -60,6 +60,39 @@ fn data_is_counted_before_the_run_and_a_card_is_left_after_it() {
     train("rloo", &rl(&world, "rl"));
     for part in ["KL to the start policy", "distinct-2", "| tokens of a response |"] {
         assert!(card(&world, "rl").contains(part), "{part} is not in {}", card(&world, "rl"));
+    }
+}
+
+/// The same prompts and random numbers: a policy that has hardly moved gives the same responses, which tie.
+#[test]
+fn win_rates_compare_with_the_policy_before_training() {
+    let world = World::new();
+    let disliked: Vec<String> = (3..96).filter(|i| !LIKED.contains(i)).map(|i| format!("t{i}")).collect();
+    let gold = json!({"kind": "word_share", "words": disliked});
+    let still = with(&rl(&world, "still"), json!({"iterations": 2, "learning_rate": 1e-12, "gold_reward": gold}));
+    let (recorder, metrics) = train("rloo", &still);
+    let args: &Value = &still;
+    let prompts = args["rollout_batch_size"].as_u64().unwrap() / args["group_size"].as_u64().unwrap_or(4);
+    for by in ["reward", "gold"] {
+        let rate = &metrics["win_rates"][by];
+        // Within a group every response meets those of all random numbers, so wins and losses are balanced.
+        assert_eq!((rate["share"].as_f64(), rate["prompts"].as_u64()), (Some(0.5), Some(prompts)), "{by}: {metrics}");
+    }
+    assert_eq!((recorder.curve("win_rate"), recorder.curve("gold_win_rate")), (vec![0.5], vec![0.5]));
+
+    let half: Vec<String> = LIKED.take(LIKED.len() / 2).map(|i| format!("t{i}")).collect();
+    let learns = json!({"iterations": 30, "rollout_batch_size": 64, "learning_rate": 3e-3, "kl_coef": 0.0,
+                        "gold_reward": {"kind": "word_share", "words": half}, "gold_patience": 0});
+    let (recorder, metrics) = train("ppo", &with(&rl(&world, "moved"), learns));
+    let rate = |by: &str, what: &str| metrics["win_rates"][by][what].as_f64().unwrap();
+    assert!(rate("reward", "low") > 0.55 && rate("gold", "low") > 0.5, "{metrics}");
+    assert_ne!(rate("reward", "share"), rate("gold", "share"), "{metrics}");
+    assert_eq!(recorder.curve("win_rate"), [rate("reward", "share")]);
+    let card = card(&world, "moved");
+    for part in
+        ["**By the reward that it was trained on, ", "**By the held-out reward, ", "the 64 prompts of the first round"]
+    {
+        assert!(card.contains(part), "{part} is not in {card}");
     }
 }
 
