@@ -35,6 +35,11 @@ impl PackedBatch {
         self.offsets.len() - 1
     }
 
+    /// Row of the first token of each sequence.
+    pub fn first_rows(&self) -> Vec<u32> {
+        self.offsets[..self.n_sequences()].iter().map(|start| *start as u32).collect()
+    }
+
     /// Row of the last token of each sequence.
     pub fn last_rows(&self) -> Vec<u32> {
         self.offsets[1..].iter().map(|end| (end - 1) as u32).collect()

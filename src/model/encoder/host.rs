@@ -1,7 +1,4 @@
-//! Bidirectional encoder of every family in `families`: blocks over packed sequences, with the masked-LM head when the
-//! weights have one. Papers: BERT (arXiv 1810.04805), ModernBERT (arXiv 2412.13663).
-
-pub mod text;
+//! The weights of an encoder on the host, and its passes.
 
 use std::sync::Arc;
 
@@ -10,18 +7,22 @@ use candle_core::{Result, Tensor};
 use crate::model::families::{EncoderHeads, Norms, Pooler};
 use crate::model::layers::block::{Layer, layer};
 use crate::model::layers::rope_tables;
-use crate::model::layers::{Builder, Linear, Norm, Parameters};
-use crate::model::{ModelConfig, PackedBatch, Weights};
+use crate::model::layers::{Builder, Linear, Norm};
+use crate::model::{ModelConfig, PackedBatch};
 use crate::ops::activation;
-use crate::ops::attention::{Attend, AttentionSpec, attention};
+use crate::ops::attention::{Attend, AttentionSpec};
 use crate::ops::embedding::{embedding, embedding_with_padding};
 use crate::ops::linear::{Weight, WeightLayout};
 use crate::ops::rope::Row;
 use crate::ops::token_logprobs::{TokenLogprobs, token_logprobs};
 
+/// Why a prediction is refused.
+pub(super) const NO_HEAD: &str = "this encoder has no masked-LM head";
+
+/// An encoder on the host.
 #[derive(Debug, Clone)]
-pub struct Encoder {
-    pub config: ModelConfig,
+pub(super) struct HostEncoder {
+    config: ModelConfig,
     words: Tensor,
     positions: Option<Tensor>,
     types: Option<Tensor>,
@@ -42,24 +43,8 @@ struct Output {
     bias: Tensor,
 }
 
-impl Encoder {
-    pub fn new(config: &ModelConfig, weights: &Weights, purpose: crate::model::Purpose) -> Result<Self> {
-        Self::of(&Builder { config, parameters: Parameters::Loaded(weights), lora: None, purpose })
-    }
-
-    /// Builds an encoder with low-rank adapters (`{module}.lora_A.weight`, `{module}.lora_B.weight`) on the base
-    /// weights.
-    pub fn with_lora(
-        config: &ModelConfig,
-        weights: &Weights,
-        lora: &crate::model::LoraConfig,
-        adapters: &Weights,
-        purpose: crate::model::Purpose,
-    ) -> Result<Self> {
-        Self::of(&Builder { config, parameters: Parameters::Loaded(weights), lora: Some((lora, adapters)), purpose })
-    }
-
-    fn of(b: &Builder<'_>) -> Result<Self> {
+impl HostEncoder {
+    pub fn new(b: &Builder<'_>) -> Result<Self> {
         let (config, family) = (b.config, b.config.family());
         let Some(heads) = family.encoder_heads() else {
             candle_core::bail!("{} is a decoder, not an encoder", family.class)
@@ -92,21 +77,8 @@ impl Encoder {
         })
     }
 
-    /// Hidden states `[N, d]` of every token. `type_ids` `[N]` are the segments (0 or 1 in BERT; ignored where a family
-    /// has none).
-    pub fn forward(&self, batch: &PackedBatch, type_ids: &[u32]) -> Result<Tensor> {
-        self.forward_by(batch, type_ids, &mut attention)
-    }
-
-    /// `forward` with `attend` as the attention of every layer, called in order of layers.
-    pub fn forward_by(&self, batch: &PackedBatch, type_ids: &[u32], attend: &mut Attend<'_>) -> Result<Tensor> {
-        if type_ids.len() != batch.len() {
-            candle_core::bail!("{} tokens, {} segment ids", batch.len(), type_ids.len());
-        }
-        let most = self.config.max_positions;
-        if let Some(p) = batch.positions.iter().find(|p| **p as usize >= most) {
-            candle_core::bail!("position {p} is outside the model's {most} positions");
-        }
+    /// Hidden states `[N, d]` of every token, with `attend` as the attention of every layer.
+    pub fn forward(&self, batch: &PackedBatch, type_ids: &[u32], attend: &mut Attend<'_>) -> Result<Tensor> {
         let spec = AttentionSpec {
             offsets: Arc::new(batch.offsets.clone()),
             n_heads: self.config.n_heads,
@@ -160,20 +132,15 @@ impl Encoder {
         }
     }
 
-    /// The pooled input of a classifier for selected rows (the `[CLS]` rows), where the weights have the layer for it:
-    /// in BERT tanh(W·hidden + b).
-    pub fn pool(&self, cls_rows: &Tensor) -> Result<Option<Tensor>> {
-        match (self.config.family().encoder_heads().map(|heads| heads.pooler), &self.pooler) {
-            (Some(Pooler::Tanh(_)), Some(pooler)) => Ok(Some(pooler.forward(cls_rows)?.tanh()?)),
-            (Some(Pooler::Relu(_)), Some(pooler)) => Ok(Some(pooler.forward(cls_rows)?.relu()?)),
-            (Some(Pooler::MaskedLmHead), _) if self.transform.is_some() => Ok(Some(self.mlm_transform(cls_rows)?)),
-            _ => Ok(None),
-        }
+    /// The layer before a classifier, of rows [m, d], without its activation. `None` where the weights have none, or where
+    /// it is part of the masked-LM head.
+    pub fn pooler(&self, rows: &Tensor) -> Result<Option<Tensor>> {
+        self.pooler.as_ref().map(|pooler| pooler.forward(rows)).transpose()
     }
 
-    /// Whether the encoder has a masked-LM head.
-    pub fn has_mlm_head(&self) -> bool {
-        self.transform.is_some() && self.output.is_some()
+    /// Whether the weights have the masked-LM head's dense layer, and its output matrix.
+    pub fn mlm_parts(&self) -> [bool; 2] {
+        [self.transform.is_some(), self.output.is_some()]
     }
 
     /// Logits [m, vocab] of hidden rows [m, d].
@@ -196,12 +163,13 @@ impl Encoder {
     fn output(&self) -> Result<&Output> {
         match &self.output {
             Some(output) => Ok(output),
-            None => candle_core::bail!("this encoder has no masked-LM head"),
+            None => candle_core::bail!("{NO_HEAD}"),
         }
     }
 
-    fn mlm_transform(&self, hidden: &Tensor) -> Result<Tensor> {
-        let Some((dense, norm)) = &self.transform else { candle_core::bail!("this encoder has no masked-LM head") };
+    /// The masked-LM head without its output matrix, of rows [m, d].
+    pub fn mlm_transform(&self, hidden: &Tensor) -> Result<Tensor> {
+        let Some((dense, norm)) = &self.transform else { candle_core::bail!("{NO_HEAD}") };
         let own = self.config.family().encoder_heads().and_then(|heads| heads.activation);
         norm.forward(&activation::activate(own.unwrap_or(self.config.activation), &dense.forward(hidden)?)?)
     }
@@ -212,7 +180,7 @@ fn shifted(positions: &[u32], offset: u32) -> Vec<u32> {
 }
 
 /// An optional square layer, with a bias if the weights have one.
-fn dense(b: &Builder<'_>, name: &str) -> Result<Option<Linear>> {
+pub(super) fn dense(b: &Builder<'_>, name: &str) -> Result<Option<Linear>> {
     if !b.parameters.has(&format!("{name}.weight")) {
         return Ok(None);
     }
