@@ -36,6 +36,7 @@ impl LocalEngine {
         let path = self.files.path(version).await?;
         let version = version.clone();
         self.rewards.leave_devices();
+        self.encoders.leave_devices();
         let (weights, devices, limits) = (self.options.weights, self.devices.clone(), self.options.limits());
         tokio::task::spawn_blocking(move || load_model(&path, version, weights, &devices, limits))
             .await

@@ -14,14 +14,16 @@ use instructd::gpu::sim::Sim;
 use instructd::model::decoder::attached::{Attached, DevicePasses, Keep, Wanted};
 use instructd::model::decoder::device::{Blocks, Room};
 use instructd::model::decoder::training::{Element, TrainerOptions};
-use instructd::model::{Decoder, DeviceModel, DeviceTrainer, PackedBatch, Purpose, Recompute, RewardModel, load, open};
+use instructd::model::{
+    Decoder, DeviceModel, DeviceTrainer, Encoder, PackedBatch, Purpose, Recompute, RewardModel, Trunk, load, open,
+};
 use instructd::ops::linear::WeightFormat;
 use instructd::train::trainable::Trainable;
 use serde_json::{Value, json};
 
 use super::device_loading::write_model;
 use crate::support::allocations::peak_in;
-use crate::support::{DECODERS, assert_near, fixture, fixtures, write_heads, write_reward_model};
+use crate::support::{DECODERS, ENCODERS, assert_near, fixture, fixtures, write_heads, write_reward_model};
 
 const BYTES: u64 = 256 << 20;
 
@@ -41,15 +43,17 @@ fn texts(vocab: usize) -> Vec<Vec<u32>> {
 
 fn reward_on(device: &Shared, dir: &Path, element: Element) -> RewardModel {
     let opened = open(dir).unwrap();
-    let decoder = Decoder::on_device(&opened, false, device.clone(), options(element)).unwrap();
-    RewardModel::over(decoder, &opened.into_heads().unwrap()).unwrap()
+    let trunk = Trunk::on_device(&opened, device.clone(), options(element)).unwrap();
+    RewardModel::over(trunk, &opened.into_heads().unwrap()).unwrap()
 }
 
 #[test]
 fn rewards_are_those_of_the_cpu_with_the_same_bits_in_any_company() {
-    for name in DECODERS {
+    for name in DECODERS.into_iter().chain(ENCODERS) {
         let dir = tempfile::tempdir().unwrap();
         write_reward_model(name, dir.path());
+        // Ends the first segment of encoders.
+        std::fs::write(dir.path().join("tokenizer_config.json"), r#"{"sep_token": "t8"}"#).unwrap();
         let loaded = load(dir.path(), &Device::Cpu).unwrap();
         let texts = texts(loaded.config.vocab_size.min(90));
         let want = RewardModel::new(&loaded).unwrap().scores(&texts, 4096).unwrap();
@@ -71,13 +75,15 @@ fn rewards_are_those_of_the_cpu_with_the_same_bits_in_any_company() {
 
 #[test]
 fn rewards_in_bf16_are_near_those_of_the_cpu() {
-    let dir = tempfile::tempdir().unwrap();
-    write_reward_model("llama-tiny", dir.path());
-    let loaded = load(dir.path(), &Device::Cpu).unwrap();
-    let texts = texts(90);
-    let want = RewardModel::new(&loaded).unwrap().scores(&texts, 4096).unwrap();
-    let model = reward_on(&sim(BYTES), dir.path(), Element::Bf16);
-    assert_near(&want, &model.scores(&texts, 64).unwrap(), 3e-2, "bf16");
+    for name in ["llama-tiny"].into_iter().chain(ENCODERS) {
+        let dir = tempfile::tempdir().unwrap();
+        write_reward_model(name, dir.path());
+        let loaded = load(dir.path(), &Device::Cpu).unwrap();
+        let texts = texts(90);
+        let want = RewardModel::new(&loaded).unwrap().scores(&texts, 4096).unwrap();
+        let model = reward_on(&sim(BYTES), dir.path(), Element::Bf16);
+        assert_near(&want, &model.scores(&texts, 64).unwrap(), 3e-2, &format!("{name}, bf16"));
+    }
 }
 
 /// (rows, targets) that predict every token but the first of each text.
@@ -151,7 +157,9 @@ fn a_failure_to_load_leaves_no_memory_taken() {
     let room = Room { pages: 8, longest: 64, rows: 16, wanted: 16 };
     let f32 = options(Element::F32);
     type Load<'a> = Box<dyn Fn(Shared) -> Result<(), GpuError> + 'a>;
-    let loads: [(&str, Load<'_>); 5] = [
+    let bert = open(&fixture("bert-tiny")).unwrap();
+    let loads: [(&str, Load<'_>); 6] = [
+        ("an encoder", Box::new(|device| Encoder::on_device(&bert, true, device, Element::F32).map(drop))),
         ("frozen, from files", Box::new(|device| Decoder::on_device(&opened, true, device, f32).map(drop))),
         ("frozen", Box::new(|device| DeviceTrainer::new(host, &frozen, device, f32).map(drop))),
         ("trained", Box::new(|device| DeviceTrainer::new(host, &trained, device, options(Element::Bf16)).map(drop))),
@@ -289,7 +297,7 @@ fn what_a_device_does_not_evaluate_is_refused() {
     let args = |model: &str| json!({"kind": "perplexity", "model": fixture(model), "text": text});
     let refused = |model: &str, at: Value| format!("{:#}", evaluated(&args(model), at).unwrap_err());
     let error = refused("bert-tiny", json!({"device": "sim"}));
-    assert!(error.contains("encoders are computed on the CPU"), "{error}");
+    assert!(error.contains("Bert is an encoder, not a decoder"), "{error}");
     let error = refused("llama-tiny", json!({"precision": "bf16"}));
     assert!(error.contains("precision") && error.contains("cuda"), "{error}");
     assert!(serde_json::from_value::<Place>(json!({"device": "gpu"})).is_err());
