@@ -12,7 +12,7 @@ use super::{BlockingPool, CancelToken, EngineError, ModelFiles};
 use crate::domain::ModelVersion;
 use crate::gpu::shared::Shared;
 use crate::model::decoder::training::TrainerOptions;
-use crate::model::encoder::text::{Pooling, TextEncoder};
+use crate::model::encoder::text::{BATCH_TOKENS, Pooling, TextEncoder};
 use crate::model::{self, Encoder, Opened};
 
 /// Number of encoders in memory.
@@ -178,6 +178,8 @@ fn encoder(name: &str, path: &Path, place: Option<&Place>) -> Result<Held<TextEn
 
 fn on_device(opened: Opened, device: Shared, options: TrainerOptions) -> Result<TextEncoder, String> {
     let encoder = Encoder::on_device(&opened, true, device, options.element).map_err(|e| e.to_string())?;
+    // What is loaded later leaves the memory of batches alone.
+    encoder.reserve(BATCH_TOKENS, MAX_GAPS).map_err(|e| e.to_string())?;
     let encoder = TextEncoder::over(encoder, &opened.into_heads().map_err(|e| e.to_string())?);
     // The driver compiles the kernels now, and a model of other numbers is not used.
     let mut numbers = encoder.embed(&[vec![0, 1]], None, false).map_err(|e| e.to_string())?;

@@ -96,6 +96,8 @@ impl LoadedRewardModel {
 
     fn on_device(opened: Opened, device: Shared, options: TrainerOptions) -> Result<Self, String> {
         let trunk = Trunk::on_device(&opened, device, options).map_err(|e| e.to_string())?;
+        // What is loaded later leaves the memory of batches alone.
+        trunk.reserve(BATCH_TOKENS).map_err(|e| e.to_string())?;
         let files = opened.into_heads().map_err(|e| e.to_string())?;
         let model = RewardModel::over(trunk, &files).map_err(|e| e.to_string())?;
         // The driver compiles the kernels now, and a model of other numbers is not used.

@@ -22,6 +22,14 @@ impl PackedBatch {
         batch
     }
 
+    /// The batches of at most `tokens` tokens, in texts of at most `longest` tokens, that need the most memory: of the longest
+    /// texts, and of the most texts. All ids are 0.
+    pub(in crate::model) fn largest(tokens: usize, longest: usize) -> [Self; 2] {
+        let ids = vec![0; tokens];
+        let of = |length: usize| Self::new(&ids.chunks(length.max(1)).collect::<Vec<_>>());
+        [of(tokens.min(longest)), of(1)]
+    }
+
     /// Total number of tokens N.
     pub fn len(&self) -> usize {
         self.ids.len()

@@ -80,6 +80,18 @@ impl Encoder {
         Ok(Self { config: opened.described.config.clone(), place: Place::Device(Arc::new(Mutex::new(encoder))) })
     }
 
+    /// Sets memory aside on the device, if the encoder is on one, for passes of at most `tokens` tokens, and for the
+    /// predictions of `predicted` tokens. Other passes take what they need in addition from the device.
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
+    pub fn reserve(&self, tokens: usize, predicted: usize) -> std::result::Result<(), GpuError> {
+        match &self.place {
+            Place::Host(_) => Ok(()),
+            Place::Device(device) => locked(device).reserve(tokens, predicted),
+        }
+    }
+
     /// Hidden states `[N, d]` of every token. `type_ids` `[N]` are the segments (0 or 1 in BERT; ignored where a family
     /// has none). Those that a device computes are on the host, and have no gradient.
     ///

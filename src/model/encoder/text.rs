@@ -48,8 +48,8 @@ impl Pooling {
     }
 }
 
-/// Tokens of one forward pass.
-const BATCH_TOKENS: usize = 4096;
+/// Most tokens of one forward pass, unless one text has more.
+pub const BATCH_TOKENS: usize = 4096;
 
 /// Token ids, and the positions of the mask tokens among them.
 pub type GappedIds = (Vec<u32>, Vec<usize>);

@@ -121,6 +121,18 @@ impl Trunk {
         })
     }
 
+    /// Sets memory aside on the device, if the backbone is on one, for passes of at most `tokens` tokens. Longer ones take what
+    /// they need in addition from the device.
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
+    pub fn reserve(&self, tokens: usize) -> std::result::Result<(), GpuError> {
+        match self {
+            Self::Decoder(decoder) => decoder.attached().map_or(Ok(()), |device| device.reserve(decoder, tokens)),
+            Self::Encoder(encoder) => encoder.reserve(tokens, 0),
+        }
+    }
+
     /// The hidden state [n, d] of every sequence at the token that a head reads. `separator` ends segment 0
     /// of an encoder's input; decoders have no segments.
     pub fn summaries(&self, batch: &PackedBatch, separator: Option<u32>) -> Result<Tensor> {

@@ -27,7 +27,7 @@ fn encoder() -> ModelVersion {
     ModelVersion { kind: ModelKind::Encoder, ..version("bert", "bert-tiny") }
 }
 
-async fn embedded(engine: &LocalEngine) -> Result<Vec<Vec<f32>>, EngineError> {
+pub(super) async fn embedded(engine: &LocalEngine) -> Result<Vec<Vec<f32>>, EngineError> {
     let inputs = (1..6).map(|n| EncoderInput::Ids((0..n * 7).map(|i| 10 + i).collect())).collect();
     let request = EmbedRequest { inputs, pooling: None, normalize: true, truncate: false, max_tokens: 1000 };
     Ok(engine.embed(&encoder(), request).await?.vectors)
@@ -72,6 +72,11 @@ async fn encoders_on_a_device_are_those_of_the_cpu_and_leave_it_for_a_promotion(
             assert!((want.logprob - got.logprob).abs() <= 1e-5, "{got:?}, not {want:?}");
         }
     }
+    // What others allocate after it was loaded takes nothing of its memory.
+    CONTROLS[1].full.store(true, SeqCst);
+    assert_eq!(embedded(&engine).await.unwrap(), first);
+    filled(&engine).await;
+    CONTROLS[1].full.store(false, SeqCst);
     // Attention maps need a copy on the CPU, which takes nothing of the device.
     let bert = encoder();
     let [want, got] = [&cpu, &engine].map(|engine| engine.attention(&bert, "t5 t6 t7", 64));

@@ -23,7 +23,7 @@ use serde_json::{Value, json};
 
 use super::device_loading::write_model;
 use crate::support::allocations::peak_in;
-use crate::support::{DECODERS, ENCODERS, assert_near, fixture, fixtures, write_heads, write_reward_model};
+use crate::support::{DECODERS, ENCODERS, UNLIKE, assert_near, fixture, fixtures, write_heads, write_reward_model};
 
 const BYTES: u64 = 256 << 20;
 
@@ -194,6 +194,51 @@ fn a_failure_to_load_leaves_no_memory_taken() {
             }
         }
         assert!(failures > 5, "{what}: {failures} failures");
+    }
+}
+
+/// With memory for the weights and the largest pass alone, every batch finds its memory.
+#[test]
+fn passes_find_the_memory_that_was_set_aside() {
+    const TOKENS: usize = 90;
+    for name in UNLIKE.into_iter().chain(["gpt2-tiny", "families/qwen3"]).chain(ENCODERS) {
+        for element in [Element::F32, Element::Bf16] {
+            let dir = tempfile::tempdir().unwrap();
+            write_reward_model(name, dir.path());
+            let load_to = |device: Shared| {
+                let opened = open(dir.path()).unwrap();
+                let trunk = Trunk::on_device(&opened, device, options(element)).unwrap();
+                (trunk, opened.into_heads().unwrap())
+            };
+            let device = sim(BYTES);
+            let (trunk, heads) = load_to(device.clone());
+            let weights = device.memory().0;
+            trunk.reserve(TOKENS).unwrap();
+            let all = device.memory().0;
+            let model = RewardModel::over(trunk, &heads).unwrap();
+            let texts = texts(90);
+            let want = model.scores(&texts, TOKENS).unwrap();
+            assert_eq!(device.memory().0, all, "{name}: nothing is allocated beside the block");
+            drop(model);
+            assert_eq!(device.memory().0, 0, "{name}");
+
+            let full = sim(all);
+            let (trunk, heads) = load_to(full.clone());
+            trunk.reserve(TOKENS).unwrap();
+            let model = RewardModel::over(trunk, &heads).unwrap();
+            for most in [TOKENS, 30, 1] {
+                assert_eq!(model.scores(&texts, most).unwrap(), want, "{name}");
+            }
+            let short: Vec<Vec<u32>> = (0..TOKENS as u32).map(|i| vec![i % 90]).collect();
+            model.scores(&short, TOKENS).unwrap();
+            drop(model);
+            // A block without room is refused, and the model computes as before.
+            let (trunk, heads) = load_to(sim(all - 256));
+            assert!(matches!(trunk.reserve(TOKENS), Err(GpuError::OutOfMemory { .. })), "{name}");
+            let model = RewardModel::over(trunk, &heads).unwrap();
+            assert_eq!(model.scores(&texts, 1).unwrap(), want, "{name}");
+            assert!(all > weights);
+        }
     }
 }
 

@@ -11,6 +11,7 @@ use self::weights::{Output, Weights};
 use crate::gpu::allocations::{all_or_nothing, free_all};
 use crate::gpu::device::{Device, Download, launch};
 use crate::gpu::launch::{Activate, GatherRows, Matmul, Norm as NormLaunch};
+use crate::gpu::reserve::{Measure, Reserve};
 use crate::gpu::shared::Shared;
 use crate::gpu::{GpuError, Slice};
 use crate::model::decoder::device::Element;
@@ -54,6 +55,25 @@ impl DeviceEncoder {
         let load = |device: &mut dyn Device| weights::load(opened, logits, device, element);
         let (weights, owned) = all_or_nothing(&mut device, load)?;
         Ok(Self { ropes: rope_tables::tables(&config), config, element, device, weights, wide, owned })
+    }
+
+    /// See [`super::Encoder::reserve`].
+    pub fn reserve(&mut self, tokens: usize, predicted: usize) -> Result<(), GpuError> {
+        let device = self.device.clone();
+        let measured = Measure::of(|measure| {
+            self.device = measure;
+            for batch in PackedBatch::largest(tokens, self.config.max_positions) {
+                self.hidden(&batch, &vec![0; batch.len()], Some(&batch.first_rows()))?;
+                self.pooler(&vec![0.0; batch.n_sequences() * self.config.hidden_size])?;
+            }
+            if predicted > 0 && self.mlm_parts() == [true, true] {
+                self.mlm_logits(&vec![0.0; predicted * self.config.hidden_size])?;
+            }
+            Ok(())
+        });
+        self.device = device.clone();
+        self.device = Shared::new(Box::new(Reserve::new(device, measured?)?));
+        Ok(())
     }
 
     /// Final hidden states [rows, d] of some rows, or of all.
