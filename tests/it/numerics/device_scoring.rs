@@ -3,10 +3,12 @@
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::atomic::Ordering::SeqCst;
 
 use candle_core::Device;
 use instructd::eval::place::Place;
 use instructd::eval::run::{EvalArgs, EvalResult, run_at};
+use instructd::generation::score::{Continuation, ContinuationScorer};
 use instructd::gpu::GpuError;
 use instructd::gpu::device::Device as _;
 use instructd::gpu::shared::Shared;
@@ -15,7 +17,8 @@ use instructd::model::decoder::attached::{Attached, DevicePasses, Keep, Wanted};
 use instructd::model::decoder::device::{Blocks, Room};
 use instructd::model::decoder::training::{Element, TrainerOptions};
 use instructd::model::{
-    Decoder, DeviceModel, DeviceTrainer, Encoder, PackedBatch, Purpose, Recompute, RewardModel, Trunk, load, open,
+    Decoder, DeviceModel, DeviceTrainer, Encoder, PackedBatch, Purpose, Recompute, RewardModel, RopeScaling, Trunk,
+    load, open,
 };
 use instructd::ops::linear::WeightFormat;
 use instructd::train::trainable::Trainable;
@@ -23,6 +26,7 @@ use serde_json::{Value, json};
 
 use super::device_loading::write_model;
 use crate::support::allocations::peak_in;
+use crate::support::devices::{self, Control};
 use crate::support::{DECODERS, ENCODERS, UNLIKE, assert_near, fixture, fixtures, write_heads, write_reward_model};
 
 const BYTES: u64 = 256 << 20;
@@ -331,6 +335,75 @@ fn evaluations_are_those_of_the_cpu() {
             let got = serde_json::to_value(evaluated(args, at).unwrap()).unwrap();
             compare(&want, &got, tolerance, args["kind"].as_str().unwrap());
         }
+    }
+}
+
+/// The log-probs are those of the CPU, and a prefix and a stem that the continuations share are computed once. Without room
+/// for keys and values the device computes whole sequences.
+#[test]
+fn a_common_prefix_is_computed_once() {
+    static CONTROLS: [Control; 1] = [Control::new()];
+    let control = &CONTROLS[0];
+    for name in DECODERS {
+        let loaded = load(&fixture(name), &Device::Cpu).unwrap();
+        let host = Decoder::new(&loaded.config, &loaded.weights, Purpose::Serve).unwrap();
+        let opened = open(&fixture(name)).unwrap();
+        let device = Shared::new(devices::open("sim:0", &CONTROLS).unwrap().unwrap());
+        let there = Decoder::on_device(&opened, true, device.clone(), options(Element::F32)).unwrap();
+        let weights = device.memory().0;
+        let ids = |n: u32, by: u32| (0..n).map(move |i| (i * by + 2) % 90);
+        let prefix: Vec<u32> = ids(37, 7).collect();
+        let with = |own: u32, tail: &[u32]| [prefix.as_slice(), &ids(own, 5).collect::<Vec<_>>(), tail].concat();
+        let tails: [&[u32]; 4] = [&[7], &[9], &[7, 8, 20], &[30, 31]];
+        let from = |own: u32, earlier: usize| prefix.len() + own as usize - earlier;
+        let texts = |own: u32| {
+            let text = |(i, tail): (usize, &&[u32])| Continuation {
+                ids: with(own, tail),
+                from: from(own, usize::from(i == 3)),
+            };
+            tails.iter().enumerate().map(text).collect::<Vec<_>>()
+        };
+        let near = |want: &[Vec<f32>], got: &[Vec<f32>], what: &str| {
+            assert_eq!(want.iter().map(Vec::len).collect::<Vec<_>>(), got.iter().map(Vec::len).collect::<Vec<_>>());
+            for (a, b) in want.iter().flatten().zip(got.iter().flatten()) {
+                assert!((a - b).abs() <= 2e-5 * a.abs().max(1.0), "{name}, {what}: {b}, not {a}");
+            }
+        };
+        let mut on_host = ContinuationScorer::new(&host, None, 4).unwrap();
+        let mut scorer = ContinuationScorer::new(&there, None, 4).unwrap();
+        assert!(device.memory().0 > weights, "{name}: the cache");
+        let taken = device.memory().0;
+        let computed = || control.tokens.swap(0, SeqCst);
+        on_host.set_prefix(&prefix).unwrap();
+        computed();
+        scorer.set_prefix(&prefix).unwrap();
+        assert_eq!(computed(), 37, "{name}: the prefix");
+        for own in [1u32, 6, 19] {
+            let texts = texts(own);
+            near(&on_host.score(&texts).unwrap(), &scorer.score(&texts).unwrap(), "cached");
+            // From the token that predicts the first scored one or from the prefix on, and the tokens of the tails that
+            // predict others. Lengths at which rotary frequencies change compute more.
+            let once = own.max(2) as usize + 2 + 1;
+            let grows = loaded.config.switches.rope_scaling != RopeScaling::None;
+            assert!(computed() == once || grows, "{name}, {own}");
+        }
+        // Many tokens to score: whole sequences, whose log-probs are computed on the device.
+        let long = Continuation { ids: with(6, &[3, 4]), from: 1 };
+        let long = vec![long; 7];
+        near(&on_host.score(&long).unwrap(), &scorer.score(&long).unwrap(), "whole");
+        assert!(scorer.score(&[Continuation { ids: vec![1], from: 1 }]).is_err());
+        assert_eq!(device.memory().0, taken, "{name}");
+        drop(scorer);
+        assert_eq!(device.memory().0, weights, "{name}: after the scorer is dropped");
+
+        control.full.store(true, SeqCst);
+        let without = ContinuationScorer::new(&there, None, 4);
+        control.full.store(false, SeqCst);
+        let mut without = without.unwrap();
+        without.set_prefix(&prefix).unwrap();
+        computed();
+        near(&on_host.score(&texts(6)).unwrap(), &without.score(&texts(6)).unwrap(), "without a cache");
+        assert_eq!(computed(), 4 * (37 + 6) + 2 + 1, "{name}: whole sequences");
     }
 }
 
