@@ -300,10 +300,11 @@ fn main() -> ExitCode {
         Ok(format!("{}, {} MB", device.name(), device.memory().1 >> 20))
     });
     table.phase("recorded launches", || {
-        let tapes: [&[u8]; 3] = [
+        let tapes: [&[u8]; 4] = [
             include_bytes!("../tests/fixtures/kernels.tape.gz"),
             include_bytes!("../tests/fixtures/kernels_backward.tape.gz"),
             include_bytes!("../tests/fixtures/kernels_adapters.tape.gz"),
+            include_bytes!("../tests/fixtures/kernels_encoders.tape.gz"),
         ];
         let (mut device, mut replayed) = (open(simulated)?, Vec::new());
         for tape in tapes {

@@ -20,6 +20,8 @@ import backward
 import cases
 import cases_adapters  # noqa: F401
 import cases_backward  # noqa: F401
+import cases_encoders  # noqa: F401
+import encoders
 import forward
 from mutants import MUTANTS
 from table import variants
@@ -57,7 +59,7 @@ def in_child(work, *args):
 def one(job):
     name, t, mutant = job
     fn = next(fn for case, _, fn in cases.CASES if case == name)
-    modules = {"forward": forward, "backward": backward, "adapters": adapters}
+    modules = {"forward": forward, "backward": backward, "adapters": adapters, "encoders": encoders}
 
     def work():
         if mutant is not None:

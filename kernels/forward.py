@@ -30,9 +30,10 @@ def embed(ids, table, positions, position_table, out, d, scale, POSITIONS: tl.co
 
 @triton.jit
 def norm(x, branch, weight, bias, y, d, x_stride, y_stride, eps, scale, offset, ADD: tl.constexpr, LAYER: tl.constexpr,
-         BLOCK: tl.constexpr):
+         KEEP: tl.constexpr, BLOCK: tl.constexpr):
     """y [n, d] = norm(x) * (weight + offset) (+ bias for LayerNorm). Where ADD, x += scale * branch [n, d] first, in
-    place. Rows of x and y are x_stride and y_stride apart; y may be x. Grid (n)."""
+    place. Where KEEP, x becomes the result too, before it is rounded to the type of y. Rows of x and y are x_stride and
+    y_stride apart; y may be x. Grid (n)."""
     row = tl.program_id(0).to(tl.int64)
     x += row * x_stride
     y += row * y_stride
@@ -68,6 +69,8 @@ def norm(x, branch, weight, bias, y, d, x_stride, y_stride, eps, scale, offset, 
             v = (v - mean) * factor * w + tl.load(bias + c, mask=inside, other=0.0).to(tl.float32)
         else:
             v = v * factor * w
+        if KEEP:
+            tl.store(x + c, v, mask=inside)
         tl.store(y + c, v.to(y.dtype.element_ty), mask=inside)
 
 

@@ -106,3 +106,33 @@ MUTANTS += [
     # Splits in an order that depends on the batch: other bits beside other rows.
     ("adapters", "split = from_split + more\n", "split = (from_split + more + (count > 1)) % 4\n", "adapters_of_rows"),
 ]
+
+MUTANTS += [
+    ("encoders", "there = key < length", "there = key < length + 1", "attention_to_both_sides"),
+    ("encoders", "tl.store(to, (acc / mass[:, None]).to(out.dtype.element_ty), mask=inside)",
+     "tl.store(to, (acc / mass[:, None]).to(out.dtype.element_ty), mask=wide[None, :])", "attention_to_both_sides"),
+    ("encoders", "seen & (key[None, :] > i[:, None] - window)", "seen & (key[None, :] >= i[:, None] - window)",
+     "attention_to_both_sides"),
+    ("encoders", "& (key[None, :] < i[:, None] + window)", "& (key[None, :] <= i[:, None] + window)",
+     "attention_to_both_sides"),
+    ("encoders", " & (key[None, :] < i[:, None] + window)", "", "attention_to_both_sides"),
+    # Attention to one side.
+    ("encoders", "seen = there[None, :] & (i >= 0)[:, None]", "seen = there[None, :] & (key[None, :] <= i[:, None])",
+     "attention_to_both_sides"),
+    ("encoders", "end = tl.minimum(length, first + BM - 1 + window)", "end = tl.minimum(length, first + window)",
+     "attention_to_both_sides"),
+    ("encoders", "start = tl.maximum(first + 1 - window, 0) // BN * BN", "start = first // BN * BN",
+     "attention_to_both_sides"),
+    ("encoders", "vv = tl.load(qkv + 2 * width", "vv = tl.load(qkv + width", "attention_to_both_sides"),
+    ("encoders", "at = (begin + key).to(tl.int64) * (3 * width)", "at = (begin + key).to(tl.int64) * width",
+     "attention_to_both_sides"),
+    ("encoders", "        qkv += h * hd\n", "", "attention_to_both_sides"),
+    ("encoders", "acc = acc * shrink[:, None]", "acc = acc", "attention_to_both_sides"),
+    # Blocks in an order that depends on the batch: other bits beside other sequences.
+    ("encoders", "key = from_key + j",
+     "key = tl.where(begin > 0, 2 * start + (end - 1 - start) // BN * BN - from_key, from_key) + j",
+     "attention_to_both_sides"),
+    ("forward", "        if KEEP:\n            tl.store(x + c, v, mask=inside)\n", "", "norms_that_stay"),
+    ("forward", "tl.store(x + c, v, mask=inside)\n        tl.store(y", "tl.store(x + c, v)\n        tl.store(y",
+     "norms_that_stay"),
+]

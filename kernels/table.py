@@ -92,12 +92,18 @@ def forward():
         norm = "x:*X branch:*T weight:*T bias:*T y:*T d:i32 x_stride:i32 y_stride:i32 eps:f32 scale:f32 offset:f32"
         for kind in ("rms", "layer"):
             layer = kind == "layer"
-            yield one(kind, "norm", norm, dict(ADD=False, LAYER=layer, BLOCK=1024), X="f32")
-            yield one(f"add_{kind}", "norm", norm, dict(ADD=True, LAYER=layer, BLOCK=1024), X="f32")
+            constants = dict(LAYER=layer, KEEP=False, BLOCK=1024)
+            yield one(kind, "norm", norm, dict(ADD=False, **constants), X="f32")
+            yield one(f"add_{kind}", "norm", norm, dict(ADD=True, **constants), X="f32")
+            # Of encoders, whose blocks may begin with the norm of a sum.
+            if t != "f16":
+                yield one(f"{kind}_kept", "norm", norm, dict(ADD=False, **{**constants, "KEEP": True}), X="f32")
+                yield one(f"add_{kind}_kept", "norm", norm, dict(ADD=True, **{**constants, "KEEP": True}), X="f32")
         # Of what a part gives, before it is added. In f32 it is the first kernel.
         if t != "f32":
             for kind in ("rms", "layer"):
-                yield one(f"{kind}_of", "norm", norm, dict(ADD=False, LAYER=kind == "layer", BLOCK=1024), X=t)
+                constants = dict(ADD=False, LAYER=kind == "layer", KEEP=False, BLOCK=1024)
+                yield one(f"{kind}_of", "norm", norm, constants, X=t)
         yield one("add", "add", "x:*f32 branch:*T count:i32 scale:f32", dict(BLOCK=1024))
         rope = ("qkv:*T cos:*f32 sin:*f32 rotary:*i32 slots:*i32 q_weight:*T k_weight:*T q_out:*T keys:*T values:*T "
                 "heads:i32 kv_heads:i32 hd:i32 half:i32 width:i32 head_stride:i32 k_base:i32 v_base:i32 eps:f32 "
@@ -250,6 +256,17 @@ def backward():
     yield Variant("squares", "squares", "backward", types("x:*f32 sums:*f32 count:i32"), dict(EACH=16, BLOCK=1024))
 
 
+def encoders():
+    for t in ("f32", "bf16"):
+        text = "qkv:*T offsets:*i32 out:*T heads:i32 hd:i32/8 window:i32 scale:f32"
+        for hd in HEADS:
+            # Heads of odd sizes exist in tests alone.
+            for any_ in ("", "_any") if hd <= 64 else ("",):
+                params = types(text.replace("/8", "") if any_ else text, T=t)
+                tiles = flash_tiles(hd, t, "")[0]
+                yield Variant(f"attend_both{any_}.{hd}.{t}", "attend_both", "encoders", params, tiles, warps=8, stages=1)
+
+
 def adapters():
     for t, size in (("f32", 4), ("bf16", 2), ("f16", 2)):
         def one(name, kernel, text, constants, warps, stages):
@@ -268,4 +285,4 @@ def adapters():
 
 
 def variants():
-    return list(forward()) + list(backward()) + list(adapters())
+    return list(forward()) + list(backward()) + list(encoders()) + list(adapters())

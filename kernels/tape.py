@@ -18,13 +18,15 @@ import backward
 import cases
 import cases_adapters  # noqa: F401
 import cases_backward  # noqa: F401
+import cases_encoders  # noqa: F401
+import encoders
 import forward
 from table import variants
 
 FIXTURES = Path(__file__).resolve().parent.parent / "tests/fixtures"
 # For each module its file, and the size of the arguments from which launches are left out.
 FILES = {"forward": ("kernels.tape.gz", 48_000), "backward": ("kernels_backward.tape.gz", 130_000),
-         "adapters": ("kernels_adapters.tape.gz", 48_000)}
+         "adapters": ("kernels_adapters.tape.gz", 48_000), "encoders": ("kernels_encoders.tape.gz", 130_000)}
 
 
 def size(launch):
@@ -60,7 +62,7 @@ def smallest(module, most):
 def main():
     cases.TAPE = []
     for _, fn, t in cases.jobs():
-        fn({"forward": forward, "backward": backward, "adapters": adapters}, t)
+        fn({"forward": forward, "backward": backward, "adapters": adapters, "encoders": encoders}, t)
     for module, (name, most) in FILES.items():
         kept = smallest(module, most)
         text = "".join(line(kept[name]) + "\n" for name in sorted(kept))

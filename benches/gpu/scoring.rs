@@ -8,18 +8,32 @@ use instructd::gpu::device::Device;
 use instructd::gpu::shared::Shared;
 use instructd::model::decoder::training::{Element, TrainerOptions};
 use instructd::model::init::{Heads, init};
-use instructd::model::{Decoder, Recompute, RewardModel, load, open as open_files, save_dir};
-use serde_json::json;
+use instructd::model::{ModelConfig, Recompute, RewardModel, Trunk, load, open as open_files, save_dir};
+use serde_json::{Value, json};
 
 use super::{Table, hf_config, normals, open, prompt};
 
+/// A model of the family `llama`, `bert` or `modernbert`.
+fn model(family: &str) -> (Value, ModelConfig) {
+    let [hidden, inner, layers, heads, vocab] = [96, 160, 3, 2, 200];
+    if family == "llama" {
+        return hf_config([hidden, inner, layers, heads, heads, vocab]);
+    }
+    let config = json!({
+        "model_type": family, "hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": layers,
+        "num_attention_heads": heads, "vocab_size": vocab, "max_position_embeddings": 2048, "local_attention": 64,
+    });
+    let read = ModelConfig::from_hf(&config, None).expect("a valid configuration");
+    (config, read)
+}
+
 /// Writes a reward model with random weights and two heads.
-fn write(dir: &Path, shape: [usize; 6]) -> Result<(), String> {
-    let (hf, config) = hf_config(shape);
+fn write(dir: &Path, family: &str) -> Result<(), String> {
+    let (hf, config) = model(family);
     let weights = || -> candle_core::Result<_> {
         let mut weights = init(&config, Heads::Backbone, &Candle::Cpu, normals())?;
-        let head: Vec<f32> = (0..2 * shape[0]).map(|i| (i as f32 * 0.7).sin()).collect();
-        weights.insert("score.weight".to_owned(), Tensor::from_vec(head, (2, shape[0]), &Candle::Cpu)?);
+        let head: Vec<f32> = (0..2 * config.hidden_size).map(|i| (i as f32 * 0.7).sin()).collect();
+        weights.insert("score.weight".to_owned(), Tensor::from_vec(head, (2, config.hidden_size), &Candle::Cpu)?);
         Ok(weights)
     };
     let weights = weights().map_err(|e| e.to_string())?;
@@ -27,9 +41,9 @@ fn write(dir: &Path, shape: [usize; 6]) -> Result<(), String> {
     save_dir(dir, &config, &hf, &weights, None, None, Some(&about)).map(drop).map_err(|e| e.to_string())
 }
 
-fn scores(simulated: bool, element: Element, tolerance: f64) -> Result<String, String> {
+fn scores(simulated: bool, family: &str, element: Element, tolerance: f64) -> Result<String, String> {
     let dir = tempfile::tempdir().map_err(|e| e.to_string())?;
-    write(dir.path(), [96, 160, 2, 6, 2, 200])?;
+    write(dir.path(), family)?;
     let long = if simulated { 70 } else { 1500 };
     let texts: Vec<Vec<u32>> = [long, 3, 17, 40].into_iter().enumerate().map(|(i, n)| prompt(n, 200, i)).collect();
     let host = load(dir.path(), &Candle::Cpu).map_err(|e| e.to_string())?;
@@ -39,9 +53,9 @@ fn scores(simulated: bool, element: Element, tolerance: f64) -> Result<String, S
     let before = device.memory().0;
     let opened = open_files(dir.path()).map_err(|e| e.to_string())?;
     let options = TrainerOptions::new(element, Recompute::None);
-    let decoder = Decoder::on_device(&opened, false, device.clone(), options).map_err(|e| e.to_string())?;
+    let trunk = Trunk::on_device(&opened, device.clone(), options).map_err(|e| e.to_string())?;
     let heads = opened.into_heads().map_err(|e| e.to_string())?;
-    let model = RewardModel::over(decoder, &heads).map_err(|e| e.to_string())?;
+    let model = RewardModel::over(trunk, &heads).map_err(|e| e.to_string())?;
     let got = model.score(&texts, 4096).map_err(|e| e.to_string())?;
     let began = Instant::now();
     for (text, score) in texts.iter().zip(&got) {
@@ -63,7 +77,10 @@ fn scores(simulated: bool, element: Element, tolerance: f64) -> Result<String, S
 }
 
 pub fn phases(table: &mut Table, simulated: bool) {
-    for (element, tolerance) in [(Element::F32, 1e-4), (Element::Bf16, 5e-2)] {
-        table.phase(&format!("rewards, {}", element.as_str()), || scores(simulated, element, tolerance));
+    for family in ["llama", "bert", "modernbert"] {
+        for (element, tolerance) in [(Element::F32, 1e-4), (Element::Bf16, 5e-2)] {
+            let phase = format!("rewards of {family}, {}", element.as_str());
+            table.phase(&phase, || scores(simulated, family, element, tolerance));
+        }
     }
 }

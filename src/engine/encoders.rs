@@ -1,4 +1,5 @@
-//! Encoders in memory: loaded at the first request that names them, and run on blocking threads.
+//! Encoders in memory: loaded at the first request that names them, and run on blocking threads. They are on a device where
+//! the engine has one, and on the CPU if they cannot be loaded there.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -6,10 +7,13 @@ use std::sync::Arc;
 use candle_core::Device;
 
 use super::model_cache::ModelCache;
+use super::place::{Held, Place};
 use super::{BlockingPool, CancelToken, EngineError, ModelFiles};
 use crate::domain::ModelVersion;
-use crate::model;
-use crate::model::encoder::text::{Pooling, TextEncoder};
+use crate::gpu::shared::Shared;
+use crate::model::decoder::training::TrainerOptions;
+use crate::model::encoder::text::{BATCH_TOKENS, Pooling, TextEncoder};
+use crate::model::{self, Encoder, Opened};
 
 /// Number of encoders in memory.
 const CACHED: usize = 2;
@@ -95,8 +99,12 @@ pub struct FillResult {
 /// The encoders in memory.
 #[derive(Clone)]
 pub struct Encoders {
-    loaded: ModelCache<TextEncoder>,
+    loaded: ModelCache<Held<TextEncoder>>,
+    /// Copies on the CPU of encoders that are on devices.
+    copies: ModelCache<Held<TextEncoder>>,
     blocking: BlockingPool,
+    /// `None` for the CPU.
+    place: Option<Place>,
 }
 
 fn bad(param: &'static str, message: impl Into<String>) -> EngineError {
@@ -104,8 +112,20 @@ fn bad(param: &'static str, message: impl Into<String>) -> EngineError {
 }
 
 impl Encoders {
-    pub fn new() -> Self {
-        Self { loaded: ModelCache::new(CACHED), blocking: BlockingPool::new(MAX_RUNNING, MAX_WAITING) }
+    pub fn new(place: Option<Place>) -> Self {
+        let blocking = BlockingPool::new(MAX_RUNNING, MAX_WAITING);
+        let place = place.filter(|place| !place.devices.is_cpu());
+        Self { loaded: ModelCache::new(CACHED), copies: ModelCache::new(1), blocking, place }
+    }
+
+    /// Unloads the encoders that are on devices.
+    pub fn leave_devices(&self) {
+        self.loaded.leave_devices();
+    }
+
+    /// Bytes of the encoders on a device.
+    pub fn bytes_on(&self, device: &str) -> u64 {
+        self.loaded.bytes_on(device)
     }
 
     /// Loads the encoder `version` if necessary, and runs `work` with it on a blocking thread.
@@ -118,16 +138,58 @@ impl Encoders {
         files: &Arc<dyn ModelFiles>,
         work: impl FnOnce(&TextEncoder, &CancelToken) -> Result<T, EngineError> + Send + 'static,
     ) -> Result<T, EngineError> {
+        let (name, place) = (version.name.clone(), self.place.clone());
+        let load = move |path: &Path| encoder(&name, path, place.as_ref());
+        let held = self.loaded.get_or_load(version, files, load).await?;
+        let on_device = held.device.is_some();
+        let result = self.blocking.run(move |cancel| work(&held.model, cancel)).await;
+        if on_device && matches!(result, Err(EngineError::Failed(_))) {
+            // A device that has failed may work after the model is loaded anew.
+            self.loaded.retain(|id, _| *id != version.id);
+        }
+        result
+    }
+
+    /// `with` an encoder on the CPU.
+    ///
+    /// # Errors
+    /// Those of `with`.
+    pub async fn with_copy<T: Send + 'static>(
+        &self,
+        version: &ModelVersion,
+        files: &Arc<dyn ModelFiles>,
+        work: impl FnOnce(&TextEncoder, &CancelToken) -> Result<T, EngineError> + Send + 'static,
+    ) -> Result<T, EngineError> {
         let name = version.name.clone();
-        let encoder = self.loaded.get_or_load(version, files, move |path| encoder(&name, path)).await?;
-        self.blocking.run(move |cancel| work(&encoder, cancel)).await
+        let cache = if self.place.is_some() { &self.copies } else { &self.loaded };
+        let held = cache.get_or_load(version, files, move |path| encoder(&name, path, None)).await?;
+        self.blocking.run(move |cancel| work(&held.model, cancel)).await
     }
 }
 
-fn encoder(name: &str, path: &Path) -> Result<TextEncoder, EngineError> {
-    let failed = |e: String| EngineError::Failed(format!("encoder '{name}': {e}"));
-    let files = model::load(path, &Device::Cpu).map_err(|e| failed(e.to_string()))?;
-    TextEncoder::new(&files).map_err(|e| failed(e.to_string()))
+fn encoder(name: &str, path: &Path, place: Option<&Place>) -> Result<Held<TextEncoder>, EngineError> {
+    let on_cpu = |path: &Path| {
+        let files = model::load(path, &Device::Cpu).map_err(|e| e.to_string())?;
+        TextEncoder::new(&files).map_err(|e| e.to_string())
+    };
+    let held = Held::load("an encoder", path, place, on_device, on_cpu);
+    held.map_err(|e| EngineError::Failed(format!("encoder '{name}': {e}")))
+}
+
+fn on_device(opened: Opened, device: Shared, options: TrainerOptions) -> Result<TextEncoder, String> {
+    let encoder = Encoder::on_device(&opened, true, device, options.element).map_err(|e| e.to_string())?;
+    // What is loaded later leaves the memory of batches alone.
+    encoder.reserve(BATCH_TOKENS, MAX_GAPS).map_err(|e| e.to_string())?;
+    let encoder = TextEncoder::over(encoder, &opened.into_heads().map_err(|e| e.to_string())?);
+    // The driver compiles the kernels now, and a model of other numbers is not used.
+    let mut numbers = encoder.embed(&[vec![0, 1]], None, false).map_err(|e| e.to_string())?;
+    if encoder.encoder().has_mlm_head() {
+        numbers.extend(encoder.fill(&[0, 1], &[0, 0], &[0]).map_err(|e| e.to_string())?);
+    }
+    match numbers.iter().flatten().all(|number| number.is_finite()) {
+        true => Ok(encoder),
+        false => Err("its hidden states are not finite".to_owned()),
+    }
 }
 
 fn failed(error: impl std::fmt::Display) -> EngineError {

@@ -18,9 +18,10 @@ use super::device::{self, Devices};
 use super::encoders::Encoders;
 use super::limits::Limits;
 use super::loaded::{LoadedModel, OnDevice};
+use super::place::Place;
 use super::prefix_index::beginnings;
 use super::queue::{Queue, RETRY, Refused, Ticket};
-use super::rewards::{Place, RewardModels};
+use super::rewards::RewardModels;
 use super::sequence::{QueueWait, RunningRequest};
 use super::soft_prompts::SoftPromptCache;
 use super::stats::StatCounters;
@@ -167,12 +168,13 @@ impl LocalEngine {
                 return Err(EngineError::Failed(format!("the engine thread did not start: {e}")));
             }
         }
+        let place = Place { devices: devices.clone(), weights: options.weights };
         let here = || Arc::new(DataDir(options.data_dir.clone())) as Arc<dyn ModelFiles>;
         Ok(Arc::new(Self {
             files: options.files.clone().unwrap_or_else(here),
-            rewards: RewardModels::new(Some(Place { devices: devices.clone(), weights: options.weights })),
+            rewards: RewardModels::new(Some(place.clone())),
             soft_prompts: SoftPromptCache::new(),
-            encoders: Encoders::new(),
+            encoders: Encoders::new(Some(place)),
             tokenizing: Tokenizing::new(),
             inspecting: BlockingPool::new(MAX_INSPECTING, MAX_WAITING),
             compiling: BlockingPool::new(MAX_COMPILING, MAX_WAITING),
@@ -371,11 +373,11 @@ impl Generator for LocalEngine {
                 let adapters: u64 = models.iter().filter(over).map(|model| model.adapter_bytes).sum();
                 (replica.memory.0 + adapters, (replica.memory.1 - replica.memory.0).saturating_sub(adapters))
             };
-            let rewards = self.rewards.bytes_on(name);
-            let used = placed.iter().map(|placed| bytes(placed).0).sum::<u64>() + rewards;
+            let others = self.rewards.bytes_on(name) + self.encoders.bytes_on(name);
+            let used = placed.iter().map(|placed| bytes(placed).0).sum::<u64>() + others;
             // Each version recorded what was free when it was loaded: the last one has the smallest value. Reward models
-            // are loaded after it.
-            let free = placed.iter().map(|placed| bytes(placed).1).min().unwrap_or(0).saturating_sub(rewards);
+            // and encoders are loaded after it.
+            let free = placed.iter().map(|placed| bytes(placed).1).min().unwrap_or(0).saturating_sub(others);
             let replicas: Vec<_> = placed.iter().map(|(_, replica)| *replica).collect();
             let bus_id = replicas.iter().find_map(|replica| replica.bus_id.as_deref());
             let reading = bus_id.map(|bus_id| self.options.meter.read(bus_id)).unwrap_or_default();

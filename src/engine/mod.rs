@@ -16,6 +16,7 @@ mod lookup;
 mod model_cache;
 pub mod model_text;
 mod output;
+mod place;
 mod prefix;
 mod prefix_index;
 mod queue;

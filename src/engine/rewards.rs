@@ -1,22 +1,19 @@
-//! Reward models in memory: loaded at the first request that names them, and run on blocking threads. Decoders are on a
-//! device where the engine has one, and on the CPU if they cannot be loaded there.
+//! Reward models in memory: loaded at the first request that names them, and run on blocking threads. They are on a device
+//! where the engine has one, and on the CPU if they cannot be loaded there.
 
 use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::Device;
 
-use super::device::Devices;
 use super::model_cache::ModelCache;
+use super::place::{Held, Place};
 use super::{BlockingPool, CancelToken, EngineError, ModelFiles};
 use crate::data::PromptInput;
 use crate::domain::{Message, ModelVersion, RewardScore};
-use crate::gpu::device::Device as _;
 use crate::gpu::shared::Shared;
 use crate::model::decoder::training::TrainerOptions;
-use crate::model::heads::reward::RewardModel;
-use crate::model::{self, Decoder, Loaded};
-use crate::ops::linear::WeightFormat;
+use crate::model::{self, Loaded, Opened, RewardModel, Trunk};
 use crate::prompt::Texts;
 
 /// A batch is complete once it has at least this many tokens.
@@ -28,22 +25,6 @@ struct LoadedRewardModel {
     model: RewardModel,
     texts: Texts,
     max_length: usize,
-    /// The device that computes it, unless it is the CPU.
-    device: Option<Placed>,
-}
-
-/// Memory of a model on a device.
-struct Placed {
-    /// The device's name.
-    name: String,
-    bytes: u64,
-}
-
-/// Where decoders are loaded.
-#[derive(Clone)]
-pub struct Place {
-    pub devices: Devices,
-    pub weights: WeightFormat,
 }
 
 /// Maximum number of concurrent and of waiting tasks.
@@ -52,7 +33,7 @@ const MAX_WAITING: usize = 64;
 
 /// The reward models in memory.
 pub struct RewardModels {
-    loaded: ModelCache<LoadedRewardModel>,
+    loaded: ModelCache<Held<LoadedRewardModel>>,
     blocking: BlockingPool,
     /// `None` for the CPU.
     place: Option<Place>,
@@ -64,16 +45,14 @@ impl RewardModels {
         Self { loaded: ModelCache::new(CACHED), blocking, place: place.filter(|place| !place.devices.is_cpu()) }
     }
 
-    /// Unloads the models that are on devices, to leave their memory to a version that is loaded now. The next request
-    /// loads them again.
+    /// Unloads the models that are on devices.
     pub fn leave_devices(&self) {
-        self.loaded.retain(|_, model| model.device.is_none());
+        self.loaded.leave_devices();
     }
 
     /// Bytes of the models on a device.
     pub fn bytes_on(&self, device: &str) -> u64 {
-        let bytes = |placed: &Placed| if placed.name == device { placed.bytes } else { 0 };
-        self.loaded.sum(|model| model.device.as_ref().map_or(0, bytes))
+        self.loaded.bytes_on(device)
     }
 
     /// Scores answers to one prompt with the reward model `version`.
@@ -91,9 +70,9 @@ impl RewardModels {
         let failed = move |e: String| EngineError::Failed(format!("reward model '{name}': {e}"));
         let (loading, place) = (failed.clone(), self.place.clone());
         let load = move |path: &Path| LoadedRewardModel::load(path, place.as_ref()).map_err(loading);
-        let model = self.loaded.get_or_load(version, files, load).await?;
-        let on_device = model.device.is_some();
-        let scores = self.blocking.run(move |cancel| model.score(&prompt, &answers, cancel, failed)).await;
+        let held = self.loaded.get_or_load(version, files, load).await?;
+        let on_device = held.device.is_some();
+        let scores = self.blocking.run(move |cancel| held.model.score(&prompt, &answers, cancel, failed)).await;
         if on_device && matches!(scores, Err(EngineError::Failed(_))) {
             // A device that has failed may work after the model is loaded anew.
             self.loaded.retain(|id, _| *id != version.id);
@@ -103,45 +82,30 @@ impl RewardModels {
 }
 
 impl LoadedRewardModel {
-    fn load(path: &Path, place: Option<&Place>) -> Result<Self, String> {
-        if let Some(place) = place {
-            match Self::load_on_device(path, place) {
-                Ok(Some(model)) => return Ok(model),
-                Ok(None) => {}
-                Err(why) => tracing::warn!(model = %path.display(), %why, "a reward model is computed on the CPU"),
-            }
-        }
-        let files: Loaded = model::load(path, &Device::Cpu).map_err(|e| e.to_string())?;
-        let model = RewardModel::new(&files).map_err(|e| e.to_string())?;
-        Self::of(model, &files, None)
+    fn load(path: &Path, place: Option<&Place>) -> Result<Held<Self>, String> {
+        Held::load("a reward model", path, place, Self::on_device, |path| {
+            let files: Loaded = model::load(path, &Device::Cpu).map_err(|e| e.to_string())?;
+            Self::of(RewardModel::new(&files).map_err(|e| e.to_string())?, &files)
+        })
     }
 
-    fn of(model: RewardModel, files: &Loaded, device: Option<Placed>) -> Result<Self, String> {
+    fn of(model: RewardModel, files: &Loaded) -> Result<Self, String> {
         let texts = Texts::for_scores(files).map_err(|e| e.to_string())?;
-        Ok(Self { max_length: files.config.max_positions, model, texts, device })
+        Ok(Self { max_length: files.config.max_positions, model, texts })
     }
 
-    /// `None` for encoders, which devices do not compute.
-    fn load_on_device(path: &Path, place: &Place) -> Result<Option<Self>, String> {
-        let opened = model::open(path).map_err(|e| e.to_string())?;
-        if opened.described.config.is_encoder() {
-            return Ok(None);
-        }
-        let Some((name, device)) = place.devices.open_emptiest()? else { return Ok(None) };
-        let on = |why: String| format!("{name}: {why}");
-        let device = Shared::new(device);
-        let options = TrainerOptions::scoring(place.weights, &opened);
-        let before = device.memory().0;
-        let decoder = Decoder::on_device(&opened, false, device.clone(), options).map_err(|e| on(e.to_string()))?;
-        let bytes = device.memory().0 - before;
+    fn on_device(opened: Opened, device: Shared, options: TrainerOptions) -> Result<Self, String> {
+        let trunk = Trunk::on_device(&opened, device, options).map_err(|e| e.to_string())?;
+        // What is loaded later leaves the memory of batches alone.
+        trunk.reserve(BATCH_TOKENS).map_err(|e| e.to_string())?;
         let files = opened.into_heads().map_err(|e| e.to_string())?;
-        let model = RewardModel::over(decoder, &files).map_err(|e| e.to_string())?;
+        let model = RewardModel::over(trunk, &files).map_err(|e| e.to_string())?;
         // The driver compiles the kernels now, and a model of other numbers is not used.
-        let score = model.score(&[vec![0, 1]], BATCH_TOKENS).map_err(|e| on(e.to_string()))?;
+        let score = model.score(&[vec![0, 1]], BATCH_TOKENS).map_err(|e| e.to_string())?;
         if !score.iter().all(|score| score.is_finite()) {
-            return Err(on("its scores are not finite".to_owned()));
+            return Err("its scores are not finite".to_owned());
         }
-        Self::of(model, &files, Some(Placed { name: name.clone(), bytes })).map(Some)
+        Self::of(model, &files)
     }
 
     fn score(

@@ -1,4 +1,4 @@
-//! Where evaluated models are computed: on the CPU, or decoders on a GPU.
+//! Where evaluated models are computed: on the CPU, or on a GPU.
 
 use std::path::Path;
 
@@ -49,7 +49,7 @@ impl Loader {
     /// Files that cannot be read; a model that the device cannot compute.
     pub fn decoder(&self, path: &Path) -> Result<(Decoder, Loaded)> {
         if let Some(device) = &self.0 {
-            return device.load(path, true);
+            return device.load(path);
         }
         let loaded = model::load(path, &Device::Cpu)?;
         Ok((Decoder::new(&loaded.config, &loaded.weights, Purpose::Serve)?, loaded))
@@ -61,8 +61,8 @@ impl Loader {
     /// A model of another kind, and those of `decoder`.
     pub fn reward(&self, path: &Path) -> Result<(RewardModel, Loaded)> {
         if let Some(device) = &self.0 {
-            let (decoder, loaded) = device.load(path, false)?;
-            return Ok((RewardModel::over(decoder, &loaded)?, loaded));
+            let (trunk, loaded) = device.load_trunk(path)?;
+            return Ok((RewardModel::over(trunk, &loaded)?, loaded));
         }
         let loaded = model::load(path, &Device::Cpu)?;
         Ok((RewardModel::new(&loaded)?, loaded))
@@ -72,8 +72,8 @@ impl Loader {
     /// A model of another kind, and those of `decoder`.
     pub fn classifier(&self, path: &Path) -> Result<Classifier> {
         if let Some(device) = &self.0 {
-            let (decoder, loaded) = device.load(path, false)?;
-            return Ok(Classifier::over(decoder, &loaded)?);
+            let (trunk, loaded) = device.load_trunk(path)?;
+            return Ok(Classifier::over(trunk, &loaded)?);
         }
         Ok(Classifier::new(&model::load(path, &Device::Cpu)?)?)
     }

@@ -1,15 +1,19 @@
 //! Log-probs of given continuations, for evaluation outside the server. A prefix that the continuations share is
-//! computed once, except on a device, which computes whole sequences. The server's `/v1/choices` scores continuations
-//! through the engine instead.
+//! computed once. The server's `/v1/choices` scores continuations through the engine instead.
+
+mod device;
+
+use std::collections::BTreeSet;
 
 use candle_core::{DType, Device, Error, Result, Tensor};
 
 use super::sampling::logprob_and_top;
 use super::stepper::{RunningSequence, ScheduledTokens, SequenceState, Stepper};
+use crate::model::Decoder;
+use crate::model::decoder::attached::Attached;
 use crate::model::decoder::kv_cache::{CachedSequence, KvCache, PAGE, RopeLength};
-use crate::model::{Decoder, PackedBatch};
 
-/// Maximum number of tokens of a prefix, or of whole sequences on a device, that are computed together.
+/// Maximum number of tokens of a prefix, or of a step or of whole sequences on a device, that are computed together.
 const CHUNK: usize = 512;
 
 /// A sequence and the index of the first token whose log-prob is reported.
@@ -45,6 +49,8 @@ pub struct ContinuationScorer<'a> {
     /// The first sequence is the cached prefix: placeholders of the soft prompt, then the tokens of `set_prefix`.
     batch: Stepper<ScoredTokens>,
     soft: Option<Tensor>,
+    /// Advances the sequences on the device of the decoder, if it is on one that has room for their keys and values.
+    steps: Option<Attached>,
 }
 
 /// The index of the cached prefix in the batch.
@@ -61,16 +67,16 @@ impl<'a> ContinuationScorer<'a> {
     /// If `soft` has another shape, and those of the model.
     pub fn new(decoder: &'a Decoder, soft: Option<Tensor>, max_sequences: usize) -> Result<Self> {
         let soft_len = soft.as_ref().map_or(Ok(0), |s| s.dim(0))?;
-        if decoder.attached().is_some() {
-            if soft.is_some() {
-                candle_core::bail!("soft prompts are evaluated on the CPU; set device to cpu");
-            }
-            return Ok(Self { decoder, batch: Stepper::new(KvCache::on_device(0)), soft });
-        }
         // The prefix, its successor and one shared stem, and ten pages for each continuation.
         let tokens = 3 * decoder.config.max_positions.min(4096) + (max_sequences + 3) * 10 * PAGE;
-        let batch = Stepper::new(KvCache::new(&decoder.config, tokens));
-        let mut scorer = Self { decoder, batch, soft };
+        let (cache, steps) = match decoder.attached() {
+            None => (KvCache::new(&decoder.config, tokens), None),
+            Some(_) if soft.is_some() => {
+                candle_core::bail!("soft prompts are evaluated on the CPU; set device to cpu")
+            }
+            Some(attached) => device::cache(decoder, attached, tokens),
+        };
+        let mut scorer = Self { decoder, batch: Stepper::new(cache), soft, steps };
         let prefix =
             SequenceState { cached: CachedSequence::default(), ..SequenceState::new(decoder, vec![0; soft_len]) };
         let prefix = scorer.add(prefix);
@@ -83,13 +89,14 @@ impl<'a> ContinuationScorer<'a> {
     /// # Errors
     /// If there are more tokens than the model has positions, and those of the model.
     pub fn set_prefix(&mut self, tokens: &[u32]) -> Result<()> {
-        if self.decoder.attached().is_some() {
-            return self.check_length(tokens.len());
-        }
         self.remove_continuations();
         let n = self.soft_len();
         let ids = [vec![0; n], tokens.to_vec()].concat();
         self.check_length(ids.len())?;
+        if self.decoder.attached().is_some() && !self.has_room(ids.len()) {
+            // Continuations are then computed without it.
+            return Ok(());
+        }
         let rope = self.decoder.rope_length(ids.len());
         let next = self.add_fork(PREFIX, n, ids, rope)?;
         self.compute(next)?;
@@ -104,7 +111,7 @@ impl<'a> ContinuationScorer<'a> {
     /// If a continuation is empty or has no token before it, if a sequence has more tokens than the model has positions
     /// or the cache has room for, and those of the model.
     pub fn score(&mut self, sequences: &[Continuation]) -> Result<Vec<Vec<f32>>> {
-        if self.decoder.attached().is_some() {
+        if self.decoder.attached().is_some() && self.steps.is_none() {
             return self.score_whole(sequences);
         }
         self.remove_continuations();
@@ -131,7 +138,13 @@ impl<'a> ContinuationScorer<'a> {
         // The row that predicts the first scored token must be computed, so it is not reused from the prefix.
         let prefix = &self.batch.running()[PREFIX].state.ids;
         let reuse = common(prefix, &first.ids[..shared]).min(earliest - 1).min(shared - 1);
+        if self.steps.is_some() && !self.can_share(&whole, shared) {
+            return self.score_whole(sequences);
+        }
         let stem = self.add_fork(PREFIX, reuse, first.ids[..shared].to_vec(), rope)?;
+        if self.steps.is_some() {
+            return self.score_from_stem(&whole, stem, shared);
+        }
         let reuse = self.batch.running()[stem].state.cached.len;
         let stem_hidden = self.compute(stem)?;
         let mut scheduled = Vec::new();
@@ -171,35 +184,6 @@ impl<'a> ContinuationScorer<'a> {
         });
         let scores = scores.collect();
         self.remove_continuations();
-        Ok(scores)
-    }
-
-    /// Scores sequences without cached tokens, as many at a time as `CHUNK` tokens have room for.
-    fn score_whole(&self, sequences: &[Continuation]) -> Result<Vec<Vec<f32>>> {
-        if sequences.iter().any(|s| s.from == 0 || s.from >= s.ids.len()) {
-            return Err(without_tokens());
-        }
-        // The last token predicts nothing and is not computed.
-        let lengths: Vec<usize> = sequences.iter().map(|s| s.ids.len() - 1).collect();
-        self.check_length(lengths.iter().copied().max().unwrap_or(0))?;
-        let mut scores = Vec::with_capacity(sequences.len());
-        while let Some(rest) = sequences.get(scores.len()..).filter(|rest| !rest.is_empty()) {
-            let mut tokens = 0;
-            let fits = lengths[scores.len()..].iter().take_while(|length| {
-                tokens += **length;
-                tokens <= CHUNK
-            });
-            let now = &rest[..fits.count().max(1)];
-            let batch = PackedBatch::new(&now.iter().map(|s| &s.ids[..s.ids.len() - 1]).collect::<Vec<_>>());
-            let (mut rows, mut targets) = (Vec::new(), Vec::new());
-            for (s, offset) in now.iter().zip(&batch.offsets) {
-                rows.extend((s.from..s.ids.len()).map(|t| (offset + t - 1) as u32));
-                targets.extend_from_slice(&s.ids[s.from..]);
-            }
-            let logprobs = self.decoder.logprobs_at(&batch, &rows, &targets)?.to_vec1::<f32>()?;
-            let mut logprobs = logprobs.into_iter();
-            scores.extend(now.iter().map(|s| logprobs.by_ref().take(s.ids.len() - s.from).collect()));
-        }
         Ok(scores)
     }
 
@@ -252,8 +236,11 @@ impl<'a> ContinuationScorer<'a> {
         Ok(ScheduledTokens { sequence, tokens, draft: Vec::new() })
     }
 
-    /// Computes the n pending tokens of a sequence. Returns their hidden states `[n, hidden]`.
+    /// Computes the n pending tokens of a sequence. Returns their hidden states `[n, hidden]`, on a device none.
     fn compute(&mut self, sequence: usize) -> Result<Tensor> {
+        if self.steps.is_some() {
+            self.advance(sequence..sequence + 1, &BTreeSet::new())?;
+        }
         let mut parts = Vec::new();
         while self.batch.running()[sequence].state.pending() > 0 {
             let chunk = self.schedule(sequence, CHUNK)?;

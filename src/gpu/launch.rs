@@ -2,6 +2,7 @@
 
 pub mod adapters;
 pub mod backward;
+pub mod encoders;
 
 use super::manifest::{Kernel, Kind};
 use super::{ALIGNMENT, GpuError, Slice};
@@ -74,7 +75,8 @@ launches! {
     Embed = "embed" {
         ids: Slice, table: Slice, positions: Slice, position_table: Slice, out: Slice, d: i32, scale: f32,
     }
-    /// RMSNorm or LayerNorm, optionally after an addition to the residual stream.
+    /// RMSNorm or LayerNorm, optionally after an addition to the residual stream, which variants named `_kept` replace
+    /// by its norm.
     Norm = "norm" {
         x: Slice, branch: Slice, weight: Slice, bias: Slice, y: Slice, d: i32, x_stride: i32, y_stride: i32, eps: f32,
         scale: f32, offset: f32,
@@ -163,7 +165,7 @@ mod tests {
 
     #[test]
     fn launch_structs_have_the_parameters_of_the_kernels() {
-        let all: Vec<_> = ALL.iter().chain(backward::ALL).chain(adapters::ALL).collect();
+        let all: Vec<_> = ALL.iter().chain(backward::ALL).chain(adapters::ALL).chain(encoders::ALL).collect();
         for kernel in kernels() {
             assert!(all.iter().any(|(name, _)| *name == kernel.kernel), "{} has no struct", kernel.name);
         }

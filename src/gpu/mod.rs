@@ -10,6 +10,7 @@ pub mod launch;
 pub mod manifest;
 mod memory;
 pub mod nvml;
+pub mod reserve;
 pub mod shared;
 pub mod sim;
 pub mod tape;

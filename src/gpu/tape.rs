@@ -131,7 +131,8 @@ mod tests {
         let forward = include_bytes!("../../tests/fixtures/kernels.tape.gz");
         let backward = include_bytes!("../../tests/fixtures/kernels_backward.tape.gz");
         let adapters = include_bytes!("../../tests/fixtures/kernels_adapters.tape.gz");
-        let replayed: Vec<_> = [&forward[..], &backward[..], &adapters[..]]
+        let encoders = include_bytes!("../../tests/fixtures/kernels_encoders.tape.gz");
+        let replayed: Vec<_> = [&forward[..], &backward[..], &adapters[..], &encoders[..]]
             .into_iter()
             .flat_map(|tape| replay(&mut Sim::new(64 << 20), tape).unwrap())
             .collect();

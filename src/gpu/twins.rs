@@ -1,10 +1,11 @@
 //! The kernels of `kernels/*.py` in plain Rust, for the simulated device: the same formulas, rounding to the element type,
 //! and order of ranges and blocks. Those of training are in `backward`, those of adapters in
-//! `adapters`. They are tested against launches of the originals in Triton's interpreter, recorded in
+//! `adapters`, those of encoders in `encoders`. They are tested against launches of the originals in Triton's interpreter, recorded in
 //! `tests/fixtures/kernels*.tape.gz`.
 
 mod adapters;
 mod backward;
+mod encoders;
 
 use half::{bf16, f16};
 
@@ -149,6 +150,7 @@ pub fn run(call: &mut Call<'_>) -> Done {
         "sample" => sample(call),
         "lora_down" => adapters::lora_down(call),
         "lora_up" => adapters::lora_up(call),
+        "attend_both" => encoders::attend_both(call),
         _ => backward::run(call),
     }
 }
@@ -188,6 +190,9 @@ fn norm(call: &mut Call<'_>) -> Done {
         let mut y: Vec<f32> = x.iter().zip(&weight).map(|(v, w)| (v - mean) * factor * (w + offset)).collect();
         if layer {
             y.iter_mut().zip(&bias).for_each(|(y, b)| *y += b);
+        }
+        if call.constant("KEEP") == 1 {
+            call.put("x", row * x_stride, &y)?;
         }
         call.put("y", row * y_stride, &y)?;
     }

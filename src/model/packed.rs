@@ -22,6 +22,14 @@ impl PackedBatch {
         batch
     }
 
+    /// The batches of at most `tokens` tokens, in texts of at most `longest` tokens, that need the most memory: of the longest
+    /// texts, and of the most texts. All ids are 0.
+    pub(in crate::model) fn largest(tokens: usize, longest: usize) -> [Self; 2] {
+        let ids = vec![0; tokens];
+        let of = |length: usize| Self::new(&ids.chunks(length.max(1)).collect::<Vec<_>>());
+        [of(tokens.min(longest)), of(1)]
+    }
+
     /// Total number of tokens N.
     pub fn len(&self) -> usize {
         self.ids.len()
@@ -33,6 +41,11 @@ impl PackedBatch {
 
     pub fn n_sequences(&self) -> usize {
         self.offsets.len() - 1
+    }
+
+    /// Row of the first token of each sequence.
+    pub fn first_rows(&self) -> Vec<u32> {
+        self.offsets[..self.n_sequences()].iter().map(|start| *start as u32).collect()
     }
 
     /// Row of the last token of each sequence.

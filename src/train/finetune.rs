@@ -160,8 +160,8 @@ fn groups<'e>(examples: &[&'e Example], max_tokens: usize) -> Vec<Vec<&'e Exampl
 
 /// The model under the head.
 enum Kind {
-    Decoder(Trainable),
-    Encoder(TrainableEncoder),
+    Decoder(Box<Trainable>),
+    Encoder(Box<TrainableEncoder>),
 }
 
 /// A model with a classification head under training.
@@ -191,7 +191,7 @@ impl ClassifierTrainer {
             let body: Trainable =
                 Trainable::for_run(&loaded.config, body_weights(loaded), &common)?.with_source(&loaded.source);
             let params = body.params.clone().into_iter().chain(heads).collect();
-            return Ok(Self { kind: Kind::Decoder(body), head, bias: None, params });
+            return Ok(Self { kind: Kind::Decoder(Box::new(body)), head, bias: None, params });
         }
         let whole = common.lora.is_none() && common.freeze_layers == 0 && !common.freeze_embeddings;
         ensure!(
@@ -208,7 +208,7 @@ impl ClassifierTrainer {
         heads.insert(CLASSIFIER_BIAS.to_owned(), bias.clone());
         let body = TrainableEncoder::new(&loaded.config, &weights)?;
         let params = body.params.clone().into_iter().chain(heads).collect();
-        Ok(Self { kind: Kind::Encoder(body), head, bias: Some(bias), params })
+        Ok(Self { kind: Kind::Encoder(Box::new(body)), head, bias: Some(bias), params })
     }
 
     /// The loss of a part of a batch that has `examples` examples and `predicted` predicted tokens.

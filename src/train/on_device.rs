@@ -21,7 +21,7 @@ use crate::gpu::shared::Shared;
 use crate::gpu::sim::{self, Sim};
 use crate::model::decoder::attached::Attached;
 use crate::model::decoder::training::{BaseOf, Element, State, TrainerOptions};
-use crate::model::{self, Build, Decoder, DeviceTrainer, Loaded, Recompute};
+use crate::model::{self, Build, Decoder, DeviceTrainer, Loaded, Recompute, Trunk};
 
 /// The device that weights are loaded to: the host's memory where the own kernels train.
 ///
@@ -81,17 +81,26 @@ impl RunDevice {
         Self { device: Shared::new(device), options: TrainerOptions::new(element, recompute) }
     }
 
-    /// Loads a decoder that is not trained from its files to the device; the host has no copy of it. `logits`: whether
-    /// log-probs are computed, and not only hidden states. Also returns what the files say, with the heads of other
-    /// tasks.
+    /// Loads a decoder that is not trained from its files to the device; the host has no copy of it. It computes log-probs
+    /// and hidden states. Also returns what the files say, with the heads of other tasks.
     ///
     /// # Errors
     /// An encoder; a model that the device cannot compute.
-    pub fn load(&self, path: &Path, logits: bool) -> Result<(Decoder, Loaded)> {
+    pub fn load(&self, path: &Path) -> Result<(Decoder, Loaded)> {
         let opened = model::open(path)?;
-        ensure!(!opened.described.config.is_encoder(), "device: encoders are computed on the CPU; set device to cpu");
-        let decoder = Decoder::on_device(&opened, logits, self.device.clone(), self.options).context("device")?;
+        let decoder = Decoder::on_device(&opened, true, self.device.clone(), self.options).context("device")?;
         Ok((decoder, opened.into_heads()?))
+    }
+
+    /// Loads the backbone of a reward model or of a classifier from its files to the device; the host has no copy of it.
+    /// Also returns what the files say, with the heads.
+    ///
+    /// # Errors
+    /// A model that the device cannot compute.
+    pub fn load_trunk(&self, path: &Path) -> Result<(Trunk, Loaded)> {
+        let opened = model::open(path)?;
+        let trunk = Trunk::on_device(&opened, self.device.clone(), self.options).context("device")?;
+        Ok((trunk, opened.into_heads()?))
     }
 
     /// Copies a trained model of a run to the device, with the weights and moments that `run.resume` has restored; call

@@ -97,7 +97,7 @@ impl Inspection for LocalEngine {
         if version.kind == ModelKind::Encoder {
             return self
                 .encoders
-                .with(version, &self.files, move |encoder, _| attention::of_encoder(encoder, &text, max_tokens))
+                .with_copy(version, &self.files, move |encoder, _| attention::of_encoder(encoder, &text, max_tokens))
                 .await;
         }
         let model = self.find(Some(&version.id))?;

@@ -35,11 +35,18 @@ impl LocalEngine {
     async fn read_whole(&self, version: &ModelVersion) -> Result<LoadedModel, EngineError> {
         let path = self.files.path(version).await?;
         let version = version.clone();
-        self.rewards.leave_devices();
+        self.leave_devices();
         let (weights, devices, limits) = (self.options.weights, self.devices.clone(), self.options.limits());
         tokio::task::spawn_blocking(move || load_model(&path, version, weights, &devices, limits))
             .await
             .map_err(|e| EngineError::Failed(e.to_string()))?
+    }
+
+    /// Unloads the reward models and encoders that are on devices, to leave their memory to what is loaded now. The next
+    /// request loads them again.
+    fn leave_devices(&self) {
+        self.rewards.leave_devices();
+        self.encoders.leave_devices();
     }
 
     /// Loads a version as a LoRA adapter over its parent, which is loaded first if necessary. `None` if the version has
@@ -63,6 +70,7 @@ impl LocalEngine {
             Some(base) => base,
             None => self.load_whole(parent).await?,
         };
+        self.leave_devices();
         let version = version.clone();
         tokio::task::spawn_blocking(move || load_lora(&base, &path, version))
             .await

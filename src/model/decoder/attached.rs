@@ -90,6 +90,13 @@ pub trait DevicePasses: Send {
     /// Those of `saved_logprobs`.
     fn backward_hidden(&mut self, grad: &[f32]) -> Passed<()>;
 
+    /// Sets memory aside for the hidden states of last tokens, in passes of at most `tokens` tokens. Other passes take what
+    /// they need in addition from the device.
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
+    fn reserve(&mut self, decoder: &Decoder, tokens: usize) -> Passed<()>;
+
     /// A model that advances cached sequences by the weights of now; valid until they change. The log-probs of the tokens
     /// that it draws are those at `temperature`.
     ///
@@ -197,6 +204,14 @@ impl Decoder {
 impl Attached {
     pub fn new(passes: Arc<Mutex<dyn DevicePasses>>) -> Self {
         Self { passes, newest: Arc::default(), steps: None }
+    }
+
+    /// See [`DevicePasses::reserve`].
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
+    pub fn reserve(&self, decoder: &Decoder, tokens: usize) -> Passed<()> {
+        locked(&self.passes).reserve(decoder, tokens)
     }
 
     /// A handle that also advances cached sequences, by the weights of now, in `room`.

@@ -6,7 +6,7 @@ mod blocks;
 mod blocks_back;
 mod cached;
 pub mod device;
-mod embedding_table;
+pub(in crate::model) mod embedding_table;
 mod frame;
 pub mod kv_cache;
 mod kv_pages;

@@ -1,50 +1,45 @@
 //! Bidirectional encoder of every family in `families`: blocks over packed sequences, with the masked-LM head when the
-//! weights have one. Papers: BERT (arXiv 1810.04805), ModernBERT (arXiv 2412.13663).
+//! weights have one, on the host or on a device. Papers: BERT (arXiv 1810.04805), ModernBERT (arXiv 2412.13663).
 
+mod device;
+mod host;
 pub mod text;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use candle_core::{Result, Tensor};
+use candle_core::{Device, Error, Result, Tensor};
 
-use crate::model::families::{EncoderHeads, Norms, Pooler};
-use crate::model::layers::block::{Layer, layer};
-use crate::model::layers::rope_tables;
-use crate::model::layers::{Builder, Linear, Norm, Parameters};
-use crate::model::{ModelConfig, PackedBatch, Weights};
-use crate::ops::activation;
-use crate::ops::attention::{Attend, AttentionSpec, attention};
-use crate::ops::embedding::{embedding, embedding_with_padding};
-use crate::ops::linear::{Weight, WeightLayout};
-use crate::ops::rope::Row;
-use crate::ops::token_logprobs::{TokenLogprobs, token_logprobs};
+use self::device::DeviceEncoder;
+use self::host::{HostEncoder, NO_HEAD};
+use crate::gpu::GpuError;
+use crate::gpu::shared::Shared;
+use crate::model::decoder::device::Element;
+use crate::model::families::Pooler;
+use crate::model::layers::{Builder, Parameters};
+use crate::model::{LoraConfig, ModelConfig, Opened, PackedBatch, Purpose, Weights};
+use crate::ops::attention::{Attend, attention};
+use crate::ops::token_logprobs::TokenLogprobs;
 
 #[derive(Debug, Clone)]
 pub struct Encoder {
     pub config: ModelConfig,
-    words: Tensor,
-    positions: Option<Tensor>,
-    types: Option<Tensor>,
-    embed_norm: Option<Norm>,
-    layers: Vec<Layer>,
-    /// Norms follow the sums, as in BERT (post-norm).
-    of_sum: bool,
-    final_norm: Option<Norm>,
-    pooler: Option<Linear>,
-    /// The masked-LM head's dense layer and norm.
-    transform: Option<(Linear, Norm)>,
-    output: Option<Output>,
+    place: Place,
 }
 
+/// Where the weights are.
 #[derive(Debug, Clone)]
-struct Output {
-    decoder: Weight,
-    bias: Tensor,
+enum Place {
+    Host(Box<HostEncoder>),
+    Device(Arc<Mutex<DeviceEncoder>>),
+}
+
+fn locked(device: &Mutex<DeviceEncoder>) -> MutexGuard<'_, DeviceEncoder> {
+    device.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Encoder {
-    pub fn new(config: &ModelConfig, weights: &Weights, purpose: crate::model::Purpose) -> Result<Self> {
-        Self::of(&Builder { config, parameters: Parameters::Loaded(weights), lora: None, purpose })
+    pub fn new(config: &ModelConfig, weights: &Weights, purpose: Purpose) -> Result<Self> {
+        Self::on_host(&Builder { config, parameters: Parameters::Loaded(weights), lora: None, purpose })
     }
 
     /// Builds an encoder with low-rank adapters (`{module}.lora_A.weight`, `{module}.lora_B.weight`) on the base
@@ -52,183 +47,184 @@ impl Encoder {
     pub fn with_lora(
         config: &ModelConfig,
         weights: &Weights,
-        lora: &crate::model::LoraConfig,
+        lora: &LoraConfig,
         adapters: &Weights,
-        purpose: crate::model::Purpose,
+        purpose: Purpose,
     ) -> Result<Self> {
-        Self::of(&Builder { config, parameters: Parameters::Loaded(weights), lora: Some((lora, adapters)), purpose })
-    }
-
-    fn of(b: &Builder<'_>) -> Result<Self> {
-        let (config, family) = (b.config, b.config.family());
-        let Some(heads) = family.encoder_heads() else {
-            candle_core::bail!("{} is a decoder, not an encoder", family.class)
-        };
-        let (d, vocab) = (config.hidden_size, config.vocab_size);
-        let words_name = format!("{}.weight", family.words);
-        let words = b.tensor(&words_name, &[vocab, d])?;
-        let table = |name: Option<&str>, rows: usize| {
-            name.map(|name| b.tensor(&format!("{name}.weight"), &[rows, d])).transpose()
-        };
-        let ropes = rope_tables::tables(config);
-        Ok(Self {
-            config: config.clone(),
-            positions: table(family.positions, config.max_positions + config.switches.position_offset)?,
-            types: table(family.segments, config.type_vocab_size)?,
-            embed_norm: family.embed_norm.map(|name| b.norm(name)).transpose()?,
-            layers: (0..config.n_layers).map(|i| layer(b, i, &ropes)).collect::<Result<_>>()?,
-            of_sum: matches!(family.block.norms, Norms::OfSum(_)),
-            final_norm: family.final_norm.map(|name| b.norm(name)).transpose()?,
-            pooler: match heads.pooler {
-                Pooler::Tanh(name) | Pooler::Relu(name) => dense(b, name)?,
-                Pooler::MaskedLmHead => None,
-            },
-            transform: match dense(b, heads.dense)? {
-                Some(dense) => Some((dense, b.norm(heads.norm)?)),
-                None => None,
-            },
-            output: output(b, heads, &words_name)?,
-            words,
+        Self::on_host(&Builder {
+            config,
+            parameters: Parameters::Loaded(weights),
+            lora: Some((lora, adapters)),
+            purpose,
         })
     }
 
+    fn on_host(b: &Builder<'_>) -> Result<Self> {
+        Ok(Self { config: b.config.clone(), place: Place::Host(Box::new(HostEncoder::new(b)?)) })
+    }
+
+    /// An encoder that `device` computes, with weights and activations in `element`. The host has no copy of its weights,
+    /// and needs memory for one block as f32 while it is loaded. `logits`: whether the output matrix of the masked-LM head
+    /// is loaded, without which nothing is predicted.
+    ///
+    /// # Errors
+    /// `OutOfMemory`, after which nothing of it is on the device; heads of more than 256 channels, ReLU; a decoder; a file
+    /// that cannot be read.
+    pub fn on_device(
+        opened: &Opened,
+        logits: bool,
+        device: Shared,
+        element: Element,
+    ) -> std::result::Result<Self, GpuError> {
+        let encoder = DeviceEncoder::new(opened, logits, device, element)?;
+        Ok(Self { config: opened.described.config.clone(), place: Place::Device(Arc::new(Mutex::new(encoder))) })
+    }
+
+    /// Sets memory aside on the device, if the encoder is on one, for passes of at most `tokens` tokens, and for the
+    /// predictions of `predicted` tokens. Other passes take what they need in addition from the device.
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
+    pub fn reserve(&self, tokens: usize, predicted: usize) -> std::result::Result<(), GpuError> {
+        match &self.place {
+            Place::Host(_) => Ok(()),
+            Place::Device(device) => locked(device).reserve(tokens, predicted),
+        }
+    }
+
     /// Hidden states `[N, d]` of every token. `type_ids` `[N]` are the segments (0 or 1 in BERT; ignored where a family
-    /// has none).
+    /// has none). Those that a device computes are on the host, and have no gradient.
+    ///
+    /// # Errors
+    /// An id, a position or a segment that does not exist; those of the device.
     pub fn forward(&self, batch: &PackedBatch, type_ids: &[u32]) -> Result<Tensor> {
-        self.forward_by(batch, type_ids, &mut attention)
+        match &self.place {
+            Place::Host(_) => self.forward_by(batch, type_ids, &mut attention),
+            Place::Device(device) => self.hidden_on(device, batch, type_ids, None),
+        }
+    }
+
+    /// Hidden states [rows, d] of some tokens; see [`Encoder::forward`].
+    ///
+    /// # Errors
+    /// Those of [`Encoder::forward`]; a row that does not exist.
+    pub fn forward_at(&self, batch: &PackedBatch, type_ids: &[u32], rows: &[u32]) -> Result<Tensor> {
+        match &self.place {
+            Place::Host(_) => {
+                let hidden = self.forward(batch, type_ids)?;
+                hidden.index_select(&Tensor::new(rows, hidden.device())?, 0)
+            }
+            Place::Device(device) => self.hidden_on(device, batch, type_ids, Some(rows)),
+        }
     }
 
     /// `forward` with `attend` as the attention of every layer, called in order of layers.
+    ///
+    /// # Errors
+    /// Those of [`Encoder::forward`]; an encoder on a device.
     pub fn forward_by(&self, batch: &PackedBatch, type_ids: &[u32], attend: &mut Attend<'_>) -> Result<Tensor> {
+        self.check(batch, type_ids)?;
+        self.host()?.forward(batch, type_ids, attend)
+    }
+
+    fn hidden_on(
+        &self,
+        device: &Mutex<DeviceEncoder>,
+        batch: &PackedBatch,
+        type_ids: &[u32],
+        rows: Option<&[u32]>,
+    ) -> Result<Tensor> {
+        self.check(batch, type_ids)?;
+        let (n, d) = (rows.map_or(batch.len(), <[u32]>::len), self.config.hidden_size);
+        let hidden = locked(device).hidden(batch, type_ids, rows).map_err(Error::wrap)?;
+        Tensor::from_vec(hidden, (n, d), &Device::Cpu)
+    }
+
+    fn check(&self, batch: &PackedBatch, type_ids: &[u32]) -> Result<()> {
         if type_ids.len() != batch.len() {
             candle_core::bail!("{} tokens, {} segment ids", batch.len(), type_ids.len());
         }
         let most = self.config.max_positions;
-        if let Some(p) = batch.positions.iter().find(|p| **p as usize >= most) {
-            candle_core::bail!("position {p} is outside the model's {most} positions");
+        match batch.positions.iter().find(|p| **p as usize >= most) {
+            Some(p) => candle_core::bail!("position {p} is outside the model's {most} positions"),
+            None => Ok(()),
         }
-        let spec = AttentionSpec {
-            offsets: Arc::new(batch.offsets.clone()),
-            n_heads: self.config.n_heads,
-            n_kv_heads: self.config.n_heads,
-            head_dim: self.config.head_dim,
-            ..AttentionSpec::default()
-        };
-        let positions = Arc::new(batch.positions.clone());
-        let rotary = Arc::new(batch.positions.iter().map(|p| Row::from(*p)).collect::<Vec<_>>());
-        let mut x = embedding_with_padding(&self.words, &Arc::new(batch.ids.clone()), self.config.frozen_padding())?;
-        if let Some(table) = &self.positions {
-            let offset = self.config.switches.position_offset as u32;
-            let rows = if offset == 0 { positions.clone() } else { Arc::new(shifted(&positions, offset)) };
-            x = (x + embedding(table, &rows)?)?;
-        }
-        if let Some(table) = &self.types {
-            x = (x + embedding(table, &Arc::new(type_ids.to_vec()))?)?;
-        }
-        if let Some(norm) = &self.embed_norm {
-            x = norm.forward(&x)?;
-        }
-        for layer in &self.layers {
-            x = self.block(layer, &x, &rotary, &spec, attend)?;
-        }
-        self.final_norm.as_ref().map_or(Ok(x.clone()), |norm| norm.forward(&x))
     }
 
-    fn block(
-        &self,
-        layer: &Layer,
-        x: &Tensor,
-        rotary: &Arc<Vec<Row>>,
-        spec: &AttentionSpec,
-        attend: &mut Attend<'_>,
-    ) -> Result<Tensor> {
-        let (q, k, v) = layer.qkv(&self.config, x, rotary)?;
-        let given = layer.out.forward(&attend(&q, &k, &v, &layer.attention(spec))?)?;
-        let x = self.add(x, &given, layer.attn_post.as_ref())?;
-        let normed = match &layer.mlp_norm {
-            Some(norm) => norm.forward(&x)?,
-            None => x.clone(),
-        };
-        self.add(&x, &layer.mlp.forward(&normed)?, layer.mlp_post.as_ref())
-    }
-
-    fn add(&self, x: &Tensor, given: &Tensor, post: Option<&Norm>) -> Result<Tensor> {
-        match post {
-            Some(norm) if self.of_sum => norm.forward(&(x + given)?),
-            Some(norm) => x + norm.forward(given)?,
-            None => x + given,
+    fn host(&self) -> Result<&HostEncoder> {
+        match &self.place {
+            Place::Host(host) => Ok(host),
+            Place::Device(_) => candle_core::bail!("the weights of this encoder are on a device, not on the host"),
         }
     }
 
     /// The pooled input of a classifier for selected rows (the `[CLS]` rows), where the weights have the layer for it:
     /// in BERT tanh(W·hidden + b).
+    ///
+    /// # Errors
+    /// Those of the device.
     pub fn pool(&self, cls_rows: &Tensor) -> Result<Option<Tensor>> {
-        match (self.config.family().encoder_heads().map(|heads| heads.pooler), &self.pooler) {
-            (Some(Pooler::Tanh(_)), Some(pooler)) => Ok(Some(pooler.forward(cls_rows)?.tanh()?)),
-            (Some(Pooler::Relu(_)), Some(pooler)) => Ok(Some(pooler.forward(cls_rows)?.relu()?)),
-            (Some(Pooler::MaskedLmHead), _) if self.transform.is_some() => Ok(Some(self.mlm_transform(cls_rows)?)),
+        let dense = || match &self.place {
+            Place::Host(host) => host.pooler(cls_rows),
+            Place::Device(device) => {
+                let rows = cls_rows.contiguous()?.flatten_all()?.to_vec1::<f32>()?;
+                let dense = locked(device).pooler(&rows).map_err(Error::wrap)?;
+                dense.map(|values| Tensor::from_vec(values, cls_rows.shape(), &Device::Cpu)).transpose()
+            }
+        };
+        match self.config.family().encoder_heads().map(|heads| heads.pooler) {
+            Some(Pooler::Tanh(_)) => dense()?.map(|x| x.tanh()).transpose(),
+            Some(Pooler::Relu(_)) => dense()?.map(|x| x.relu()).transpose(),
+            Some(Pooler::MaskedLmHead) if self.mlm_parts()[0] => self.mlm_transform(cls_rows).map(Some),
             _ => Ok(None),
+        }
+    }
+
+    /// Whether the dense layer of the masked-LM head is here, and its output matrix.
+    fn mlm_parts(&self) -> [bool; 2] {
+        match &self.place {
+            Place::Host(host) => host.mlm_parts(),
+            Place::Device(device) => locked(device).mlm_parts(),
         }
     }
 
     /// Whether the encoder has a masked-LM head.
     pub fn has_mlm_head(&self) -> bool {
-        self.transform.is_some() && self.output.is_some()
-    }
-
-    /// Logits [m, vocab] of hidden rows [m, d].
-    pub fn mlm_logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        let output = self.output()?;
-        output.decoder.apply(&self.mlm_transform(hidden)?)?.broadcast_add(&output.bias)
-    }
-
-    /// log p(target) at hidden rows [m, d], for the masked-LM loss.
-    pub fn mlm_logprobs(&self, hidden: &Tensor, targets: &[u32]) -> Result<TokenLogprobs> {
-        let output = self.output()?;
-        // The bias joins the matrix as one more column, so that the fused op needs no special case.
-        let x = self.mlm_transform(hidden)?;
-        let ones = Tensor::ones((x.dim(0)?, 1), x.dtype(), x.device())?;
-        let matrix = Tensor::cat(&[output.decoder.dense()?, &output.bias.unsqueeze(1)?], 1)?;
-        let joint = Weight::new(&matrix, WeightLayout::OutIn, true)?;
-        token_logprobs(&Tensor::cat(&[&x, &ones], 1)?, &joint, targets, 1.0)
-    }
-
-    fn output(&self) -> Result<&Output> {
-        match &self.output {
-            Some(output) => Ok(output),
-            None => candle_core::bail!("this encoder has no masked-LM head"),
-        }
+        self.mlm_parts() == [true, true]
     }
 
     fn mlm_transform(&self, hidden: &Tensor) -> Result<Tensor> {
-        let Some((dense, norm)) = &self.transform else { candle_core::bail!("this encoder has no masked-LM head") };
-        let own = self.config.family().encoder_heads().and_then(|heads| heads.activation);
-        norm.forward(&activation::activate(own.unwrap_or(self.config.activation), &dense.forward(hidden)?)?)
+        match &self.place {
+            Place::Host(host) => host.mlm_transform(hidden),
+            Place::Device(device) => {
+                let rows = hidden.contiguous()?.flatten_all()?.to_vec1::<f32>()?;
+                let values = locked(device).mlm_transform(&rows).map_err(Error::wrap)?;
+                Tensor::from_vec(values, hidden.shape(), &Device::Cpu)
+            }
+        }
     }
-}
 
-fn shifted(positions: &[u32], offset: u32) -> Vec<u32> {
-    positions.iter().map(|p| p + offset).collect()
-}
-
-/// An optional square layer, with a bias if the weights have one.
-fn dense(b: &Builder<'_>, name: &str) -> Result<Option<Linear>> {
-    if !b.parameters.has(&format!("{name}.weight")) {
-        return Ok(None);
+    /// Logits [m, vocab] of hidden rows [m, d].
+    ///
+    /// # Errors
+    /// Without a masked-LM head; those of the device.
+    pub fn mlm_logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        match &self.place {
+            Place::Host(host) => host.mlm_logits(hidden),
+            Place::Device(_) if !self.has_mlm_head() => candle_core::bail!("{NO_HEAD}"),
+            Place::Device(device) => {
+                let rows = hidden.contiguous()?.flatten_all()?.to_vec1::<f32>()?;
+                let logits = locked(device).mlm_logits(&rows).map_err(Error::wrap)?;
+                Tensor::from_vec(logits, (hidden.dim(0)?, self.config.vocab_size), &Device::Cpu)
+            }
+        }
     }
-    let d = b.config.hidden_size;
-    b.linear(name, d, d, b.parameters.has(&format!("{name}.bias"))).map(Some)
-}
 
-fn output(b: &Builder<'_>, heads: &EncoderHeads, words_name: &str) -> Result<Option<Output>> {
-    let (d, vocab) = (b.config.hidden_size, b.config.vocab_size);
-    if !b.parameters.has(heads.bias) {
-        return Ok(None);
+    /// log p(target) at hidden rows [m, d], for the masked-LM loss.
+    ///
+    /// # Errors
+    /// Without a masked-LM head; an encoder on a device.
+    pub fn mlm_logprobs(&self, hidden: &Tensor, targets: &[u32]) -> Result<TokenLogprobs> {
+        self.host()?.mlm_logprobs(hidden, targets)
     }
-    let own = format!("{}.weight", heads.decoder);
-    let decoder = match b.config.tie_embeddings || !b.parameters.has(&own) {
-        true => b.weight(words_name, (vocab, d), WeightLayout::OutIn)?,
-        false => b.weight(&own, (vocab, d), WeightLayout::OutIn)?,
-    };
-    Ok(Some(Output { decoder, bias: b.tensor(heads.bias, &[vocab])? }))
 }

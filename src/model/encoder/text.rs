@@ -1,6 +1,6 @@
 //! An encoder with its tokenizer: texts to pooled embeddings, and mask positions to distributions over the vocabulary.
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{Device, Result};
 
 use crate::model::{Encoder, Loaded, PackedBatch, Purpose, Sentence};
 use crate::tokenizer::{EncoderToken, Tokenizer, TokenizerError};
@@ -48,8 +48,8 @@ impl Pooling {
     }
 }
 
-/// Tokens of one forward pass.
-const BATCH_TOKENS: usize = 4096;
+/// Most tokens of one forward pass, unless one text has more.
+pub const BATCH_TOKENS: usize = 4096;
 
 /// Token ids, and the positions of the mask tokens among them.
 pub type GappedIds = (Vec<u32>, Vec<usize>);
@@ -68,13 +68,17 @@ impl TextEncoder {
     /// # Errors
     /// When the model is not an encoder.
     pub fn new(loaded: &Loaded) -> Result<Self> {
-        let encoder = Encoder::new(&loaded.config, &loaded.weights, Purpose::Serve)?;
+        Ok(Self::over(Encoder::new(&loaded.config, &loaded.weights, Purpose::Serve)?, loaded))
+    }
+
+    /// An encoder that is there already, for instance on a device, with the tokenizer and the settings of `loaded`.
+    pub fn over(encoder: Encoder, loaded: &Loaded) -> Self {
         let tokenizer = loaded.tokenizer.clone();
         let named = tokenizer.as_ref().and_then(|t| t.role_token(EncoderToken::Mask).map(str::to_owned));
         let mask_text = named.unwrap_or_else(|| "[MASK]".to_owned());
         let mask_id = tokenizer.as_ref().and_then(|t| t.token_to_id(&mask_text));
         let sentence = loaded.sentence.clone();
-        Ok(Self { encoder, tokenizer, mask_id, mask_text, sentence })
+        Self { encoder, tokenizer, mask_id, mask_text, sentence }
     }
 
     pub fn encoder(&self) -> &Encoder {
@@ -168,9 +172,11 @@ impl TextEncoder {
     /// # Errors
     /// When the weights have no masked-LM head.
     pub fn fill(&self, ids: &[u32], type_ids: &[u32], positions: &[usize]) -> Result<Vec<Vec<f32>>> {
-        let hidden = self.encoder.forward(&PackedBatch::new(&[ids]), type_ids)?;
+        if positions.is_empty() {
+            return Ok(Vec::new());
+        }
         let rows: Vec<u32> = positions.iter().map(|p| *p as u32).collect();
-        let picked = hidden.index_select(&Tensor::new(rows, hidden.device())?, 0)?;
+        let picked = self.encoder.forward_at(&PackedBatch::new(&[ids]), type_ids, &rows)?;
         let logits = self.encoder.mlm_logits(&picked)?.to_device(&Device::Cpu)?.to_vec2::<f32>()?;
         let log_softmax = |row: Vec<f32>| {
             let most = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);

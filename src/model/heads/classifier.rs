@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use crate::model::families::Pooler;
 use crate::model::heads::Foreign;
 use crate::model::heads::reward::headless;
+use crate::model::heads::trunk::{Build, Trunk};
 use crate::model::{Decoder, Encoder, Loaded, ModelConfig, PackedBatch, Purpose, Weights};
 use crate::tokenizer::{EncoderToken, Tokenizer};
 
@@ -33,16 +34,11 @@ pub fn class_logits(body: &Body<'_>, head: &Tensor, bias: Option<&Tensor>, seque
 }
 
 fn pooled(encoder: &Encoder, batch: &PackedBatch) -> Result<Tensor> {
-    let hidden = encoder.forward(batch, &vec![0; batch.len()])?;
-    let first: Vec<u32> = batch.offsets[..batch.n_sequences()].iter().map(|o| *o as u32).collect();
-    match encoder.pool(&rows(&hidden, &first)?)? {
+    let first = encoder.forward_at(batch, &vec![0; batch.len()], &batch.first_rows())?;
+    match encoder.pool(&first)? {
         Some(pooled) => Ok(pooled),
         None => candle_core::bail!("the encoder has no pooler"),
     }
-}
-
-fn rows(hidden: &Tensor, rows: &[u32]) -> Result<Tensor> {
-    hidden.index_select(&Tensor::new(rows, hidden.device())?, 0)
 }
 
 /// The token ids of a text for a classifier that is trained here, in training and inference: at most `max_length` tokens.
@@ -109,7 +105,7 @@ pub fn about(labels: &[String], max_length: usize) -> Value {
 
 /// A trained classifier, frozen.
 pub struct Classifier {
-    body: Owned,
+    body: Trunk,
     head: Tensor,
     bias: Option<Tensor>,
     tokenizer: Tokenizer,
@@ -120,35 +116,20 @@ pub struct Classifier {
     pub max_length: usize,
 }
 
-enum Owned {
-    Decoder(Box<Decoder>),
-    Encoder(Box<Encoder>),
-}
-
 impl Classifier {
     /// # Errors
     /// When the model lacks a tokenizer or a head, or when the number of labels in instructd.json differs from the
     /// head's rows. Without instructd.json the labels are those of config.json.
     pub fn new(loaded: &Loaded) -> Result<Self> {
-        let body = match loaded.config.is_encoder() {
-            true => Owned::Encoder(Box::new(Encoder::new(&loaded.config, &loaded.weights, Purpose::Serve)?)),
-            false => {
-                let decoder = Decoder::new(&headless(&loaded.config), &loaded.weights, Purpose::Serve)?;
-                Owned::Decoder(Box::new(decoder))
-            }
-        };
-        Self::with_body(body, loaded)
+        let config = if loaded.config.is_encoder() { loaded.config.clone() } else { headless(&loaded.config) };
+        Self::over(Trunk::build(&config, &loaded.weights, None, Purpose::Serve)?, loaded)
     }
 
-    /// A classifier over a decoder that is there already, for instance on a device; `loaded` has its head.
+    /// A classifier over a model that is there already, for instance on a device; `loaded` has its head.
     ///
     /// # Errors
     /// Those of [`Classifier::new`].
-    pub fn over(decoder: Decoder, loaded: &Loaded) -> Result<Self> {
-        Self::with_body(Owned::Decoder(Box::new(decoder)), loaded)
-    }
-
-    fn with_body(body: Owned, loaded: &Loaded) -> Result<Self> {
+    pub fn over(body: Trunk, loaded: &Loaded) -> Result<Self> {
         let Some(tokenizer) = loaded.tokenizer.clone() else { candle_core::bail!("the model has no tokenizer.json") };
         let encoder = loaded.config.is_encoder();
         let name = if encoder { CLASSIFIER } else { SCORE };
@@ -183,8 +164,8 @@ impl Classifier {
     /// log p of every label for every text, `[texts][labels]`; at most `max_tokens` tokens are computed at a time.
     pub fn classify<S: AsRef<str>>(&self, texts: &[S], max_tokens: usize) -> Result<Vec<Vec<f32>>> {
         let body = match &self.body {
-            Owned::Decoder(decoder) => Body::Decoder(decoder),
-            Owned::Encoder(encoder) => Body::Encoder(encoder),
+            Trunk::Decoder(decoder) => Body::Decoder(decoder),
+            Trunk::Encoder(encoder) => Body::Encoder(encoder),
         };
         let ids = texts.iter().map(|text| match &self.foreign {
             None => classifier_ids(&self.tokenizer, &self.config, text.as_ref(), self.max_length),

@@ -67,13 +67,13 @@ impl RewardModel {
         Ok(Self { trunk, separator: separator(loaded), head, scoring })
     }
 
-    /// A reward model over a decoder that is there already, for instance on a device; `loaded` has its head.
+    /// A reward model over a backbone that is there already, for instance on a device; `loaded` has its head.
     ///
     /// # Errors
     /// When the model has no `score.weight`, or the number of scales differs from the number of heads.
-    pub fn over(decoder: Decoder, loaded: &Loaded) -> Result<Self> {
+    pub fn over(trunk: Trunk, loaded: &Loaded) -> Result<Self> {
         let (head, scoring) = head(loaded)?;
-        Ok(Self { trunk: Trunk::Decoder(decoder), separator: None, head, scoring })
+        Ok(Self { trunk, separator: separator(loaded), head, scoring })
     }
 
     /// Its decoder; `None` for encoders.

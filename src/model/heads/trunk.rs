@@ -2,9 +2,12 @@
 
 use candle_core::{Result, Tensor};
 
+use crate::gpu::GpuError;
+use crate::gpu::shared::Shared;
 use crate::model::adapters::lora::LoraConfig;
 use crate::model::decoder::attached::{Keep, Wanted};
-use crate::model::{Decoder, Encoder, ModelConfig, PackedBatch, Purpose, Recompute, Weights};
+use crate::model::decoder::training::TrainerOptions;
+use crate::model::{Decoder, Encoder, ModelConfig, Opened, PackedBatch, Purpose, Recompute, Weights};
 
 /// A model that training and scoring can build from a configuration and its weights.
 pub trait Build: Sized {
@@ -105,6 +108,31 @@ impl Build for Trunk {
 }
 
 impl Trunk {
+    /// A backbone whose passes without gradients `device` computes, without output matrix. The host has no copy of its
+    /// weights, and needs memory for one block as f32 while it is loaded.
+    ///
+    /// # Errors
+    /// `OutOfMemory`, after which nothing of it is on the device; heads of more than 256 channels, ReLU; a file that cannot
+    /// be read.
+    pub fn on_device(opened: &Opened, device: Shared, options: TrainerOptions) -> std::result::Result<Self, GpuError> {
+        Ok(match opened.described.config.is_encoder() {
+            true => Self::Encoder(Encoder::on_device(opened, false, device, options.element)?),
+            false => Self::Decoder(Decoder::on_device(opened, false, device, options)?),
+        })
+    }
+
+    /// Sets memory aside on the device, if the backbone is on one, for passes of at most `tokens` tokens. Longer ones take what
+    /// they need in addition from the device.
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
+    pub fn reserve(&self, tokens: usize) -> std::result::Result<(), GpuError> {
+        match self {
+            Self::Decoder(decoder) => decoder.attached().map_or(Ok(()), |device| device.reserve(decoder, tokens)),
+            Self::Encoder(encoder) => encoder.reserve(tokens, 0),
+        }
+    }
+
     /// The hidden state [n, d] of every sequence at the token that a head reads. `separator` ends segment 0
     /// of an encoder's input; decoders have no segments.
     pub fn summaries(&self, batch: &PackedBatch, separator: Option<u32>) -> Result<Tensor> {
@@ -134,9 +162,7 @@ impl Trunk {
             },
             Self::Encoder(encoder) => {
                 let separator = separator.filter(|_| encoder.config.type_vocab_size > 1);
-                let hidden = encoder.forward(batch, &segments(batch, separator))?;
-                let first: Vec<u32> = batch.offsets[..batch.n_sequences()].iter().map(|start| *start as u32).collect();
-                hidden.index_select(&Tensor::new(first, hidden.device())?, 0)
+                encoder.forward_at(batch, &segments(batch, separator), &batch.first_rows())
             }
         }
     }

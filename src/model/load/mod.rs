@@ -155,8 +155,8 @@ impl Opened {
         }
     }
 
-    /// The model with only the tensors that are no part of its backbone and not its output matrix: the heads of other
-    /// tasks, as f32 on the CPU.
+    /// The model with only the tensors that are no part of its backbone, not its output matrix, and of an encoder neither its
+    /// pooler nor its masked-LM head: the heads of other tasks, as f32 on the CPU.
     ///
     /// # Errors
     /// When a tensor cannot be read.
@@ -164,7 +164,11 @@ impl Opened {
         let config = &self.described.config;
         let backbone: BTreeSet<String> = names::backbone(config).into_iter().map(|(name, _)| name).collect();
         let names = self.files.names().into_iter().filter(|name| !backbone.contains(*name));
-        let heads = names.filter(|name| *name != config.head_name());
+        let own = |name: &str| match config.family().encoder_heads() {
+            Some(heads) => heads.is_pooler(name) || heads.is_masked_lm(name),
+            None => name == config.head_name(),
+        };
+        let heads = names.filter(|name| !own(name));
         let one = |name: &str| Ok((name.to_owned(), self.files.tensor(name, &Device::Cpu)?));
         let weights = heads.map(one).collect::<Result<Weights, LoadError>>()?;
         Ok(self.described.with_weights(weights))

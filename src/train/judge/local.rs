@@ -43,7 +43,7 @@ impl LocalJudge {
     /// # Errors
     /// If the device cannot load it.
     pub fn on_device(path: &str, device: &RunDevice, max_tokens: usize) -> Result<Self> {
-        let (decoder, loaded) = device.load(Path::new(path), true)?;
+        let (decoder, loaded) = device.load(Path::new(path))?;
         Ok(Self { decoder, texts: Texts::new(&loaded)?, max_tokens })
     }
 

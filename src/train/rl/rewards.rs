@@ -85,7 +85,7 @@ impl ModelReward {
 }
 
 impl Reward {
-    /// Loads the parts of a reward; a decoder is loaded to `kernels`, which then computes its passes. Also returns the
+    /// Loads the parts of a reward; a reward model is loaded to `kernels`, which then computes its passes. Also returns the
     /// weights of the reward model on the host if a critic may start from it, or if the host computes it.
     pub fn open(
         sources: &Sources<'_>,
@@ -98,11 +98,10 @@ impl Reward {
         if let Some(path) = sources.model {
             let of_model = || format!("{field}_model");
             let path = Path::new(path);
-            let encoder = model::describe(path).with_context(of_model)?.config.is_encoder();
-            let (mut model, mut loaded) = match kernels.filter(|_| !encoder) {
+            let (mut model, mut loaded) = match kernels {
                 Some(kernels) => {
-                    let (decoder, heads) = kernels.load(path, false).with_context(of_model)?;
-                    let model = RewardModel::over(decoder, &heads).with_context(of_model)?;
+                    let (trunk, heads) = kernels.load_trunk(path).with_context(of_model)?;
+                    let model = RewardModel::over(trunk, &heads).with_context(of_model)?;
                     let whole = || model::load(path, device).with_context(of_model);
                     (model, if sources.for_critic { whole()? } else { heads })
                 }

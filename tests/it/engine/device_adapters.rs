@@ -9,11 +9,13 @@ use instructd::domain::ModelVersion;
 use instructd::engine::{EngineError, EngineOptions, GenerateRequest, Generator, LocalEngine, device};
 use instructd::ops::linear::WeightFormat;
 
+use super::device_encoders::embedded;
+use super::device_rewards::{reward, scores};
 use super::lora_versions::{ask, family, options};
 use super::{collect, idle, run};
 use crate::support::devices::{self, Control};
 use crate::support::eventually::{LONG, eventually};
-use crate::support::fixture;
+use crate::support::{fixture, write_reward_model};
 
 /// A base and three LoRA versions of it, in `dir`.
 fn versions(dir: &Path) -> Vec<ModelVersion> {
@@ -106,6 +108,28 @@ async fn promotions_of_adapters_load_and_free_their_factors_alone() {
     assert!(matches!(gone, Err(EngineError::UnknownModel(_))));
     // The base stays as long as an adapter needs it.
     assert_eq!(run(&engine, long(&all[0])).await, want);
+}
+
+/// An adapter gets the memory of reward models and encoders, which the next request loads again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_promoted_adapter_unloads_reward_models_and_encoders_first() {
+    let (dir, judge) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let all = versions(dir.path());
+    write_reward_model("llama-tiny", judge.path());
+    let judge = reward(judge.path());
+    let engine = serving(&all[..1], EngineOptions { devices: sims(1), ..options(&all, true) }).await;
+    let used = || engine.devices()[0].models.used;
+    let base = used();
+    let want = (scores(&engine, &judge).await.unwrap(), embedded(&engine).await.unwrap());
+    let with = used();
+    engine.load(&all[1]).await.unwrap();
+    let adapter = used() - base;
+    assert!(adapter > 0 && base + adapter < with, "{base}, {with} with a reward model and an encoder, {adapter}");
+    assert_eq!((scores(&engine, &judge).await.unwrap(), embedded(&engine).await.unwrap()), want);
+    assert_eq!(used(), with + adapter);
+    // A version that is in memory is not loaded again.
+    engine.load(&all[1]).await.unwrap();
+    assert_eq!(used(), with + adapter);
 }
 
 /// A device without room for an adapter refuses it by name; all else goes on, and it can be loaded later.

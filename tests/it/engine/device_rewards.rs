@@ -22,12 +22,12 @@ async fn serving(devices: &[&str], open: device::Open, weights: WeightFormat) ->
     engine
 }
 
-fn reward(dir: &Path) -> ModelVersion {
+pub(super) fn reward(dir: &Path) -> ModelVersion {
     let artifact_uri = dir.to_string_lossy().into_owned();
     ModelVersion { kind: ModelKind::Reward, artifact_uri, ..version("judge", "llama-tiny") }
 }
 
-async fn scores(engine: &LocalEngine, judge: &ModelVersion) -> Result<Vec<RewardScore>, EngineError> {
+pub(super) async fn scores(engine: &LocalEngine, judge: &ModelVersion) -> Result<Vec<RewardScore>, EngineError> {
     let prompt: Arc<[Message]> = Arc::new([Message { role: "user".into(), content: "t5 t6 t7".into() }]);
     let answers = (1..6).map(|n| (0..n * 7).map(|i| format!("t{}", 10 + i)).collect::<Vec<_>>().join(" "));
     engine.reward_scores(judge, &prompt, answers.collect()).await
@@ -62,6 +62,10 @@ async fn rewards_on_a_device_are_those_of_the_cpu_and_leave_it_for_a_promotion()
     assert_eq!(scores(&engine, &judge).await.unwrap(), first);
     assert_eq!(waits()[0], counted[0]);
     assert!(waits()[1] > counted[1], "computed on the device");
+    // What others allocate after it was loaded takes nothing of its memory.
+    CONTROLS[1].full.store(true, SeqCst);
+    assert_eq!(scores(&engine, &judge).await.unwrap(), first);
+    CONTROLS[1].full.store(false, SeqCst);
     // A version that is loaded gets the memory first; the next request loads the reward model again.
     let next = version("b", "llama-tiny");
     engine.load(&next).await.unwrap();

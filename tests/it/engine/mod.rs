@@ -3,6 +3,7 @@
 mod adapters;
 mod constrained;
 mod device_adapters;
+mod device_encoders;
 mod device_rewards;
 mod drafts;
 mod families;

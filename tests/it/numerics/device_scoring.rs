@@ -3,10 +3,12 @@
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::atomic::Ordering::SeqCst;
 
 use candle_core::Device;
 use instructd::eval::place::Place;
 use instructd::eval::run::{EvalArgs, EvalResult, run_at};
+use instructd::generation::score::{Continuation, ContinuationScorer};
 use instructd::gpu::GpuError;
 use instructd::gpu::device::Device as _;
 use instructd::gpu::shared::Shared;
@@ -14,14 +16,18 @@ use instructd::gpu::sim::Sim;
 use instructd::model::decoder::attached::{Attached, DevicePasses, Keep, Wanted};
 use instructd::model::decoder::device::{Blocks, Room};
 use instructd::model::decoder::training::{Element, TrainerOptions};
-use instructd::model::{Decoder, DeviceModel, DeviceTrainer, PackedBatch, Purpose, Recompute, RewardModel, load, open};
+use instructd::model::{
+    Decoder, DeviceModel, DeviceTrainer, Encoder, PackedBatch, Purpose, Recompute, RewardModel, RopeScaling, Trunk,
+    load, open,
+};
 use instructd::ops::linear::WeightFormat;
 use instructd::train::trainable::Trainable;
 use serde_json::{Value, json};
 
 use super::device_loading::write_model;
 use crate::support::allocations::peak_in;
-use crate::support::{DECODERS, assert_near, fixture, fixtures, write_heads, write_reward_model};
+use crate::support::devices::{self, Control};
+use crate::support::{DECODERS, ENCODERS, UNLIKE, assert_near, fixture, fixtures, write_heads, write_reward_model};
 
 const BYTES: u64 = 256 << 20;
 
@@ -41,15 +47,17 @@ fn texts(vocab: usize) -> Vec<Vec<u32>> {
 
 fn reward_on(device: &Shared, dir: &Path, element: Element) -> RewardModel {
     let opened = open(dir).unwrap();
-    let decoder = Decoder::on_device(&opened, false, device.clone(), options(element)).unwrap();
-    RewardModel::over(decoder, &opened.into_heads().unwrap()).unwrap()
+    let trunk = Trunk::on_device(&opened, device.clone(), options(element)).unwrap();
+    RewardModel::over(trunk, &opened.into_heads().unwrap()).unwrap()
 }
 
 #[test]
 fn rewards_are_those_of_the_cpu_with_the_same_bits_in_any_company() {
-    for name in DECODERS {
+    for name in DECODERS.into_iter().chain(ENCODERS) {
         let dir = tempfile::tempdir().unwrap();
         write_reward_model(name, dir.path());
+        // Ends the first segment of encoders.
+        std::fs::write(dir.path().join("tokenizer_config.json"), r#"{"sep_token": "t8"}"#).unwrap();
         let loaded = load(dir.path(), &Device::Cpu).unwrap();
         let texts = texts(loaded.config.vocab_size.min(90));
         let want = RewardModel::new(&loaded).unwrap().scores(&texts, 4096).unwrap();
@@ -71,13 +79,15 @@ fn rewards_are_those_of_the_cpu_with_the_same_bits_in_any_company() {
 
 #[test]
 fn rewards_in_bf16_are_near_those_of_the_cpu() {
-    let dir = tempfile::tempdir().unwrap();
-    write_reward_model("llama-tiny", dir.path());
-    let loaded = load(dir.path(), &Device::Cpu).unwrap();
-    let texts = texts(90);
-    let want = RewardModel::new(&loaded).unwrap().scores(&texts, 4096).unwrap();
-    let model = reward_on(&sim(BYTES), dir.path(), Element::Bf16);
-    assert_near(&want, &model.scores(&texts, 64).unwrap(), 3e-2, "bf16");
+    for name in ["llama-tiny"].into_iter().chain(ENCODERS) {
+        let dir = tempfile::tempdir().unwrap();
+        write_reward_model(name, dir.path());
+        let loaded = load(dir.path(), &Device::Cpu).unwrap();
+        let texts = texts(90);
+        let want = RewardModel::new(&loaded).unwrap().scores(&texts, 4096).unwrap();
+        let model = reward_on(&sim(BYTES), dir.path(), Element::Bf16);
+        assert_near(&want, &model.scores(&texts, 64).unwrap(), 3e-2, &format!("{name}, bf16"));
+    }
 }
 
 /// (rows, targets) that predict every token but the first of each text.
@@ -151,7 +161,9 @@ fn a_failure_to_load_leaves_no_memory_taken() {
     let room = Room { pages: 8, longest: 64, rows: 16, wanted: 16 };
     let f32 = options(Element::F32);
     type Load<'a> = Box<dyn Fn(Shared) -> Result<(), GpuError> + 'a>;
-    let loads: [(&str, Load<'_>); 5] = [
+    let bert = open(&fixture("bert-tiny")).unwrap();
+    let loads: [(&str, Load<'_>); 6] = [
+        ("an encoder", Box::new(|device| Encoder::on_device(&bert, true, device, Element::F32).map(drop))),
         ("frozen, from files", Box::new(|device| Decoder::on_device(&opened, true, device, f32).map(drop))),
         ("frozen", Box::new(|device| DeviceTrainer::new(host, &frozen, device, f32).map(drop))),
         ("trained", Box::new(|device| DeviceTrainer::new(host, &trained, device, options(Element::Bf16)).map(drop))),
@@ -186,6 +198,51 @@ fn a_failure_to_load_leaves_no_memory_taken() {
             }
         }
         assert!(failures > 5, "{what}: {failures} failures");
+    }
+}
+
+/// With memory for the weights and the largest pass alone, every batch finds its memory.
+#[test]
+fn passes_find_the_memory_that_was_set_aside() {
+    const TOKENS: usize = 90;
+    for name in UNLIKE.into_iter().chain(["gpt2-tiny", "families/qwen3"]).chain(ENCODERS) {
+        for element in [Element::F32, Element::Bf16] {
+            let dir = tempfile::tempdir().unwrap();
+            write_reward_model(name, dir.path());
+            let load_to = |device: Shared| {
+                let opened = open(dir.path()).unwrap();
+                let trunk = Trunk::on_device(&opened, device, options(element)).unwrap();
+                (trunk, opened.into_heads().unwrap())
+            };
+            let device = sim(BYTES);
+            let (trunk, heads) = load_to(device.clone());
+            let weights = device.memory().0;
+            trunk.reserve(TOKENS).unwrap();
+            let all = device.memory().0;
+            let model = RewardModel::over(trunk, &heads).unwrap();
+            let texts = texts(90);
+            let want = model.scores(&texts, TOKENS).unwrap();
+            assert_eq!(device.memory().0, all, "{name}: nothing is allocated beside the block");
+            drop(model);
+            assert_eq!(device.memory().0, 0, "{name}");
+
+            let full = sim(all);
+            let (trunk, heads) = load_to(full.clone());
+            trunk.reserve(TOKENS).unwrap();
+            let model = RewardModel::over(trunk, &heads).unwrap();
+            for most in [TOKENS, 30, 1] {
+                assert_eq!(model.scores(&texts, most).unwrap(), want, "{name}");
+            }
+            let short: Vec<Vec<u32>> = (0..TOKENS as u32).map(|i| vec![i % 90]).collect();
+            model.scores(&short, TOKENS).unwrap();
+            drop(model);
+            // A block without room is refused, and the model computes as before.
+            let (trunk, heads) = load_to(sim(all - 256));
+            assert!(matches!(trunk.reserve(TOKENS), Err(GpuError::OutOfMemory { .. })), "{name}");
+            let model = RewardModel::over(trunk, &heads).unwrap();
+            assert_eq!(model.scores(&texts, 1).unwrap(), want, "{name}");
+            assert!(all > weights);
+        }
     }
 }
 
@@ -281,6 +338,75 @@ fn evaluations_are_those_of_the_cpu() {
     }
 }
 
+/// The log-probs are those of the CPU, and a prefix and a stem that the continuations share are computed once. Without room
+/// for keys and values the device computes whole sequences.
+#[test]
+fn a_common_prefix_is_computed_once() {
+    static CONTROLS: [Control; 1] = [Control::new()];
+    let control = &CONTROLS[0];
+    for name in DECODERS {
+        let loaded = load(&fixture(name), &Device::Cpu).unwrap();
+        let host = Decoder::new(&loaded.config, &loaded.weights, Purpose::Serve).unwrap();
+        let opened = open(&fixture(name)).unwrap();
+        let device = Shared::new(devices::open("sim:0", &CONTROLS).unwrap().unwrap());
+        let there = Decoder::on_device(&opened, true, device.clone(), options(Element::F32)).unwrap();
+        let weights = device.memory().0;
+        let ids = |n: u32, by: u32| (0..n).map(move |i| (i * by + 2) % 90);
+        let prefix: Vec<u32> = ids(37, 7).collect();
+        let with = |own: u32, tail: &[u32]| [prefix.as_slice(), &ids(own, 5).collect::<Vec<_>>(), tail].concat();
+        let tails: [&[u32]; 4] = [&[7], &[9], &[7, 8, 20], &[30, 31]];
+        let from = |own: u32, earlier: usize| prefix.len() + own as usize - earlier;
+        let texts = |own: u32| {
+            let text = |(i, tail): (usize, &&[u32])| Continuation {
+                ids: with(own, tail),
+                from: from(own, usize::from(i == 3)),
+            };
+            tails.iter().enumerate().map(text).collect::<Vec<_>>()
+        };
+        let near = |want: &[Vec<f32>], got: &[Vec<f32>], what: &str| {
+            assert_eq!(want.iter().map(Vec::len).collect::<Vec<_>>(), got.iter().map(Vec::len).collect::<Vec<_>>());
+            for (a, b) in want.iter().flatten().zip(got.iter().flatten()) {
+                assert!((a - b).abs() <= 2e-5 * a.abs().max(1.0), "{name}, {what}: {b}, not {a}");
+            }
+        };
+        let mut on_host = ContinuationScorer::new(&host, None, 4).unwrap();
+        let mut scorer = ContinuationScorer::new(&there, None, 4).unwrap();
+        assert!(device.memory().0 > weights, "{name}: the cache");
+        let taken = device.memory().0;
+        let computed = || control.tokens.swap(0, SeqCst);
+        on_host.set_prefix(&prefix).unwrap();
+        computed();
+        scorer.set_prefix(&prefix).unwrap();
+        assert_eq!(computed(), 37, "{name}: the prefix");
+        for own in [1u32, 6, 19] {
+            let texts = texts(own);
+            near(&on_host.score(&texts).unwrap(), &scorer.score(&texts).unwrap(), "cached");
+            // From the token that predicts the first scored one or from the prefix on, and the tokens of the tails that
+            // predict others. Lengths at which rotary frequencies change compute more.
+            let once = own.max(2) as usize + 2 + 1;
+            let grows = loaded.config.switches.rope_scaling != RopeScaling::None;
+            assert!(computed() == once || grows, "{name}, {own}");
+        }
+        // Many tokens to score: whole sequences, whose log-probs are computed on the device.
+        let long = Continuation { ids: with(6, &[3, 4]), from: 1 };
+        let long = vec![long; 7];
+        near(&on_host.score(&long).unwrap(), &scorer.score(&long).unwrap(), "whole");
+        assert!(scorer.score(&[Continuation { ids: vec![1], from: 1 }]).is_err());
+        assert_eq!(device.memory().0, taken, "{name}");
+        drop(scorer);
+        assert_eq!(device.memory().0, weights, "{name}: after the scorer is dropped");
+
+        control.full.store(true, SeqCst);
+        let without = ContinuationScorer::new(&there, None, 4);
+        control.full.store(false, SeqCst);
+        let mut without = without.unwrap();
+        without.set_prefix(&prefix).unwrap();
+        computed();
+        near(&on_host.score(&texts(6)).unwrap(), &without.score(&texts(6)).unwrap(), "without a cache");
+        assert_eq!(computed(), 4 * (37 + 6) + 2 + 1, "{name}: whole sequences");
+    }
+}
+
 #[test]
 fn what_a_device_does_not_evaluate_is_refused() {
     let dir = tempfile::tempdir().unwrap();
@@ -289,7 +415,7 @@ fn what_a_device_does_not_evaluate_is_refused() {
     let args = |model: &str| json!({"kind": "perplexity", "model": fixture(model), "text": text});
     let refused = |model: &str, at: Value| format!("{:#}", evaluated(&args(model), at).unwrap_err());
     let error = refused("bert-tiny", json!({"device": "sim"}));
-    assert!(error.contains("encoders are computed on the CPU"), "{error}");
+    assert!(error.contains("Bert is an encoder, not a decoder"), "{error}");
     let error = refused("llama-tiny", json!({"precision": "bf16"}));
     assert!(error.contains("precision") && error.contains("cuda"), "{error}");
     assert!(serde_json::from_value::<Place>(json!({"device": "gpu"})).is_err());

@@ -4,6 +4,7 @@ mod attention_maps;
 mod choice_eval;
 mod classifiers;
 mod device_adapters;
+mod device_encoders;
 mod device_formats;
 mod device_loading;
 mod device_scoring;

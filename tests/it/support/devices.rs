@@ -18,12 +18,15 @@ pub struct Control {
     pub full: AtomicBool,
     /// Number of times that work was waited for.
     pub waits: AtomicUsize,
+    /// Number of tokens that were computed.
+    pub tokens: AtomicUsize,
 }
 
 impl Control {
     pub const fn new() -> Self {
         let [broken, full] = [const { AtomicBool::new(false) }; 2];
-        Self { bytes: AtomicU64::new(BYTES), broken, full, waits: AtomicUsize::new(0) }
+        let [waits, tokens] = [const { AtomicUsize::new(0) }; 2];
+        Self { bytes: AtomicU64::new(BYTES), broken, full, waits, tokens }
     }
 }
 
@@ -75,6 +78,9 @@ impl Device for Controlled {
     }
 
     fn start(&mut self, kernel: &'static Kernel, grid: [u32; 3], args: &[Arg]) -> Result<(), GpuError> {
+        if kernel.kernel == "embed" {
+            self.control.tokens.fetch_add(grid[0] as usize, SeqCst);
+        }
         self.inner.start(kernel, grid, args)
     }
 

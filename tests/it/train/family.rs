@@ -239,6 +239,11 @@ fn every_encoder_becomes_a_classifier_and_learns_from_masked_words() {
         }))
         .unwrap();
         let EvalResult::Classifier(all) = instructd::eval::run::run(&args).unwrap() else { panic!() };
+        // On a device, which allows for the rounding of one text.
+        let at = serde_json::from_value(json!({"device": "sim"})).unwrap();
+        let EvalResult::Classifier(there) = instructd::eval::run::run_at(&args, at).unwrap() else { panic!() };
+        assert!((all.accuracy - there.accuracy).abs() < 0.01, "{name}: {there:?}, not {all:?}");
+        assert!((all.loss - there.loss).abs() < 1e-5 * all.loss, "{name}: {there:?}, not {all:?}");
         assert!((all.accuracy - metrics["heldout_accuracy"].as_f64().unwrap()).abs() < 0.2, "{name}: {all:?}");
 
         let mut masked = with(&mlm(&world, "masked"), json!({"model": model.path(), "max_steps": 3}));

@@ -72,6 +72,8 @@ fn feedback(world: &World) -> Value {
 fn a_round_on_a_device_is_that_of_the_cpu() {
     let world = World::new();
     train("reward", &with(&reward(&world, "judge"), json!({"epochs": 1})));
+    crate::support::write_reward_model("bert-tiny", world.path("encoder").as_ref());
+    let by_encoder = json!({"reward_model": world.path("encoder"), "temperature": 0.8});
     let by_model = json!({"reward_model": world.path("judge"), "temperature": 0.8, "micro_batch_tokens": 60});
     let base = with(&rl(&world, "out"), json!({"iterations": 2, "rollout_batch_size": 8, "response_length": 5}));
     for (recipe, more) in [
@@ -85,6 +87,7 @@ fn a_round_on_a_device_is_that_of_the_cpu() {
         // Ends each round before its second update, whose gradients must not stay.
         ("ppo", json!({"critic": "separate", "target_kl": 1e-9, "minibatches": 2})),
         ("reinforce", by_model),
+        ("reinforce", by_encoder),
         // Held-out judgments: the start policy is on the device before the policy is.
         ("reinforce", json!({"gold_comparisons": world.comparisons(12)})),
         ("reinforce", json!({"gold_comparisons": world.comparisons(12), "lora": {"rank": 4}})),

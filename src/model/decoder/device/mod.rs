@@ -4,18 +4,18 @@
 
 mod adapters;
 mod formats;
-pub(super) mod kernels;
-pub(in crate::model::decoder) mod packing;
+pub(in crate::model) mod kernels;
+pub(in crate::model) mod packing;
 mod pass;
 mod rows;
-mod scratch;
-pub(in crate::model::decoder) mod weights;
+pub(in crate::model) mod scratch;
+pub(in crate::model) mod weights;
 
 use std::sync::Arc;
 
 pub use self::adapters::AdapterImage;
 use self::adapters::{Adapters, StepAdapters};
-pub(in crate::model::decoder) use self::formats::DeviceFormat;
+pub(in crate::model) use self::formats::DeviceFormat;
 pub use self::formats::{Blocks, Element};
 use self::kernels::{compiled_width, numbers};
 use self::pass::{Pass, Pending};

@@ -5,7 +5,7 @@ use crate::gpu::{GpuError, Slice};
 
 /// The inputs of a step, packed for one upload: sections at multiples of 16 bytes.
 #[derive(Default)]
-pub(super) struct Packed {
+pub(in crate::model) struct Packed {
     pub data: Vec<u8>,
     /// Offsets and lengths in bytes.
     pub sections: Vec<(usize, usize)>,
@@ -33,7 +33,7 @@ impl Packed {
 }
 
 /// Memory that is freed when the step ends.
-pub(super) struct Scratch<'a> {
+pub(in crate::model) struct Scratch<'a> {
     pub device: &'a mut dyn Device,
     pub held: Vec<Slice>,
 }
@@ -43,6 +43,13 @@ impl Scratch<'_> {
         let slice = self.device.alloc(bytes)?;
         self.held.push(slice);
         Ok(slice)
+    }
+
+    /// Uploads packed inputs; returns their sections.
+    pub fn upload(&mut self, packed: &Packed) -> Result<Vec<Slice>, GpuError> {
+        let all = self.take(packed.data.len())?;
+        self.device.upload(all, &packed.data)?;
+        Ok(packed.sections.iter().map(|(at, bytes)| all.part(*at, *bytes)).collect())
     }
 
     pub fn give(&mut self) -> Result<(), GpuError> {

@@ -22,7 +22,7 @@ const CHUNK: usize = 8 << 20;
 
 /// A matrix [out, in] and its bias [out].
 #[derive(Clone, Copy, Debug)]
-pub(in crate::model::decoder) struct Matrix {
+pub(in crate::model) struct Matrix {
     /// In the element type of the model, or integers.
     pub weight: Slice,
     pub factors: Factors,
@@ -32,7 +32,7 @@ pub(in crate::model::decoder) struct Matrix {
 }
 
 #[derive(Clone, Copy, Debug)]
-pub(in crate::model::decoder) struct NormWeights {
+pub(in crate::model) struct NormWeights {
     pub weight: Slice,
     /// Zeros where the norm has none.
     pub bias: Slice,
@@ -43,7 +43,7 @@ pub(in crate::model::decoder) struct NormWeights {
 }
 
 #[derive(Debug)]
-pub(in crate::model::decoder) struct Block {
+pub(in crate::model) struct Block {
     pub attn_norm: Option<NormWeights>,
     pub qkv: Matrix,
     pub by_head: bool,
@@ -72,7 +72,7 @@ pub(in crate::model::decoder) struct Weights {
     pub zeros: Slice,
 }
 
-pub(in crate::model::decoder) fn candle(error: candle_core::Error) -> GpuError {
+pub(in crate::model) fn candle(error: candle_core::Error) -> GpuError {
     GpuError::Launch(error.to_string())
 }
 
@@ -115,8 +115,8 @@ impl<'a> Source<'a> {
 }
 
 /// Puts tensors on a device.
-struct Loader<'a> {
-    device: &'a mut dyn Device,
+pub(in crate::model) struct Loader<'a> {
+    pub device: &'a mut dyn Device,
     element: Element,
     /// How matrices are stored that are not in blocks on the host.
     packing: Packing,
@@ -125,7 +125,20 @@ struct Loader<'a> {
     converted: Converted,
 }
 
-impl Loader<'_> {
+impl<'a> Loader<'a> {
+    /// Puts tensors on a device in an element type.
+    pub fn new(device: &'a mut dyn Device, DeviceFormat { element, packing, file }: DeviceFormat) -> Self {
+        Self { device, element, packing, file, converted: Converted::default() }
+    }
+
+    /// At least as many zeros as the longest vector of zeros that a launch may read.
+    pub fn zeros(&mut self, c: &ModelConfig) -> Result<Slice, GpuError> {
+        let widest = (2 * c.intermediate_size).max(c.hidden_size).max((c.n_heads + 2 * c.n_kv_heads) * c.head_dim);
+        let zeros = self.place(widest)?;
+        self.put(zeros, 0, &vec![0.0; widest])?;
+        Ok(zeros)
+    }
+
     fn place(&mut self, count: usize) -> Result<Slice, GpuError> {
         self.device.alloc(count * self.element.bytes())
     }
@@ -140,7 +153,8 @@ impl Loader<'_> {
         Ok(())
     }
 
-    fn tensor(&mut self, t: &Tensor) -> Result<Slice, GpuError> {
+    /// A tensor in the element type.
+    pub fn tensor(&mut self, t: &Tensor) -> Result<Slice, GpuError> {
         let to = self.place(t.elem_count())?;
         self.write(to, 0, t)?;
         Ok(to)
@@ -167,7 +181,7 @@ impl Loader<'_> {
     }
 
     /// Matrices with the same input, joined along their outputs.
-    fn joint(&mut self, parts: &[&Linear]) -> Result<Matrix, GpuError> {
+    pub fn joint(&mut self, parts: &[&Linear]) -> Result<Matrix, GpuError> {
         let parts = parts.iter().map(|part| Source::new(part)).collect::<Result<Vec<_>, _>>()?;
         let sizes = parts.iter().map(|(part, _)| part.sizes()).collect::<Result<Vec<_>, _>>()?;
         let kinds = parts.iter().map(|(part, _)| part.kind()).collect::<Option<Vec<_>>>();
@@ -259,7 +273,7 @@ impl Loader<'_> {
     }
 
     /// A table [rows, width], part by part.
-    fn table(&mut self, table: &EmbeddingTable, (rows, width): (usize, usize)) -> Result<Slice, GpuError> {
+    pub fn table(&mut self, table: &EmbeddingTable, (rows, width): (usize, usize)) -> Result<Slice, GpuError> {
         let to = self.place(rows * width)?;
         self.count(table);
         let mut at = 0;
@@ -272,7 +286,7 @@ impl Loader<'_> {
     }
 
     /// A matrix [out, input] without bias, part by part.
-    fn matrix(&mut self, table: &EmbeddingTable, (out, input): (usize, usize)) -> Result<Matrix, GpuError> {
+    pub fn matrix(&mut self, table: &EmbeddingTable, (out, input): (usize, usize)) -> Result<Matrix, GpuError> {
         if let EmbeddingTable::Stored(rows) = table
             && self.file
             && let packing @ (Packing::Q8 | Packing::Q4 | Packing::Fine) = Packing::of_file(&[rows.kind()])
@@ -331,7 +345,8 @@ impl Loader<'_> {
         }
     }
 
-    fn norm(&mut self, norm: &Norm, zeros: Slice) -> Result<NormWeights, GpuError> {
+    /// A norm; without a bias its bias is in `zeros`.
+    pub fn norm(&mut self, norm: &Norm, zeros: Slice) -> Result<NormWeights, GpuError> {
         let (weight, bias, eps) = norm.parts();
         let bytes = weight.elem_count() * self.element.bytes();
         Ok(NormWeights {
@@ -343,7 +358,8 @@ impl Loader<'_> {
         })
     }
 
-    fn block(&mut self, layer: &Layer, zeros: Slice) -> Result<Block, GpuError> {
+    /// The matrices and norms of a block.
+    pub fn block(&mut self, layer: &Layer, zeros: Slice) -> Result<Block, GpuError> {
         let mut norm = |norm: &Option<Norm>| norm.as_ref().map(|n| self.norm(n, zeros)).transpose();
         let (attn_norm, attn_post) = (norm(&layer.attn_norm)?, norm(&layer.attn_post)?);
         let (mlp_norm, mlp_post) = (norm(&layer.mlp_norm)?, norm(&layer.mlp_post)?);
@@ -380,7 +396,7 @@ impl Loader<'_> {
 }
 
 /// Little-endian values of an element type, rounded to nearest.
-pub(in crate::model::decoder) fn as_bytes(element: Element, values: &[f32]) -> Vec<u8> {
+pub(in crate::model) fn as_bytes(element: Element, values: &[f32]) -> Vec<u8> {
     match element {
         Element::F32 => bytemuck::cast_slice(values).to_vec(),
         Element::Bf16 => {
@@ -396,11 +412,6 @@ pub(in crate::model::decoder) fn as_bytes(element: Element, values: &[f32]) -> V
     }
 }
 
-/// Length of the longest vector of zeros that a launch may read.
-fn widest(c: &ModelConfig) -> usize {
-    (2 * c.intermediate_size).max(c.hidden_size).max((c.n_heads + 2 * c.n_kv_heads) * c.head_dim)
-}
-
 /// Copies the weights of `decoder` to `device`.
 ///
 /// # Errors
@@ -412,10 +423,9 @@ pub(super) fn load(
     format: DeviceFormat,
 ) -> Result<Weights, GpuError> {
     let c = &decoder.config;
-    let DeviceFormat { element, packing, file } = format;
-    let mut loader = Loader { device, element, packing, file, converted: Converted::default() };
-    let zeros = loader.place(widest(c))?;
-    loader.put(zeros, 0, &vec![0.0; widest(c)])?;
+    let DeviceFormat { element, file, .. } = format;
+    let mut loader = Loader::new(device, format);
+    let zeros = loader.zeros(c)?;
     let embed = loader.table(&decoder.embed, (c.vocab_size, c.hidden_size))?;
     let positions = decoder.positions.as_ref().map(|t| loader.tensor(t)).transpose()?;
     let blocks = match from {

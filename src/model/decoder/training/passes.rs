@@ -4,11 +4,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{DeviceTrainer, Pass};
 use crate::gpu::device::Device;
+use crate::gpu::reserve::{Measure, Reserve};
+use crate::gpu::shared::Shared;
 use crate::gpu::{GpuError, Slice};
-use crate::model::Decoder;
 use crate::model::decoder::attached::{DevicePasses, Keep, TargetLogprobs, Wanted};
 use crate::model::decoder::device::kernels::numbers;
 use crate::model::decoder::device::{DeviceModel, Room};
+use crate::model::{Decoder, PackedBatch};
 
 impl DevicePasses for DeviceTrainer {
     fn is_trained(&self) -> bool {
@@ -69,6 +71,24 @@ impl DevicePasses for DeviceTrainer {
             self.backward_from(pass, gh)
         });
         self.finished(result, Keep::Nothing)
+    }
+
+    fn reserve(&mut self, decoder: &Decoder, tokens: usize) -> Result<(), GpuError> {
+        let device = self.buffers.device.clone();
+        let mut most = 0;
+        for batch in PackedBatch::largest(tokens, self.config.max_positions) {
+            let rows = batch.last_rows();
+            let measured = Measure::of(|measure| {
+                self.buffers.device = measure;
+                let wanted = Wanted { batch: &batch, rows: &rows, targets: None };
+                self.hidden(decoder, wanted, Keep::Nothing).map(drop)
+            });
+            self.buffers.device = device.clone();
+            most = most.max(measured?);
+        }
+        self.buffers.device = Shared::new(Box::new(Reserve::new(device, most)?));
+        self.take_peak();
+        Ok(())
     }
 
     fn stepping(&mut self, room: Room, temperature: f32) -> Result<DeviceModel, GpuError> {
@@ -133,6 +153,10 @@ impl DevicePasses for BaseOf {
 
     fn backward_hidden(&mut self, _: &[f32]) -> Result<(), GpuError> {
         untrained()
+    }
+
+    fn reserve(&mut self, decoder: &Decoder, tokens: usize) -> Result<(), GpuError> {
+        self.with_base(|trainer| trainer.reserve(decoder, tokens))
     }
 
     fn stepping(&mut self, _: Room, _: f32) -> Result<DeviceModel, GpuError> {
