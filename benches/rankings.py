@@ -26,7 +26,6 @@ from learning_proof import run, write_lines, write_result
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = 4
 RANK = 16
-MAX_LENGTH = 256
 LEARNING = {
     "harmless": {"batch_size": 8, "epochs": 1, "learning_rate": 2e-3},
     "oasst": {"batch_size": 4, "epochs": 2, "learning_rate": 1e-3},
@@ -104,7 +103,7 @@ def measure(options, data, sets, named, share, control):
     """A row of the table: one model, data and share of the training sets, over all seeds."""
     model, path, frozen = named.split("=")
     args = {"model": os.path.abspath(path), "device": "cpu", "lora": {"rank": RANK, "alpha": 2 * RANK},
-            "freeze_layers": int(frozen), "frozen_precision": "bf16", "max_length": MAX_LENGTH, "lr_schedule": "linear",
+            "freeze_layers": int(frozen), "lr_schedule": "linear",
             "warmup_steps": 5, "micro_batch_tokens": 2048, "length_control": control, **LEARNING[data]}
     results, by_set, train_sets = [], [], 0
     for seed in range(options.seeds):
@@ -154,7 +153,7 @@ def main():
                     rows.append(measure(options, data, found[data], named, share, control))
                     print(rows[-1], flush=True)
     if options.json:
-        facts = {"rank": RANK, "max_length": MAX_LENGTH, "learning": LEARNING}
+        facts = {"rank": RANK, "learning": LEARNING}
         write_result(options.json, "rankings.py", {**facts, "rows": rows})
 
 

@@ -327,6 +327,7 @@ TABLES = {
     "learning": (learning, "learning"),
     "overoptimisation": (overoptimisation, "overoptimisation"),
     "qlora": (qlora, "qlora"),
+    "long-sequences": (long_sequences, "long-sequences"),
     "serving-memory": (serving_memory, "serving-memory"),
     "default-model": (default_model, "default-model"),
 }
