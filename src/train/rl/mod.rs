@@ -433,11 +433,16 @@ fn train<A: RecipeArgs>(
     // A device has the weights of the last update, not those of an earlier policy.
     let is_current = published == run.step || !policy.is_on_device();
     let start = state.start.as_ref().filter(|_| run.step > 0 && fleet.is_none() && is_current);
-    let win_rates = start.map(|start| start.compare(&sampler, &policy, gold.as_ref(), &mut run)).transpose()?.flatten();
+    let win_rates = start.map(|start| start.compare(&sampler, &policy, gold.as_ref(), &mut run));
+    // A trained policy is published whatever becomes of this figure.
+    let win_rates = win_rates.transpose().unwrap_or_else(|error| {
+        run.warn(format!("no win rate against the start policy: {error:#}"));
+        None
+    });
     run.progress("saving");
     let metrics = json!({
         "first": state.first, "last": state.last, "iterations": run.step, "kl_coef": state.kl.coef,
-        "published_iteration": published, "stopped_because": stopped_because, "win_rates": win_rates, "prompts": prompts.len(),
+        "published_iteration": published, "stopped_because": stopped_because, "win_rates": win_rates.flatten(), "prompts": prompts.len(),
         "prompts_without_answer": unanswered.len(), "fit": fit.json(), "turns": turn_counts,
     });
     super::output::save_adapter(&run.common, &policy)?;

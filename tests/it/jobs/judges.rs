@@ -70,7 +70,8 @@ fn a_judge_is_asked_with_its_key_and_grades_are_the_mean_of_its_log_probs() {
     let reward = json!({"reward": {"kind": "judge", "host": "large", "rubric": "Be brief."}});
     let (ok, said, metrics) = train(&world, "reinforce", &judge(&host, ""), reward);
     assert!(ok, "{said}");
-    assert_eq!(count.load(Ordering::SeqCst), 9, "two rounds of four responses, and one failure");
+    let count = count.load(Ordering::SeqCst);
+    assert_eq!(count, 13, "two rounds and the win rate, of four responses each, and one failure");
     let expected = (0.5 * 8.0 + 0.25 * 3.0) / 0.75;
     for (name, expected) in [("reward", expected), ("judge_on_choices", 0.75), ("judge_without_answer", 0.0)] {
         let found = curve(&metrics, name);

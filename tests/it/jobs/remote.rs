@@ -69,9 +69,24 @@ fn an_allowed_service_scores_in_batches_and_passing_failures_are_tried_again() {
     });
     let (ok, said) = train(&world, &format!("http://{host}/score"), &[&host]);
     assert!(ok, "{said}");
-    assert_eq!(count.load(Ordering::SeqCst), 5, "two rounds of 3 + 1 completions, and one failure");
+    let count = count.load(Ordering::SeqCst);
+    assert_eq!(count, 7, "two rounds and the win rate, of 3 + 1 completions each, and one failure");
     let metrics = std::fs::read_to_string(std::path::Path::new(&world.path("logs")).join("metrics.jsonl")).unwrap();
     assert!(metrics.contains("\"reward\":0.5"), "twice 0.25: {metrics}");
+}
+
+/// All that was learned is there by then.
+#[test]
+fn a_run_whose_win_rate_cannot_be_scored_is_published_without_one() {
+    let world = World::new();
+    let (host, _) = service(|n, _, request| match n {
+        0..4 => (200, json!({"scores": vec![0.25; request["items"].as_array().unwrap().len()]}).to_string()),
+        _ => (400, String::new()),
+    });
+    let (ok, said) = train(&world, &format!("http://{host}/score"), &[&host]);
+    assert!(ok && said.contains("no win rate"), "{said}");
+    let card = std::fs::read_to_string(std::path::Path::new(&world.path("out")).join("README.md")).unwrap();
+    assert!(!card.contains("win_rate"), "{card}");
 }
 
 #[test]
