@@ -6,10 +6,10 @@
 Open-Assistant's rankings are those of tests/fixtures/oasst-en-ranked.jsonl. FILE of `--harmless` has the pairs of
 Anthropic's harmless-base test set (MIT; github.com/anthropics/hh-rlhf), one `{"chosen", "rejected"}` a line. Each seed
 holds out another quarter of the sets, so that the held-out pairs of all seeds are different pairs. The accuracy's
-interval is 95 % by a bootstrap over sets. FROZEN is how many of a model's lower blocks are not trained; two thirds of them
-learned more from so few pairs than none, and take less time. The baselines are those of the recipe: a preference for the longer (or shorter)
-answer and a bag of words, fitted on the same training pairs. `--shares` trains on parts of the training sets too. What is
-done already in DIR is not done again. Needs Python alone.
+interval is 95 % by a bootstrap over sets. FROZEN is how many of a model's lower blocks are not trained. The baselines
+are those of the recipe: a preference for the longer (or shorter) answer and a bag of words, fitted on the same training
+pairs. `--shares` trains on parts of the training sets too. What is done already in DIR is not done again. Needs Python
+alone.
 """
 
 import argparse
@@ -103,8 +103,8 @@ def measure(options, data, sets, named, share, control):
     """A row of the table: one model, data and share of the training sets, over all seeds."""
     model, path, frozen = named.split("=")
     args = {"model": os.path.abspath(path), "device": "cpu", "lora": {"rank": RANK, "alpha": 2 * RANK},
-            "freeze_layers": int(frozen), "lr_schedule": "linear",
-            "warmup_steps": 5, "micro_batch_tokens": 2048, "length_control": control, **LEARNING[data]}
+            "freeze_layers": int(frozen), "lr_schedule": "linear", "warmup_steps": 5, "micro_batch_tokens": 2048,
+            "length_control": control, **LEARNING[data]}
     results, by_set, train_sets = [], [], 0
     for seed in range(options.seeds):
         name = f"{data}-{model}-{share:g}{'-control' if control else ''}-{seed}"

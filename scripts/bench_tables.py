@@ -86,64 +86,6 @@ def overoptimisation(data):
     return table(head, rows) + "\n\n" + source(data)
 
 
-def share(value, between):
-    return f"{value:.3f} ({between[0]:.3f} to {between[1]:.3f})"
-
-
-def rankings(data):
-    """Reward models on people's rankings, beside the baselines of the same held-out pairs."""
-    rows = [
-        [
-            r["data"],
-            r["model"],
-            str(r["train_sets"]),
-            str(r["pairs"]),
-            share(r["accuracy"], r["interval"]),
-            ", ".join(f"{a:.3f}" for a in r["by_seed"]),
-            f"{r['longer_wins']:.2f}, {r['shorter_wins']:.2f}",
-            f"{r['length']:.3f} ({' or '.join(r['preferred'])})",
-            f"{r['words']:.3f}",
-        ]
-        for r in data["rows"]
-    ]
-    head = ["rankings", "base", "sets to learn from", "held-out pairs", "accuracy (95 % interval)", "by seed"]
-    head += ["where the longer, the shorter answer is preferred", "preferring by length", "bag of words"]
-    return table(head, rows) + "\n\n" + source(data)
-
-
-def rounds(data):
-    """Rounds of the loop with simulated labelers, by how the sets were drawn; means over seeds."""
-    rows = [
-        [
-            r["selection"],
-            str(r["round"]),
-            str(r["judgments"]),
-            *(f"{mean(r[k]):.2f} ({', '.join(f'{v:.2f}' for v in r[k])})" for k in ("reward_accuracy", "win")),
-            f"{mean(r['kl']):.1f}",
-        ]
-        for r in data["rows"]
-    ]
-    head = ["sets drawn by", "round", "judgments", "reward model: held-out accuracy (by seed)"]
-    head += ["win rate against the start (by seed)", "KL (nats)"]
-    return table(head, rows) + "\n\n" + source(data)
-
-
-def arithmetic(data):
-    """pass@1 before and after GRPO on answers that can be checked."""
-    rows = [
-        [
-            r["kind"],
-            "yes" if r["trained"] else "no",
-            share(r["before"], r["before_interval"]),
-            ", ".join(f"{a:.3f}" for a in r["after"]),
-            share(mean(r["gain"]), r["gain_interval"]),
-        ]
-        for r in data["rows"]
-    ]
-    head = ["problems", "trained", "pass@1 before (95 % interval)", "after, by seed", "gain (95 % interval)"]
-    return table(head, rows) + "\n\n" + source(data)
-
-
 def long_sequences(data):
     """Peak memory of one step, by the length of its sequence."""
     modes = ("none", "mlp", "block")

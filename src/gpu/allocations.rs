@@ -2,9 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use super::device::{Counts, Device, Download};
-use super::launch::Arg;
-use super::manifest::Kernel;
+use super::device::Device;
+use super::layer::Layer;
 use super::{GpuError, Slice};
 
 /// A device that records what is allocated through it and not freed again.
@@ -42,61 +41,25 @@ pub fn free_all(device: &mut dyn Device, slices: impl IntoIterator<Item = Slice>
     let _ = device.wait();
 }
 
-impl Device for Recorded<'_> {
-    fn name(&self) -> String {
-        self.device.name()
+impl Layer for Recorded<'_> {
+    fn below(&self) -> &dyn Device {
+        self.device
     }
 
-    fn alloc(&mut self, bytes: usize) -> Result<Slice, GpuError> {
+    fn below_mut(&mut self) -> &mut dyn Device {
+        self.device
+    }
+
+    fn allocate(&mut self, bytes: usize) -> Result<Slice, GpuError> {
         let slice = self.device.alloc(bytes)?;
         self.held.insert(slice.address, slice);
         Ok(slice)
     }
 
-    fn free(&mut self, slice: Slice) -> Result<(), GpuError> {
+    fn release(&mut self, slice: Slice) -> Result<(), GpuError> {
         self.device.free(slice)?;
         self.held.remove(&slice.address);
         Ok(())
-    }
-
-    fn upload(&mut self, to: Slice, data: &[u8]) -> Result<(), GpuError> {
-        self.device.upload(to, data)
-    }
-
-    fn download(&mut self, from: Slice) -> Result<Download, GpuError> {
-        self.device.download(from)
-    }
-
-    fn copy(&mut self, from: Slice, to: Slice) -> Result<(), GpuError> {
-        self.device.copy(from, to)
-    }
-
-    fn zero(&mut self, slice: Slice) -> Result<(), GpuError> {
-        self.device.zero(slice)
-    }
-
-    fn start(&mut self, kernel: &'static Kernel, grid: [u32; 3], args: &[Arg]) -> Result<(), GpuError> {
-        self.device.start(kernel, grid, args)
-    }
-
-    fn wait(&mut self) -> Result<(), GpuError> {
-        self.device.wait()
-    }
-
-    fn take(&mut self, download: Download) -> Result<Vec<u8>, GpuError> {
-        self.device.take(download)
-    }
-
-    fn counts(&self) -> Counts {
-        self.device.counts()
-    }
-
-    fn memory(&self) -> (u64, u64) {
-        self.device.memory()
-    }
-
-    fn bus_id(&self) -> Option<String> {
-        self.device.bus_id()
     }
 }
 

@@ -7,6 +7,7 @@ pub mod arena;
 pub mod cuda;
 pub mod device;
 pub mod launch;
+mod layer;
 pub mod manifest;
 mod memory;
 pub mod nvml;

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use super::arena::{Arena, GRAIN};
 use super::device::{Counts, Device, Download};
 use super::launch::Arg;
+use super::layer::Layer;
 use super::manifest::Kernel;
 use super::shared::Shared;
 use super::{GpuError, Slice};
@@ -36,12 +37,16 @@ impl Drop for Reserve {
     }
 }
 
-impl Device for Reserve {
-    fn name(&self) -> String {
-        self.device.name()
+impl Layer for Reserve {
+    fn below(&self) -> &dyn Device {
+        &self.device
     }
 
-    fn alloc(&mut self, bytes: usize) -> Result<Slice, GpuError> {
+    fn below_mut(&mut self) -> &mut dyn Device {
+        &mut self.device
+    }
+
+    fn allocate(&mut self, bytes: usize) -> Result<Slice, GpuError> {
         match self.arena.alloc(bytes as u64) {
             Some(at) => Ok(self.block.part(at as usize, bytes)),
             None => self.device.alloc(bytes),
@@ -49,7 +54,7 @@ impl Device for Reserve {
     }
 
     /// All work is done in order, so memory of the block can be used again at once.
-    fn free(&mut self, slice: Slice) -> Result<(), GpuError> {
+    fn release(&mut self, slice: Slice) -> Result<(), GpuError> {
         match slice.address.checked_sub(self.block.address) {
             Some(at) if at < self.block.bytes as u64 => match self.arena.free(at) {
                 true => Ok(()),
@@ -57,46 +62,6 @@ impl Device for Reserve {
             },
             _ => self.device.free(slice),
         }
-    }
-
-    fn upload(&mut self, to: Slice, data: &[u8]) -> Result<(), GpuError> {
-        self.device.upload(to, data)
-    }
-
-    fn download(&mut self, from: Slice) -> Result<Download, GpuError> {
-        self.device.download(from)
-    }
-
-    fn copy(&mut self, from: Slice, to: Slice) -> Result<(), GpuError> {
-        self.device.copy(from, to)
-    }
-
-    fn zero(&mut self, slice: Slice) -> Result<(), GpuError> {
-        self.device.zero(slice)
-    }
-
-    fn start(&mut self, kernel: &'static Kernel, grid: [u32; 3], args: &[Arg]) -> Result<(), GpuError> {
-        self.device.start(kernel, grid, args)
-    }
-
-    fn wait(&mut self) -> Result<(), GpuError> {
-        self.device.wait()
-    }
-
-    fn take(&mut self, download: Download) -> Result<Vec<u8>, GpuError> {
-        self.device.take(download)
-    }
-
-    fn counts(&self) -> Counts {
-        self.device.counts()
-    }
-
-    fn memory(&self) -> (u64, u64) {
-        self.device.memory()
-    }
-
-    fn bus_id(&self) -> Option<String> {
-        self.device.bus_id()
     }
 }
 

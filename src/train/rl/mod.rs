@@ -354,7 +354,7 @@ fn train<A: RecipeArgs>(
         }
         check_gap(&rollout, run.step + 1)?;
         let proxy = moments(rollout.first_scores()).0;
-        let (mut gold_mean, mut gold_scores) = (None, None);
+        let mut gold_scores = None;
         if guarded {
             let due = run.step.is_multiple_of(rl.gold_every.max(1)) || run.step == run.total;
             let signal = gold.as_ref().filter(|_| due);
@@ -364,7 +364,6 @@ fn train<A: RecipeArgs>(
             let exact = (fast && signal.is_some()).then(|| policy.behaviour()).transpose()?;
             let measured = policy.scorer(exact.as_ref().or(Some(&behaviour)));
             let signal = signal.map(|g| g.measure(measured, &sampler.items(&rollout))).transpose()?;
-            gold_mean = signal.as_deref().map(|s| moments(s).0);
             let measured = Measurement { step: run.step, kl: mean_kl, proxy, gold: signal.as_deref() };
             // Between two measurements of the signal only the KL budget is checked.
             let verdict = match (&gold, &signal) {
@@ -380,6 +379,7 @@ fn train<A: RecipeArgs>(
             }
             gold_scores = signal;
         }
+        let gold_mean = gold_scores.as_deref().map(|scores| moments(scores).0);
         if run.step == 0 {
             state.start = Some(StartScores::new(&rl, rollout.first_scores(), gold_scores.as_deref()));
         }

@@ -1,27 +1,18 @@
 //! Encoders on the engine's devices: the CPU's embeddings and predictions, memory that a promotion gets first, and the CPU
 //! where a device has no room or fails.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 
 use instructd::domain::{ModelKind, ModelVersion};
 use instructd::engine::{
-    EmbedRequest, EncoderInput, EncoderModels, EngineError, EngineOptions, FillInput, FillRequest, FillResult,
-    Generator, Inspection, LocalEngine, device,
+    EmbedRequest, EncoderInput, EncoderModels, EngineError, FillInput, FillRequest, FillResult, Generator, Inspection,
+    LocalEngine, device,
 };
 use instructd::ops::linear::WeightFormat;
 
+use super::device_rewards::serving;
 use super::version;
 use crate::support::devices::{self, Control};
-
-async fn serving(devices: &[&str], open: device::Open, weights: WeightFormat) -> Arc<LocalEngine> {
-    let devices = devices.iter().map(|name| (*name).to_owned()).collect();
-    let engine = LocalEngine::start(EngineOptions { devices, open, weights, ..EngineOptions::default() }).unwrap();
-    let v = version("a", "llama-tiny");
-    engine.load(&v).await.unwrap();
-    engine.activate(&v.id).await.unwrap();
-    engine
-}
 
 fn encoder() -> ModelVersion {
     ModelVersion { kind: ModelKind::Encoder, ..version("bert", "bert-tiny") }

@@ -13,7 +13,8 @@ use super::version;
 use crate::support::devices::{self, Control};
 use crate::support::{assert_near, write_reward_model};
 
-async fn serving(devices: &[&str], open: device::Open, weights: WeightFormat) -> Arc<LocalEngine> {
+/// A started engine that serves llama-tiny as `a`.
+pub(super) async fn serving(devices: &[&str], open: device::Open, weights: WeightFormat) -> Arc<LocalEngine> {
     let devices = devices.iter().map(|name| (*name).to_owned()).collect();
     let engine = LocalEngine::start(EngineOptions { devices, open, weights, ..EngineOptions::default() }).unwrap();
     let v = version("a", "llama-tiny");

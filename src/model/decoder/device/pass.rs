@@ -8,8 +8,8 @@ use super::scratch::Scratch;
 use super::weights::{Block, Element, Matrix, NormWeights, Weights, candle};
 use crate::gpu::device::{Device, launch};
 use crate::gpu::launch::{
-    Activate, Add, Attend, Combine, Embed, GatherRows, Logprobs, Matmul, MatmulFine, MatmulQ4, MatmulQ8,
-    Norm as NormLaunch, RopeCache, Sample, ShapeLogits,
+    Activate, Add, Attend, Combine, Embed, GatherRows, Logprobs, Matmul, MatmulFine, MatmulQ4, MatmulQ8, RopeCache,
+    Sample, ShapeLogits,
 };
 use crate::gpu::{GpuError, Slice};
 use crate::model::decoder::Decoder;
@@ -99,19 +99,8 @@ impl Pass<'_> {
             return Ok(self.b.normed);
         };
         let name = format!("{}{}.{t}", if pending.is_some() { "add_" } else { "" }, kernels::norm(norm.layer));
-        let launched = NormLaunch {
-            x: self.b.x,
-            branch: pending.unwrap_or(self.b.branch[0]),
-            weight: norm.weight,
-            bias: norm.bias,
-            y: self.b.normed,
-            d,
-            x_stride: d,
-            y_stride: d,
-            eps: norm.eps,
-            scale: self.residual(),
-            offset: norm.offset,
-        };
+        let slices = [self.b.x, pending.unwrap_or(self.b.branch[0]), self.b.normed];
+        let launched = norm.launched(slices, [self.config.hidden_size; 2], self.residual());
         launch(device, &name, [self.rows.n, 1, 1], &launched)?;
         Ok(self.b.normed)
     }
@@ -124,21 +113,8 @@ impl Pass<'_> {
         x: Slice,
         sizes: [usize; 2],
     ) -> Result<(), GpuError> {
-        let [width, stride] = sizes.map(|size| size as i32);
         let name = kernels::norm_of(norm.layer, self.element);
-        let launched = NormLaunch {
-            x,
-            branch: x,
-            weight: norm.weight,
-            bias: norm.bias,
-            y: x,
-            d: width,
-            x_stride: stride,
-            y_stride: stride,
-            eps: norm.eps,
-            scale: 1.0,
-            offset: norm.offset,
-        };
+        let launched = norm.launched([x, x, x], sizes, 1.0);
         launch(device, &name, [self.rows.n, 1, 1], &launched)
     }
 
@@ -317,19 +293,7 @@ impl Pass<'_> {
         let launched = GatherRows { x: self.b.x, rows: self.rows.wanted, y: picked, d: d as i32 };
         launch(device, "gather_rows.f32", [m, up(d, 1024), 1], &launched)?;
         let norm = &self.weights.final_norm;
-        let launched = NormLaunch {
-            x: picked,
-            branch: hidden,
-            weight: norm.weight,
-            bias: norm.bias,
-            y: hidden,
-            d: d as i32,
-            x_stride: d as i32,
-            y_stride: d as i32,
-            eps: norm.eps,
-            scale: 1.0,
-            offset: norm.offset,
-        };
+        let launched = norm.launched([picked, hidden, hidden], [d; 2], 1.0);
         launch(device, &format!("{}.{}", kernels::norm(norm.layer), self.t()), [m, 1, 1], &launched)?;
         let variant = if self.element == Element::F32 { "" } else { "_out" };
         self.product(device, hidden, &self.weights.head, logits, m, variant)?;

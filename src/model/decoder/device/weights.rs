@@ -42,6 +42,31 @@ pub(in crate::model) struct NormWeights {
     pub offset: f32,
 }
 
+impl NormWeights {
+    /// The launch that norms the first `width` channels of rows of x into y, which are `stride` elements apart in both.
+    /// `scale` is the factor of `branch`, which kernels that add it read.
+    pub fn launched(
+        &self,
+        [x, branch, y]: [Slice; 3],
+        [width, stride]: [usize; 2],
+        scale: f32,
+    ) -> crate::gpu::launch::Norm {
+        crate::gpu::launch::Norm {
+            x,
+            branch,
+            weight: self.weight,
+            bias: self.bias,
+            y,
+            d: width as i32,
+            x_stride: stride as i32,
+            y_stride: stride as i32,
+            eps: self.eps,
+            scale,
+            offset: self.offset,
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(in crate::model) struct Block {
     pub attn_norm: Option<NormWeights>,

@@ -10,7 +10,7 @@ use self::pass::{Inputs, Pass};
 use self::weights::{Output, Weights};
 use crate::gpu::allocations::{all_or_nothing, free_all};
 use crate::gpu::device::{Device, Download, launch};
-use crate::gpu::launch::{Activate, GatherRows, Matmul, Norm as NormLaunch};
+use crate::gpu::launch::{Activate, GatherRows, Matmul};
 use crate::gpu::reserve::{Measure, Reserve};
 use crate::gpu::shared::Shared;
 use crate::gpu::{GpuError, Slice};
@@ -171,19 +171,7 @@ impl DeviceEncoder {
         let launched = Activate { x: projected, y: acted, inner: d as i32 };
         launch(scratch.device, &name, [m, up(d, 1024), 1], &launched)?;
         let norm = &transform.norm;
-        let launched = NormLaunch {
-            x: acted,
-            branch: acted,
-            weight: norm.weight,
-            bias: norm.bias,
-            y,
-            d: d as i32,
-            x_stride: d as i32,
-            y_stride: d as i32,
-            eps: norm.eps,
-            scale: 1.0,
-            offset: norm.offset,
-        };
+        let launched = norm.launched([acted, acted, y], [d; 2], 1.0);
         launch(scratch.device, &kernels::norm_of(norm.layer, self.element), [m, 1, 1], &launched)?;
         Ok((y, m))
     }

@@ -7,7 +7,7 @@ use super::DeviceEncoder;
 use crate::gpu::device::{Device, launch};
 use crate::gpu::launch::backward::Rotate;
 use crate::gpu::launch::encoders::AttendBoth;
-use crate::gpu::launch::{Activate, Add, Embed, GatherRows, Norm as NormLaunch};
+use crate::gpu::launch::{Activate, Add, Embed, GatherRows};
 use crate::gpu::manifest::kernel;
 use crate::gpu::{GpuError, Slice};
 use crate::model::decoder::device::kernels::{self, up};
@@ -213,20 +213,7 @@ impl<'a> Pass<'a> {
     /// The norm of the hidden states as the next input, after the term is added where `add`. Where `keep`, the hidden
     /// states become their norm.
     fn norm(&self, device: &mut dyn Device, norm: &NormWeights, add: bool, keep: bool) -> Result<(), GpuError> {
-        let d = self.encoder.config.hidden_size as i32;
-        let launched = NormLaunch {
-            x: self.x,
-            branch: self.branch,
-            weight: norm.weight,
-            bias: norm.bias,
-            y: self.input,
-            d,
-            x_stride: d,
-            y_stride: d,
-            eps: norm.eps,
-            scale: 1.0,
-            offset: norm.offset,
-        };
+        let launched = norm.launched([self.x, self.branch, self.input], [self.encoder.config.hidden_size; 2], 1.0);
         let (add, keep) = (if add { "add_" } else { "" }, if keep { "_kept" } else { "" });
         let name = format!("{add}{}{keep}.{}", kernels::norm(norm.layer), self.t());
         launch(device, &name, [self.inputs.n, 1, 1], &launched)
