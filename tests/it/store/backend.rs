@@ -1,5 +1,6 @@
 //! Fresh, empty stores to test: SQLite in a temporary directory, Postgres in a private server that this
-//! process starts once, and the same server behind PgBouncer. Without a Postgres installation its tests print a line and pass, unless
+//! process starts once, and the same server behind PgBouncer. A database is dropped with the value that names it, so that
+//! all tests together need little room. Without a Postgres installation its tests print a line and pass, unless
 //! INSTRUCTD_REQUIRE_POSTGRES=1.
 
 use std::path::{Path, PathBuf};
@@ -15,13 +16,42 @@ use tempfile::TempDir;
 pub struct Fresh {
     pub store: Arc<Store>,
     pub url: String,
-    _dir: Option<TempDir>,
+    _kept: Kept,
+}
+
+/// What is removed with a store.
+enum Kept {
+    Directory { _dir: TempDir },
+    Database { _database: Database },
+}
+
+/// A database of the private server and its URL; dropping the value drops the database and ends its connections.
+pub struct Database {
+    url: String,
+    name: String,
+}
+
+impl std::ops::Deref for Database {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.url
+    }
+}
+
+impl Drop for Database {
+    fn drop(&mut self) {
+        let server = server().expect("the server that has the database");
+        if let Err(error) = server.execute(&format!("DROP DATABASE {} WITH (FORCE)", self.name)) {
+            eprintln!("{} stays: {error}", self.name);
+        }
+    }
 }
 
 pub async fn sqlite() -> Option<Fresh> {
     let dir = tempfile::tempdir().unwrap();
     let url = format!("sqlite://{}", dir.path().join("test.db").display());
-    Some(Fresh { store: store::connect(&url).await.unwrap(), url, _dir: Some(dir) })
+    Some(Fresh { store: store::connect(&url).await.unwrap(), url, _kept: Kept::Directory { _dir: dir } })
 }
 
 /// Rows as the first schema had them: a policy and its child, which a prompt's completion may name.
@@ -53,25 +83,29 @@ pub async fn old_rows_are_whole(store: &Store) {
 }
 
 pub async fn postgres() -> Option<Fresh> {
-    let url = postgres_without_schema().await?;
-    Some(Fresh { store: store::connect(&url).await.unwrap(), url, _dir: None })
+    Some(fresh(postgres_without_schema().await?).await)
 }
 
 /// A store through PgBouncer, which gives each transaction one of three connections. Without an installation its tests
 /// print a line and pass.
 pub async fn pooler() -> Option<Fresh> {
-    let url = pooler_without_schema().await?;
-    Some(Fresh { store: store::connect(&url).await.unwrap(), url, _dir: None })
+    Some(fresh(pooler_without_schema().await?).await)
+}
+
+async fn fresh(database: Database) -> Fresh {
+    let url = database.url.clone();
+    Fresh { store: store::connect(&url).await.unwrap(), url, _kept: Kept::Database { _database: database } }
 }
 
 /// The URL of a new, empty database, through PgBouncer.
-pub async fn pooler_without_schema() -> Option<String> {
-    let direct = postgres_without_schema().await?;
+pub async fn pooler_without_schema() -> Option<Database> {
+    let mut database = postgres_without_schema().await?;
     if tokio::task::spawn_blocking(bouncer).await.unwrap().is_none() {
         println!("SKIPPED: PgBouncer is not installed");
         return None;
     }
-    Some(direct.replace("@localhost/", &format!("@localhost:{BOUNCER_PORT}/")) + "&pooler=transaction")
+    database.url = database.url.replace("@localhost/", &format!("@localhost:{BOUNCER_PORT}/")) + "&pooler=transaction";
+    Some(database)
 }
 
 /// The URL without PgBouncer.
@@ -111,7 +145,7 @@ fn bouncer() -> Option<()> {
 }
 
 /// The URL of a new, empty database.
-pub async fn postgres_without_schema() -> Option<String> {
+pub async fn postgres_without_schema() -> Option<Database> {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
     let Some(server) = tokio::task::spawn_blocking(server).await.unwrap() else {
         assert!(
@@ -123,19 +157,24 @@ pub async fn postgres_without_schema() -> Option<String> {
         return None;
     };
     let name = format!("t{}", NUMBER.fetch_add(1, Ordering::Relaxed));
-    let sql = format!("CREATE DATABASE {name}");
-    let dir = server.dir.display().to_string();
-    let made = Command::new(server.bin.join("psql"))
-        .args(["-h", &dir, "-U", "postgres", "-q", "-c", &sql, "postgres"])
-        .output()
-        .unwrap();
-    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-    Some(format!("postgres://postgres@localhost/{name}?host={dir}"))
+    server.execute(&format!("CREATE DATABASE {name}")).unwrap_or_else(|error| panic!("{error}"));
+    let url = format!("postgres://postgres@localhost/{name}?host={}", server.dir.display());
+    Some(Database { url, name })
 }
 
 struct Server {
     bin: PathBuf,
     dir: PathBuf,
+}
+
+impl Server {
+    /// Executes a statement outside of any transaction; the error is what psql prints.
+    fn execute(&self, sql: &str) -> Result<(), String> {
+        let mut psql = Command::new(self.bin.join("psql"));
+        psql.arg("-h").arg(&self.dir).args(["-U", "postgres", "-q", "-c", sql, "postgres"]);
+        let output = psql.output().map_err(|e| e.to_string())?;
+        if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).into_owned()) }
+    }
 }
 
 static CHILD: Mutex<Option<(Child, PathBuf)>> = Mutex::new(None);
@@ -197,7 +236,17 @@ fn start(bin: PathBuf) -> Server {
     assert!(made.status.success(), "initdb: {}", String::from_utf8_lossy(&made.stderr));
     let log = std::fs::File::create(dir.join("log")).unwrap();
     let child = command(&bin.join("postgres"), ids)
-        .args(["-c", "listen_addresses=", "-c", "fsync=off", "-c", "max_connections=400", "-k"])
+        .args([
+            "-c",
+            "listen_addresses=",
+            "-c",
+            "fsync=off",
+            "-c",
+            "max_connections=400",
+            "-c",
+            "max_wal_size=96MB",
+            "-k",
+        ])
         .arg(&dir)
         .arg("-D")
         .arg(&data)

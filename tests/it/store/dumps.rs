@@ -371,7 +371,7 @@ async fn installation(url: &str, store: &Store, data: &Path, elsewhere: &Path) -
     Config { data_dir: data.to_owned(), database_url: Some(url.to_owned()), ..Config::default() }
 }
 
-async fn backed_up(fresh: backend::Fresh, target: Option<String>) {
+async fn backed_up(fresh: backend::Fresh, target: Option<backend::Database>) {
     let (data, elsewhere, out) =
         (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let config = installation(&fresh.url, &fresh.store, data.path(), elsewhere.path()).await;
@@ -385,7 +385,8 @@ async fn backed_up(fresh: backend::Fresh, target: Option<String>) {
     elsewhere.close().unwrap();
 
     let new = tempfile::tempdir().unwrap();
-    let restored = Config { data_dir: new.path().join("data"), database_url: target, ..Config::default() };
+    let database_url = target.as_ref().map(|database| database.to_string());
+    let restored = Config { data_dir: new.path().join("data"), database_url, ..Config::default() };
     backup::restore(&restored, &to, &[], fixture::T0).await.unwrap();
     assert!(backup::restore(&restored, &to, &[], fixture::T0).await.is_err(), "and an installation is not either");
     assert_sound(&restored.database_url()).await;
